@@ -1,0 +1,181 @@
+//! The ordered store under the shards: a narrow trait, the conformance suite that every
+//! implementation passes, and an in-memory implementation for tests and the simulator that
+//! forgets what wasn't flushed.
+//!
+//! The store has **no journal**. What was written since the last flush is gone after a crash and
+//! is applied again from the write-ahead log. What keeps that correct:
+//!
+//! - a [`Batch`] takes one sequence number and becomes visible as a whole;
+//! - a flush takes whole batches, in order: after a crash a volume holds exactly the batches up
+//!   to some sequence number, never a part of one, never one without those before it;
+//! - the applied index of a replica is a record of the same batch as the data that it speaks of.
+
+use bytes::Bytes;
+use kvdb_model::{KeyRange, VolumeId};
+use thiserror::Error;
+
+/// The number of a batch within its volume. Rises with each batch; the same after a restart only
+/// for batches that were flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceNumber(pub u64);
+
+/// Changes that become visible, and durable, together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// In order; a later one wins over an earlier one of the same key. `None` removes the key.
+    pub changes: Vec<(Bytes, Option<Bytes>)>,
+}
+
+impl Batch {
+    /// Sets a key.
+    pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.changes.push((key.into(), Some(value.into())));
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: impl Into<Bytes>) {
+        self.changes.push((key.into(), None));
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+/// What can go wrong. All but the first two mean that the process should stop: the store can't
+/// say any more what it holds.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No such volume, or one that is whole no more (its manifest is gone): it is to be rebuilt
+    /// from a snapshot.
+    #[error("volume {0} is not there")]
+    VolumeMissing(VolumeId),
+    /// The volume exists already.
+    #[error("volume {0} exists already")]
+    VolumeExists(VolumeId),
+    /// Keys for an ingestion didn't rise.
+    #[error("ingested keys must rise; {0} does not")]
+    NotAscending(String),
+    /// Something on disk isn't what was written.
+    #[error("volume {volume} is damaged: {what}")]
+    Damaged {
+        /// The volume.
+        volume: VolumeId,
+        /// What is wrong, with file and place where known.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error("i/o error in {place}: {source}")]
+    Io {
+        /// File or operation.
+        place: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// One key and value of an ordered walk, or the error that ended it.
+pub type Item = Result<(Bytes, Bytes), EngineError>;
+
+/// A consistent view of one volume, as of one sequence number.
+pub trait Snapshot: Send + Sync {
+    /// As of which batch.
+    fn sequence(&self) -> SequenceNumber;
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// Keys and values inside `range`, ascending, or descending if `reverse`. Lazy: holds a few
+    /// blocks at a time, whatever the size of the range.
+    fn scan(&self, range: &KeyRange, reverse: bool) -> Box<dyn Iterator<Item = Item> + Send + '_>;
+}
+
+/// Figures about one volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeStats {
+    /// Bytes in memtables, sealed ones included.
+    pub memtable_bytes: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// The last batch that became visible.
+    pub published: SequenceNumber,
+    /// All batches up to here survive a crash.
+    pub flushed: SequenceNumber,
+    /// Runs in level 0; writes are slowed, then held, as it grows.
+    pub level0_runs: u64,
+}
+
+/// An ordered store of volumes. Safe to share between threads; batches of one volume must come
+/// from one thread at a time.
+pub trait Engine: Send + Sync + 'static {
+    /// Volumes that exist, ascending.
+    fn volumes(&self) -> Vec<VolumeId>;
+
+    /// Makes an empty volume, durably.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeExists`], or an i/o error.
+    fn create_volume(&self, volume: VolumeId) -> Result<(), EngineError>;
+
+    /// Makes a volume of key-value pairs that rise strictly, durably: when this returns, all of
+    /// it survives a crash. On an error nothing of the volume is left.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeExists`], [`EngineError::NotAscending`], the first error among
+    /// `items`, or an i/o error.
+    fn ingest_volume(
+        &self,
+        volume: VolumeId,
+        items: &mut dyn Iterator<Item = Item>,
+    ) -> Result<(), EngineError>;
+
+    /// Deletes a volume with all that it holds. Open snapshots of it stay readable. Deleting what
+    /// isn't there is fine.
+    ///
+    /// # Errors
+    /// An i/o error.
+    fn delete_volume(&self, volume: VolumeId) -> Result<(), EngineError>;
+
+    /// Writes a batch: visible to every snapshot taken after the return, durable after the next
+    /// flush. May wait, for a bounded time, while flushes and compactions fall behind.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`], or an i/o error.
+    fn write(&self, volume: VolumeId, batch: Batch) -> Result<SequenceNumber, EngineError>;
+
+    /// The state of a volume now.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`].
+    fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError>;
+
+    /// Makes everything written so far to a volume durable.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`], or an i/o error.
+    fn flush(&self, volume: VolumeId) -> Result<SequenceNumber, EngineError>;
+
+    /// Frees what is inside `range`, in the background. What is inside reads as undefined from
+    /// now on, until it is gone: only for ranges that nobody reads any more.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`], or an i/o error.
+    fn drop_range(&self, volume: VolumeId, range: &KeyRange) -> Result<(), EngineError>;
+
+    /// One round of background work: flushes what is over budget or too old, compacts. Returns
+    /// whether more is waiting. Called by the maintenance thread only.
+    ///
+    /// # Errors
+    /// An i/o error.
+    fn maintain(&self) -> Result<bool, EngineError>;
+
+    /// Figures about a volume.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`].
+    fn stats(&self, volume: VolumeId) -> Result<VolumeStats, EngineError>;
+}

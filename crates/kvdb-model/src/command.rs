@@ -1,0 +1,446 @@
+//! What travels through a shard's log, and what comes back.
+//!
+//! A log entry packs the commands of many requests. Each has its own version: the entry's
+//! [`EntryPayload::version`] plus the number of versions that the commands before it take up
+//! ([`Command::version_count`]); the operations of an atomic batch share one. Decoding shares the
+//! entry's allocation: keys and values are never copied.
+
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::id::RangeEpoch;
+use crate::refusal::Refusal;
+use crate::version::Version;
+use bytes::Bytes;
+
+/// The identity of a write that is retried: the same on every retry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestTag {
+    /// Who asks; at most [`crate::Limits::client_id_max_bytes`].
+    pub client_id: Bytes,
+    /// Rises with each request of the client.
+    pub sequence: u64,
+    /// Every sequence below this is settled: its answer needs no remembering.
+    pub acked_below: u64,
+    /// Wall-clock milliseconds since 1970 after which the request is refused instead of applied.
+    pub valid_until_ms: u64,
+}
+
+/// One client's write to one shard: a single operation or a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The range epoch under which the client routed it.
+    pub epoch: RangeEpoch,
+    /// All operations or none.
+    pub atomic: bool,
+    /// Under which identity it may be retried.
+    pub request: Option<RequestTag>,
+    /// At least one.
+    pub operations: Vec<Operation>,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The routing key.
+    pub key: Bytes,
+    /// Its place in the client's request; with the [`RequestTag`] it identifies the operation,
+    /// however the request is regrouped on a retry.
+    pub item: u32,
+    /// What to do.
+    pub action: Action,
+    /// When to do it; always if `None`.
+    pub condition: Option<Condition>,
+    /// Whether the answer holds what was there before.
+    pub return_previous: bool,
+}
+
+/// What an operation does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Sets the value; it expires `ttl_ms` after its version's milliseconds, or never.
+    Put {
+        /// The new value.
+        value: Bytes,
+        /// Milliseconds to live.
+        ttl_ms: Option<u64>,
+    },
+    /// Removes the key.
+    Delete,
+    /// Adds to a counter that is stored as decimal text; an absent key counts as 0.
+    Increment {
+        /// What to add.
+        delta: i64,
+    },
+}
+
+/// When an operation applies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The key doesn't exist.
+    IfAbsent,
+    /// The key exists.
+    IfPresent,
+    /// The key exists with this version.
+    IfVersion(Version),
+    /// The key exists with this value.
+    IfValue(Bytes),
+}
+
+/// One command of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A client's write.
+    Write(Write),
+    /// Nothing but its version: lets shard time reach the present, so that keys expire.
+    AdvanceTime,
+    /// A command of the coordinators' state machine, encoded by `kvdb-control`.
+    Control(Bytes),
+}
+
+impl Command {
+    /// How many consecutive versions the command takes up.
+    pub fn version_count(&self) -> u64 {
+        match self {
+            Command::Write(write) if !write.atomic => write.operations.len() as u64,
+            _ => 1,
+        }
+    }
+
+    /// The encoding, ready to be packed into an entry.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = Writer::with_capacity(self.size_hint());
+        match self {
+            Command::Write(write) => {
+                out.u8(1);
+                write.encode(&mut out);
+            }
+            Command::AdvanceTime => out.u8(2),
+            Command::Control(bytes) => {
+                out.u8(3);
+                out.bytes(bytes);
+            }
+        }
+        out.finish()
+    }
+
+    fn size_hint(&self) -> usize {
+        match self {
+            Command::Write(write) => {
+                64 + write.operations.iter().map(Operation::size_bytes).sum::<usize>()
+            }
+            Command::AdvanceTime => 1,
+            Command::Control(bytes) => bytes.len() + 11,
+        }
+    }
+
+    /// Reads one command; it must take up the whole input.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything that [`Command::to_bytes`] doesn't write.
+    pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(bytes);
+        let command = match input.u8()? {
+            1 => Command::Write(Write::decode(&mut input)?),
+            2 => Command::AdvanceTime,
+            3 => Command::Control(input.bytes()?),
+            other => return Err(DecodeError::unknown_tag("command", other)),
+        };
+        input.end()?;
+        Ok(command)
+    }
+}
+
+impl Write {
+    fn encode(&self, out: &mut Writer) {
+        out.varint(self.epoch.0);
+        out.u8(u8::from(self.atomic) | u8::from(self.request.is_some()) << 1);
+        if let Some(tag) = &self.request {
+            out.bytes(&tag.client_id);
+            out.varint(tag.sequence);
+            out.varint(tag.acked_below);
+            out.varint(tag.valid_until_ms);
+        }
+        out.varint(self.operations.len() as u64);
+        for operation in &self.operations {
+            operation.encode(out);
+        }
+    }
+
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let epoch = RangeEpoch(input.varint()?);
+        let flags = input.u8()?;
+        if flags > 3 {
+            return Err(DecodeError::unknown_tag("write flags", flags));
+        }
+        let request = if flags & 2 != 0 {
+            Some(RequestTag {
+                client_id: input.bytes()?,
+                sequence: input.varint()?,
+                acked_below: input.varint()?,
+                valid_until_ms: input.varint()?,
+            })
+        } else {
+            None
+        };
+        let count = input.count(4)?;
+        let mut operations = Vec::with_capacity(count);
+        for _ in 0..count {
+            operations.push(Operation::decode(input)?);
+        }
+        Ok(Write { epoch, atomic: flags & 1 != 0, request, operations })
+    }
+}
+
+const CONDITION_ABSENT: u8 = 1;
+const CONDITION_PRESENT: u8 = 2;
+const CONDITION_VERSION: u8 = 3;
+const CONDITION_VALUE: u8 = 4;
+
+impl Operation {
+    /// Roughly how many bytes the operation takes up in a log entry.
+    pub fn size_bytes(&self) -> usize {
+        let value = match &self.action {
+            Action::Put { value, .. } => value.len(),
+            _ => 0,
+        };
+        let condition = match &self.condition {
+            Some(Condition::IfValue(value)) => value.len(),
+            _ => 0,
+        };
+        self.key.len() + value + condition + 24
+    }
+
+    fn encode(&self, out: &mut Writer) {
+        out.bytes(&self.key);
+        out.varint(u64::from(self.item));
+        out.u8(u8::from(self.return_previous));
+        match &self.condition {
+            None => out.u8(0),
+            Some(Condition::IfAbsent) => out.u8(CONDITION_ABSENT),
+            Some(Condition::IfPresent) => out.u8(CONDITION_PRESENT),
+            Some(Condition::IfVersion(version)) => {
+                out.u8(CONDITION_VERSION);
+                out.u64(version.0);
+            }
+            Some(Condition::IfValue(value)) => {
+                out.u8(CONDITION_VALUE);
+                out.bytes(value);
+            }
+        }
+        match &self.action {
+            Action::Put { value, ttl_ms: None } => {
+                out.u8(1);
+                out.bytes(value);
+            }
+            Action::Put { value, ttl_ms: Some(ttl_ms) } => {
+                out.u8(2);
+                out.varint(*ttl_ms);
+                out.bytes(value);
+            }
+            Action::Delete => out.u8(3),
+            Action::Increment { delta } => {
+                out.u8(4);
+                out.signed(*delta);
+            }
+        }
+    }
+
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let key = input.bytes()?;
+        let item = input.varint_u32()?;
+        let return_previous = match input.u8()? {
+            0 => false,
+            1 => true,
+            other => return Err(DecodeError::unknown_tag("operation flags", other)),
+        };
+        let condition = match input.u8()? {
+            0 => None,
+            CONDITION_ABSENT => Some(Condition::IfAbsent),
+            CONDITION_PRESENT => Some(Condition::IfPresent),
+            CONDITION_VERSION => Some(Condition::IfVersion(Version(input.u64()?))),
+            CONDITION_VALUE => Some(Condition::IfValue(input.bytes()?)),
+            other => return Err(DecodeError::unknown_tag("condition", other)),
+        };
+        let action = match input.u8()? {
+            1 => Action::Put { value: input.bytes()?, ttl_ms: None },
+            2 => {
+                let ttl_ms = Some(input.varint()?);
+                Action::Put { value: input.bytes()?, ttl_ms }
+            }
+            3 => Action::Delete,
+            4 => Action::Increment { delta: input.signed()? },
+            other => return Err(DecodeError::unknown_tag("action", other)),
+        };
+        Ok(Operation { key, item, action, condition, return_previous })
+    }
+}
+
+/// The content of a normal, non-empty log entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryPayload {
+    /// The version of the first command; above every version in the log before it.
+    pub version: Version,
+    /// How many versions the commands take up together, at least 1.
+    pub version_count: u64,
+    /// Encoded [`Command`]s, in order.
+    pub commands: Vec<Bytes>,
+}
+
+impl EntryPayload {
+    /// The highest version in the entry.
+    pub fn last_version(&self) -> Version {
+        self.version.plus(self.version_count.saturating_sub(1))
+    }
+
+    /// The encoding that becomes the entry's data.
+    pub fn to_bytes(&self) -> Bytes {
+        let size = 16 + self.commands.iter().map(|command| command.len() + 5).sum::<usize>();
+        let mut out = Writer::with_capacity(size);
+        out.u8(1);
+        out.u64(self.version.0);
+        out.varint(self.version_count);
+        out.varint(self.commands.len() as u64);
+        for command in &self.commands {
+            out.bytes(command);
+        }
+        out.finish()
+    }
+
+    /// Reads an entry's data.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything that [`EntryPayload::to_bytes`] doesn't write.
+    pub fn decode(data: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(data);
+        let (version, version_count) = Self::header(&mut input)?;
+        let count = input.count(1)?;
+        let mut commands = Vec::with_capacity(count);
+        for _ in 0..count {
+            commands.push(input.bytes()?);
+        }
+        input.end()?;
+        Ok(EntryPayload { version, version_count, commands })
+    }
+
+    fn header(input: &mut Reader) -> Result<(Version, u64), DecodeError> {
+        input.version("log entry", 1)?;
+        let version = Version(input.u64()?);
+        let version_count = input.varint()?;
+        Ok((version, version_count))
+    }
+
+    /// The highest version in an encoded entry, without reading its commands.
+    ///
+    /// # Errors
+    /// As [`EntryPayload::decode`].
+    pub fn peek_last_version(data: &Bytes) -> Result<Version, DecodeError> {
+        let (version, count) = Self::header(&mut Reader::new(data.clone()))?;
+        Ok(version.plus(count.saturating_sub(1)))
+    }
+}
+
+/// What was there before a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// The value.
+    pub value: Bytes,
+    /// Its version.
+    pub version: Version,
+    /// When it would have expired (milliseconds since 1970); 0 for never.
+    pub expires_at_ms: u64,
+}
+
+/// The answer of an operation that was carried out, or not because of its condition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteResult {
+    /// False when the condition failed.
+    pub applied: bool,
+    /// The version of the key now: the new one if applied, else the one that is there (zero if
+    /// the key is absent).
+    pub version: Version,
+    /// What was there before, where it was asked for and something was there.
+    pub previous: Option<Previous>,
+    /// The new value of a counter.
+    pub counter: Option<i64>,
+    /// Answered from the request window: an earlier try of the same request had been applied.
+    pub deduplicated: bool,
+}
+
+/// The answer of one operation.
+pub type OperationOutcome = Result<WriteResult, Refusal>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_bytes() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..50).prop_map(Bytes::from)
+    }
+
+    fn any_operation() -> impl Strategy<Value = Operation> {
+        let action = prop_oneof![
+            (any_bytes(), any::<Option<u64>>())
+                .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
+            Just(Action::Delete),
+            any::<i64>().prop_map(|delta| Action::Increment { delta }),
+        ];
+        let condition = prop::option::of(prop_oneof![
+            Just(Condition::IfAbsent),
+            Just(Condition::IfPresent),
+            any::<u64>().prop_map(|version| Condition::IfVersion(Version(version))),
+            any_bytes().prop_map(Condition::IfValue),
+        ]);
+        (any_bytes(), any::<u32>(), action, condition, any::<bool>()).prop_map(
+            |(key, item, action, condition, return_previous)| Operation {
+                key,
+                item,
+                action,
+                condition,
+                return_previous,
+            },
+        )
+    }
+
+    fn any_command() -> impl Strategy<Value = Command> {
+        let request =
+            prop::option::of((any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+                |(client_id, sequence, acked_below, valid_until_ms)| RequestTag {
+                    client_id,
+                    sequence,
+                    acked_below,
+                    valid_until_ms,
+                },
+            ));
+        prop_oneof![
+            (any::<u64>(), any::<bool>(), request, prop::collection::vec(any_operation(), 1..5))
+                .prop_map(|(epoch, atomic, request, operations)| {
+                    Command::Write(Write { epoch: RangeEpoch(epoch), atomic, request, operations })
+                }),
+            Just(Command::AdvanceTime),
+            any_bytes().prop_map(Command::Control),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn entries_survive_encoding(version in any::<u32>(), commands in prop::collection::vec(any_command(), 1..5)) {
+            let payload = EntryPayload {
+                version: Version(u64::from(version)),
+                version_count: commands.iter().map(Command::version_count).sum(),
+                commands: commands.iter().map(Command::to_bytes).collect(),
+            };
+            let bytes = payload.to_bytes();
+            prop_assert_eq!(EntryPayload::peek_last_version(&bytes).unwrap(), payload.last_version());
+            let back = EntryPayload::decode(bytes).unwrap();
+            prop_assert_eq!(&back, &payload);
+            for (encoded, command) in back.commands.into_iter().zip(commands) {
+                prop_assert_eq!(Command::decode(encoded).unwrap(), command);
+            }
+        }
+
+        #[test]
+        fn junk_commands_never_panic(junk in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Command::decode(Bytes::from(junk));
+        }
+    }
+}

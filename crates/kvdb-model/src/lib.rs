@@ -1,0 +1,34 @@
+//! The vocabulary of KvDB: identifiers, routing keys, shard descriptors, the shard map and its
+//! deltas, epochs, versions, commands, results, refusals and limits.
+//!
+//! Everything here is plain data with pure functions on it. There is no clock, file, socket,
+//! thread or randomness in this crate, and nothing in it knows how the data travels (that is
+//! `kvdb-wire`) or how it is kept (that is `kvdb-wal` and the engines).
+//!
+//! Reading order: [`id`], [`key`], [`descriptor`], [`map`] for what the cluster *is*;
+//! [`version`], [`command`], [`refusal`] for what an operation does; [`log`] for what replication
+//! asks the write-ahead log to remember; [`codec`] for how small things become bytes.
+
+pub mod codec;
+pub mod command;
+pub mod descriptor;
+pub mod id;
+pub mod key;
+pub mod limits;
+pub mod log;
+pub mod map;
+pub mod refusal;
+pub mod version;
+
+pub use command::{
+    Action, Command, Condition, EntryPayload, Operation, OperationOutcome, Previous, RequestTag,
+    Write, WriteResult,
+};
+pub use descriptor::{Replica, Role, ShardDescriptor};
+pub use id::*;
+pub use key::{KeyRange, Partitioning, SLOT_COUNT, slot_of};
+pub use limits::Limits;
+pub use log::{EntryKind, HardState, LogEntry, LogPosition, WalRecord};
+pub use map::{Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord};
+pub use refusal::{Refusal, RetryClass};
+pub use version::{HybridClock, Version};

@@ -1,0 +1,168 @@
+//! Why a request wasn't carried out, and what whoever asked should do next.
+
+use crate::descriptor::ShardDescriptor;
+use crate::id::{RangeEpoch, ShardId};
+use thiserror::Error;
+
+/// What to do about a refusal. Decided once, here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryClass {
+    /// Nothing was done: the same request may be sent to the same place again, after a pause.
+    RetryHere,
+    /// Nothing was done: the request belongs elsewhere; the refusal says where, if that is known.
+    RetryElsewhere,
+    /// It may have been done, or may yet be: retry only under the same request id.
+    OutcomeUnknown,
+    /// Nothing was done, and asking again won't change that.
+    Final,
+}
+
+/// A refused request.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// This replica doesn't lead the shard.
+    #[error("this replica of shard {shard_id} is not its leader")]
+    NotLeader {
+        /// The shard.
+        shard_id: ShardId,
+        /// The leader's address, where known.
+        leader_hint: Option<String>,
+    },
+    /// The node has no replica of the shard, or the key left it.
+    #[error("shard {shard_id} is not here")]
+    ShardMoved {
+        /// The shard that was asked for.
+        shard_id: ShardId,
+        /// The address of a node that holds it now, where known.
+        new_node_hint: Option<String>,
+        /// What is known of who owns the range now.
+        descriptors: Vec<ShardDescriptor>,
+    },
+    /// The request was routed by an older (or a newer) range of the shard.
+    #[error("shard {shard_id} is at range epoch {current}")]
+    StaleEpoch {
+        /// The shard.
+        shard_id: ShardId,
+        /// Its range epoch.
+        current: RangeEpoch,
+        /// The current descriptors: both sides, after a split.
+        descriptors: Vec<ShardDescriptor>,
+    },
+    /// The shard can't serve for now: no leader, or its state is being rebuilt.
+    #[error("shard {shard_id} is unavailable: {reason}")]
+    ShardUnavailable {
+        /// The shard.
+        shard_id: ShardId,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A queue on the way is full.
+    #[error("overloaded: {what} is full; try again in {retry_after_ms} ms")]
+    Overloaded {
+        /// What is full.
+        what: &'static str,
+        /// When to come back.
+        retry_after_ms: u64,
+    },
+    /// The request may have been carried out, or may yet be.
+    #[error("the outcome of the request is unknown: {reason}")]
+    OutcomeUnknown {
+        /// What happened.
+        reason: &'static str,
+    },
+    /// The deadline passed before the request was handed to a shard.
+    #[error("the deadline passed before the request was carried out")]
+    DeadlineExceeded,
+    /// The same request id came before with another payload.
+    #[error("request id {client_id}/{sequence} was used for another request")]
+    RequestIdReused {
+        /// The client.
+        client_id: String,
+        /// The sequence.
+        sequence: u64,
+    },
+    /// The request's window has passed.
+    #[error("request id {client_id}/{sequence} has expired")]
+    RequestIdExpired {
+        /// The client.
+        client_id: String,
+        /// The sequence.
+        sequence: u64,
+    },
+    /// A field is not acceptable.
+    #[error("{field} {problem}")]
+    InvalidArgument {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it, with the limit or the accepted values.
+        problem: String,
+    },
+    /// No keyspace has this name.
+    #[error("keyspace {name:?} does not exist; `kvdb admin keyspaces` lists those that do")]
+    UnknownKeyspace {
+        /// The name.
+        name: String,
+    },
+    /// The keys of an atomic batch are on several shards.
+    #[error("the keys of an atomic batch must be on one shard; these are on {shards:?}")]
+    CrossShard {
+        /// The shards, in order.
+        shards: Vec<ShardId>,
+    },
+    /// A value isn't what the operation needs (a counter that isn't a number, an overflow).
+    #[error("{0}")]
+    WrongValue(&'static str),
+    /// No shards exist yet.
+    #[error("the cluster has no shards yet; `kvdb admin init-shards --shards N` makes them")]
+    NotInitialised,
+}
+
+impl Refusal {
+    /// A bad field.
+    pub fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Refusal::InvalidArgument { field, problem: problem.into() }
+    }
+
+    /// The stable name of the refusal: the `x-error-code` trailer.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::NotLeader { .. } => "NOT_LEADER",
+            Refusal::ShardMoved { .. } => "SHARD_MOVED",
+            Refusal::StaleEpoch { .. } => "STALE_EPOCH",
+            Refusal::ShardUnavailable { .. } => "SHARD_UNAVAILABLE",
+            Refusal::Overloaded { .. } => "OVERLOADED",
+            Refusal::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
+            Refusal::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Refusal::RequestIdReused { .. } => "REQUEST_ID_REUSED",
+            Refusal::RequestIdExpired { .. } => "REQUEST_ID_EXPIRED",
+            Refusal::InvalidArgument { .. } => "INVALID_ARGUMENT",
+            Refusal::UnknownKeyspace { .. } => "UNKNOWN_KEYSPACE",
+            Refusal::CrossShard { .. } => "CROSS_SHARD",
+            Refusal::WrongValue(_) => "WRONG_VALUE",
+            Refusal::NotInitialised => "NOT_INITIALISED",
+        }
+    }
+
+    /// The shard that the refusal is about.
+    pub fn shard_id(&self) -> Option<ShardId> {
+        match self {
+            Refusal::NotLeader { shard_id, .. }
+            | Refusal::ShardMoved { shard_id, .. }
+            | Refusal::StaleEpoch { shard_id, .. }
+            | Refusal::ShardUnavailable { shard_id, .. } => Some(*shard_id),
+            _ => None,
+        }
+    }
+
+    /// What to do about it.
+    pub fn class(&self) -> RetryClass {
+        match self {
+            Refusal::NotLeader { .. } | Refusal::ShardMoved { .. } | Refusal::StaleEpoch { .. } => {
+                RetryClass::RetryElsewhere
+            }
+            Refusal::ShardUnavailable { .. } | Refusal::Overloaded { .. } => RetryClass::RetryHere,
+            Refusal::OutcomeUnknown { .. } => RetryClass::OutcomeUnknown,
+            _ => RetryClass::Final,
+        }
+    }
+}

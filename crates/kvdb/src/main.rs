@@ -1,0 +1,2 @@
+//! The `kvdb` binary: every role and the command line.
+fn main() {}
