@@ -1,0 +1,77 @@
+//! What can be tuned about replication, and what each choice costs.
+
+use kvdb_model::NodeId;
+
+/// Settings of a [`crate::Host`].
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The node that the host runs on.
+    pub node_id: NodeId,
+    /// Seeds the election timeouts. Two hosts of a group should have different seeds.
+    pub seed: u64,
+    /// Milliseconds between [`crate::Input::Tick`]s. Raising it saves CPU on idle groups and slows
+    /// failover in proportion.
+    pub tick_ms: u64,
+    /// Ticks without word from the leader before a follower may stand for election; the actual
+    /// timeout is drawn from `[election_ticks, election_ticks + election_spread_ticks)`. Raising it
+    /// avoids needless elections on a starved machine and lengthens the write gap after a crash.
+    pub election_ticks: usize,
+    /// Width of the range that election timeouts are drawn from. Raising it makes split votes
+    /// rarer and the longest wait longer.
+    pub election_spread_ticks: usize,
+    /// Ticks between a leader's heartbeats. Raising it saves messages and shortens what remains
+    /// of the election timeout when one is lost.
+    pub heartbeat_ticks: usize,
+    /// How much faster a follower's clock may run than the leader's, in milliseconds over one
+    /// election timeout. Taken off the read lease.
+    pub clock_drift_ms: u64,
+    /// A wall-clock jump against the boot-time clock above this ends leadership before the next
+    /// proposal, so that versions don't race ahead of real time.
+    pub max_clock_skew_ms: u64,
+    /// Largest entry that proposals are packed into. Raising it makes bigger log writes and longer
+    /// single apply steps.
+    pub max_entry_bytes: usize,
+    /// Most entry bytes in one append message.
+    pub max_message_bytes: u64,
+    /// Most append messages on their way to one follower.
+    pub max_inflight_messages: usize,
+    /// Bytes that a group may have proposed but not yet applied; beyond it proposals are refused
+    /// as overloaded. Raising it buys throughput over slow disks with memory and latency.
+    pub max_unapplied_bytes: usize,
+    /// Commands of one group that may wait for their answer; beyond it they are refused.
+    pub max_waiting_commands: usize,
+    /// Bytes of flushed log that are kept for followers that lag, and by followers in case they
+    /// lead. Raising it avoids snapshots after short absences and costs that much memory a group.
+    pub log_retain_bytes: usize,
+}
+
+impl HostConfig {
+    /// The defaults: a heartbeat each 50 ms, elections after 200 to 320 ms of silence.
+    pub fn new(node_id: NodeId, seed: u64) -> Self {
+        HostConfig {
+            node_id,
+            seed,
+            tick_ms: 10,
+            election_ticks: 20,
+            election_spread_ticks: 12,
+            heartbeat_ticks: 5,
+            clock_drift_ms: 10,
+            max_clock_skew_ms: 500,
+            max_entry_bytes: 1024 * 1024,
+            max_message_bytes: 1024 * 1024,
+            max_inflight_messages: 256,
+            max_unapplied_bytes: 64 * 1024 * 1024,
+            max_waiting_commands: 100_000,
+            log_retain_bytes: 4 * 1024 * 1024,
+        }
+    }
+
+    /// Length of a read lease from the moment it is counted from, in microseconds.
+    ///
+    /// One tick is taken off because a follower's first tick may come right after it heard from
+    /// the leader.
+    pub(crate) fn lease_us(&self) -> u64 {
+        let ticks = (self.election_ticks as u64).saturating_sub(1);
+        (ticks * self.tick_ms).saturating_sub(self.clock_drift_ms) * 1000
+    }
+}

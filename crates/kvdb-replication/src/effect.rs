@@ -1,0 +1,189 @@
+//! What a host wants done.
+
+use crate::input::Rejection;
+use bytes::Bytes;
+use kvdb_model::{
+    LogEntry, LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId,
+    WalRecord,
+};
+use raft::eraftpb::Message;
+
+/// A Raft message with the shard that it belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerMessage {
+    /// The shard.
+    pub shard: ShardId,
+    /// The message; `from` and `to` are replica ids.
+    pub message: Message,
+}
+
+/// Records for the log, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PersistBatch {
+    /// Answer with [`crate::Input::Persisted`] once this batch and all before it are durable.
+    pub number: u64,
+    /// What to append.
+    pub records: Vec<WalRecord>,
+}
+
+/// A committed entry with the tickets of the commands in it (none, unless this host proposed it).
+#[derive(Debug)]
+pub struct CommittedEntry<T> {
+    /// The entry.
+    pub entry: LogEntry,
+    /// One a command, in order, or none at all.
+    pub tickets: Vec<T>,
+}
+
+/// Work for the apply thread. Tasks must be carried out in the order in which they come.
+#[derive(Debug)]
+pub enum ApplyTask<T> {
+    /// A new replica lives in `volume`.
+    Open {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Its volume, empty.
+        volume: VolumeId,
+        /// The encoded descriptor that it is born with.
+        birth: Bytes,
+        /// Where its log starts.
+        start: LogPosition,
+    },
+    /// Entries were committed: apply them, then answer with [`crate::Input::Applied`].
+    Entries {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// In order, without gaps.
+        entries: Vec<CommittedEntry<T>>,
+    },
+    /// A snapshot took the place of all state: continue in `volume`; `old` can be deleted.
+    /// Answer with [`crate::Input::Applied`].
+    Switch {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The ingested snapshot.
+        volume: VolumeId,
+        /// What it holds.
+        position: LogPosition,
+        /// Where the replica lived before, if anywhere.
+        old: Option<VolumeId>,
+    },
+    /// The replica is gone for good, its tombstone is durable: forget it and delete its volume.
+    Close {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Its volume, if it had one.
+        volume: Option<VolumeId>,
+    },
+}
+
+/// What a replica is in its group at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaRole {
+    /// It leads.
+    Leader,
+    /// It follows, or stands for election.
+    Follower,
+}
+
+/// Why an offered snapshot isn't wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotRefusal {
+    /// The receiver was destroyed, or is not the one that lives here.
+    WrongReplica,
+    /// Its range overlaps that of another shard's replica here.
+    Overlaps(ShardId),
+    /// Another one is being received.
+    Busy,
+}
+
+/// Something to be done by whoever drives the host.
+#[derive(Debug)]
+pub enum Effect<T> {
+    /// Make these records durable.
+    Persist(PersistBatch),
+    /// Send to another node. Messages may get lost.
+    Send {
+        /// The node.
+        to: NodeId,
+        /// Messages of any groups, in order.
+        messages: Vec<PeerMessage>,
+    },
+    /// Work for the apply thread.
+    Apply(ApplyTask<T>),
+    /// These reads may be served from the shard's present applied state.
+    ReadReady {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        tickets: Vec<T>,
+    },
+    /// Something was not carried out.
+    Refused {
+        /// The shard.
+        shard: ShardId,
+        /// Who waits.
+        ticket: T,
+        /// Why.
+        why: Rejection,
+    },
+    /// Role, term or leader of a replica changed.
+    RoleChanged(GroupStatus),
+    /// Take a snapshot of the applied state, then answer with [`crate::Input::SnapshotTaken`].
+    TakeSnapshot {
+        /// The shard.
+        shard: ShardId,
+        /// For whom.
+        to: ReplicaId,
+    },
+    /// Stream the snapshot that was taken for this replica, then answer with
+    /// [`crate::Input::SnapshotSent`].
+    StreamSnapshot {
+        /// The shard.
+        shard: ShardId,
+        /// The node to stream to.
+        to_node: NodeId,
+        /// The message that it goes with.
+        message: Message,
+    },
+    /// The answer to an offer.
+    SnapshotAnswer {
+        /// The caller's name for the offer.
+        offer: u64,
+        /// Whether it is wanted.
+        answer: Result<(), SnapshotRefusal>,
+    },
+    /// An ingested snapshot wasn't needed: delete its volume.
+    DropVolume(VolumeId),
+}
+
+/// How a group is doing, as one replica sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica here.
+    pub replica: ReplicaId,
+    /// What it is.
+    pub role: ReplicaRole,
+    /// In which term.
+    pub term: Term,
+    /// The node of the leader, where known.
+    pub leader: Option<NodeId>,
+    /// The last entry in the log.
+    pub last_index: LogIndex,
+    /// The highest entry known to be committed.
+    pub committed: LogIndex,
+    /// The last entry applied.
+    pub applied: LogIndex,
+    /// The descriptor as of `applied`; `None` while it waits for its first snapshot.
+    pub descriptor: Option<ShardDescriptor>,
+}

@@ -1,0 +1,478 @@
+//! The table of groups: who is here, who may come to be here, and who is gone for good.
+
+use crate::config::HostConfig;
+use crate::effect::{ApplyTask, Effect, GroupStatus, PeerMessage, PersistBatch, SnapshotRefusal};
+use crate::group::{Group, RecoveredGroup};
+use crate::input::{Input, Now, Rejection};
+use kvdb_model::log::INITIAL_POSITION;
+use kvdb_model::{
+    HardState, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
+    WalRecord,
+};
+use raft::eraftpb::MessageType;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use std::collections::BTreeMap;
+
+/// Effects under construction.
+pub(crate) struct Outbox<T> {
+    pub(crate) effects: Vec<Effect<T>>,
+    pub(crate) records: Vec<WalRecord>,
+    /// The number that the records will have as a batch.
+    pub(crate) next_batch: u64,
+    messages: BTreeMap<NodeId, Vec<PeerMessage>>,
+}
+
+impl<T> Outbox<T> {
+    pub(crate) fn send(&mut self, to: NodeId, message: PeerMessage) {
+        self.messages.entry(to).or_default().push(message);
+    }
+
+    pub(crate) fn refuse(&mut self, shard: ShardId, tickets: Vec<T>, why: Rejection) {
+        self.effects.extend(tickets.into_iter().map(|ticket| Effect::Refused {
+            shard,
+            ticket,
+            why,
+        }));
+    }
+}
+
+/// All groups of a process. See the crate's head for the rules that it follows.
+pub struct Host<T> {
+    config: HostConfig,
+    logger: slog::Logger,
+    groups: BTreeMap<ShardId, Group<T>>,
+    tombstones: BTreeMap<ShardId, ReplicaId>,
+    dirty: Vec<ShardId>,
+    /// Closed replicas whose tombstone is on its way to the disk, by batch.
+    closing: Vec<(u64, ApplyTask<T>)>,
+    /// Wall clock minus boot clock when it was last believed, in milliseconds.
+    clock_offset_ms: Option<i64>,
+    out: Outbox<T>,
+}
+
+impl<T> Host<T> {
+    /// A host without groups. `tombstones` are what the log remembers of destroyed replicas.
+    pub fn new(
+        config: HostConfig,
+        tombstones: BTreeMap<ShardId, ReplicaId>,
+        logger: slog::Logger,
+    ) -> Self {
+        Host {
+            config,
+            logger,
+            groups: BTreeMap::new(),
+            tombstones,
+            dirty: Vec::new(),
+            closing: Vec::new(),
+            clock_offset_ms: None,
+            out: Outbox {
+                effects: Vec::new(),
+                records: Vec::new(),
+                next_batch: 1,
+                messages: BTreeMap::new(),
+            },
+        }
+    }
+
+    /// Brings back a replica after a restart. It grants no vote for one election timeout.
+    pub fn recover(&mut self, group: RecoveredGroup) {
+        self.insert(group, true);
+    }
+
+    fn insert(&mut self, from: RecoveredGroup, restarted: bool) {
+        let shard = from.shard;
+        let rng = self.rng_for(from.replica);
+        let group = Group::recover(&self.config, &self.logger, rng, from, restarted);
+        self.groups.insert(shard, group);
+        self.dirty.push(shard);
+    }
+
+    fn rng_for(&self, replica: ReplicaId) -> ChaCha8Rng {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.config.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&replica.0.to_le_bytes());
+        ChaCha8Rng::from_seed(seed)
+    }
+
+    /// How each group is doing, by shard.
+    pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
+        self.groups.values().map(Group::status)
+    }
+
+    /// How one group is doing.
+    pub fn status(&self, shard: ShardId) -> Option<GroupStatus> {
+        self.groups.get(&shard).map(Group::status)
+    }
+
+    /// Takes in one event. What follows from it comes with the next [`Host::drain`].
+    pub fn step(&mut self, now: Now, input: Input<T>) {
+        self.watch_clock(now);
+        match input {
+            Input::Tick => self.tick(),
+            Input::Message { from_node, message } => self.message(from_node, message),
+            Input::Propose { shard, command, version_count, ticket } => {
+                self.with_ticket(shard, ticket, |group, config, ticket| {
+                    group.propose(config, command, version_count, ticket)
+                });
+            }
+            Input::Read { shard, ticket } => {
+                self.with_ticket(shard, ticket, |group, config, ticket| group.read(config, ticket));
+            }
+            Input::ChangeMembership { shard, replicas, context, ticket } => {
+                self.with_ticket(shard, ticket, |group, _, ticket| {
+                    group.change_membership(now, &replicas, context, ticket)
+                });
+            }
+            Input::Persisted(batch) => self.persisted(batch),
+            Input::Applied { shard, replica, position, membership } => {
+                self.with_replica(shard, replica, |group, config, _| {
+                    group.applied(config, position, membership);
+                });
+                if self.groups.get(&shard).is_some_and(Group::is_removed) {
+                    self.destroy(shard, replica);
+                }
+            }
+            Input::Flushed { shard, replica, applied } => {
+                self.with_replica(shard, replica, |group, config, out| {
+                    group.flushed(config, applied, out);
+                });
+            }
+            Input::Create { descriptor, volume, campaign } => {
+                self.create(descriptor, volume, campaign);
+            }
+            Input::Destroy { shard, replica } => self.destroy(shard, replica),
+            Input::TransferLeader { shard, to } => {
+                if let Some(group) = self.touch(shard) {
+                    group.transfer_leader(to);
+                }
+            }
+            Input::TransferAll => {
+                for shard in self.groups.keys().copied().collect::<Vec<_>>() {
+                    if let Some(group) = self.touch(shard) {
+                        group.transfer_leader(None);
+                    }
+                }
+            }
+            Input::SnapshotTaken { shard, to, position, descriptor } => {
+                if let Some(group) = self.touch(shard) {
+                    group.snapshot_taken(to, position, &descriptor);
+                }
+            }
+            Input::SnapshotSent { shard, to, delivered } => {
+                if let Some(group) = self.touch(shard) {
+                    group.snapshot_sent(to, delivered);
+                }
+            }
+            Input::SnapshotOffered { from_node: _, shard, message, descriptor, offer } => {
+                let answer = self.consider_snapshot(shard, ReplicaId(message.to), &descriptor);
+                self.out.effects.push(Effect::SnapshotAnswer { offer, answer });
+            }
+            Input::SnapshotIngested {
+                from_node,
+                shard,
+                message,
+                descriptor,
+                last_version,
+                volume,
+            } => {
+                let receiver = ReplicaId(message.to);
+                let wanted = self.consider_snapshot(shard, receiver, &descriptor).is_ok();
+                match self.touch(shard).filter(|group| wanted && group.replica == receiver) {
+                    Some(group) => {
+                        group.snapshot_ingested(
+                            from_node,
+                            message,
+                            descriptor,
+                            last_version,
+                            volume,
+                        );
+                        // The next event for the group might otherwise come between the message
+                        // and the volume that belongs to it.
+                        self.process(shard, now);
+                    }
+                    None => self.out.effects.push(Effect::DropVolume(volume)),
+                }
+            }
+            Input::PeerUnreachable(node) => {
+                for (shard, group) in &mut self.groups {
+                    if group.is_leader() {
+                        group.report_unreachable(node);
+                        self.dirty.push(*shard);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is to be done now. Call it after a run of [`Host::step`]s: what came in together is
+    /// packed together.
+    pub fn drain(&mut self, now: Now) -> Vec<Effect<T>> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for shard in dirty {
+            if self.groups.get(&shard).is_some_and(|group| group.dirty) {
+                self.process(shard, now);
+            }
+        }
+        let mut effects = std::mem::take(&mut self.out.effects);
+        for (to, messages) in std::mem::take(&mut self.out.messages) {
+            effects.push(Effect::Send { to, messages });
+        }
+        if !self.out.records.is_empty() {
+            let records = std::mem::take(&mut self.out.records);
+            effects.push(Effect::Persist(PersistBatch { number: self.out.next_batch, records }));
+            self.out.next_batch += 1;
+        }
+        effects
+    }
+
+    fn process(&mut self, shard: ShardId, now: Now) {
+        if let Some(group) = self.groups.get_mut(&shard) {
+            group.process(&self.config, now, &mut self.out);
+        }
+    }
+
+    /// The group, marked to be processed.
+    fn touch(&mut self, shard: ShardId) -> Option<&mut Group<T>> {
+        let group = self.groups.get_mut(&shard)?;
+        if !group.dirty {
+            group.dirty = true;
+        }
+        self.dirty.push(shard);
+        Some(group)
+    }
+
+    fn with_replica(
+        &mut self,
+        shard: ShardId,
+        replica: ReplicaId,
+        event: impl FnOnce(&mut Group<T>, &HostConfig, &mut Outbox<T>),
+    ) {
+        if let Some(group) = self.groups.get_mut(&shard).filter(|group| group.replica == replica) {
+            event(group, &self.config, &mut self.out);
+            group.dirty = true;
+            self.dirty.push(shard);
+        }
+    }
+
+    fn with_ticket(
+        &mut self,
+        shard: ShardId,
+        ticket: T,
+        event: impl FnOnce(&mut Group<T>, &HostConfig, T) -> Result<(), (T, Rejection)>,
+    ) {
+        let refused = match self.groups.get_mut(&shard) {
+            Some(group) => {
+                let was_dirty = group.dirty;
+                let result = event(group, &self.config, ticket);
+                if !was_dirty && group.dirty {
+                    self.dirty.push(shard);
+                }
+                result.err()
+            }
+            None => Some((ticket, Rejection::NoSuchShard)),
+        };
+        if let Some((ticket, why)) = refused {
+            self.out.effects.push(Effect::Refused { shard, ticket, why });
+        }
+    }
+
+    fn tick(&mut self) {
+        for (shard, group) in &mut self.groups {
+            let was_dirty = group.dirty;
+            group.tick(&self.config);
+            if group.dirty && !was_dirty {
+                self.dirty.push(*shard);
+            }
+        }
+    }
+
+    /// A wall clock that jumped would give versions far from real time: who leads steps down
+    /// first, and the next leader is chosen by the others.
+    fn watch_clock(&mut self, now: Now) {
+        let offset_ms = now.wall_ms as i64 - (now.boot_us / 1000) as i64;
+        let Some(believed) = self.clock_offset_ms else {
+            self.clock_offset_ms = Some(offset_ms);
+            return;
+        };
+        if offset_ms.abs_diff(believed) > self.config.max_clock_skew_ms {
+            self.clock_offset_ms = Some(offset_ms);
+            for (shard, group) in &mut self.groups {
+                group.step_down();
+                self.dirty.push(*shard);
+            }
+        }
+    }
+
+    fn persisted(&mut self, batch: u64) {
+        for (shard, group) in &mut self.groups {
+            group.persisted(batch, &mut self.out);
+            if group.dirty {
+                self.dirty.push(*shard);
+            }
+        }
+        let (done, waiting) = std::mem::take(&mut self.closing)
+            .into_iter()
+            .partition(|(closed_in, _)| *closed_in <= batch);
+        self.closing = waiting;
+        self.out.effects.extend(done.into_iter().map(|(_, task)| Effect::Apply(task)));
+    }
+
+    // ---- the life of replicas -----------------------------------------------------------
+
+    fn message(&mut self, from_node: NodeId, message: PeerMessage) {
+        let PeerMessage { shard, message } = message;
+        let from_leader = match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat => true,
+            MessageType::MsgAppendResponse
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgTimeoutNow => false,
+            // Snapshots come by their own way; proposals, reads and transfers are not forwarded;
+            // the rest is raft's talk with itself.
+            _ => return,
+        };
+        let receiver = ReplicaId(message.to);
+        if from_leader && !self.admit(shard, receiver) {
+            return;
+        }
+        if let Some(group) = self.touch(shard).filter(|group| group.replica == receiver) {
+            group.step(from_node, message);
+        }
+    }
+
+    /// Makes room for a replica that a leader speaks to, if it may exist here. Returns whether it
+    /// does now.
+    fn admit(&mut self, shard: ShardId, receiver: ReplicaId) -> bool {
+        if let Some(group) = self.groups.get(&shard) {
+            if group.replica >= receiver {
+                return group.replica == receiver;
+            }
+            let old = group.replica;
+            self.destroy(shard, old);
+        }
+        if receiver.0 == 0
+            || self.tombstones.get(&shard).is_some_and(|highest| receiver <= *highest)
+        {
+            return false;
+        }
+        self.out.records.push(WalRecord::Created {
+            replica: receiver,
+            shard,
+            volume: None,
+            start: LogPosition::default(),
+            birth: bytes::Bytes::new(),
+        });
+        self.insert(
+            RecoveredGroup {
+                replica: receiver,
+                shard,
+                volume: None,
+                hard_state: HardState::default(),
+                start: LogPosition::default(),
+                entries: Vec::new(),
+                applied: LogPosition::default(),
+                descriptor: None,
+                last_version: Version::ZERO,
+                engine_lost: false,
+            },
+            false,
+        );
+        true
+    }
+
+    fn create(&mut self, descriptor: ShardDescriptor, volume: VolumeId, campaign: bool) {
+        let shard = descriptor.shard_id;
+        let own = descriptor.replica_on(self.config.node_id).map(|replica| replica.replica_id);
+        let admissible = own.filter(|replica| {
+            !self.groups.contains_key(&shard)
+                && self.tombstones.get(&shard).is_none_or(|highest| replica > highest)
+        });
+        let Some(replica) = admissible else {
+            self.out.effects.push(Effect::DropVolume(volume));
+            return;
+        };
+        let birth = descriptor.to_bytes();
+        let hard_state = HardState {
+            term: INITIAL_POSITION.term,
+            vote: ReplicaId(0),
+            commit: INITIAL_POSITION.index,
+        };
+        self.out.records.push(WalRecord::Created {
+            replica,
+            shard,
+            volume: Some(volume),
+            start: INITIAL_POSITION,
+            birth: birth.clone(),
+        });
+        self.out.records.push(WalRecord::HardState { replica, state: hard_state });
+        self.out.effects.push(Effect::Apply(ApplyTask::Open {
+            shard,
+            replica,
+            volume,
+            birth,
+            start: INITIAL_POSITION,
+        }));
+        self.insert(
+            RecoveredGroup {
+                replica,
+                shard,
+                volume: Some(volume),
+                hard_state,
+                start: INITIAL_POSITION,
+                entries: Vec::new(),
+                applied: INITIAL_POSITION,
+                descriptor: Some(descriptor),
+                last_version: Version::ZERO,
+                engine_lost: false,
+            },
+            false,
+        );
+        if campaign && let Some(group) = self.touch(shard) {
+            group.campaign();
+        }
+    }
+
+    fn destroy(&mut self, shard: ShardId, replica: ReplicaId) {
+        if self.groups.get(&shard).is_none_or(|group| group.replica != replica) {
+            return;
+        }
+        let Some(mut group) = self.groups.remove(&shard) else { return };
+        group.close(&mut self.out);
+        self.out.records.push(WalRecord::Destroyed { replica, shard });
+        let highest = self.tombstones.entry(shard).or_default();
+        *highest = (*highest).max(replica);
+        let task = ApplyTask::Close { shard, replica, volume: group.volume };
+        self.closing.push((self.out.next_batch, task));
+    }
+
+    fn consider_snapshot(
+        &mut self,
+        shard: ShardId,
+        receiver: ReplicaId,
+        descriptor: &ShardDescriptor,
+    ) -> Result<(), SnapshotRefusal> {
+        let overlapping = self.groups.iter().find(|(other, group)| {
+            **other != shard
+                && group.descriptor().is_some_and(|here| here.range.overlaps(&descriptor.range))
+        });
+        if let Some((other, _)) = overlapping {
+            return Err(SnapshotRefusal::Overlaps(*other));
+        }
+        if !self.admit(shard, receiver) {
+            return Err(SnapshotRefusal::WrongReplica);
+        }
+        match self.groups.get(&shard) {
+            Some(group) if group.is_receiving() => Err(SnapshotRefusal::Busy),
+            _ => Ok(()),
+        }
+    }
+
+    /// The highest term that any replica here knows, for diagnostics.
+    pub fn highest_term(&self) -> Term {
+        self.statuses().map(|status| status.term).max().unwrap_or_default()
+    }
+}

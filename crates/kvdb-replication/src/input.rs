@@ -1,0 +1,187 @@
+//! What can happen to a host.
+
+use crate::effect::PeerMessage;
+use bytes::Bytes;
+use kvdb_model::{
+    LogIndex, LogPosition, NodeId, Replica, ReplicaId, ShardDescriptor, ShardId, Version, VolumeId,
+};
+use raft::eraftpb::Message;
+
+/// The time of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Microseconds on a clock that never jumps and also counts suspended time
+    /// (CLOCK_BOOTTIME). Leases are counted on it.
+    pub boot_us: u64,
+    /// Milliseconds since 1970 by the wall clock. Versions are made from it.
+    pub wall_ms: u64,
+}
+
+/// What a shard made of a membership entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfOutcome {
+    /// The entry.
+    pub index: LogIndex,
+    /// The descriptor after it, or `None` if the shard refused the change (its epoch had passed).
+    pub descriptor: Option<ShardDescriptor>,
+}
+
+/// An event for the host. `T` is the caller's ticket: handed back with the outcome of what it
+/// accompanied, exactly once.
+#[derive(Debug)]
+pub enum Input<T> {
+    /// [`crate::HostConfig::tick_ms`] have passed. Late ticks are dropped, never made up for.
+    Tick,
+    /// A message from another node.
+    Message {
+        /// The node that sent it, as its handshake proved.
+        from_node: NodeId,
+        /// The message.
+        message: PeerMessage,
+    },
+    /// Replicate a command.
+    Propose {
+        /// The shard.
+        shard: ShardId,
+        /// An encoded [`kvdb_model::Command`].
+        command: Bytes,
+        /// Its [`kvdb_model::Command::version_count`].
+        version_count: u64,
+        /// Comes back in [`crate::ApplyTask::Entries`] or [`crate::Effect::Refused`].
+        ticket: T,
+    },
+    /// Read linearizably.
+    Read {
+        /// The shard.
+        shard: ShardId,
+        /// Comes back in [`crate::Effect::ReadReady`] or [`crate::Effect::Refused`].
+        ticket: T,
+    },
+    /// All batches up to this number are durable.
+    Persisted(u64),
+    /// Entries were applied.
+    Applied {
+        /// The shard.
+        shard: ShardId,
+        /// The replica; a report about one that is gone is ignored.
+        replica: ReplicaId,
+        /// The last entry applied.
+        position: LogPosition,
+        /// What became of the membership entries among them, in order.
+        membership: Vec<ConfOutcome>,
+    },
+    /// The engine has made a replica's state durable up to an applied index.
+    Flushed {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The applied index in the flushed state.
+        applied: LogIndex,
+    },
+    /// Start one of the first replicas of a new shard. Ignored if the replica, or a later one of
+    /// the shard, is or was here.
+    Create {
+        /// The descriptor that the shard is born with; this node must be in it.
+        descriptor: ShardDescriptor,
+        /// A fresh, empty volume that exists durably.
+        volume: VolumeId,
+        /// Stand for election at once, so that the new shard needn't wait for a timeout.
+        campaign: bool,
+    },
+    /// Remove a replica for good.
+    Destroy {
+        /// The shard.
+        shard: ShardId,
+        /// The replica; another one of the shard stays untouched.
+        replica: ReplicaId,
+    },
+    /// Propose a step of a membership change.
+    ChangeMembership {
+        /// The shard.
+        shard: ShardId,
+        /// All replicas after the step.
+        replicas: Vec<Replica>,
+        /// Goes into the entry's context for the shard to apply.
+        context: Bytes,
+        /// As with [`Input::Propose`].
+        ticket: T,
+    },
+    /// Hand leadership over, to a given replica or to the one that is furthest.
+    TransferLeader {
+        /// The shard.
+        shard: ShardId,
+        /// To whom.
+        to: Option<ReplicaId>,
+    },
+    /// Hand over the leadership of every group: the process is about to stop.
+    TransferAll,
+    /// A snapshot that [`crate::Effect::TakeSnapshot`] asked for exists.
+    SnapshotTaken {
+        /// The shard.
+        shard: ShardId,
+        /// For whom.
+        to: ReplicaId,
+        /// What it holds.
+        position: LogPosition,
+        /// The descriptor in it.
+        descriptor: ShardDescriptor,
+    },
+    /// A snapshot was delivered and ingested by the receiver, or not.
+    SnapshotSent {
+        /// The shard.
+        shard: ShardId,
+        /// To whom.
+        to: ReplicaId,
+        /// Whether it arrived.
+        delivered: bool,
+    },
+    /// A peer wants to send a snapshot; answered by [`crate::Effect::SnapshotAnswer`].
+    SnapshotOffered {
+        /// The node that sends it.
+        from_node: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// The raft message that it goes with.
+        message: Message,
+        /// The descriptor in it.
+        descriptor: ShardDescriptor,
+        /// The caller's name for the offer.
+        offer: u64,
+    },
+    /// An accepted snapshot was ingested, durably, into a fresh volume.
+    SnapshotIngested {
+        /// The node that sent it.
+        from_node: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// The raft message that it goes with.
+        message: Message,
+        /// The descriptor in it.
+        descriptor: ShardDescriptor,
+        /// The highest version in it.
+        last_version: Version,
+        /// Where it is.
+        volume: VolumeId,
+    },
+    /// Messages to this node could not be delivered.
+    PeerUnreachable(NodeId),
+}
+
+/// Why the host didn't carry something out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// No replica of the shard is here.
+    NoSuchShard,
+    /// The replica doesn't lead; the leader's node, where known. Nothing was proposed.
+    NotLeader(Option<NodeId>),
+    /// Leadership is being handed over, or the leader can't take proposals yet. Nothing was
+    /// proposed.
+    Unavailable,
+    /// Too much is waiting already. Nothing was proposed.
+    Overloaded,
+    /// The proposal was replaced by another leader's entry: it was not and won't be applied.
+    Superseded,
+    /// Leadership was lost with the proposal in the log: it may or may not take effect.
+    OutcomeUnknown,
+}
