@@ -1,1 +1,27 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! Protobuf and gRPC code made from `proto/kvdb/v1`, and the conversions to and from the model.
+//!
+//! Protobuf types stop here: the cores know only `kvdb-model`. Everything that comes from outside
+//! is checked while it is converted, and answered with the field and the limit that it broke.
+
+mod convert;
+mod refusal;
+pub mod requests;
+pub mod transport;
+
+pub use convert::{
+    FieldError, cluster_id_from, cluster_id_to, condition_from, descriptor_from, descriptor_to,
+    map_change_from, map_change_to, map_delta_from, map_delta_to, node_status_from, node_status_to,
+    partitioning_from, partitioning_to, previous_to, request_tag_from, shard_map_from,
+    shard_map_to, token_from,
+};
+pub use refusal::{refusal_from_proto, refusal_from_status, refusal_to_proto, status_of};
+
+/// The generated code.
+#[expect(missing_docs, reason = "generated; the .proto files hold the comments")]
+#[allow(clippy::all, rustdoc::all)]
+pub mod proto {
+    tonic::include_proto!("kvdb.v1");
+
+    /// The compiled `.proto` files, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kvdb.bin"));
+}

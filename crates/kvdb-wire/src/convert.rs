@@ -1,0 +1,430 @@
+//! Conversions of everything but refusals.
+
+use crate::proto;
+use bytes::Bytes;
+use kvdb_model::{
+    ClusterId, Condition, KeyRange, Keyspace, KeyspaceId, Limits, MapChange, MapDelta, MapVersion,
+    MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning, Previous, RangeEpoch, Refusal,
+    Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
+    Version,
+};
+use thiserror::Error;
+
+/// A message with a field that can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("field {field} {problem}")]
+pub struct FieldError {
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+impl From<FieldError> for Refusal {
+    fn from(error: FieldError) -> Self {
+        Refusal::invalid(error.field, error.problem)
+    }
+}
+
+fn missing(field: &'static str) -> FieldError {
+    FieldError { field, problem: "is missing" }
+}
+
+fn unknown(field: &'static str) -> FieldError {
+    FieldError { field, problem: "has a value that this version doesn't know" }
+}
+
+/// A cluster id as its 16 bytes; nothing if it isn't known.
+pub fn cluster_id_to(id: ClusterId) -> Bytes {
+    if id.is_known() { Bytes::copy_from_slice(&id.0.to_be_bytes()) } else { Bytes::new() }
+}
+
+/// A cluster id from its 16 bytes, or from none.
+///
+/// # Errors
+/// For any other length.
+pub fn cluster_id_from(bytes: &[u8]) -> Result<ClusterId, FieldError> {
+    if bytes.is_empty() {
+        return Ok(ClusterId::UNKNOWN);
+    }
+    token_from("cluster_id", bytes).map(ClusterId)
+}
+
+/// A 128-bit number from its 16 bytes.
+///
+/// # Errors
+/// For any other length.
+pub fn token_from(field: &'static str, bytes: &[u8]) -> Result<u128, FieldError> {
+    let array: [u8; 16] =
+        bytes.try_into().map_err(|_| FieldError { field, problem: "must have 16 bytes" })?;
+    Ok(u128::from_be_bytes(array))
+}
+
+/// A descriptor as protobuf.
+pub fn descriptor_to(descriptor: &ShardDescriptor) -> proto::ShardDescriptor {
+    proto::ShardDescriptor {
+        shard_id: descriptor.shard_id.0,
+        keyspace_id: descriptor.keyspace_id.0,
+        start: descriptor.range.start.clone(),
+        end: descriptor.range.end.clone(),
+        range_epoch: descriptor.range_epoch.0,
+        membership_epoch: descriptor.membership_epoch.0,
+        replicas: descriptor.replicas.iter().map(replica_to).collect(),
+    }
+}
+
+fn replica_to(replica: &Replica) -> proto::Replica {
+    let role = match replica.role {
+        Role::Voter => proto::ReplicaRole::Voter,
+        Role::Learner => proto::ReplicaRole::Learner,
+        Role::Incoming => proto::ReplicaRole::Incoming,
+        Role::Outgoing => proto::ReplicaRole::Outgoing,
+    };
+    proto::Replica {
+        node_id: replica.node_id.0,
+        replica_id: replica.replica_id.0,
+        role: role.into(),
+    }
+}
+
+/// A descriptor from protobuf.
+///
+/// # Errors
+/// For a role that isn't known.
+pub fn descriptor_from(descriptor: proto::ShardDescriptor) -> Result<ShardDescriptor, FieldError> {
+    let replicas = descriptor.replicas.iter().map(replica_from).collect::<Result<Vec<_>, _>>()?;
+    Ok(ShardDescriptor {
+        shard_id: ShardId(descriptor.shard_id),
+        keyspace_id: KeyspaceId(descriptor.keyspace_id),
+        range: KeyRange { start: descriptor.start, end: descriptor.end },
+        range_epoch: RangeEpoch(descriptor.range_epoch),
+        membership_epoch: MembershipEpoch(descriptor.membership_epoch),
+        replicas,
+    })
+}
+
+fn replica_from(replica: &proto::Replica) -> Result<Replica, FieldError> {
+    let role = match proto::ReplicaRole::try_from(replica.role) {
+        Ok(proto::ReplicaRole::Voter) => Role::Voter,
+        Ok(proto::ReplicaRole::Learner) => Role::Learner,
+        Ok(proto::ReplicaRole::Incoming) => Role::Incoming,
+        Ok(proto::ReplicaRole::Outgoing) => Role::Outgoing,
+        Err(_) => return Err(unknown("role")),
+    };
+    Ok(Replica {
+        node_id: NodeId(replica.node_id),
+        replica_id: ReplicaId(replica.replica_id),
+        role,
+    })
+}
+
+/// A node's status as protobuf.
+pub fn node_status_to(status: NodeStatus) -> proto::NodeStatus {
+    match status {
+        NodeStatus::Alive => proto::NodeStatus::Alive,
+        NodeStatus::Suspect => proto::NodeStatus::Suspect,
+        NodeStatus::Dead => proto::NodeStatus::Dead,
+        NodeStatus::Draining => proto::NodeStatus::Draining,
+        NodeStatus::Removed => proto::NodeStatus::Removed,
+    }
+}
+
+/// A node's status from protobuf.
+///
+/// # Errors
+/// For a value that isn't known.
+pub fn node_status_from(status: i32) -> Result<NodeStatus, FieldError> {
+    Ok(match proto::NodeStatus::try_from(status) {
+        Ok(proto::NodeStatus::Alive) => NodeStatus::Alive,
+        Ok(proto::NodeStatus::Suspect) => NodeStatus::Suspect,
+        Ok(proto::NodeStatus::Dead) => NodeStatus::Dead,
+        Ok(proto::NodeStatus::Draining) => NodeStatus::Draining,
+        Ok(proto::NodeStatus::Removed) => NodeStatus::Removed,
+        Err(_) => return Err(unknown("status")),
+    })
+}
+
+/// A layout as protobuf.
+pub fn partitioning_to(partitioning: Partitioning) -> proto::Partitioning {
+    match partitioning {
+        Partitioning::Hash => proto::Partitioning::Hash,
+        Partitioning::Range => proto::Partitioning::Range,
+    }
+}
+
+/// A layout from protobuf.
+///
+/// # Errors
+/// For a value that isn't known.
+pub fn partitioning_from(partitioning: i32) -> Result<Partitioning, FieldError> {
+    match proto::Partitioning::try_from(partitioning) {
+        Ok(proto::Partitioning::Hash) => Ok(Partitioning::Hash),
+        Ok(proto::Partitioning::Range) => Ok(Partitioning::Range),
+        Err(_) => Err(unknown("partitioning")),
+    }
+}
+
+fn node_to(node: &NodeRecord) -> proto::NodeRecord {
+    proto::NodeRecord {
+        node_id: node.node_id.0,
+        address: node.address.clone(),
+        zone: node.zone.clone(),
+        status: node_status_to(node.status).into(),
+    }
+}
+
+fn node_from(node: proto::NodeRecord) -> Result<NodeRecord, FieldError> {
+    Ok(NodeRecord {
+        node_id: NodeId(node.node_id),
+        address: node.address,
+        zone: node.zone,
+        status: node_status_from(node.status)?,
+    })
+}
+
+fn keyspace_to(keyspace: &Keyspace) -> proto::Keyspace {
+    proto::Keyspace {
+        keyspace_id: keyspace.keyspace_id.0,
+        name: keyspace.name.clone(),
+        partitioning: partitioning_to(keyspace.partitioning).into(),
+    }
+}
+
+fn keyspace_from(keyspace: proto::Keyspace) -> Result<Keyspace, FieldError> {
+    Ok(Keyspace {
+        keyspace_id: KeyspaceId(keyspace.keyspace_id),
+        name: keyspace.name,
+        partitioning: partitioning_from(keyspace.partitioning)?,
+    })
+}
+
+fn shard_to(shard: &ShardRecord) -> proto::ShardRecord {
+    proto::ShardRecord {
+        descriptor: Some(descriptor_to(&shard.descriptor)),
+        leader_node_id: shard.leader.unwrap_or_default().0,
+        leader_term: shard.leader_term.0,
+        creating: shard.creating,
+    }
+}
+
+fn shard_from(shard: proto::ShardRecord) -> Result<ShardRecord, FieldError> {
+    Ok(ShardRecord {
+        descriptor: descriptor_from(shard.descriptor.ok_or(missing("descriptor"))?)?,
+        leader: (shard.leader_node_id != 0).then_some(NodeId(shard.leader_node_id)),
+        leader_term: Term(shard.leader_term),
+        creating: shard.creating,
+    })
+}
+
+/// The map as protobuf.
+pub fn shard_map_to(map: &ShardMap) -> proto::ShardMap {
+    proto::ShardMap {
+        cluster_id: cluster_id_to(map.cluster_id),
+        map_version: map.version.0,
+        nodes: map.nodes.values().map(node_to).collect(),
+        keyspaces: map.keyspaces.values().map(keyspace_to).collect(),
+        shards: map.shards.values().map(shard_to).collect(),
+    }
+}
+
+/// The map from protobuf.
+///
+/// # Errors
+/// For a missing field or an unknown value.
+pub fn shard_map_from(map: proto::ShardMap) -> Result<ShardMap, FieldError> {
+    let mut out = ShardMap {
+        cluster_id: cluster_id_from(&map.cluster_id)?,
+        version: MapVersion(map.map_version),
+        ..ShardMap::default()
+    };
+    for node in map.nodes {
+        out.change(MapChange::Node(node_from(node)?));
+    }
+    for keyspace in map.keyspaces {
+        out.change(MapChange::Keyspace(keyspace_from(keyspace)?));
+    }
+    for shard in map.shards {
+        out.change(MapChange::Shard(shard_from(shard)?));
+    }
+    Ok(out)
+}
+
+/// A change as protobuf.
+pub fn map_change_to(change: &MapChange) -> proto::MapChange {
+    use proto::map_change::Change;
+    let change = match change {
+        MapChange::Cluster(id) => Change::ClusterId(cluster_id_to(*id)),
+        MapChange::Node(node) => Change::Node(node_to(node)),
+        MapChange::NodeGone(id) => Change::NodeGone(id.0),
+        MapChange::Keyspace(keyspace) => Change::Keyspace(keyspace_to(keyspace)),
+        MapChange::KeyspaceGone(id) => Change::KeyspaceGone(id.0),
+        MapChange::Shard(shard) => Change::Shard(shard_to(shard)),
+        MapChange::ShardGone(id) => Change::ShardGone(id.0),
+    };
+    proto::MapChange { change: Some(change) }
+}
+
+/// A change from protobuf.
+///
+/// # Errors
+/// For a missing field or an unknown value.
+pub fn map_change_from(change: proto::MapChange) -> Result<MapChange, FieldError> {
+    use proto::map_change::Change;
+    Ok(match change.change.ok_or(missing("change"))? {
+        Change::ClusterId(id) => MapChange::Cluster(cluster_id_from(&id)?),
+        Change::Node(node) => MapChange::Node(node_from(node)?),
+        Change::NodeGone(id) => MapChange::NodeGone(NodeId(id)),
+        Change::Keyspace(keyspace) => MapChange::Keyspace(keyspace_from(keyspace)?),
+        Change::KeyspaceGone(id) => MapChange::KeyspaceGone(KeyspaceId(id)),
+        Change::Shard(shard) => MapChange::Shard(shard_from(shard)?),
+        Change::ShardGone(id) => MapChange::ShardGone(ShardId(id)),
+    })
+}
+
+/// A delta as protobuf.
+pub fn map_delta_to(delta: &MapDelta) -> proto::MapDelta {
+    proto::MapDelta {
+        map_version: delta.version.0,
+        changes: delta.changes.iter().map(map_change_to).collect(),
+    }
+}
+
+/// A delta from protobuf.
+///
+/// # Errors
+/// For a missing field or an unknown value.
+pub fn map_delta_from(delta: proto::MapDelta) -> Result<MapDelta, FieldError> {
+    Ok(MapDelta {
+        version: MapVersion(delta.map_version),
+        changes: delta.changes.into_iter().map(map_change_from).collect::<Result<_, _>>()?,
+    })
+}
+
+/// A request id, if there is one.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] for an empty or too long client id, or without an end.
+pub fn request_tag_from(
+    request: Option<proto::RequestId>,
+    limits: &Limits,
+) -> Result<Option<RequestTag>, Refusal> {
+    let Some(request) = request else { return Ok(None) };
+    if request.client_id.is_empty() || request.client_id.len() > limits.client_id_max_bytes {
+        return Err(Refusal::invalid(
+            "request_id.client_id",
+            format!(
+                "has {} bytes; it must have 1 to {}",
+                request.client_id.len(),
+                limits.client_id_max_bytes
+            ),
+        ));
+    }
+    if request.valid_until_ms == 0 {
+        return Err(Refusal::invalid(
+            "request_id.valid_until_ms",
+            "is missing; it must be the same on every retry and at most 10 minutes ahead",
+        ));
+    }
+    if request.acked_below > request.sequence {
+        return Err(Refusal::invalid(
+            "request_id.acked_below",
+            "is above the request's own sequence",
+        ));
+    }
+    Ok(Some(RequestTag {
+        client_id: Bytes::from(request.client_id),
+        sequence: request.sequence,
+        acked_below: request.acked_below,
+        valid_until_ms: request.valid_until_ms,
+    }))
+}
+
+/// A condition, if there is one.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] for a flag that is present and false.
+pub fn condition_from(condition: Option<proto::Condition>) -> Result<Option<Condition>, Refusal> {
+    use proto::condition::Kind;
+    let Some(kind) = condition.and_then(|condition| condition.kind) else { return Ok(None) };
+    Ok(Some(match kind {
+        Kind::IfAbsent(true) => Condition::IfAbsent,
+        Kind::IfPresent(true) => Condition::IfPresent,
+        Kind::IfAbsent(false) | Kind::IfPresent(false) => {
+            return Err(Refusal::invalid(
+                "condition",
+                "is a flag set to false; leave it out, or use the opposite one",
+            ));
+        }
+        Kind::IfVersion(version) => Condition::IfVersion(Version(version)),
+        Kind::IfValue(value) => Condition::IfValue(value),
+    }))
+}
+
+/// What was there before, as protobuf.
+pub fn previous_to(previous: Previous) -> proto::Previous {
+    proto::Previous {
+        value: previous.value,
+        version: previous.version.0,
+        expires_at_ms: previous.expires_at_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_survives_the_way_over_the_wire() {
+        let mut map =
+            ShardMap { cluster_id: ClusterId(77), version: MapVersion(9), ..Default::default() };
+        for id in 1..4u64 {
+            map.change(MapChange::Node(NodeRecord {
+                node_id: NodeId(id),
+                address: format!("127.0.0.1:{id}"),
+                zone: "z".into(),
+                status: NodeStatus::Draining,
+            }));
+        }
+        map.change(MapChange::Keyspace(Keyspace {
+            keyspace_id: KeyspaceId(1),
+            name: "default".into(),
+            partitioning: Partitioning::Range,
+        }));
+        map.change(MapChange::Shard(ShardRecord {
+            descriptor: ShardDescriptor {
+                shard_id: ShardId(4),
+                keyspace_id: KeyspaceId(1),
+                range: KeyRange::new(&b"a"[..], &b""[..]),
+                range_epoch: RangeEpoch(2),
+                membership_epoch: MembershipEpoch(3),
+                replicas: [Role::Voter, Role::Learner, Role::Incoming, Role::Outgoing]
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(role, id)| Replica {
+                        node_id: NodeId(id),
+                        replica_id: ReplicaId(id + 10),
+                        role,
+                    })
+                    .collect(),
+            },
+            leader: Some(NodeId(2)),
+            leader_term: Term(6),
+            creating: true,
+        }));
+        assert_eq!(shard_map_from(shard_map_to(&map)).unwrap(), map);
+        let delta = MapDelta { version: MapVersion(10), changes: ShardMap::default().diff(&map) };
+        assert_eq!(map_delta_from(map_delta_to(&delta)).unwrap(), delta);
+        let gone = MapDelta { version: MapVersion(11), changes: map.diff(&ShardMap::default()) };
+        assert_eq!(map_delta_from(map_delta_to(&gone)).unwrap(), gone);
+    }
+
+    #[test]
+    fn values_that_are_not_known_are_refused() {
+        assert!(node_status_from(99).is_err());
+        assert!(partitioning_from(-1).is_err());
+        assert!(cluster_id_from(&[1, 2, 3]).is_err());
+        let replica = proto::Replica { node_id: 1, replica_id: 1, role: 44 };
+        assert!(replica_from(&replica).is_err());
+        assert!(map_change_from(proto::MapChange { change: None }).is_err());
+    }
+}
