@@ -119,6 +119,11 @@ impl Writer {
         self.out.is_empty()
     }
 
+    /// What was written so far.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.out
+    }
+
     /// What was written.
     pub fn finish(self) -> Bytes {
         self.out.freeze()

@@ -1,1 +1,34 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The state machine of a shard: what committed entries do to the data, and what reads see.
+//!
+//! Everything that one replica is lives in one volume of the engine (`layout`): the data under
+//! routing keys, and beside it the replica's own records: applied index, shard time, descriptor,
+//! the request window. A run of entries becomes **one** engine batch that holds both, so a crash
+//! keeps either all of it or nothing, and replaying the log from the applied index in the volume
+//! leads to the same bytes on every replica.
+//!
+//! Rules:
+//! - Apply reads no clock. *Shard time* is the highest version applied; a record has expired if
+//!   its time is at or below that.
+//! - A write takes effect only if its range epoch is the shard's and its key lies in the range, as
+//!   of the entry that carries it.
+//! - A write with a request id takes effect once (`sessions`).
+//! - A record carries a checksum over key and content: damage is found before it is served.
+
+mod apply;
+mod layout;
+mod machine;
+mod membership;
+mod read;
+mod record;
+mod sessions;
+mod shard;
+mod snapshot;
+
+pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
+pub use machine::{ControlOutcome, Machine, NoControl};
+pub use membership::MembershipChange;
+pub use read::{ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, get, scan};
+pub use record::{Record, RecordDamage};
+pub use sessions::SessionLimits;
+pub use shard::{OpenError, Shard};
+pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};

@@ -1,0 +1,293 @@
+//! A shard's whole content, as a stream of chunks; and its digest.
+//!
+//! ```text
+//! chunk:  crc32c (u32) over the rest | sequence (varint) | last (u8) | items or end
+//! items:  count (varint), then key and value (length-prefixed) of each, ascending
+//! end:    format (u8), number of items (varint), digest (u64) of all keys and values
+//! ```
+//!
+//! Keys are those of the volume, with the sender's replica id left out and the receiver's put in.
+//! A stream that is damaged, out of order, of an unknown format or without its end is refused.
+
+use crate::layout::{data_range, from_neutral, replica_range, to_neutral};
+use crate::shard::{OpenError, State};
+use bytes::Bytes;
+use kvdb_engine::{EngineError, Item, Snapshot};
+use kvdb_model::codec::{DecodeError, Reader, Writer};
+use kvdb_model::{LogPosition, ReplicaId, ShardDescriptor, Version};
+use std::collections::VecDeque;
+use thiserror::Error;
+use xxhash_rust::xxh3::Xxh3;
+
+const FORMAT: u8 = 1;
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Why a snapshot can't be read or taken in.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// A chunk is damaged, or isn't the next one.
+    #[error("chunk {sequence} of the snapshot {problem}")]
+    Chunk {
+        /// Which chunk was due.
+        sequence: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A chunk's content can't be decoded.
+    #[error("the snapshot can't be decoded: {0}")]
+    Decode(#[from] DecodeError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The replica's state.
+    #[error(transparent)]
+    State(#[from] OpenError),
+    /// There is no such replica in the volume.
+    #[error("the replica has no state to take a snapshot of")]
+    NoState,
+}
+
+fn items_of<'a>(
+    snapshot: &'a dyn Snapshot,
+    replica: ReplicaId,
+    state: &State,
+) -> Box<dyn Iterator<Item = Item> + Send + 'a> {
+    let data = snapshot.scan(&data_range(&state.descriptor.range), false);
+    let records = snapshot.scan(&replica_range(replica), false);
+    Box::new(data.chain(records))
+}
+
+/// Turns an engine snapshot into chunks.
+pub struct SnapshotWriter {
+    snapshot: Box<dyn Snapshot>,
+    replica: ReplicaId,
+    state: State,
+}
+
+impl SnapshotWriter {
+    /// A snapshot of `replica` as it stands in an engine snapshot.
+    ///
+    /// # Errors
+    /// If the replica isn't in it.
+    pub fn new(snapshot: Box<dyn Snapshot>, replica: ReplicaId) -> Result<Self, SnapshotError> {
+        let state = State::read(&*snapshot, replica)?.ok_or(SnapshotError::NoState)?;
+        Ok(SnapshotWriter { snapshot, replica, state })
+    }
+
+    /// Up to where entries are applied in it.
+    pub fn position(&self) -> LogPosition {
+        self.state.applied
+    }
+
+    /// The descriptor in it.
+    pub fn descriptor(&self) -> &ShardDescriptor {
+        &self.state.descriptor
+    }
+
+    /// The highest version in it.
+    pub fn last_version(&self) -> Version {
+        self.state.last_version
+    }
+
+    /// Hands out every chunk, in order; ends early if `send` returns false.
+    ///
+    /// # Errors
+    /// If the engine can't be read.
+    pub fn write(&self, mut send: impl FnMut(Bytes) -> bool) -> Result<(), SnapshotError> {
+        let mut digest = Xxh3::new();
+        let mut chunk = Chunk::default();
+        let mut sequence = 0;
+        let mut total = 0u64;
+        for item in items_of(&*self.snapshot, self.replica, &self.state) {
+            let (key, value) = item?;
+            let key = to_neutral(&key);
+            update(&mut digest, &key, &value);
+            total += 1;
+            chunk.push(&key, &value);
+            if chunk.body.len() >= CHUNK_BYTES {
+                if !send(std::mem::take(&mut chunk).finish(sequence)) {
+                    return Ok(());
+                }
+                sequence += 1;
+            }
+        }
+        if chunk.count > 0 {
+            if !send(chunk.finish(sequence)) {
+                return Ok(());
+            }
+            sequence += 1;
+        }
+        send(end_chunk(sequence, total, digest.digest()));
+        Ok(())
+    }
+}
+
+fn update(digest: &mut Xxh3, key: &[u8], value: &[u8]) {
+    digest.update(&(key.len() as u64).to_le_bytes());
+    digest.update(key);
+    digest.update(&(value.len() as u64).to_le_bytes());
+    digest.update(value);
+}
+
+#[derive(Default)]
+struct Chunk {
+    body: Writer,
+    count: u64,
+}
+
+impl Chunk {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.body.bytes(key);
+        self.body.bytes(value);
+        self.count += 1;
+    }
+
+    fn finish(self, sequence: u64) -> Bytes {
+        let mut content = Writer::with_capacity(self.body.len() + 24);
+        content.varint(sequence);
+        content.u8(0);
+        content.varint(self.count);
+        content.raw(self.body.as_slice());
+        sealed(content)
+    }
+}
+
+fn end_chunk(sequence: u64, total: u64, digest: u64) -> Bytes {
+    let mut content = Writer::new();
+    content.varint(sequence);
+    content.u8(1);
+    content.u8(FORMAT);
+    content.varint(total);
+    content.u64(digest);
+    sealed(content)
+}
+
+fn sealed(content: Writer) -> Bytes {
+    let mut out = Writer::with_capacity(content.len() + 4);
+    out.u32(crc32c::crc32c(content.as_slice()));
+    out.raw(content.as_slice());
+    out.finish()
+}
+
+/// Turns chunks back into keys and values for [`kvdb_engine::Engine::ingest_volume`]: an iterator
+/// that holds one chunk at a time and ends with an error unless the whole snapshot was good.
+pub struct ChunkReader<I> {
+    chunks: I,
+    replica: ReplicaId,
+    items: VecDeque<(Bytes, Bytes)>,
+    sequence: u64,
+    total: u64,
+    digest: Xxh3,
+    done: bool,
+}
+
+impl<I: Iterator<Item = Bytes>> ChunkReader<I> {
+    /// Reads `chunks` for a receiver.
+    pub fn new(chunks: I, replica: ReplicaId) -> Self {
+        ChunkReader {
+            chunks,
+            replica,
+            items: VecDeque::new(),
+            sequence: 0,
+            total: 0,
+            digest: Xxh3::new(),
+            done: false,
+        }
+    }
+
+    fn problem(&self, problem: &'static str) -> SnapshotError {
+        SnapshotError::Chunk { sequence: self.sequence, problem }
+    }
+
+    fn next_chunk(&mut self) -> Result<(), SnapshotError> {
+        let Some(chunk) = self.chunks.next() else {
+            return Err(self.problem("is missing: the stream ended early"));
+        };
+        let mut input = Reader::new(chunk);
+        let crc = input.u32()?;
+        let content = input.raw(input.remaining())?;
+        if crc32c::crc32c(&content) != crc {
+            return Err(self.problem("is damaged: its checksum does not match"));
+        }
+        let mut input = Reader::new(content);
+        if input.varint()? != self.sequence {
+            return Err(self.problem("did not come in its turn"));
+        }
+        match input.u8()? {
+            0 => self.take_items(&mut input)?,
+            1 => self.take_end(&mut input)?,
+            tag => return Err(DecodeError::unknown_tag("snapshot chunk", tag).into()),
+        }
+        self.sequence += 1;
+        Ok(())
+    }
+
+    fn take_items(&mut self, input: &mut Reader) -> Result<(), SnapshotError> {
+        for _ in 0..input.count(2)? {
+            let key = input.bytes()?;
+            let value = input.bytes()?;
+            update(&mut self.digest, &key, &value);
+            self.total += 1;
+            let Some(key) = from_neutral(&key, self.replica) else {
+                return Err(self.problem("has a key of an unknown kind"));
+            };
+            self.items.push_back((key, value));
+        }
+        input.end()?;
+        Ok(())
+    }
+
+    fn take_end(&mut self, input: &mut Reader) -> Result<(), SnapshotError> {
+        input.version("snapshot", FORMAT)?;
+        if input.varint()? != self.total {
+            return Err(self.problem("does not count the items that came"));
+        }
+        if input.u64()? != self.digest.digest() {
+            return Err(self.problem("has another digest than what came"));
+        }
+        input.end()?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl<I: Iterator<Item = Bytes>> Iterator for ChunkReader<I> {
+    type Item = Item;
+
+    fn next(&mut self) -> Option<Item> {
+        loop {
+            if let Some(item) = self.items.pop_front() {
+                return Some(Ok(item));
+            }
+            if self.done {
+                return None;
+            }
+            if let Err(error) = self.next_chunk() {
+                self.done = true;
+                let what = std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
+                return Some(Err(EngineError::Io {
+                    place: "the snapshot".to_owned(),
+                    source: what,
+                }));
+            }
+        }
+    }
+}
+
+/// The digest of a replica: equal on all replicas at the same applied index. Covers the data in
+/// the range, the replica's state and its request window, not its id.
+///
+/// # Errors
+/// If the replica isn't there or can't be read.
+pub fn digest(
+    snapshot: &dyn Snapshot,
+    replica: ReplicaId,
+) -> Result<(LogPosition, u64), SnapshotError> {
+    let state = State::read(snapshot, replica)?.ok_or(SnapshotError::NoState)?;
+    let mut digest = Xxh3::new();
+    for item in items_of(snapshot, replica, &state) {
+        let (key, value) = item?;
+        update(&mut digest, &to_neutral(&key), &value);
+    }
+    Ok((state.applied, digest.digest()))
+}
