@@ -10,6 +10,11 @@
 //!   to some sequence number, never a part of one, never one without those before it;
 //! - the applied index of a replica is a record of the same batch as the data that it speaks of.
 
+pub mod conformance;
+mod memory;
+
+pub use memory::MemoryEngine;
+
 use bytes::Bytes;
 use kvdb_model::{KeyRange, VolumeId};
 use thiserror::Error;
@@ -172,6 +177,9 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// An i/o error.
     fn maintain(&self) -> Result<bool, EngineError>;
+
+    /// Waits until [`Engine::maintain`] has something to do, at most `timeout`.
+    fn wait_for_work(&self, timeout: std::time::Duration);
 
     /// Figures about a volume.
     ///

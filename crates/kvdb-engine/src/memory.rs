@@ -1,0 +1,276 @@
+//! The engine of tests and of the simulator: in memory, with the durability of the real one. A
+//! [`MemoryEngine::crash`] keeps what was flushed or ingested and forgets the rest.
+
+use crate::{Batch, Engine, EngineError, Item, SequenceNumber, Snapshot, VolumeStats};
+use bytes::Bytes;
+use kvdb_model::{KeyRange, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Values of one key by sequence number; `None` is a removal.
+type Versions = BTreeMap<u64, Option<Bytes>>;
+
+#[derive(Default)]
+struct Volume {
+    keys: BTreeMap<Bytes, Versions>,
+    published: u64,
+    flushed: u64,
+    /// Keys that changed since the last flush, whose older versions are still needed.
+    unflushed: BTreeSet<Bytes>,
+    unflushed_bytes: u64,
+    /// Open snapshots by sequence number.
+    open: BTreeMap<u64, usize>,
+}
+
+impl Volume {
+    fn at(versions: &Versions, sequence: u64) -> Option<&Bytes> {
+        versions.range(..=sequence).next_back().and_then(|(_, value)| value.as_ref())
+    }
+
+    fn watermark(&self) -> u64 {
+        let oldest_open = self.open.keys().next().copied().unwrap_or(self.published);
+        oldest_open.min(self.flushed)
+    }
+
+    fn write(&mut self, batch: Batch) -> SequenceNumber {
+        self.published += 1;
+        let watermark = self.watermark();
+        for (key, value) in batch.changes {
+            self.unflushed_bytes += (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
+            let versions = self.keys.entry(key.clone()).or_default();
+            versions.insert(self.published, value);
+            // Of those at or below the watermark only the last can still be read.
+            if let Some(last) = versions.range(..=watermark).next_back().map(|(at, _)| *at) {
+                *versions = versions.split_off(&last);
+            }
+            self.unflushed.insert(key);
+        }
+        SequenceNumber(self.published)
+    }
+
+    fn flush(&mut self, through: u64) {
+        self.flushed = self.flushed.max(through.min(self.published));
+        if self.flushed == self.published {
+            self.unflushed.clear();
+            self.unflushed_bytes = 0;
+        }
+    }
+
+    fn crashed(&self) -> Volume {
+        let keys = self
+            .keys
+            .iter()
+            .filter_map(|(key, versions)| {
+                let value = Volume::at(versions, self.flushed)?;
+                Some((key.clone(), Versions::from([(self.flushed, Some(value.clone()))])))
+            })
+            .collect();
+        Volume { keys, published: self.flushed, flushed: self.flushed, ..Volume::default() }
+    }
+}
+
+type Shared = Arc<Mutex<Volume>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held has failed the test already.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An engine in memory. Clones share their content.
+#[derive(Clone, Default)]
+pub struct MemoryEngine {
+    volumes: Arc<Mutex<BTreeMap<VolumeId, Shared>>>,
+}
+
+impl MemoryEngine {
+    /// An engine without volumes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn volume(&self, volume: VolumeId) -> Result<Shared, EngineError> {
+        lock(&self.volumes).get(&volume).cloned().ok_or(EngineError::VolumeMissing(volume))
+    }
+
+    /// What is left after a crash. This engine and its snapshots stay as they are.
+    #[must_use]
+    pub fn crash(&self) -> MemoryEngine {
+        let volumes = lock(&self.volumes)
+            .iter()
+            .map(|(id, volume)| (*id, Arc::new(Mutex::new(lock(volume).crashed()))))
+            .collect();
+        MemoryEngine { volumes: Arc::new(Mutex::new(volumes)) }
+    }
+
+    /// Flushes a volume up to a batch, not further: what a crash in the middle leaves.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`].
+    pub fn flush_through(
+        &self,
+        volume: VolumeId,
+        through: SequenceNumber,
+    ) -> Result<(), EngineError> {
+        lock(&*self.volume(volume)?).flush(through.0);
+        Ok(())
+    }
+
+    /// Loses a volume as a damaged disk would.
+    pub fn lose_volume(&self, volume: VolumeId) {
+        lock(&self.volumes).remove(&volume);
+    }
+}
+
+struct MemorySnapshot {
+    volume: Shared,
+    sequence: u64,
+}
+
+impl Drop for MemorySnapshot {
+    fn drop(&mut self) {
+        let mut volume = lock(&self.volume);
+        if let Some(count) = volume.open.get_mut(&self.sequence) {
+            *count -= 1;
+            if *count == 0 {
+                volume.open.remove(&self.sequence);
+            }
+        }
+    }
+}
+
+impl Snapshot for MemorySnapshot {
+    fn sequence(&self) -> SequenceNumber {
+        SequenceNumber(self.sequence)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let volume = lock(&self.volume);
+        Ok(volume.keys.get(key).and_then(|versions| Volume::at(versions, self.sequence)).cloned())
+    }
+
+    fn scan(&self, range: &KeyRange, reverse: bool) -> Box<dyn Iterator<Item = Item> + Send + '_> {
+        let mut left = (!range.is_empty()).then(|| {
+            let end = if range.end.is_empty() {
+                Bound::Unbounded
+            } else {
+                Bound::Excluded(range.end.clone())
+            };
+            (Bound::Included(range.start.clone()), end)
+        });
+        Box::new(std::iter::from_fn(move || {
+            loop {
+                let bounds = left.clone()?;
+                let volume = lock(&self.volume);
+                let mut keys = volume.keys.range::<Bytes, _>(bounds.clone());
+                let next = if reverse { keys.next_back() } else { keys.next() };
+                let Some((key, versions)) = next else {
+                    left = None;
+                    return None;
+                };
+                let passed = Bound::Excluded(key.clone());
+                left = match &bounds {
+                    // Both bounds excluding one key is no range for a BTreeMap.
+                    (Bound::Excluded(start), _) if reverse && start == key => None,
+                    (start, _) if reverse => Some((start.clone(), passed)),
+                    (_, end) => Some((passed, end.clone())),
+                };
+                if let Some((Bound::Excluded(start), Bound::Excluded(end))) = &left
+                    && start >= end
+                {
+                    left = None;
+                }
+                if let Some(value) = Volume::at(versions, self.sequence) {
+                    return Some(Ok((key.clone(), value.clone())));
+                }
+            }
+        }))
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn volumes(&self) -> Vec<VolumeId> {
+        lock(&self.volumes).keys().copied().collect()
+    }
+
+    fn create_volume(&self, volume: VolumeId) -> Result<(), EngineError> {
+        let mut volumes = lock(&self.volumes);
+        if volumes.contains_key(&volume) {
+            return Err(EngineError::VolumeExists(volume));
+        }
+        volumes.insert(volume, Shared::default());
+        Ok(())
+    }
+
+    fn ingest_volume(
+        &self,
+        volume: VolumeId,
+        items: &mut dyn Iterator<Item = Item>,
+    ) -> Result<(), EngineError> {
+        if lock(&self.volumes).contains_key(&volume) {
+            return Err(EngineError::VolumeExists(volume));
+        }
+        let mut keys: BTreeMap<Bytes, Versions> = BTreeMap::new();
+        for item in items {
+            let (key, value) = item?;
+            if keys.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err(EngineError::NotAscending(key.escape_ascii().to_string()));
+            }
+            keys.insert(key, Versions::from([(1, Some(value))]));
+        }
+        let ingested = Volume { keys, published: 1, flushed: 1, ..Volume::default() };
+        lock(&self.volumes).insert(volume, Arc::new(Mutex::new(ingested)));
+        Ok(())
+    }
+
+    fn delete_volume(&self, volume: VolumeId) -> Result<(), EngineError> {
+        lock(&self.volumes).remove(&volume);
+        Ok(())
+    }
+
+    fn write(&self, volume: VolumeId, batch: Batch) -> Result<SequenceNumber, EngineError> {
+        Ok(lock(&*self.volume(volume)?).write(batch))
+    }
+
+    fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError> {
+        let shared = self.volume(volume)?;
+        let sequence = {
+            let mut volume = lock(&shared);
+            let sequence = volume.published;
+            *volume.open.entry(sequence).or_default() += 1;
+            sequence
+        };
+        Ok(Box::new(MemorySnapshot { volume: shared, sequence }))
+    }
+
+    fn flush(&self, volume: VolumeId) -> Result<SequenceNumber, EngineError> {
+        let shared = self.volume(volume)?;
+        let mut volume = lock(&shared);
+        volume.flush(u64::MAX);
+        Ok(SequenceNumber(volume.flushed))
+    }
+
+    fn drop_range(&self, volume: VolumeId, range: &KeyRange) -> Result<(), EngineError> {
+        let shared = self.volume(volume)?;
+        lock(&shared).keys.retain(|key, _| !range.contains(key));
+        Ok(())
+    }
+
+    fn maintain(&self) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    fn wait_for_work(&self, _timeout: std::time::Duration) {}
+
+    fn stats(&self, volume: VolumeId) -> Result<VolumeStats, EngineError> {
+        let shared = self.volume(volume)?;
+        let volume = lock(&shared);
+        Ok(VolumeStats {
+            memtable_bytes: volume.unflushed_bytes,
+            disk_bytes: 0,
+            published: SequenceNumber(volume.published),
+            flushed: SequenceNumber(volume.flushed),
+            level0_runs: 0,
+        })
+    }
+}
