@@ -1,23 +1,35 @@
-//! Applying committed entries: one engine batch a run.
+//! Applying committed entries: data, applied index, request window and descriptor in one engine
+//! batch.
+//!
+//! Entries of a run see what earlier ones did through an overlay ([`Run`]); the overlay and the
+//! records beside it become one batch at the end of the run, or earlier where the batch would get
+//! large, but only ever between entries. How entries are grouped into runs can't be seen in the
+//! result: every decision depends on the entries and the state alone.
 
-use crate::layout::{CONTROL, data_key, record_key, state_key};
+use crate::effect::{Change, Effect, effect_of, needs_current, unapplied};
+use crate::layout::{Kind, data_key, record_key};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
 use crate::record::{Record, RecordDamage};
+use crate::seal::seal;
+use crate::sessions::{Room, reused};
 use crate::shard::Shard;
 use bytes::Bytes;
-use kvdb_engine::{Batch, EngineError, SequenceNumber, Snapshot};
+use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
 use kvdb_model::codec::DecodeError;
 use kvdb_model::{
-    Action, Command, Condition, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition,
-    Operation, OperationOutcome, Previous, Refusal, RequestTag, ShardDescriptor, Version, Write,
-    WriteResult,
+    Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation, OperationOutcome,
+    RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, VolumeId, Write,
 };
 use rustc_hash::FxHashMap;
 use thiserror::Error;
 
-/// Requests whose window has passed, dropped with each entry at most.
+/// Requests whose window has passed, dropped with each entry at most. More than an entry adds on
+/// average, so that the window shrinks again. A part of the state machine: fixed.
 const EXPIRE_PER_ENTRY: usize = 64;
+
+/// A batch is written when it has grown to this many bytes; it may be larger by one entry.
+const BATCH_BYTES: usize = 4 << 20;
 
 /// What stops a replica from applying: its process can't go on.
 #[derive(Debug, Error)]
@@ -67,73 +79,56 @@ pub struct Applied {
     pub entries: Vec<EntryOutcome>,
     /// The last entry applied now.
     pub position: LogPosition,
-    /// The batch that holds all of it; `None` if there was nothing new.
+    /// The batch that completes all of it: once it is flushed, so is everything up to `position`.
+    /// `None` if there was nothing new.
     pub sequence: Option<SequenceNumber>,
-}
-
-/// A run under way: what is changed but not written yet.
-struct Run {
-    before: Box<dyn Snapshot>,
-    changed: FxHashMap<Bytes, Option<Record>>,
-    batch: Batch,
-}
-
-impl Run {
-    fn current(&self, key: &Bytes, now: Version) -> Result<Option<Record>, ApplyError> {
-        let record = match self.changed.get(key) {
-            Some(changed) => changed.clone(),
-            None => match self.before.get(&data_key(key))? {
-                Some(bytes) => Some(Record::decode(key, &bytes)?),
-                None => None,
-            },
-        };
-        Ok(record.filter(|record| !record.is_expired(now)))
-    }
 }
 
 impl<M: Machine> Shard<M> {
     /// Applies committed entries, which must follow each other; those that are in the applied
-    /// state already are skipped. One batch is written, however many entries there are.
+    /// state already are skipped. When this returns, reads see all of it.
     ///
     /// # Errors
     /// [`ApplyError`]: nothing of the run may be acknowledged, and the process should stop.
     ///
     /// # Panics
-    /// If entries are missing between the applied state and the first of them.
+    /// If entries are missing between the applied state and the first of them, or among them.
     pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Applied, ApplyError> {
         let skip = entries.partition_point(|entry| entry.index <= self.state.applied.index);
         let entries = &entries[skip..];
-        let Some(first) = entries.first() else {
-            return Ok(Applied { entries: vec![], position: self.state.applied, sequence: None });
-        };
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut sequence = None;
+        let mut run = None;
+        for entry in entries {
+            let current = match &mut run {
+                Some(run) => run,
+                none => none.insert(Run::start(&*self.engine, self.volume)?),
+            };
+            outcomes.push(self.apply_entry(current, entry)?);
+            if current.size_bytes >= BATCH_BYTES {
+                sequence = self.finish(run.take())?;
+            }
+        }
+        sequence = self.finish(run)?.or(sequence);
+        Ok(Applied { entries: outcomes, position: self.state.applied, sequence })
+    }
+
+    fn finish(&self, run: Option<Run>) -> Result<Option<SequenceNumber>, ApplyError> {
+        let Some(run) = run else { return Ok(None) };
+        let mut batch = run.into_batch();
+        self.state.write(self.replica, &mut batch);
+        Ok(Some(self.engine.write(self.volume, batch)?))
+    }
+
+    fn apply_entry(&mut self, run: &mut Run, entry: &LogEntry) -> Result<EntryOutcome, ApplyError> {
         assert_eq!(
-            first.index,
+            entry.index,
             self.state.applied.index.next(),
             "replica {} of shard {}: entries are missing before {}",
             self.replica,
             self.shard_id(),
-            first.index
+            entry.index
         );
-        let mut run = Run {
-            before: self.engine.snapshot(self.volume)?,
-            changed: FxHashMap::default(),
-            batch: Batch::default(),
-        };
-        let mut outcomes = Vec::with_capacity(entries.len());
-        for entry in entries {
-            outcomes.push(self.apply_entry(&mut run, entry)?);
-        }
-        let Run { changed, mut batch, .. } = run;
-        for (key, record) in changed {
-            let value = record.map(|record| record.encode(&key));
-            batch.changes.push((data_key(&key), value));
-        }
-        batch.put(state_key(self.replica), self.state.encode());
-        let sequence = self.engine.write(self.volume, batch)?;
-        Ok(Applied { entries: outcomes, position: self.state.applied, sequence: Some(sequence) })
-    }
-
-    fn apply_entry(&mut self, run: &mut Run, entry: &LogEntry) -> Result<EntryOutcome, ApplyError> {
         let unreadable = |source| ApplyError::Unreadable { index: entry.index, source };
         let mut outcome = EntryOutcome { index: entry.index, commands: vec![], membership: None };
         match entry.kind {
@@ -151,6 +146,7 @@ impl<M: Machine> Shard<M> {
                 outcome.commands = self.apply_payload(run, payload, entry.index)?;
             }
         }
+        run.size_bytes += entry.data.len();
         self.state.applied = LogPosition { index: entry.index, term: entry.term };
         Ok(outcome)
     }
@@ -167,23 +163,19 @@ impl<M: Machine> Shard<M> {
         for bytes in payload.commands {
             let command = Command::decode(bytes)
                 .map_err(|source| ApplyError::Unreadable { index, source })?;
-            let versions = command.version_count();
+            let next = version.plus(command.version_count());
             outcomes.push(match command {
                 Command::Write(write) => {
-                    CommandOutcome::Written(self.apply_write(run, write, version)?)
+                    CommandOutcome::Written(self.apply_write(run, &write, version)?)
                 }
                 Command::AdvanceTime => CommandOutcome::TimeAdvanced(version),
                 Command::Control(command) => self.apply_control(run, &command, version),
             });
-            version = version.plus(versions);
+            version = next;
         }
-        self.state.last_version = self.state.last_version.max(last_version);
-        self.sessions.expire(
-            self.replica,
-            self.state.last_version,
-            EXPIRE_PER_ENTRY,
-            &mut run.batch,
-        );
+        let now = self.state.last_version.max(last_version);
+        self.state.last_version = now;
+        self.sessions.expire(self.replica, now, EXPIRE_PER_ENTRY, &mut run.records);
         Ok(outcomes)
     }
 
@@ -195,7 +187,9 @@ impl<M: Machine> Shard<M> {
     ) -> CommandOutcome {
         let outcome = self.machine.apply(command, version);
         for (key, value) in outcome.changes {
-            run.batch.changes.push((record_key(self.replica, CONTROL, &key), value));
+            let stored = value.map(|value| seal(Kind::Control, &key, &value));
+            run.size_bytes += stored.as_ref().map_or(0, Bytes::len);
+            run.records.changes.push((record_key(self.replica, Kind::Control, &key), stored));
         }
         CommandOutcome::Controlled(outcome.result)
     }
@@ -203,239 +197,231 @@ impl<M: Machine> Shard<M> {
     fn apply_write(
         &mut self,
         run: &mut Run,
-        write: Write,
+        write: &Write,
         version: Version,
     ) -> Result<Vec<OperationOutcome>, ApplyError> {
-        let refused =
-            |refusal: Refusal| Ok(write.operations.iter().map(|_| Err(refusal.clone())).collect());
-        if let Some(tag) = &write.request
-            && let Err(refusal) = self.sessions.admit(tag, version)
-        {
-            return refused(refusal);
+        let room = match &write.request {
+            Some(tag) => match self.sessions.admit(tag, version) {
+                Ok(room) => room,
+                Err(refusal) => return Ok(refuse_all(write, &refusal)),
+            },
+            None => Room::Free,
+        };
+        let outcomes = if write.atomic {
+            self.apply_together(run, write, version, room)?
+        } else {
+            self.apply_one_by_one(run, write, version, room)?
+        };
+        if let Some(tag) = &write.request {
+            let answered = write.operations.iter().zip(&outcomes);
+            self.sessions.remember(self.replica, tag, version, answered, &mut run.records);
         }
-        if write.atomic {
-            return self.apply_atomic(run, &write, version);
-        }
-        let mut outcomes = Vec::with_capacity(write.operations.len());
-        for (place, operation) in write.operations.iter().enumerate() {
-            let version = version.plus(place as u64);
-            outcomes.push(self.apply_once(run, &write, operation, version)?);
-        }
-        self.remember(run, write.request.as_ref(), &write.operations, &outcomes);
         Ok(outcomes)
     }
 
-    /// An operation that isn't part of an atomic batch.
-    fn apply_once(
+    /// Each operation for itself, each with a version of its own.
+    fn apply_one_by_one(
         &self,
         run: &mut Run,
         write: &Write,
-        operation: &Operation,
         version: Version,
-    ) -> Result<OperationOutcome, ApplyError> {
-        if let Some(earlier) =
-            write.request.as_ref().and_then(|tag| self.sessions.find(tag, operation))
-        {
-            return Ok(earlier);
-        }
-        if let Err(refusal) = self.check_range(write, operation) {
-            return Ok(Err(refusal));
-        }
-        let current = run.current(&operation.key, version)?;
-        let effect = effect_of(operation, current, version);
-        Ok(effect.map(|effect| {
-            if let Some(change) = effect.change {
-                run.changed.insert(operation.key.clone(), change);
-            }
-            effect.result
-        }))
-    }
-
-    /// All operations of the batch, or none.
-    fn apply_atomic(
-        &mut self,
-        run: &mut Run,
-        write: &Write,
-        version: Version,
+        room: Room,
     ) -> Result<Vec<OperationOutcome>, ApplyError> {
-        if let Some(earlier) = self.find_all(write) {
-            return Ok(earlier);
-        }
-        let refused =
-            |refusal: &Refusal| Ok(write.operations.iter().map(|_| Err(refusal.clone())).collect());
-        for operation in &write.operations {
-            if let Err(refusal) = self.check_range(write, operation) {
-                return refused(&refusal);
-            }
-        }
-        // Later operations see what earlier ones of the batch did; on a refusal all is undone.
-        let undo: Vec<_> = write
-            .operations
-            .iter()
-            .map(|operation| (operation.key.clone(), run.changed.get(&operation.key).cloned()))
-            .collect();
         let mut outcomes = Vec::with_capacity(write.operations.len());
+        let mut version = version;
         for operation in &write.operations {
-            let current = run.current(&operation.key, version)?;
-            let effect = effect_of(operation, current, version);
-            if let Ok(Effect { change: Some(change), .. }) = &effect {
-                run.changed.insert(operation.key.clone(), change.clone());
-            }
-            outcomes.push(effect.map(|effect| effect.result));
-        }
-        let failed =
-            write.operations.iter().zip(&outcomes).any(|(operation, outcome)| match outcome {
-                // A delete of an absent key without a condition changes nothing and is no failure.
-                Ok(result) => operation.condition.is_some() && !result.applied,
-                Err(_) => true,
+            outcomes.push(match self.answered(write.request.as_ref(), operation) {
+                Some(earlier) => earlier,
+                None => match self.may_change(write, operation, room) {
+                    Ok(()) => run.carry_out(operation, version)?,
+                    Err(refusal) => Err(refusal),
+                },
             });
-        if failed {
-            for (key, before) in undo.into_iter().rev() {
-                match before {
-                    Some(change) => run.changed.insert(key, change),
-                    None => run.changed.remove(&key),
-                };
-            }
-            for (operation, outcome) in write.operations.iter().zip(&mut outcomes) {
-                if let Ok(result) = outcome {
-                    let current = run.current(&operation.key, version)?;
-                    *result = unapplied(current.as_ref());
-                }
-            }
+            version = version.plus(1);
         }
-        self.remember(run, write.request.as_ref(), &write.operations, &outcomes);
         Ok(outcomes)
     }
 
-    fn find_all(&self, write: &Write) -> Option<Vec<OperationOutcome>> {
-        let tag = write.request.as_ref()?;
-        write.operations.iter().map(|operation| self.sessions.find(tag, operation)).collect()
-    }
-
-    fn remember(
-        &mut self,
+    /// All operations or none, all with one version. Later ones see what earlier ones did.
+    fn apply_together(
+        &self,
         run: &mut Run,
-        tag: Option<&RequestTag>,
-        operations: &[Operation],
-        outcomes: &[OperationOutcome],
-    ) {
-        let Some(tag) = tag else { return };
-        let answers: Vec<_> = operations
-            .iter()
-            .zip(outcomes)
-            .filter_map(|(operation, outcome)| match outcome {
-                Ok(result) if !result.deduplicated => Some((operation, result)),
-                _ => None,
-            })
-            .collect();
-        self.sessions.remember(self.replica, tag, &answers, &mut run.batch);
+        write: &Write,
+        version: Version,
+        room: Room,
+    ) -> Result<Vec<OperationOutcome>, ApplyError> {
+        if let Some(earlier) = self.answered_together(write) {
+            return Ok(earlier);
+        }
+        for operation in &write.operations {
+            if let Err(refusal) = self.may_change(write, operation, room) {
+                return Ok(refuse_all(write, &refusal));
+            }
+        }
+        let undo = run.remember_changes(write);
+        let mut outcomes = Vec::with_capacity(write.operations.len());
+        for operation in &write.operations {
+            outcomes.push(run.carry_out(operation, version)?);
+        }
+        let failed = write.operations.iter().zip(&outcomes).any(failed);
+        if failed {
+            run.undo(undo);
+            for (operation, outcome) in write.operations.iter().zip(&mut outcomes) {
+                if let Ok(result) = outcome {
+                    let current = run.current(&data_key(&operation.key), version)?;
+                    *result = unapplied(operation, current.as_ref());
+                }
+            }
+        }
+        Ok(outcomes)
     }
 
-    fn check_range(&self, write: &Write, operation: &Operation) -> Result<(), Refusal> {
-        check_range(&self.state.descriptor, write.epoch, &operation.key)
+    fn answered(
+        &self,
+        tag: Option<&RequestTag>,
+        operation: &Operation,
+    ) -> Option<OperationOutcome> {
+        tag.and_then(|tag| self.sessions.find(tag, operation))
+    }
+
+    /// The answers of an atomic batch that came before. One that is known in part, or with
+    /// another content, isn't the batch that came before.
+    fn answered_together(&self, write: &Write) -> Option<Vec<OperationOutcome>> {
+        let tag = write.request.as_ref()?;
+        let earlier: Vec<_> =
+            write.operations.iter().map(|operation| self.sessions.find(tag, operation)).collect();
+        if earlier.iter().all(Option::is_none) {
+            return None;
+        }
+        let is_same = |answer: &Option<OperationOutcome>| {
+            !matches!(answer, None | Some(Err(Refusal::RequestIdReused { .. })))
+        };
+        if earlier.iter().all(is_same) {
+            return Some(earlier.into_iter().flatten().collect());
+        }
+        Some(refuse_all(write, &reused(tag)))
+    }
+
+    fn may_change(&self, write: &Write, operation: &Operation, room: Room) -> Result<(), Refusal> {
+        check_range(&self.state.descriptor, write.epoch, &operation.key)?;
+        room.check()
+    }
+}
+
+fn refuse_all(write: &Write, refusal: &Refusal) -> Vec<OperationOutcome> {
+    write.operations.iter().map(|_| Err(refusal.clone())).collect()
+}
+
+/// Whether an operation makes its batch fail. (Deleting what isn't there doesn't, unless there
+/// was a condition.)
+fn failed((operation, outcome): (&Operation, &OperationOutcome)) -> bool {
+    match outcome {
+        Ok(result) => operation.condition.is_some() && !result.applied,
+        Err(_) => true,
     }
 }
 
 /// Whether a request that was routed under `epoch` may touch `key` of this shard.
 pub(crate) fn check_range(
     descriptor: &ShardDescriptor,
-    epoch: kvdb_model::RangeEpoch,
+    epoch: RangeEpoch,
     key: &[u8],
 ) -> Result<(), Refusal> {
-    if epoch == descriptor.range_epoch && descriptor.range.contains(key) {
-        return Ok(());
-    }
     let shard_id = descriptor.shard_id;
-    let descriptors = vec![descriptor.clone()];
-    if epoch == descriptor.range_epoch {
+    let current = descriptor.range_epoch;
+    if epoch != current {
+        let descriptors = vec![descriptor.clone()];
+        return Err(Refusal::StaleEpoch { shard_id, current, descriptors });
+    }
+    if !descriptor.range.contains(key) {
+        let descriptors = vec![descriptor.clone()];
         return Err(Refusal::ShardMoved { shard_id, new_node_hint: None, descriptors });
     }
-    Err(Refusal::StaleEpoch { shard_id, current: descriptor.range_epoch, descriptors })
+    Ok(())
 }
 
-/// What an operation does to its key.
-struct Effect {
-    result: WriteResult,
-    /// The new record, or its removal; `None` if nothing changes.
-    change: Option<Option<Record>>,
+/// A run under way: what is changed but not written yet.
+struct Run {
+    before: Box<dyn Snapshot>,
+    /// By data key; the last change of each.
+    changed: FxHashMap<Bytes, Change>,
+    /// Replica records.
+    records: Batch,
+    size_bytes: usize,
 }
 
-fn effect_of(
-    operation: &Operation,
-    current: Option<Record>,
-    version: Version,
-) -> Result<Effect, Refusal> {
-    let previous = operation.return_previous.then(|| current.as_ref().map(previous_of)).flatten();
-    if !holds(operation.condition.as_ref(), current.as_ref()) {
-        let result = WriteResult { previous, ..unapplied(current.as_ref()) };
-        return Ok(Effect { result, change: None });
+/// The changes of a batch's keys before it, last key first.
+type Undo = Vec<(Bytes, Option<Change>)>;
+
+impl Run {
+    fn start(engine: &dyn Engine, volume: VolumeId) -> Result<Self, EngineError> {
+        Ok(Run {
+            before: engine.snapshot(volume)?,
+            changed: FxHashMap::default(),
+            records: Batch::default(),
+            size_bytes: 0,
+        })
     }
-    let mut result = WriteResult { applied: true, version, previous, ..Default::default() };
-    let change = match &operation.action {
-        Action::Put { value, ttl_ms } => {
-            let expires_at_ms = ttl_ms.map_or(0, |ttl| version.millis().saturating_add(ttl));
-            Some(Some(Record { version, expires_at_ms, value: value.clone() }))
-        }
-        Action::Delete if current.is_none() => {
-            result = WriteResult::default();
-            None
-        }
-        Action::Delete => Some(None),
-        Action::Increment { delta } => {
-            let (counter, record) = increment(current, *delta, version)?;
-            result.counter = Some(counter);
-            Some(Some(record))
-        }
-    };
-    Ok(Effect { result, change })
-}
 
-fn unapplied(current: Option<&Record>) -> WriteResult {
-    WriteResult {
-        version: current.map_or(Version::ZERO, |record| record.version),
-        ..Default::default()
+    /// The record that is there at shard time `now`.
+    fn current(&self, data_key: &Bytes, now: Version) -> Result<Option<Record>, ApplyError> {
+        let record = match self.changed.get(data_key) {
+            Some(Change::Set(record)) => Some(record.clone()),
+            Some(Change::Remove) => None,
+            None => match self.before.get(data_key)? {
+                Some(stored) => Some(Record::decode(&data_key[1..], &stored)?),
+                None => None,
+            },
+        };
+        Ok(record.filter(|record| !record.is_expired(now)))
     }
-}
 
-fn previous_of(record: &Record) -> Previous {
-    Previous {
-        value: record.value.clone(),
-        version: record.version,
-        expires_at_ms: record.expires_at_ms,
+    fn carry_out(
+        &mut self,
+        operation: &Operation,
+        version: Version,
+    ) -> Result<OperationOutcome, ApplyError> {
+        let key = data_key(&operation.key);
+        let current = if needs_current(operation) { self.current(&key, version)? } else { None };
+        Ok(match effect_of(operation, current.as_ref(), version) {
+            Ok(Effect { result, change }) => {
+                if let Some(change) = change {
+                    self.changed.insert(key, change);
+                }
+                Ok(result)
+            }
+            Err(refusal) => Err(refusal),
+        })
     }
-}
 
-fn holds(condition: Option<&Condition>, current: Option<&Record>) -> bool {
-    match condition {
-        None => true,
-        Some(Condition::IfAbsent) => current.is_none(),
-        Some(Condition::IfPresent) => current.is_some(),
-        Some(Condition::IfVersion(version)) => {
-            current.is_some_and(|record| record.version == *version)
-        }
-        Some(Condition::IfValue(value)) => current.is_some_and(|record| record.value == *value),
+    fn remember_changes(&self, write: &Write) -> Undo {
+        let before = |operation: &Operation| {
+            let key = data_key(&operation.key);
+            let change = self.changed.get(&key).cloned();
+            (key, change)
+        };
+        write.operations.iter().rev().map(before).collect()
     }
-}
 
-/// A counter is decimal text, as Redis keeps it; its expiry stays.
-fn increment(
-    current: Option<Record>,
-    delta: i64,
-    version: Version,
-) -> Result<(i64, Record), Refusal> {
-    let (before, expires_at_ms) = match &current {
-        None => (0, 0),
-        Some(record) => {
-            let text = std::str::from_utf8(&record.value).ok();
-            let number = text.and_then(|text| text.parse::<i64>().ok());
-            let number = number
-                .ok_or(Refusal::WrongValue("the value is not an integer of 64 bits as text"))?;
-            (number, record.expires_at_ms)
+    fn undo(&mut self, undo: Undo) {
+        for (key, before) in undo {
+            match before {
+                Some(change) => self.changed.insert(key, change),
+                None => self.changed.remove(&key),
+            };
         }
-    };
-    let after = before
-        .checked_add(delta)
-        .ok_or(Refusal::WrongValue("the increment would overflow 64 bits"))?;
-    let value = Bytes::from(after.to_string());
-    Ok((after, Record { version, expires_at_ms, value }))
+    }
+
+    fn into_batch(self) -> Batch {
+        let mut batch = self.records;
+        batch.changes.reserve(self.changed.len() + 1);
+        for (key, change) in self.changed {
+            let stored = match change {
+                Change::Set(record) => Some(record.encode(&key[1..])),
+                Change::Remove => None,
+            };
+            batch.changes.push((key, stored));
+        }
+        batch
+    }
 }

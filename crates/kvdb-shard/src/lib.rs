@@ -13,13 +13,22 @@
 //!   of the entry that carries it.
 //! - A write with a request id takes effect once (`sessions`).
 //! - A record carries a checksum over key and content: damage is found before it is served.
+//!
+//! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
+//! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
+//! travels. Left out: who may propose, and when a read may be served (`kvdb-replication`);
+//! when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
+//! a [`Machine`].
 
+mod answers;
 mod apply;
+mod effect;
 mod layout;
 mod machine;
 mod membership;
 mod read;
 mod record;
+mod seal;
 mod sessions;
 mod shard;
 mod snapshot;
@@ -27,8 +36,7 @@ mod snapshot;
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use membership::MembershipChange;
-pub use read::{ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, get, scan};
+pub use read::{ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, View, get, scan};
 pub use record::{Record, RecordDamage};
-pub use sessions::SessionLimits;
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};

@@ -1,4 +1,9 @@
 //! Reads, from an engine snapshot.
+//!
+//! A [`View`] is one snapshot and the replica's state *in it*: range, epoch and shard time are
+//! checked in the very state that the answer comes from, so no change of the shard can come
+//! between. Whether the shard may serve a strong read now (leadership, applied index) is for
+//! replication to say, before the snapshot is taken.
 
 use crate::apply::check_range;
 use crate::layout::{data_key, data_range, routing_key_of};
@@ -6,8 +11,11 @@ use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
 use kvdb_engine::{EngineError, Snapshot};
-use kvdb_model::{KeyRange, RangeEpoch, Refusal, ReplicaId, Version};
+use kvdb_model::{KeyRange, LogPosition, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, Version};
 use thiserror::Error;
+
+/// What an item of a scan costs beside its key and value, for [`ScanRequest::max_bytes`].
+const ITEM_OVERHEAD_BYTES: usize = 32;
 
 /// Why a read can't be served.
 #[derive(Debug, Error)]
@@ -15,6 +23,9 @@ pub enum ReadError {
     /// It belongs elsewhere.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The volume doesn't hold the replica: it was switched, or the replica wasn't opened yet.
+    #[error("replica {0} is not in this volume")]
+    NotHere(ReplicaId),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -37,37 +48,6 @@ pub struct ReadResult {
     pub expires_by_clock: bool,
 }
 
-/// Reads one key. Range and epoch are checked in the very snapshot that is read.
-///
-/// # Errors
-/// [`ReadError`].
-pub fn get(
-    snapshot: &dyn Snapshot,
-    replica: ReplicaId,
-    epoch: RangeEpoch,
-    routing_key: &Bytes,
-    wall_ms: u64,
-) -> Result<ReadResult, ReadError> {
-    let state = state_in(snapshot, replica)?;
-    check_range(&state.descriptor, epoch, routing_key)?;
-    let Some(bytes) = snapshot.get(&data_key(routing_key))? else {
-        return Ok(ReadResult { record: None, expires_by_clock: false });
-    };
-    let record = Record::decode(routing_key, &bytes)?;
-    if record.is_expired(state.last_version) {
-        return Ok(ReadResult { record: None, expires_by_clock: false });
-    }
-    let expires_by_clock = record.is_expired(Version::from_millis(wall_ms));
-    Ok(ReadResult { record: Some(record), expires_by_clock })
-}
-
-fn state_in(snapshot: &dyn Snapshot, replica: ReplicaId) -> Result<State, ReadError> {
-    State::read(snapshot, replica)?.ok_or(ReadError::Refused(Refusal::ShardUnavailable {
-        shard_id: kvdb_model::ShardId(0),
-        reason: "the replica has not applied anything yet",
-    }))
-}
-
 /// A part of a scan.
 #[derive(Clone, Debug)]
 pub struct ScanRequest {
@@ -79,12 +59,15 @@ pub struct ScanRequest {
     pub reverse: bool,
     /// Leave the values out.
     pub keys_only: bool,
-    /// Most items in the page.
+    /// Most items in the page, at least 1.
     pub limit: usize,
-    /// Most bytes of keys and values in the page; at least one item is returned.
+    /// Bytes of keys and values after which the page ends; it may be larger by one item.
     pub max_bytes: usize,
-    /// Most records to look at: bounds the time that a page takes where a filter drops most.
+    /// Most records to look at, at least 1: bounds the time that a page takes where most are
+    /// expired or unwanted.
     pub max_examined: usize,
+    /// The local clock, in milliseconds since 1970; see [`ScanPage::expires_by_clock`].
+    pub wall_ms: u64,
 }
 
 /// A record found by a scan.
@@ -103,9 +86,141 @@ pub struct ScanPage {
     pub items: Vec<ScannedItem>,
     /// The range that is left (clipped to the shard), or `None` if the shard is done.
     pub rest: Option<KeyRange>,
+    /// Some item has expired by the local clock, not yet by shard time; see
+    /// [`ReadResult::expires_by_clock`].
+    pub expires_by_clock: bool,
 }
 
-/// Reads a page. `keep` sees each routing key and says whether it is wanted.
+/// One replica as of one engine snapshot. Make one for all reads that can share it: making it
+/// reads and checks the replica's state.
+pub struct View<'a> {
+    snapshot: &'a dyn Snapshot,
+    state: State,
+}
+
+impl<'a> View<'a> {
+    /// The replica as it is in the snapshot.
+    ///
+    /// # Errors
+    /// [`ReadError::NotHere`], or if its state can't be read.
+    pub fn new(snapshot: &'a dyn Snapshot, replica: ReplicaId) -> Result<Self, ReadError> {
+        let state = State::read(snapshot, replica)?.ok_or(ReadError::NotHere(replica))?;
+        Ok(View { snapshot, state })
+    }
+
+    /// The descriptor in the snapshot.
+    pub fn descriptor(&self) -> &ShardDescriptor {
+        &self.state.descriptor
+    }
+
+    /// The last entry applied in the snapshot.
+    pub fn applied(&self) -> LogPosition {
+        self.state.applied
+    }
+
+    /// Shard time in the snapshot.
+    pub fn last_version(&self) -> Version {
+        self.state.last_version
+    }
+
+    /// Reads one key that was routed under `epoch`. `wall_ms` is the local clock, in milliseconds
+    /// since 1970.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn get(
+        &self,
+        epoch: RangeEpoch,
+        routing_key: &[u8],
+        wall_ms: u64,
+    ) -> Result<ReadResult, ReadError> {
+        check_range(&self.state.descriptor, epoch, routing_key)?;
+        let record = match self.snapshot.get(&data_key(routing_key))? {
+            Some(stored) => Some(Record::decode(routing_key, &stored)?),
+            None => None,
+        };
+        let record = record.filter(|record| !record.is_expired(self.state.last_version));
+        let expires_by_clock = record.as_ref().is_some_and(|record| is_past(record, wall_ms));
+        Ok(ReadResult { record, expires_by_clock })
+    }
+
+    /// Reads a page. `keep` sees each routing key and says whether it is wanted.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn scan(
+        &self,
+        request: &ScanRequest,
+        keep: &dyn Fn(&Bytes) -> bool,
+    ) -> Result<ScanPage, ReadError> {
+        let descriptor = &self.state.descriptor;
+        check_range(descriptor, request.epoch, &descriptor.range.start)?;
+        let mut page = ScanPage { items: vec![], rest: None, expires_by_clock: false };
+        let range = request.range.intersection(&descriptor.range);
+        if range.is_empty() {
+            return Ok(page);
+        }
+        let mut size_bytes = 0;
+        let scanned = self.snapshot.scan(&data_range(&range), request.reverse);
+        for (examined, item) in scanned.enumerate() {
+            let (key, stored) = item?;
+            let routing_key = routing_key_of(&key);
+            let is_full = page.items.len() >= request.limit.max(1)
+                || examined >= request.max_examined.max(1)
+                || (size_bytes >= request.max_bytes && !page.items.is_empty());
+            if is_full {
+                page.rest = Some(rest_of(&range, &routing_key, request.reverse));
+                break;
+            }
+            if !keep(&routing_key) {
+                continue;
+            }
+            let mut record = Record::decode(&routing_key, &stored)?;
+            if record.is_expired(self.state.last_version) {
+                continue;
+            }
+            if request.keys_only {
+                record.value = Bytes::new();
+            }
+            page.expires_by_clock |= is_past(&record, request.wall_ms);
+            size_bytes += routing_key.len() + record.value.len() + ITEM_OVERHEAD_BYTES;
+            page.items.push(ScannedItem { routing_key, record });
+        }
+        Ok(page)
+    }
+}
+
+fn is_past(record: &Record, wall_ms: u64) -> bool {
+    record.expires_at_ms != 0 && record.expires_at_ms <= wall_ms
+}
+
+/// The range from `next`, which wasn't taken, on.
+fn rest_of(range: &KeyRange, next: &Bytes, reverse: bool) -> KeyRange {
+    if reverse {
+        // An exclusive end just above `next`.
+        let mut end = next.to_vec();
+        end.push(0);
+        KeyRange { start: range.start.clone(), end: end.into() }
+    } else {
+        KeyRange { start: next.clone(), end: range.end.clone() }
+    }
+}
+
+/// [`View::get`], for a single read.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn get(
+    snapshot: &dyn Snapshot,
+    replica: ReplicaId,
+    epoch: RangeEpoch,
+    routing_key: &[u8],
+    wall_ms: u64,
+) -> Result<ReadResult, ReadError> {
+    View::new(snapshot, replica)?.get(epoch, routing_key, wall_ms)
+}
+
+/// [`View::scan`], for a single page.
 ///
 /// # Errors
 /// [`ReadError`].
@@ -115,55 +230,5 @@ pub fn scan(
     request: &ScanRequest,
     keep: &dyn Fn(&Bytes) -> bool,
 ) -> Result<ScanPage, ReadError> {
-    let state = state_in(snapshot, replica)?;
-    if request.epoch != state.descriptor.range_epoch {
-        return Err(ReadError::Refused(Refusal::StaleEpoch {
-            shard_id: state.descriptor.shard_id,
-            current: state.descriptor.range_epoch,
-            descriptors: vec![state.descriptor],
-        }));
-    }
-    let range = request.range.intersection(&state.descriptor.range);
-    let mut page = ScanPage { items: vec![], rest: None };
-    if range.is_empty() {
-        return Ok(page);
-    }
-    let mut bytes = 0;
-    let scanned = snapshot.scan(&data_range(&range), request.reverse);
-    for (examined, item) in scanned.enumerate() {
-        let (key, value) = item?;
-        let routing_key = routing_key_of(&key);
-        let full = page.items.len() >= request.limit
-            || bytes >= request.max_bytes
-            || examined >= request.max_examined;
-        if full {
-            page.rest = Some(rest_of(&range, routing_key, request.reverse));
-            break;
-        }
-        if !keep(&routing_key) {
-            continue;
-        }
-        let mut record = Record::decode(&routing_key, &value)?;
-        if record.is_expired(state.last_version) {
-            continue;
-        }
-        if request.keys_only {
-            record.value = Bytes::new();
-        }
-        bytes += routing_key.len() + record.value.len() + 32;
-        page.items.push(ScannedItem { routing_key, record });
-    }
-    Ok(page)
-}
-
-/// The range from `next`, which wasn't taken, on.
-fn rest_of(range: &KeyRange, next: Bytes, reverse: bool) -> KeyRange {
-    if reverse {
-        // An exclusive end just above `next`.
-        let mut end = next.to_vec();
-        end.push(0);
-        KeyRange { start: range.start.clone(), end: end.into() }
-    } else {
-        KeyRange { start: next, end: range.end.clone() }
-    }
+    View::new(snapshot, replica)?.scan(request, keep)
 }

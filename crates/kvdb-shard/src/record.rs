@@ -1,11 +1,14 @@
 //! Data records.
 //!
 //! ```text
-//! crc32c (u32)  over routing key and all that follows
-//! format (u8)   1
-//! type (u8)     0 = string; others are for element records of collections
-//! version (u64) expires_at_ms (u64, 0 = never)  payload
+//! crc32c (u32)   over the routing key and all that follows
+//! format (u8)    1
+//! type (u8)      0 = string; others are for the element records of collections
+//! version (u64)  expires_at_ms (u64, 0 = never)  payload
 //! ```
+//!
+//! Numbers are little endian. The checksum covers the key, so that a record which an engine hands
+//! out under the wrong key is damage too.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::Version;
@@ -30,18 +33,18 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RecordDamage {
     /// Its checksum doesn't match, or it is too short to have one.
-    #[error("the record of key {key} is damaged: its checksum does not match")]
+    #[error("the record of {record} is damaged: its checksum does not match")]
     Checksum {
-        /// The routing key, escaped.
-        key: String,
+        /// Which one: its routing key, escaped, or what it is for.
+        record: String,
     },
     /// It was written by a version that this binary doesn't know.
     #[error(
-        "the record of key {key} has format {format}, type {kind}; this binary reads format {FORMAT}, type {TYPE_STRING}"
+        "the record of {record} has format {format}, type {kind}; this binary reads format {FORMAT}, type {TYPE_STRING}"
     )]
     Unknown {
-        /// The routing key, escaped.
-        key: String,
+        /// Which one.
+        record: String,
         /// The format.
         format: u8,
         /// The type.
@@ -69,7 +72,8 @@ impl Record {
     }
 
     pub(crate) fn decode(routing_key: &[u8], bytes: &Bytes) -> Result<Self, RecordDamage> {
-        let damaged = || RecordDamage::Checksum { key: routing_key.escape_ascii().to_string() };
+        let name = || format!("key {}", routing_key.escape_ascii());
+        let damaged = || RecordDamage::Checksum { record: name() };
         if bytes.len() < HEADER_BYTES {
             return Err(damaged());
         }
@@ -82,11 +86,7 @@ impl Record {
             return Err(damaged());
         }
         if (bytes[4], bytes[5]) != (FORMAT, TYPE_STRING) {
-            return Err(RecordDamage::Unknown {
-                key: routing_key.escape_ascii().to_string(),
-                format: bytes[4],
-                kind: bytes[5],
-            });
+            return Err(RecordDamage::Unknown { record: name(), format: bytes[4], kind: bytes[5] });
         }
         Ok(Record {
             version: Version(number(6)),
@@ -121,6 +121,19 @@ mod tests {
     fn a_record_under_another_key_is_damage() {
         let record = Record { version: Version(1), expires_at_ms: 0, value: Bytes::new() };
         assert!(Record::decode(b"other", &record.encode(b"key")).is_err());
+    }
+
+    #[test]
+    fn formats_and_types_of_later_versions_are_refused_by_name() {
+        for (place, value) in [(4, FORMAT + 1), (5, TYPE_STRING + 1)] {
+            let record = Record { version: Version(1), expires_at_ms: 0, value: Bytes::new() };
+            let mut bytes = record.encode(b"key").to_vec();
+            bytes[place] = value;
+            let crc = checksum(b"key", &bytes[4..]);
+            bytes[..4].copy_from_slice(&crc.to_le_bytes());
+            let refused = Record::decode(b"key", &Bytes::from(bytes)).unwrap_err();
+            assert!(matches!(refused, RecordDamage::Unknown { .. }), "{refused}");
+        }
     }
 
     #[test]

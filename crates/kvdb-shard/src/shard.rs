@@ -1,10 +1,12 @@
 //! One replica's state machine: what it is, and how it comes back after a restart.
 
-use crate::layout::{CONTROL, kind_range, state_key, suffix_of};
+use crate::layout::{Kind, kind_range, record_key, suffix_of};
 use crate::machine::Machine;
-use crate::sessions::{LoadError, SessionLimits, Sessions};
+use crate::record::RecordDamage;
+use crate::seal::{seal, unseal};
+use crate::sessions::{SessionLimits, Sessions};
 use bytes::Bytes;
-use kvdb_engine::{Engine, EngineError, Snapshot};
+use kvdb_engine::{Batch, Engine, EngineError, Snapshot};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{
     LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
@@ -21,27 +23,18 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer::new();
+    fn encode(&self) -> Bytes {
+        let mut out = Writer::with_capacity(128);
         out.u8(1);
         out.u64(self.applied.index.0);
         out.u64(self.applied.term.0);
         out.u64(self.last_version.0);
         self.descriptor.encode(&mut out);
-        let crc = crc32c::crc32c(out.as_slice());
-        out.u32(crc);
         out.finish()
     }
 
-    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
-        let Some(content) = bytes.len().checked_sub(4) else {
-            return Err(DecodeError::Truncated { missing: 4 });
-        };
-        let stored = Reader::new(bytes.slice(content..)).u32()?;
-        if stored != crc32c::crc32c(&bytes[..content]) {
-            return Err(DecodeError::NumberOutOfRange);
-        }
-        let mut input = Reader::new(bytes.slice(..content));
+    fn decode(content: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(content);
         input.version("replica state", 1)?;
         let state = State {
             applied: LogPosition { index: LogIndex(input.u64()?), term: Term(input.u64()?) },
@@ -52,12 +45,19 @@ impl State {
         Ok(state)
     }
 
+    pub(crate) fn write(&self, replica: ReplicaId, batch: &mut Batch) {
+        let key = record_key(replica, Kind::State, &[]);
+        batch.put(key, seal(Kind::State, &[], &self.encode()));
+    }
+
+    /// The state of a replica as of an engine snapshot, if it is in that volume.
     pub(crate) fn read(
         snapshot: &dyn Snapshot,
         replica: ReplicaId,
     ) -> Result<Option<Self>, OpenError> {
-        match snapshot.get(&state_key(replica))? {
-            Some(bytes) => Ok(Some(State::decode(&bytes)?)),
+        let key = record_key(replica, Kind::State, &[]);
+        match snapshot.get(&key)? {
+            Some(stored) => Ok(Some(State::decode(unseal(Kind::State, &key, &stored)?)?)),
             None => Ok(None),
         }
     }
@@ -69,7 +69,10 @@ pub enum OpenError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A record of the replica is damaged or of an unknown version.
+    /// A record of the replica is damaged.
+    #[error(transparent)]
+    Damage(#[from] RecordDamage),
+    /// A record of the replica, or the descriptor it was born with, is of an unknown version.
     #[error("a record of the replica can't be read: {0}")]
     Record(#[from] DecodeError),
     /// The coordinators' state machine refused a record.
@@ -77,16 +80,7 @@ pub enum OpenError {
     Control(String),
 }
 
-impl From<LoadError> for OpenError {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Engine(error) => OpenError::Engine(error),
-            LoadError::Decode(error) => OpenError::Record(error),
-        }
-    }
-}
-
-/// One replica of one shard.
+/// One replica of one shard. Owned by the apply thread; reads go through engine snapshots.
 pub struct Shard<M> {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) replica: ReplicaId,
@@ -97,8 +91,10 @@ pub struct Shard<M> {
 }
 
 impl<M: Machine> Shard<M> {
-    /// Opens a replica in its volume. Where nothing of it was flushed before a crash, it is as it
-    /// was born: `birth` is the descriptor, `start` the position.
+    /// Opens a replica in its volume. Where the volume has nothing of it (it was just made, or
+    /// nothing was flushed before a crash) it is as it was born: `birth` is the encoded
+    /// descriptor, `start` the position; its state is then written, so that reads find it.
+    /// All control records are fed to `machine`, which is cleared first.
     ///
     /// # Errors
     /// If the volume is gone or damaged, or `birth` is needed and unreadable.
@@ -113,16 +109,13 @@ impl<M: Machine> Shard<M> {
         let snapshot = engine.snapshot(volume)?;
         let state = match State::read(&*snapshot, replica)? {
             Some(state) => state,
-            None => State {
-                applied: start,
-                last_version: Version::ZERO,
-                descriptor: ShardDescriptor::decode(&mut Reader::new(birth.clone()))?,
-            },
+            None => born(&*engine, replica, volume, birth, start)?,
         };
         let sessions = Sessions::load(SessionLimits::default(), &*snapshot, replica)?;
         machine.clear();
-        for item in snapshot.scan(&kind_range(replica, CONTROL), false) {
-            let (key, value) = item?;
+        for item in snapshot.scan(&kind_range(replica, Kind::Control), false) {
+            let (key, stored) = item?;
+            let value = unseal(Kind::Control, &key, &stored)?;
             machine.load(&suffix_of(&key), &value).map_err(OpenError::Control)?;
         }
         machine.loaded();
@@ -177,4 +170,21 @@ impl<M: Machine> Shard<M> {
     pub fn engine_snapshot(&self) -> Result<Box<dyn Snapshot>, EngineError> {
         self.engine.snapshot(self.volume)
     }
+}
+
+fn born(
+    engine: &dyn Engine,
+    replica: ReplicaId,
+    volume: VolumeId,
+    birth: &Bytes,
+    start: LogPosition,
+) -> Result<State, OpenError> {
+    let mut input = Reader::new(birth.clone());
+    let descriptor = ShardDescriptor::decode(&mut input)?;
+    input.end()?;
+    let state = State { applied: start, last_version: Version::ZERO, descriptor };
+    let mut batch = Batch::default();
+    state.write(replica, &mut batch);
+    engine.write(volume, batch)?;
+    Ok(state)
 }

@@ -1,15 +1,17 @@
 //! A shard's whole content, as a stream of chunks; and its digest.
 //!
 //! ```text
-//! chunk:  crc32c (u32) over the rest | sequence (varint) | last (u8) | items or end
-//! items:  count (varint), then key and value (length-prefixed) of each, ascending
-//! end:    format (u8), number of items (varint), digest (u64) of all keys and values
+//! chunk:  crc32c (u32) over the rest | format (u8) | sequence (varint) | items or end
+//! items:  0 (u8), count (varint), then key and value (length-prefixed) of each, ascending
+//! end:    1 (u8), number of items (varint), digest (u64, XXH3) of all keys and values
 //! ```
 //!
-//! Keys are those of the volume, with the sender's replica id left out and the receiver's put in.
-//! A stream that is damaged, out of order, of an unknown format or without its end is refused.
+//! Chunks are of 256 KiB, or larger by one item. Keys are those of the volume, with the sender's
+//! replica id left out and the receiver's put in. A stream that is damaged, out of order, of an
+//! unknown format, without the replica's state or without its end is refused; since an ingestion
+//! that ends in an error leaves nothing, so does such a stream.
 
-use crate::layout::{data_range, from_neutral, replica_range, to_neutral};
+use crate::layout::{data_range, from_neutral, is_neutral_state, replica_range, to_neutral};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
 use kvdb_engine::{EngineError, Item, Snapshot};
@@ -20,6 +22,8 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 const FORMAT: u8 = 1;
+const ITEMS: u8 = 0;
+const END: u8 = 1;
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Why a snapshot can't be read or taken in.
@@ -33,7 +37,7 @@ pub enum SnapshotError {
         /// What is wrong.
         problem: &'static str,
     },
-    /// A chunk's content can't be decoded.
+    /// A chunk can't be decoded, or is of an unknown format.
     #[error("the snapshot can't be decoded: {0}")]
     Decode(#[from] DecodeError),
     /// The engine.
@@ -89,7 +93,7 @@ impl SnapshotWriter {
         self.state.last_version
     }
 
-    /// Hands out every chunk, in order; ends early if `send` returns false.
+    /// Hands every chunk to `send`, in order; ends early once `send` returns false.
     ///
     /// # Errors
     /// If the engine can't be read.
@@ -143,29 +147,32 @@ impl Chunk {
     }
 
     fn finish(self, sequence: u64) -> Bytes {
-        let mut content = Writer::with_capacity(self.body.len() + 24);
-        content.varint(sequence);
-        content.u8(0);
-        content.varint(self.count);
-        content.raw(self.body.as_slice());
-        sealed(content)
+        let mut header = chunk_header(sequence, ITEMS);
+        header.varint(self.count);
+        sealed(header.as_slice(), self.body.as_slice())
     }
 }
 
-fn end_chunk(sequence: u64, total: u64, digest: u64) -> Bytes {
-    let mut content = Writer::new();
-    content.varint(sequence);
-    content.u8(1);
-    content.u8(FORMAT);
-    content.varint(total);
-    content.u64(digest);
-    sealed(content)
+fn chunk_header(sequence: u64, tag: u8) -> Writer {
+    let mut header = Writer::with_capacity(32);
+    header.u8(FORMAT);
+    header.varint(sequence);
+    header.u8(tag);
+    header
 }
 
-fn sealed(content: Writer) -> Bytes {
-    let mut out = Writer::with_capacity(content.len() + 4);
-    out.u32(crc32c::crc32c(content.as_slice()));
-    out.raw(content.as_slice());
+fn end_chunk(sequence: u64, total: u64, digest: u64) -> Bytes {
+    let mut header = chunk_header(sequence, END);
+    header.varint(total);
+    header.u64(digest);
+    sealed(header.as_slice(), &[])
+}
+
+fn sealed(header: &[u8], body: &[u8]) -> Bytes {
+    let mut out = Writer::with_capacity(4 + header.len() + body.len());
+    out.u32(crc32c::crc32c_append(crc32c::crc32c(header), body));
+    out.raw(header);
+    out.raw(body);
     out.finish()
 }
 
@@ -178,6 +185,9 @@ pub struct ChunkReader<I> {
     sequence: u64,
     total: u64,
     digest: Xxh3,
+    /// The last key that came.
+    last: Option<Bytes>,
+    has_state: bool,
     done: bool,
 }
 
@@ -191,6 +201,8 @@ impl<I: Iterator<Item = Bytes>> ChunkReader<I> {
             sequence: 0,
             total: 0,
             digest: Xxh3::new(),
+            last: None,
+            has_state: false,
             done: false,
         }
     }
@@ -210,12 +222,13 @@ impl<I: Iterator<Item = Bytes>> ChunkReader<I> {
             return Err(self.problem("is damaged: its checksum does not match"));
         }
         let mut input = Reader::new(content);
+        input.version("snapshot", FORMAT)?;
         if input.varint()? != self.sequence {
             return Err(self.problem("did not come in its turn"));
         }
         match input.u8()? {
-            0 => self.take_items(&mut input)?,
-            1 => self.take_end(&mut input)?,
+            ITEMS => self.take_items(&mut input)?,
+            END => self.take_end(&mut input)?,
             tag => return Err(DecodeError::unknown_tag("snapshot chunk", tag).into()),
         }
         self.sequence += 1;
@@ -228,22 +241,29 @@ impl<I: Iterator<Item = Bytes>> ChunkReader<I> {
             let value = input.bytes()?;
             update(&mut self.digest, &key, &value);
             self.total += 1;
-            let Some(key) = from_neutral(&key, self.replica) else {
+            if self.last.as_ref().is_some_and(|last| *last >= key) {
+                return Err(self.problem("has a key that does not rise"));
+            }
+            self.has_state |= is_neutral_state(&key);
+            let Some(own) = from_neutral(&key, self.replica) else {
                 return Err(self.problem("has a key of an unknown kind"));
             };
-            self.items.push_back((key, value));
+            self.items.push_back((own, value));
+            self.last = Some(key);
         }
         input.end()?;
         Ok(())
     }
 
     fn take_end(&mut self, input: &mut Reader) -> Result<(), SnapshotError> {
-        input.version("snapshot", FORMAT)?;
         if input.varint()? != self.total {
             return Err(self.problem("does not count the items that came"));
         }
         if input.u64()? != self.digest.digest() {
             return Err(self.problem("has another digest than what came"));
+        }
+        if !self.has_state {
+            return Err(self.problem("ends a snapshot without the replica's state"));
         }
         input.end()?;
         self.done = true;
@@ -264,11 +284,9 @@ impl<I: Iterator<Item = Bytes>> Iterator for ChunkReader<I> {
             }
             if let Err(error) = self.next_chunk() {
                 self.done = true;
-                let what = std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
-                return Some(Err(EngineError::Io {
-                    place: "the snapshot".to_owned(),
-                    source: what,
-                }));
+                self.items.clear();
+                let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+                return Some(Err(EngineError::Io { place: "the snapshot".to_owned(), source }));
             }
         }
     }
