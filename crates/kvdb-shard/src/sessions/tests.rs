@@ -6,7 +6,7 @@ use proptest::prelude::*;
 const REPLICA: ReplicaId = ReplicaId(9);
 const VOLUME: VolumeId = VolumeId(1);
 const LIMITS: SessionLimits =
-    SessionLimits { window_ms: 1000, grace_ms: 100, client_max_bytes: 1000, shard_max_bytes: 3000 };
+    SessionLimits { window_ms: 1000, grace_ms: 100, client_max_bytes: 1000, shard_max_bytes: 2000 };
 
 fn tag(client: &'static str, sequence: u64, acked_below: u64, valid_until_ms: u64) -> RequestTag {
     RequestTag { client_id: client.into(), sequence, acked_below, valid_until_ms }
@@ -25,6 +25,9 @@ fn put(item: u32, value: &'static str) -> Operation {
         return_previous: false,
     }
 }
+
+/// A client's session: `acked_below`, size and requests.
+type Content = (Bytes, u64, usize, Vec<(u64, Request)>);
 
 /// Sessions with the volume that holds their records.
 struct Window {
@@ -76,7 +79,7 @@ impl Window {
     }
 
     /// Everything that decisions depend on.
-    fn content(&self) -> Vec<(Bytes, u64, usize, Vec<(u64, Request)>)> {
+    fn content(&self) -> Vec<Content> {
         let clients = self.sessions.clients.iter();
         let listed = clients.map(|(client, session)| {
             let requests = session.requests.iter();
