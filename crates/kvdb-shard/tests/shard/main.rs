@@ -1,0 +1,8 @@
+//! The shard from outside: stories, a model to compare with, and snapshots.
+
+mod model;
+mod reads;
+mod replay;
+mod snapshots;
+mod stories;
+mod support;
