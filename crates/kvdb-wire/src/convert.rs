@@ -372,50 +372,90 @@ pub fn previous_to(previous: Previous) -> proto::Previous {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use prost::Message as _;
 
-    #[test]
-    fn a_map_survives_the_way_over_the_wire() {
-        let mut map =
-            ShardMap { cluster_id: ClusterId(77), version: MapVersion(9), ..Default::default() };
-        for id in 1..4u64 {
-            map.change(MapChange::Node(NodeRecord {
-                node_id: NodeId(id),
-                address: format!("127.0.0.1:{id}"),
-                zone: "z".into(),
-                status: NodeStatus::Draining,
-            }));
-        }
-        map.change(MapChange::Keyspace(Keyspace {
-            keyspace_id: KeyspaceId(1),
-            name: "default".into(),
-            partitioning: Partitioning::Range,
-        }));
-        map.change(MapChange::Shard(ShardRecord {
-            descriptor: ShardDescriptor {
-                shard_id: ShardId(4),
-                keyspace_id: KeyspaceId(1),
-                range: KeyRange::new(&b"a"[..], &b""[..]),
-                range_epoch: RangeEpoch(2),
-                membership_epoch: MembershipEpoch(3),
-                replicas: [Role::Voter, Role::Learner, Role::Incoming, Role::Outgoing]
-                    .into_iter()
-                    .zip(1..)
-                    .map(|(role, id)| Replica {
-                        node_id: NodeId(id),
-                        replica_id: ReplicaId(id + 10),
-                        role,
-                    })
-                    .collect(),
+    fn any_shard() -> impl Strategy<Value = ShardRecord> {
+        let roles = [Role::Voter, Role::Learner, Role::Incoming, Role::Outgoing];
+        let replica = (any::<u64>(), any::<u64>(), prop::sample::select(roles.to_vec())).prop_map(
+            |(node, replica, role)| Replica {
+                node_id: NodeId(node),
+                replica_id: ReplicaId(replica),
+                role,
             },
-            leader: Some(NodeId(2)),
-            leader_term: Term(6),
-            creating: true,
-        }));
-        assert_eq!(shard_map_from(shard_map_to(&map)).unwrap(), map);
-        let delta = MapDelta { version: MapVersion(10), changes: ShardMap::default().diff(&map) };
-        assert_eq!(map_delta_from(map_delta_to(&delta)).unwrap(), delta);
-        let gone = MapDelta { version: MapVersion(11), changes: map.diff(&ShardMap::default()) };
-        assert_eq!(map_delta_from(map_delta_to(&gone)).unwrap(), gone);
+        );
+        let bound = || prop::collection::vec(any::<u8>(), 0..9);
+        let descriptor = (
+            (any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>()),
+            (bound(), bound()),
+            prop::collection::vec(replica, 0..4),
+        )
+            .prop_map(|((shard, keyspace, range, membership), (start, end), replicas)| {
+                ShardDescriptor {
+                    shard_id: ShardId(shard),
+                    keyspace_id: KeyspaceId(keyspace),
+                    range: KeyRange::new(start, end),
+                    range_epoch: RangeEpoch(range),
+                    membership_epoch: MembershipEpoch(membership),
+                    replicas,
+                }
+            });
+        (descriptor, prop::option::of(1u64..), any::<u64>(), any::<bool>()).prop_map(
+            |(descriptor, leader, term, creating)| ShardRecord {
+                descriptor,
+                leader: leader.map(NodeId),
+                leader_term: Term(term),
+                creating,
+            },
+        )
+    }
+
+    fn any_change() -> impl Strategy<Value = MapChange> {
+        let statuses = [
+            NodeStatus::Alive,
+            NodeStatus::Suspect,
+            NodeStatus::Dead,
+            NodeStatus::Draining,
+            NodeStatus::Removed,
+        ];
+        let layouts = [Partitioning::Hash, Partitioning::Range];
+        prop_oneof![
+            any::<u128>().prop_map(|id| MapChange::Cluster(ClusterId(id))),
+            (any::<u64>(), "[a-z:0-9]{0,9}", ".{0,4}", prop::sample::select(statuses.to_vec()))
+                .prop_map(|(id, address, zone, status)| MapChange::Node(NodeRecord {
+                    node_id: NodeId(id),
+                    address,
+                    zone,
+                    status,
+                })),
+            any::<u64>().prop_map(|id| MapChange::NodeGone(NodeId(id))),
+            (any::<u32>(), ".{0,9}", prop::sample::select(layouts.to_vec())).prop_map(
+                |(id, name, partitioning)| MapChange::Keyspace(Keyspace {
+                    keyspace_id: KeyspaceId(id),
+                    name,
+                    partitioning,
+                })
+            ),
+            any::<u32>().prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),
+            any_shard().prop_map(MapChange::Shard),
+            any::<u64>().prop_map(|id| MapChange::ShardGone(ShardId(id))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn maps_and_deltas_survive_the_way_over_the_wire(version in any::<u64>(), changes in prop::collection::vec(any_change(), 0..8)) {
+            let mut map = ShardMap { version: MapVersion(version), ..Default::default() };
+            for change in &changes { map.change(change.clone()); }
+            let sent = shard_map_to(&map).encode_to_vec();
+            let received = proto::ShardMap::decode(&sent[..]).unwrap();
+            prop_assert_eq!(shard_map_from(received), Ok(map));
+
+            let delta = MapDelta { version: MapVersion(version), changes };
+            let sent = map_delta_to(&delta).encode_to_vec();
+            let received = proto::MapDelta::decode(&sent[..]).unwrap();
+            prop_assert_eq!(map_delta_from(received), Ok(delta));
+        }
     }
 
     #[test]

@@ -1,4 +1,13 @@
 //! Refusals as gRPC statuses with trailers, as messages, and back.
+//!
+//! The trailers of the contract hold what routing needs. Facts that have no trailer of their own
+//! (which field, which request id, which shards) travel as a serialized `Refusal` in
+//! `x-refusal-bin`, so that a Rust client gets back what the server refused with. Other clients
+//! have the status's message, which says the same in words.
+//!
+//! Trailers share one bounded header list with everything else, so all of them are bounded here:
+//! a long message is cut, and descriptors that don't fit are left out. Whoever reads them treats
+//! what is missing or garbled as not said.
 
 use crate::convert::{descriptor_from, descriptor_to};
 use crate::proto;
@@ -14,12 +23,20 @@ const NEW_NODE_HINT: &str = "x-new-node-hint";
 const SHARD_EPOCH: &str = "x-shard-epoch";
 const DESCRIPTORS: &str = "x-shard-descriptors-bin";
 const RETRY_AFTER_MS: &str = "x-retry-after-ms";
+const REFUSAL: &str = "x-refusal-bin";
+
+/// Longest text that a refusal carries, in bytes.
+const TEXT_MAX_BYTES: usize = 1024;
+/// Most shards that a refusal names.
+const SHARDS_MAX: usize = 64;
+/// Most bytes of descriptors in a trailer: both sides of a split with the longest keys fit.
+const DESCRIPTORS_MAX_BYTES: usize = 72 * 1024;
 
 /// The refusal as a message.
 pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
     let mut out = proto::Refusal {
         code: refusal.code().to_owned(),
-        message: refusal.to_string(),
+        message: short(refusal.to_string()),
         shard_id: refusal.shard_id().map(|id| id.0),
         ..Default::default()
     };
@@ -43,13 +60,21 @@ pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
         }
         Refusal::InvalidArgument { field, problem } => {
             out.field = (*field).to_owned();
-            out.message = problem.clone();
+            out.problem = short(problem.clone());
         }
-        Refusal::UnknownKeyspace { name } => out.message = name.clone(),
-        Refusal::CrossShard { shards } => out.shard_ids = shards.iter().map(|id| id.0).collect(),
+        Refusal::UnknownKeyspace { name } => out.keyspace = short(name.clone()),
+        Refusal::CrossShard { shards } => {
+            out.shard_ids = shards.iter().take(SHARDS_MAX).map(|id| id.0).collect();
+        }
         _ => {}
     }
     out
+}
+
+/// At most [`TEXT_MAX_BYTES`] of a text, cut between characters.
+fn short(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
+    text
 }
 
 /// The refusal that a message tells of. An unknown code becomes [`Refusal::OutcomeUnknown`]: the
@@ -82,11 +107,8 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
         "REQUEST_ID_EXPIRED" => {
             Refusal::RequestIdExpired { client_id: refusal.client_id, sequence: refusal.sequence }
         }
-        "INVALID_ARGUMENT" => Refusal::InvalidArgument {
-            field: known_field(&refusal.field),
-            problem: refusal.message,
-        },
-        "UNKNOWN_KEYSPACE" => Refusal::UnknownKeyspace { name: refusal.message },
+        "INVALID_ARGUMENT" => invalid_argument(refusal),
+        "UNKNOWN_KEYSPACE" => Refusal::UnknownKeyspace { name: refusal.keyspace },
         "CROSS_SHARD" => {
             Refusal::CrossShard { shards: refusal.shard_ids.into_iter().map(ShardId).collect() }
         }
@@ -96,10 +118,33 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
     }
 }
 
-/// Field names are static in the model; those of other versions are told in the message.
-fn known_field(field: &str) -> &'static str {
-    const FIELDS: [&str; 6] = ["key", "value", "condition", "keyspace", "cursor", "request_id"];
-    FIELDS.into_iter().find(|known| *known == field).unwrap_or("request")
+/// The names of fields are static in the model. One that this version doesn't know, or none, leaves
+/// the server's own words.
+fn invalid_argument(refusal: proto::Refusal) -> Refusal {
+    const FIELDS: [&str; 16] = [
+        "key",
+        "keys",
+        "value",
+        "keyspace",
+        "condition",
+        "consistency",
+        "operations",
+        "operations.action",
+        "prefix",
+        "cursor",
+        "request_id.client_id",
+        "request_id.acked_below",
+        "request_id.valid_until_ms",
+        "shard_id",
+        "node_id",
+        "address",
+    ];
+    match FIELDS.into_iter().find(|known| *known == refusal.field) {
+        Some(field) => Refusal::InvalidArgument { field, problem: refusal.problem },
+        None => {
+            Refusal::invalid("request", format!("was refused by the server: {}", refusal.message))
+        }
+    }
 }
 
 fn readable(descriptors: Vec<proto::ShardDescriptor>) -> Vec<ShardDescriptor> {
@@ -122,6 +167,18 @@ fn grpc_code(refusal: &Refusal) -> Code {
         Refusal::RequestIdExpired { .. } => Code::FailedPrecondition,
         Refusal::UnknownKeyspace { .. } => Code::NotFound,
     }
+}
+
+/// Whether the trailers of the contract can't say it all.
+fn needs_message(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::RequestIdReused { .. }
+            | Refusal::RequestIdExpired { .. }
+            | Refusal::InvalidArgument { .. }
+            | Refusal::UnknownKeyspace { .. }
+            | Refusal::CrossShard { .. }
+    )
 }
 
 /// The refusal as a status with trailers.
@@ -148,7 +205,11 @@ pub fn status_of(refusal: &Refusal) -> Status {
         }
         _ => {}
     }
-    Status::with_metadata(grpc_code(refusal), refusal.to_string(), trailers)
+    if needs_message(refusal) {
+        let message = refusal_to_proto(refusal).encode_to_vec();
+        trailers.insert_bin(REFUSAL, BinaryMetadataValue::from_bytes(&message));
+    }
+    Status::with_metadata(grpc_code(refusal), short(refusal.to_string()), trailers)
 }
 
 fn insert_text(trailers: &mut MetadataMap, name: &'static str, text: &Option<String>) {
@@ -158,12 +219,18 @@ fn insert_text(trailers: &mut MetadataMap, name: &'static str, text: &Option<Str
 }
 
 fn insert_descriptors(trailers: &mut MetadataMap, descriptors: &[ShardDescriptor]) {
-    if descriptors.is_empty() {
-        return;
+    let mut message = proto::ShardDescriptors::default();
+    for descriptor in descriptors {
+        message.descriptors.push(descriptor_to(descriptor));
+        if message.encoded_len() > DESCRIPTORS_MAX_BYTES {
+            message.descriptors.pop();
+            break;
+        }
     }
-    let message =
-        proto::ShardDescriptors { descriptors: descriptors.iter().map(descriptor_to).collect() };
-    trailers.insert_bin(DESCRIPTORS, BinaryMetadataValue::from_bytes(&message.encode_to_vec()));
+    if !message.descriptors.is_empty() {
+        let value = BinaryMetadataValue::from_bytes(&message.encode_to_vec());
+        trailers.insert_bin(DESCRIPTORS, value);
+    }
 }
 
 /// The refusal that a status tells of, or `None` if the server didn't say (`x-error-code` is
@@ -172,13 +239,17 @@ pub fn refusal_from_status(status: &Status) -> Option<Refusal> {
     let trailers = status.metadata();
     let text = |name: &str| trailers.get(name).and_then(|value| value.to_str().ok());
     let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
-    let descriptors = trailers
-        .get_bin(DESCRIPTORS)
-        .and_then(|value| value.to_bytes().ok())
+    let binary = |name: &str| trailers.get_bin(name).and_then(|value| value.to_bytes().ok());
+    let code = text(ERROR_CODE)?;
+    let descriptors = binary(DESCRIPTORS)
         .and_then(|bytes| proto::ShardDescriptors::decode(bytes).ok())
         .map_or_else(Vec::new, |message| message.descriptors);
+    let message = binary(REFUSAL)
+        .and_then(|bytes| proto::Refusal::decode(bytes).ok())
+        .filter(|message| message.code == code)
+        .unwrap_or_default();
     Some(refusal_from_proto(proto::Refusal {
-        code: text(ERROR_CODE)?.to_owned(),
+        code: code.to_owned(),
         message: status.message().to_owned(),
         shard_id: number(SHARD_ID),
         leader_hint: text(LEADER_HINT).unwrap_or_default().to_owned(),
@@ -186,7 +257,7 @@ pub fn refusal_from_status(status: &Status) -> Option<Refusal> {
         shard_epoch: number(SHARD_EPOCH),
         descriptors,
         retry_after_ms: number(RETRY_AFTER_MS).unwrap_or_default(),
-        ..Default::default()
+        ..message
     }))
 }
 
@@ -194,6 +265,7 @@ pub fn refusal_from_status(status: &Status) -> Option<Refusal> {
 mod tests {
     use super::*;
     use kvdb_model::{KeyRange, KeyspaceId, MembershipEpoch};
+    use proptest::prelude::*;
 
     fn descriptor() -> ShardDescriptor {
         ShardDescriptor {
@@ -235,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn request_window_and_argument_refusals_survive_as_fields() {
+    fn request_window_and_argument_refusals_survive_as_trailers_and_as_fields() {
         for refusal in [
             Refusal::RequestIdReused { client_id: "c".into(), sequence: 4 },
             Refusal::RequestIdExpired { client_id: "c".into(), sequence: 4 },
@@ -243,8 +315,52 @@ mod tests {
             Refusal::CrossShard { shards: vec![ShardId(1), ShardId(2)] },
             Refusal::UnknownKeyspace { name: "x".into() },
         ] {
+            assert_eq!(refusal_from_status(&status_of(&refusal)), Some(refusal.clone()));
             assert_eq!(refusal_from_proto(refusal_to_proto(&refusal)), refusal);
         }
+    }
+
+    #[test]
+    fn a_field_of_another_version_leaves_the_servers_words() {
+        let message = proto::Refusal {
+            code: "INVALID_ARGUMENT".into(),
+            message: "colour is green".into(),
+            field: "colour".into(),
+            ..Default::default()
+        };
+        let refusal = refusal_from_proto(message);
+        assert_eq!(refusal.to_string(), "request was refused by the server: colour is green");
+    }
+
+    /// What the header list of a connection holds, name and value of each trailer.
+    fn header_bytes(status: &Status) -> usize {
+        let headers = status.metadata().clone().into_headers();
+        let listed: usize =
+            headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        listed + 3 * status.message().len()
+    }
+
+    #[test]
+    fn the_largest_refusals_fit_the_header_list() {
+        let long = vec![7u8; 16 * 1024 + 6];
+        let wide = ShardDescriptor { range: KeyRange::new(long.clone(), long), ..descriptor() };
+        let shard_id = ShardId(7);
+        let largest = [
+            Refusal::StaleEpoch { shard_id, current: RangeEpoch(3), descriptors: vec![wide; 5] },
+            Refusal::CrossShard { shards: (0..16384).map(ShardId).collect() },
+            Refusal::UnknownKeyspace { name: "é".repeat(1 << 20) },
+            Refusal::invalid("key", "x".repeat(1 << 20)),
+        ];
+        for refusal in &largest {
+            let size = header_bytes(&status_of(refusal));
+            assert!(size < crate::transport::MAX_HEADER_LIST_BYTES as usize, "{size} bytes");
+        }
+        let Some(Refusal::StaleEpoch { descriptors, .. }) =
+            refusal_from_status(&status_of(&largest[0]))
+        else {
+            panic!("still a refusal");
+        };
+        assert_eq!(descriptors.len(), 2, "both sides of a split");
     }
 
     #[test]
@@ -265,5 +381,47 @@ mod tests {
         };
         assert!(descriptors.is_empty());
         assert_eq!(shard_id, ShardId(0));
+    }
+
+    proptest! {
+        #[test]
+        fn junk_in_trailers_never_panics(
+            code in prop::sample::select(vec!["NOT_LEADER", "SHARD_MOVED", "STALE_EPOCH", "OVERLOADED", "INVALID_ARGUMENT", "CROSS_SHARD", "?"]),
+            text in "[ -~]{0,20}",
+            junk in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut trailers = MetadataMap::new();
+            trailers.insert(ERROR_CODE, MetadataValue::from_static(code));
+            for name in [SHARD_ID, LEADER_HINT, NEW_NODE_HINT, SHARD_EPOCH, RETRY_AFTER_MS] {
+                trailers.insert(name, MetadataValue::try_from(&text).unwrap());
+            }
+            for name in [DESCRIPTORS, REFUSAL] {
+                trailers.insert_bin(name, BinaryMetadataValue::from_bytes(&junk));
+            }
+            let refusal = refusal_from_status(&Status::with_metadata(Code::Unknown, "", trailers));
+            prop_assert!(refusal.is_some());
+        }
+
+        #[test]
+        fn junk_messages_never_panic(junk in prop::collection::vec(any::<u8>(), 0..128)) {
+            if let Ok(message) = proto::Refusal::decode(&junk[..]) {
+                let _ = refusal_from_proto(message);
+            }
+            if let Ok(message) = proto::ShardDescriptor::decode(&junk[..]) {
+                let _ = descriptor_from(message);
+            }
+            if let Ok(message) = proto::ShardMap::decode(&junk[..]) {
+                let _ = crate::shard_map_from(message);
+            }
+            if let Ok(message) = proto::MapDelta::decode(&junk[..]) {
+                let _ = crate::map_delta_from(message);
+            }
+            if let Ok(message) = proto::BatchWriteRequest::decode(&junk[..]) {
+                let _ = crate::requests::batch_operations(message.operations, &Default::default());
+            }
+            if let Ok(message) = proto::ScanRequest::decode(&junk[..]) {
+                let _ = crate::requests::check_scan(&message, &Default::default());
+            }
+        }
     }
 }

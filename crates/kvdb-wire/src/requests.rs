@@ -56,6 +56,97 @@ fn operation(
     Ok(Operation { key, item: 0, action, condition: condition_from(condition)?, return_previous })
 }
 
+/// Longest name of a keyspace, in bytes.
+pub const KEYSPACE_NAME_MAX_BYTES: usize = 128;
+
+/// Checks the name of a keyspace in a request; empty means `default`.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] naming the limit if it is too long.
+pub fn check_keyspace(name: &str) -> Result<(), Refusal> {
+    if name.len() > KEYSPACE_NAME_MAX_BYTES {
+        let length = name.len();
+        return Err(Refusal::invalid(
+            "keyspace",
+            format!("has {length} bytes; the limit is {KEYSPACE_NAME_MAX_BYTES}"),
+        ));
+    }
+    Ok(())
+}
+
+/// How fresh a read must be.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] naming the values that are known.
+pub fn consistency_from(consistency: i32) -> Result<proto::Consistency, Refusal> {
+    proto::Consistency::try_from(consistency).map_err(|_| {
+        let known = "STRONG (0), BOUNDED (1) and EVENTUAL (2)";
+        Refusal::invalid("consistency", format!("is {consistency}; this version knows {known}"))
+    })
+}
+
+/// Checks the keys of a `BatchGet`, one by one and as a whole.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] naming field and limit.
+pub fn check_keys(keys: &[Bytes], limits: &Limits) -> Result<(), Refusal> {
+    check_count("keys", keys.len(), limits)?;
+    let mut size = 0;
+    for key in keys {
+        limits.check_key(key)?;
+        size += key.len();
+    }
+    check_size("keys", size, limits)
+}
+
+/// Checks the bounds of a `Scan`.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] if both a prefix and a bound are given, or one is longer than a
+/// key can be.
+pub fn check_scan(scan: &proto::ScanRequest, limits: &Limits) -> Result<(), Refusal> {
+    check_keyspace(&scan.keyspace)?;
+    let bounded = !scan.start.is_empty() || !scan.end.is_empty();
+    if bounded && !scan.prefix.is_empty() {
+        return Err(Refusal::invalid("prefix", "can't be combined with start or end"));
+    }
+    let bounds = [("prefix", &scan.prefix), ("start", &scan.start), ("end", &scan.end)];
+    for (field, bound) in bounds {
+        // The first key after the longest one is longer by a byte.
+        let limit = limits.key_max_bytes + 1;
+        if bound.len() > limit {
+            let length = bound.len();
+            return Err(Refusal::invalid(
+                field,
+                format!("is {length} bytes; the limit is {limit}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_count(field: &'static str, count: usize, limits: &Limits) -> Result<(), Refusal> {
+    let limit = limits.request_max_items;
+    match count {
+        0 => Err(Refusal::invalid(field, "is empty; a batch has at least 1")),
+        count if count > limit => {
+            Err(Refusal::invalid(field, format!("has {count} entries; the limit is {limit}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_size(field: &'static str, size: usize, limits: &Limits) -> Result<(), Refusal> {
+    let limit = limits.request_max_bytes;
+    if size > limit {
+        return Err(Refusal::invalid(
+            field,
+            format!("take {size} bytes together; the limit is {limit}"),
+        ));
+    }
+    Ok(())
+}
+
 /// The operations of a batch, checked one by one and as a whole; `items` are 0, 1, 2, ...
 ///
 /// # Errors
@@ -64,15 +155,7 @@ pub fn batch_operations(
     operations: Vec<proto::WriteOperation>,
     limits: &Limits,
 ) -> Result<Vec<Operation>, Refusal> {
-    if operations.is_empty() {
-        return Err(Refusal::invalid("operations", "is empty; a batch has at least 1"));
-    }
-    if operations.len() > limits.request_max_items {
-        return Err(Refusal::invalid(
-            "operations",
-            format!("has {} entries; the limit is {}", operations.len(), limits.request_max_items),
-        ));
-    }
+    check_count("operations", operations.len(), limits)?;
     let mut out = Vec::with_capacity(operations.len());
     let mut size = 0;
     for (item, write) in operations.into_iter().enumerate() {
@@ -81,12 +164,7 @@ pub fn batch_operations(
         size += operation.size_bytes();
         out.push(operation);
     }
-    if size > limits.request_max_bytes {
-        return Err(Refusal::invalid(
-            "operations",
-            format!("take {size} bytes together; the limit is {}", limits.request_max_bytes),
-        ));
-    }
+    check_size("operations", size, limits)?;
     Ok(out)
 }
 
@@ -108,21 +186,23 @@ fn batch_operation(write: proto::WriteOperation, limits: &Limits) -> Result<Oper
     }
 }
 
-/// An operation as the wire has it, with its user key. Increments have a message of their own.
-pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> proto::WriteOperation {
+/// An operation as the wire has it, with its user key; `None` for an increment, which has a message
+/// of its own.
+pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> Option<proto::WriteOperation> {
     use proto::write_operation::Action as Kind;
     let action = match &operation.action {
         Action::Put { value, ttl_ms } => {
             Kind::Put(proto::PutAction { value: value.clone(), ttl_ms: ttl_ms.unwrap_or(0) })
         }
-        Action::Delete | Action::Increment { .. } => Kind::Delete(proto::DeleteAction {}),
+        Action::Delete => Kind::Delete(proto::DeleteAction {}),
+        Action::Increment { .. } => return None,
     };
-    proto::WriteOperation {
+    Some(proto::WriteOperation {
         key: user_key,
         action: Some(action),
         condition: operation.condition.as_ref().map(condition_to),
         return_previous: operation.return_previous,
-    }
+    })
 }
 
 /// A condition as protobuf.
@@ -193,6 +273,58 @@ pub fn batch_result(outcome: OperationOutcome) -> proto::BatchWriteResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request_tag_from;
+    use kvdb_model::{Condition, RequestTag, Version};
+    use proptest::prelude::*;
+
+    fn any_bytes(least: usize) -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), least..40).prop_map(Bytes::from)
+    }
+
+    fn any_write() -> impl Strategy<Value = Operation> {
+        let action = prop_oneof![
+            (any_bytes(0), prop::option::of(1u64..))
+                .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
+            Just(Action::Delete),
+        ];
+        let condition = prop::option::of(prop_oneof![
+            Just(Condition::IfAbsent),
+            Just(Condition::IfPresent),
+            any::<u64>().prop_map(|version| Condition::IfVersion(Version(version))),
+            any_bytes(0).prop_map(Condition::IfValue),
+        ]);
+        (any_bytes(1), action, condition, any::<bool>()).prop_map(
+            |(key, action, condition, return_previous)| Operation {
+                key,
+                item: 0,
+                action,
+                condition,
+                return_previous,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn writes_survive_the_way_over_the_wire(mut writes in prop::collection::vec(any_write(), 1..5)) {
+            for (write, item) in writes.iter_mut().zip(0..) { write.item = item; }
+            let sent = writes.iter().map(|write| write_operation_to(write, write.key.clone()).unwrap()).collect();
+            prop_assert_eq!(batch_operations(sent, &Limits::default()).unwrap(), writes);
+        }
+
+        #[test]
+        fn request_ids_survive_the_way_over_the_wire(client in "[a-z0-9-]{1,64}", sequence in any::<u64>(), acked in any::<u64>(), valid_until_ms in 1u64..) {
+            let tag = RequestTag { client_id: Bytes::from(client), sequence, acked_below: acked.min(sequence), valid_until_ms };
+            let back = request_tag_from(Some(request_id_to(&tag)), &Limits::default());
+            prop_assert_eq!(back, Ok(Some(tag)));
+        }
+    }
+
+    #[test]
+    fn an_increment_is_no_operation_of_a_batch() {
+        let increment = increment_operation("k".into(), 1, &Limits::default()).unwrap();
+        assert_eq!(write_operation_to(&increment, "k".into()), None);
+    }
 
     #[test]
     fn a_bad_operation_names_field_and_limit() {
@@ -228,5 +360,49 @@ mod tests {
             .map(|operation| operation.item)
             .collect();
         assert_eq!(items, [0, 1]);
+    }
+
+    #[test]
+    fn keys_of_a_batch_are_bounded_in_count_and_bytes() {
+        let limits = Limits { request_max_items: 2, request_max_bytes: 5, ..Limits::default() };
+        let check = |keys: &[&'static str]| {
+            let keys: Vec<Bytes> =
+                keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
+            check_keys(&keys, &limits).map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(check(&["a", "a"]), Ok(()));
+        assert_eq!(check(&[]), Err("keys is empty; a batch has at least 1".into()));
+        assert_eq!(check(&["a", "b", "c"]), Err("keys has 3 entries; the limit is 2".into()));
+        assert_eq!(
+            check(&["abc", "abc"]),
+            Err("keys take 6 bytes together; the limit is 5".into())
+        );
+        assert_eq!(check(&["a", ""]), Err("key is empty; a key has at least 1 byte".into()));
+    }
+
+    #[test]
+    fn a_scan_has_a_prefix_or_bounds() {
+        let limits = Limits { key_max_bytes: 3, ..Limits::default() };
+        let scan = |prefix: &'static str, start: &'static str, end: &'static str| {
+            let request = proto::ScanRequest {
+                prefix: prefix.into(),
+                start: start.into(),
+                end: end.into(),
+                ..Default::default()
+            };
+            check_scan(&request, &limits).map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(scan("", "", ""), Ok(()));
+        assert_eq!(scan("p", "", ""), Ok(()));
+        assert_eq!(scan("", "a", "abc\0"), Ok(()));
+        assert_eq!(scan("p", "a", ""), Err("prefix can't be combined with start or end".into()));
+        assert_eq!(scan("", "", "abcde"), Err("end is 5 bytes; the limit is 4".into()));
+    }
+
+    #[test]
+    fn values_of_other_versions_are_refused() {
+        assert!(consistency_from(2).is_ok());
+        assert!(consistency_from(3).unwrap_err().to_string().contains("EVENTUAL"));
+        assert!(check_keyspace(&"x".repeat(129)).is_err());
     }
 }

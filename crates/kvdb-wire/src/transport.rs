@@ -1,6 +1,7 @@
 //! Settings of every gRPC connection: bounded where the defaults are not, and fast.
 
 use std::time::Duration;
+use thiserror::Error;
 use tonic::transport::{Endpoint, Server};
 
 /// Largest message that is read: the largest request and its framing.
@@ -13,8 +14,11 @@ const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests in flight that a server takes on one connection; more wait at the client.
 const MAX_CONCURRENT_STREAMS: u32 = 4096;
-const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// Longest header list (headers or trailers) that is read, in bytes.
+pub const MAX_HEADER_LIST_BYTES: u32 = 128 * 1024;
 
 /// A server with the common settings.
 pub fn server() -> Server {
@@ -29,17 +33,50 @@ pub fn server() -> Server {
         .tcp_nodelay(true)
 }
 
-/// A client endpoint for `host:port` with the common settings.
+/// An address that isn't `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("address {address:?} is not of the form host:port, for example 127.0.0.1:7400")]
+pub struct AddressError {
+    /// What was given.
+    pub address: String,
+}
+
+/// A client endpoint for `host:port` with the common settings. It connects when it is first used.
 ///
 /// # Errors
-/// If the address is not of that form.
-pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{address}"))?
+/// If the address is not of that form, with a port of 1 to 65535.
+pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
+    let refused = || AddressError { address: address.to_owned() };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| refused())?;
+    let uri = endpoint.uri();
+    let whole = uri.authority().is_some_and(|authority| authority.as_str() == address);
+    if !whole || address.contains('@') || matches!(uri.port_u16(), None | Some(0)) {
+        return Err(refused());
+    }
+    Ok(endpoint
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .connect_timeout(Duration::from_secs(2))
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_host_and_port() {
+        for address in ["127.0.0.1:7400", "localhost:7400", "[::1]:7400"] {
+            assert!(endpoint(address).is_ok(), "{address}");
+        }
+        let bad =
+            ["", "host", "host:port", "host:0", "host:70000", "not a host:1", "a:1/x", "u@a:1"];
+        for address in bad {
+            assert!(endpoint(address).is_err(), "{address}");
+        }
+    }
 }
