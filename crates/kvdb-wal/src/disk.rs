@@ -1,0 +1,176 @@
+//! The files under the log: a narrow trait, and the real thing.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Numbered files that can be made, written in place, synced and removed.
+pub trait Disk {
+    /// Ids of the segments that exist, ascending.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn segments(&self) -> io::Result<Vec<u64>>;
+
+    /// What to call a segment in messages.
+    fn name(&self, segment: u64) -> String;
+
+    /// Makes a segment with room for `size_bytes`, durably. Its content is arbitrary.
+    ///
+    /// # Errors
+    /// As the operating system reports; nothing is left then.
+    fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()>;
+
+    /// All bytes of a segment.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn read(&self, segment: u64) -> io::Result<Vec<u8>>;
+
+    /// Writes in place.
+    ///
+    /// # Errors
+    /// As the operating system reports; part of it may have been written.
+    fn write(&mut self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes all that was written to a segment durable.
+    ///
+    /// # Errors
+    /// As the operating system reports. What was written since the last sync may be lost, and a
+    /// second try proves nothing.
+    fn sync(&mut self, segment: u64) -> io::Result<()>;
+
+    /// Removes a segment (or keeps its space for the next).
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn remove(&mut self, segment: u64) -> io::Result<()>;
+}
+
+/// Files kept for the next segments: rewriting allocated blocks makes for cheaper syncs.
+const SPARES: usize = 2;
+
+/// A [`Disk`] in a folder: `<id>.wal`, and `spare-<n>` for space to be used again.
+pub struct FileDisk {
+    folder: PathBuf,
+    open: BTreeMap<u64, File>,
+    spares: Vec<PathBuf>,
+    next_spare: u64,
+}
+
+impl FileDisk {
+    /// The disk in `folder`, which is made if it isn't there.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let mut disk = FileDisk {
+            folder: folder.to_owned(),
+            open: BTreeMap::new(),
+            spares: Vec::new(),
+            next_spare: 0,
+        };
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(number) = name.strip_prefix("spare-").and_then(|n| n.parse::<u64>().ok()) {
+                disk.next_spare = disk.next_spare.max(number + 1);
+                disk.spares.push(path);
+            } else if let Some(id) = segment_id(&name) {
+                let file = OpenOptions::new().read(true).write(true).open(&path)?;
+                disk.open.insert(id, file);
+            }
+        }
+        Ok(disk)
+    }
+
+    fn path(&self, segment: u64) -> PathBuf {
+        self.folder.join(format!("{segment:016}.wal"))
+    }
+
+    fn file(&self, segment: u64) -> io::Result<&File> {
+        self.open.get(&segment).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
+    }
+
+    fn make(&self, path: &Path, size_bytes: u64) -> io::Result<File> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let flags = rustix::fs::FallocateFlags::empty();
+        if let Err(error) = rustix::fs::fallocate(&file, flags, 0, size_bytes) {
+            if error != rustix::io::Errno::OPNOTSUPP {
+                return Err(error.into());
+            }
+            file.set_len(size_bytes)?;
+        }
+        file.sync_all()?;
+        Ok(file)
+    }
+}
+
+fn segment_id(name: &str) -> Option<u64> {
+    name.strip_suffix(".wal")?.parse().ok()
+}
+
+impl Disk for FileDisk {
+    fn segments(&self) -> io::Result<Vec<u64>> {
+        Ok(self.open.keys().copied().collect())
+    }
+
+    fn name(&self, segment: u64) -> String {
+        self.path(segment).display().to_string()
+    }
+
+    fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()> {
+        let path = self.path(segment);
+        if let Some(spare) = self.spares.pop() {
+            std::fs::rename(&spare, &path)?;
+        }
+        match self.make(&path, size_bytes) {
+            Ok(file) => {
+                self.open.insert(segment, file);
+                self.sync_folder()
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn read(&self, segment: u64) -> io::Result<Vec<u8>> {
+        let file = self.file(segment)?;
+        let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        let mut content = vec![0; length];
+        file.read_exact_at(&mut content, 0)?;
+        Ok(content)
+    }
+
+    fn write(&mut self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file(segment)?.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self, segment: u64) -> io::Result<()> {
+        self.file(segment)?.sync_data()
+    }
+
+    fn remove(&mut self, segment: u64) -> io::Result<()> {
+        self.open.remove(&segment);
+        let path = self.path(segment);
+        if self.spares.len() < SPARES {
+            let spare = self.folder.join(format!("spare-{}", self.next_spare));
+            self.next_spare += 1;
+            std::fs::rename(&path, &spare)?;
+            self.spares.push(spare);
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+        self.sync_folder()
+    }
+}
