@@ -306,6 +306,41 @@ fn long_previous_values_are_left_out_of_repeated_answers() {
 }
 
 #[test]
+fn a_client_that_never_acknowledges_is_refused_but_its_retries_are_answered() {
+    let mut single = Single::new();
+    single.one(put("k", &"v".repeat(1024))).unwrap();
+    let guarded = put("k", "").when(Condition::IfAbsent).previous();
+    let mut sequence = 0;
+    // An answer of a good kilobyte each, into 8 MiB.
+    while sequence < 8192
+        && single.write(tagged(sequence, write(vec![guarded.clone()]))).0[0].is_ok()
+    {
+        sequence += 1;
+    }
+    assert!((6000..8192).contains(&sequence), "{sequence} requests fit");
+    for batch in [write(vec![put("l", "1")]), atomic(vec![put("l", "1"), put("m", "1").item(1)])] {
+        let (outcomes, _) = single.write(tagged(sequence, batch));
+        let is_full = |o: &Result<_, Refusal>| matches!(o, Err(Refusal::Overloaded { .. }));
+        assert!(outcomes.iter().all(is_full), "{outcomes:?}");
+    }
+    assert_eq!(single.value("l"), None);
+    let (retried, _) = single.write(tagged(0, write(vec![guarded])));
+    assert!(retried[0].as_ref().unwrap().deduplicated);
+    assert!(single.one(put("l", "untagged")).unwrap().applied);
+}
+
+#[test]
+fn shard_time_is_the_highest_version_applied() {
+    let mut single = Single::new();
+    let (_, version) = single.write(write(vec![put("k", "1"), put("l", "1"), put("m", "1")]));
+    assert_eq!(single.shard.last_version(), version.plus(2));
+    assert_eq!(open(&single.engine, REPLICA, VOLUME).last_version(), version.plus(2));
+    let empty = single.log.push_empty();
+    single.apply(&[empty]);
+    assert_eq!(single.shard.last_version(), version.plus(2));
+}
+
+#[test]
 fn applied_entries_are_skipped_and_empty_ones_count() {
     let mut single = Single::new();
     let first = single.log.push_empty();
