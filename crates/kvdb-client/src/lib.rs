@@ -1,1 +1,52 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The Rust client of KvDB: [`Client`] for data, [`AdminClient`] for the cluster.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use kvdb_client::{Client, Options};
+//!
+//! let client = Client::new(Options::to("127.0.0.1:7400"))?;
+//! client.put("greeting", "hello").await?;
+//! let record = client.get("greeting").await?.expect("it was just written");
+//! assert_eq!(&record.value[..], b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it adds to a bare gRPC client
+//!
+//! - **A deadline on every call**, sent along so that the servers keep it too. A call ends by it:
+//!   done, refused, or with [`Error::OutcomeUnknown`].
+//! - **Retries that can't do harm.** What was certainly not carried out is tried again, here or at
+//!   the next gateway. A write that *may* have been carried out is tried again only under a
+//!   request id, by which the cluster knows it and applies it once ([`Options::exactly_once`]).
+//!   When such a write stays unsettled the error says so, and never claims that it failed.
+//! - **Connections**: several to each gateway, made when first used and again when they break.
+//! - **Scans that go on** where they were, when the gateway that they ran through goes away.
+//!
+//! # Files
+//!
+//! A request comes by `client.rs`, which builds the message, gets a request id from `lanes.rs` if
+//! it is a write, and goes through `call.rs`: one attempt after the other over connections of
+//! `pool.rs`, until `retry.rs` says that it is enough. `error.rs` says what went wrong.
+
+mod admin;
+mod call;
+mod client;
+mod error;
+mod lanes;
+mod options;
+mod pool;
+mod retry;
+mod scan;
+mod types;
+
+pub use admin::{AdminClient, ClusterStatus, Initialised, Member, Registered};
+pub use client::Client;
+pub use error::Error;
+pub use kvdb_wire::transport::AddressError;
+pub use options::Options;
+pub use scan::Scan;
+pub use types::{
+    BatchAction, BatchOperation, Consistency, Counter, Item, ReadOptions, Record, ScanOptions,
+    WriteOptions, Written,
+};

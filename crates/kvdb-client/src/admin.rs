@@ -1,0 +1,311 @@
+//! The cluster's own API, served by coordinators and passed on by gateways.
+//!
+//! Only the coordinators' leader answers. A follower refuses and says who leads, if it knows; the
+//! client then asks there, and stays there until it is refused again. Hints are trusted as the
+//! coordinators are: they come from the cluster that the client was pointed at.
+
+use crate::call::{Manner, attempt, random};
+use crate::error::Error;
+use crate::options::Options;
+use crate::pool::{Connection, Pool};
+use crate::retry::{Next, Retries};
+use kvdb_model::{
+    ClusterId, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning, Refusal,
+    RetryClass, ShardId, ShardMap, Term,
+};
+use kvdb_wire::proto::{self, coordinator_client::CoordinatorClient};
+use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
+use kvdb_wire::{cluster_id_from, node_status_to, partitioning_to, shard_map_from};
+use parking_lot::Mutex;
+use std::future::Future;
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+/// Most hints that are followed without a pause: two members that each take the other for the
+/// leader mustn't make a storm.
+const HINTS_IN_A_ROW: u32 = 3;
+
+/// A client of the cluster's own API.
+pub struct AdminClient {
+    pool: Pool,
+    options: Options,
+    /// Who led when last asked.
+    leader: Mutex<Option<Connection>>,
+}
+
+/// The coordinators' own state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The version of the shard map.
+    pub map_version: MapVersion,
+    /// The coordinator that leads, if one does.
+    pub leader: Option<NodeId>,
+    /// The term of the coordinators' group.
+    pub term: Term,
+    /// What the answering coordinator has applied of its log.
+    pub applied: LogIndex,
+    /// All coordinators.
+    pub members: Vec<Member>,
+}
+
+/// One coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it listens.
+    pub address: String,
+    /// Whether it leads.
+    pub is_leader: bool,
+}
+
+/// The answer to [`AdminClient::init_shards`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Initialised {
+    /// The version of the shard map.
+    pub map_version: MapVersion,
+    /// False if the shards were there already.
+    pub created: bool,
+}
+
+/// The answer to [`AdminClient::register_node`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The id of the node, never used before.
+    pub node_id: NodeId,
+    /// The cluster that it belongs to from now on.
+    pub cluster_id: ClusterId,
+    /// The version of the shard map.
+    pub map_version: MapVersion,
+}
+
+impl AdminClient {
+    /// A client of gateways or coordinators. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If an address isn't `host:port`, or there is none.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(options: Options) -> Result<Self, AddressError> {
+        let pool = Pool::new(&options)?;
+        Ok(AdminClient { pool, options, leader: Mutex::new(None) })
+    }
+
+    /// How the coordinators are.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn status(&self) -> Result<ClusterStatus, Error> {
+        let message = proto::GetStatusRequest {};
+        let answer = self
+            .call(Manner::READ, &message, |mut coordinator, request| async move {
+                coordinator.get_status(request).await
+            })
+            .await?;
+        let members = answer.members.into_iter().map(|member| Member {
+            id: NodeId(member.id),
+            address: member.address,
+            is_leader: member.is_leader,
+        });
+        Ok(ClusterStatus {
+            cluster_id: cluster_id(&answer.cluster_id)?,
+            map_version: MapVersion(answer.map_version),
+            leader: (answer.leader_id != 0).then_some(NodeId(answer.leader_id)),
+            term: Term(answer.term),
+            applied: LogIndex(answer.applied_index),
+            members: members.collect(),
+        })
+    }
+
+    /// The whole shard map: nodes, keyspaces, shards.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn shard_map(&self) -> Result<ShardMap, Error> {
+        let message = proto::GetShardMapRequest { if_newer_than: 0 };
+        let answer = self
+            .call(Manner::READ, &message, |mut coordinator, request| async move {
+                coordinator.get_shard_map(request).await
+            })
+            .await?;
+        shard_map_from(answer.map.unwrap_or_default()).map_err(|error| garbled(error.to_string()))
+    }
+
+    /// Makes the keyspace `default` with `shards` shards of `replication_factor` replicas (0 = 3,
+    /// or as many as there are nodes if fewer). Done already: nothing happens.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn init_shards(
+        &self,
+        shards: u32,
+        replication_factor: u32,
+    ) -> Result<Initialised, Error> {
+        let message = proto::InitShardsRequest { shards, replication_factor };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.init_shards(request).await
+            })
+            .await?;
+        let map_version = MapVersion(answer.map_version);
+        Ok(Initialised { map_version, created: answer.created })
+    }
+
+    /// Makes a keyspace. `shards` is for hash keyspaces (0 = 8); range keyspaces start with one.
+    ///
+    /// # Errors
+    /// [`Error`], also if it exists.
+    pub async fn create_keyspace(
+        &self,
+        name: &str,
+        partitioning: Partitioning,
+        shards: u32,
+        replication_factor: u32,
+    ) -> Result<KeyspaceId, Error> {
+        let message = proto::CreateKeyspaceRequest {
+            name: name.to_owned(),
+            partitioning: partitioning_to(partitioning).into(),
+            shards,
+            replication_factor,
+        };
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.create_keyspace(request).await
+            })
+            .await?;
+        Ok(KeyspaceId(answer.keyspace_id))
+    }
+
+    /// Registers a node ahead of its first start. `token` is what the node will call itself by:
+    /// the same token gets the same id again.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn register_node(
+        &self,
+        token: u128,
+        address: &str,
+        zone: &str,
+    ) -> Result<Registered, Error> {
+        let message = proto::RegisterNodeRequest {
+            token: token.to_be_bytes().to_vec().into(),
+            address: address.to_owned(),
+            zone: zone.to_owned(),
+            ..Default::default()
+        };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.register_node(request).await
+            })
+            .await?;
+        Ok(Registered {
+            node_id: NodeId(answer.node_id),
+            cluster_id: cluster_id(&answer.cluster_id)?,
+            map_version: MapVersion(answer.map_version),
+        })
+    }
+
+    /// Sets a node's status by hand.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_node_status(
+        &self,
+        node: NodeId,
+        status: NodeStatus,
+    ) -> Result<MapVersion, Error> {
+        let message =
+            proto::SetNodeStatusRequest { node_id: node.0, status: node_status_to(status).into() };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.set_node_status(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
+    /// Asks a shard's leader to hand over to the replica on `node`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_shard_leader(
+        &self,
+        shard: ShardId,
+        node: NodeId,
+    ) -> Result<MapVersion, Error> {
+        let message = proto::SetShardLeaderRequest { shard_id: shard.0, node_id: node.0 };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.set_shard_leader(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
+    /// Asks whoever led last, else the next address, until there is an answer.
+    async fn call<M, A, S, F>(&self, manner: Manner, message: &M, send: S) -> Result<A, Error>
+    where
+        M: Clone,
+        S: Fn(CoordinatorClient<Channel>, Request<M>) -> F,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let send = |connection: Connection, request| {
+            let client = CoordinatorClient::new(connection.channel);
+            send(client.max_decoding_message_size(MAX_MESSAGE_BYTES), request)
+        };
+        let deadline = Instant::now() + self.options.deadline;
+        let mut retries = Retries::new(&self.options, manner.repeatable);
+        let mut hints = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let connection = self.target();
+            let error = match attempt(&connection, left, manner.effect, message, &send).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let hinted = self.follow(&error);
+            hints += u32::from(hinted);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match retries.after(error, left, random()) {
+                Next::GiveUp(error) => return Err(error),
+                Next::Again(_) if hinted && hints <= HINTS_IN_A_ROW => {}
+                Next::Again(pause) => sleep(pause).await,
+            }
+        }
+    }
+
+    fn target(&self) -> Connection {
+        self.leader.lock().clone().unwrap_or_else(|| self.pool.next().clone())
+    }
+
+    /// Turns to the leader that a refusal names; away from whoever failed otherwise.
+    fn follow(&self, error: &Error) -> bool {
+        if error.class() == RetryClass::Final {
+            return false;
+        }
+        let hint = match error.refusal() {
+            Some(Refusal::NotLeader { leader_hint, .. }) => leader_hint.as_deref(),
+            _ => None,
+        };
+        let connection = hint.and_then(|address| Connection::to(address).ok());
+        let hinted = connection.is_some();
+        *self.leader.lock() = connection;
+        hinted
+    }
+}
+
+fn cluster_id(bytes: &[u8]) -> Result<ClusterId, Error> {
+    cluster_id_from(bytes).map_err(|error| garbled(error.to_string()))
+}
+
+fn garbled(message: String) -> Error {
+    Error::Unexpected {
+        address: "the coordinator".to_owned(),
+        code: tonic::Code::DataLoss,
+        message,
+    }
+}

@@ -1,0 +1,86 @@
+//! One call: attempt after attempt, until it is answered or out of time.
+
+use crate::error::{Effect, Error};
+use crate::options::Options;
+use crate::pool::{Connection, Pool};
+use crate::retry::{Next, Retries};
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Request, Response, Status};
+
+/// How a request may be treated.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) effect: Effect,
+    /// Whether sending it twice does no more than sending it once.
+    pub(crate) repeatable: bool,
+}
+
+impl Manner {
+    pub(crate) const READ: Manner = Manner { effect: Effect::Read, repeatable: true };
+
+    pub(crate) const fn write(repeatable: bool) -> Self {
+        Manner { effect: Effect::Write, repeatable }
+    }
+}
+
+/// Sends `message` by `send` until it is answered or `deadline` has come.
+pub(crate) async fn call<M, A, S, F>(
+    pool: &Pool,
+    options: &Options,
+    deadline: Instant,
+    manner: Manner,
+    message: &M,
+    send: S,
+) -> Result<A, Error>
+where
+    M: Clone,
+    S: Fn(Connection, Request<M>) -> F,
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    let mut retries = Retries::new(options, manner.repeatable);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let error = match attempt(pool.next(), left, manner.effect, message, &send).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        match retries.after(error, left, random()) {
+            Next::Again(pause) => sleep(pause).await,
+            Next::GiveUp(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends `message` once.
+pub(crate) async fn attempt<M, A, S, F>(
+    connection: &Connection,
+    left: Duration,
+    effect: Effect,
+    message: &M,
+    send: &S,
+) -> Result<A, Error>
+where
+    M: Clone,
+    S: Fn(Connection, Request<M>) -> F,
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    let address = &connection.address;
+    let mut request = Request::new(message.clone());
+    request.set_timeout(left);
+    match timeout(left, send(connection.clone(), request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(effect.failed(address, &status)),
+        Err(_) => {
+            Err(effect.unanswered(address, format!("no answer within {} ms", left.as_millis())))
+        }
+    }
+}
+
+/// For the spread of pauses. Without a source of randomness they don't vary, which is no more than
+/// a pity.
+pub(crate) fn random() -> u64 {
+    getrandom::u64().unwrap_or_default()
+}

@@ -1,0 +1,102 @@
+//! Request ids, by lanes.
+//!
+//! A request id is (client id, sequence), and each request tells below which sequence everything
+//! is settled (`acked_below`), so that the cluster can forget those answers. With one sequence for
+//! all requests of a process a single slow one would hold back that mark for all. So each request
+//! in flight has a *lane*: a client id of its own with a sequence of its own, taken when the
+//! request starts and given back when it ends. On a lane one request follows the other; whatever
+//! came before is settled (or given up, which counts as settled), and `acked_below` is simply the
+//! request's own sequence. There are as many lanes as there ever were requests at a time.
+
+use kvdb_wire::proto;
+use parking_lot::Mutex;
+use std::time::{Duration, SystemTime};
+
+/// How long a request id is good for. Retries stay within a call's deadline; the rest is room for
+/// clocks that differ. The cluster allows 10 minutes.
+const VALID_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// The lanes of one client.
+pub(crate) struct Lanes {
+    /// Random, so that no two clients share request ids.
+    client: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<Lane>,
+    made: u64,
+}
+
+struct Lane {
+    number: u64,
+    /// Of the next request.
+    sequence: u64,
+}
+
+/// A lane in use. Comes back when it is dropped, also when the call is cancelled.
+pub(crate) struct Ticket<'a> {
+    lanes: &'a Lanes,
+    lane: Option<Lane>,
+    /// The same for every attempt of the request.
+    pub(crate) request_id: proto::RequestId,
+}
+
+impl Lanes {
+    pub(crate) fn new(client: u64) -> Self {
+        Lanes { client, state: Mutex::default() }
+    }
+
+    pub(crate) fn take(&self, now: SystemTime) -> Ticket<'_> {
+        let lane = {
+            let mut state = self.state.lock();
+            state.free.pop().unwrap_or_else(|| {
+                state.made += 1;
+                Lane { number: state.made, sequence: 1 }
+            })
+        };
+        let valid_until = now + VALID_FOR;
+        let since_epoch = valid_until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let request_id = proto::RequestId {
+            client_id: format!("{:016x}-{}", self.client, lane.number),
+            sequence: lane.sequence,
+            acked_below: lane.sequence,
+            valid_until_ms: since_epoch.as_millis() as u64,
+        };
+        Ticket { lanes: self, lane: Some(lane), request_id }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some(mut lane) = self.lane.take() {
+            lane.sequence += 1;
+            self.lanes.state.lock().free.push(lane);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_at_a_time_have_lanes_of_their_own() {
+        let lanes = Lanes::new(7);
+        let first = lanes.take(SystemTime::UNIX_EPOCH);
+        let second = lanes.take(SystemTime::UNIX_EPOCH);
+        assert_ne!(first.request_id.client_id, second.request_id.client_id);
+    }
+
+    #[test]
+    fn a_lane_settles_what_came_before() {
+        let lanes = Lanes::new(7);
+        let first = lanes.take(SystemTime::UNIX_EPOCH).request_id.clone();
+        let second = lanes.take(SystemTime::UNIX_EPOCH).request_id.clone();
+        assert_eq!(second.client_id, first.client_id);
+        assert_eq!(second.sequence, first.sequence + 1);
+        assert_eq!(second.acked_below, second.sequence);
+        assert_eq!(second.valid_until_ms, 300_000);
+    }
+}

@@ -1,0 +1,152 @@
+//! Whether a failed attempt may be followed by another. Decides; the caller sends and waits.
+//!
+//! The one rule that matters: once an attempt of a write ended with nobody knowing whether it took
+//! effect, nothing but a success settles the write. A later attempt that is refused, for whatever
+//! reason, says nothing about the earlier one, so the call ends as unknown.
+
+use crate::error::Error;
+use crate::options::Options;
+use kvdb_model::{Refusal, RetryClass};
+use std::time::Duration;
+
+/// The retries of one call.
+pub(crate) struct Retries {
+    /// Whether the request may be sent again when its outcome is unknown.
+    repeatable: bool,
+    pause: Duration,
+    longest_pause: Duration,
+    /// What an attempt ended with whose outcome is unknown.
+    unknown: Option<String>,
+}
+
+/// What to do after a failed attempt.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Send it again after a pause.
+    Again(Duration),
+    /// Tell the caller.
+    GiveUp(Error),
+}
+
+impl Retries {
+    pub(crate) fn new(options: &Options, repeatable: bool) -> Self {
+        Retries {
+            repeatable,
+            pause: options.first_pause,
+            longest_pause: options.longest_pause,
+            unknown: None,
+        }
+    }
+
+    /// An attempt failed with `error`, `left` before the deadline. `random` spreads the pauses of
+    /// clients that failed together.
+    pub(crate) fn after(&mut self, error: Error, left: Duration, random: u64) -> Next {
+        let again = match error.class() {
+            RetryClass::RetryHere | RetryClass::RetryElsewhere => true,
+            RetryClass::OutcomeUnknown => self.repeatable,
+            RetryClass::Final => false,
+        };
+        if let Error::OutcomeUnknown { reason } = &error {
+            self.unknown.get_or_insert_with(|| reason.clone());
+        }
+        let pause = self.pause_before_next(&error, random);
+        if again && pause < left { Next::Again(pause) } else { Next::GiveUp(self.verdict(error)) }
+    }
+
+    /// Half of the pause is certain, half is chance; a server's own wish comes first.
+    fn pause_before_next(&mut self, error: &Error, random: u64) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(self.longest_pause);
+        let jittered = pause / 2 + (pause / 2).mul_f64((random % 1024) as f64 / 1024.0);
+        match error.refusal() {
+            Some(Refusal::Overloaded { retry_after_ms, .. }) => {
+                jittered.max(Duration::from_millis(*retry_after_ms))
+            }
+            _ => jittered,
+        }
+    }
+
+    fn verdict(&mut self, last: Error) -> Error {
+        match (self.unknown.take(), last) {
+            (_, last @ Error::OutcomeUnknown { .. }) => last,
+            (Some(reason), last) => {
+                Error::OutcomeUnknown { reason: format!("{reason}; then: {last}") }
+            }
+            (None, last) => last,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::ShardId;
+    use proptest::prelude::*;
+
+    const LONG: Duration = Duration::from_secs(100);
+
+    fn unknown() -> Error {
+        Error::OutcomeUnknown { reason: "lost".into() }
+    }
+
+    fn refused(refusal: Refusal) -> Error {
+        Error::Refused { message: refusal.to_string(), refusal }
+    }
+
+    fn busy() -> Error {
+        refused(Refusal::ShardUnavailable { shard_id: ShardId(1), reason: "no leader" })
+    }
+
+    fn retries(repeatable: bool) -> Retries {
+        Retries::new(&Options::default(), repeatable)
+    }
+
+    #[test]
+    fn an_unknown_write_is_repeated_only_under_its_id() {
+        assert!(matches!(retries(true).after(unknown(), LONG, 0), Next::Again(_)));
+        assert!(matches!(retries(false).after(unknown(), LONG, 0), Next::GiveUp(_)));
+    }
+
+    #[test]
+    fn what_was_refused_for_good_is_not_repeated() {
+        let error = refused(Refusal::invalid("key", "is empty"));
+        assert!(matches!(retries(true).after(error, LONG, 0), Next::GiveUp(Error::Refused { .. })));
+    }
+
+    #[test]
+    fn a_refusal_after_an_unknown_attempt_leaves_it_unknown() {
+        for last in [busy(), refused(Refusal::invalid("key", "is empty"))] {
+            let mut retries = retries(true);
+            assert!(matches!(retries.after(unknown(), LONG, 0), Next::Again(_)));
+            let Next::GiveUp(error) = retries.after(last, Duration::ZERO, 0) else {
+                panic!("no time is left");
+            };
+            assert_eq!(error.class(), RetryClass::OutcomeUnknown);
+            assert!(error.to_string().contains("lost; then: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_overloaded_server_is_given_the_time_it_asks_for() {
+        let error = refused(Refusal::Overloaded { what: "queue", retry_after_ms: 700 });
+        let Next::Again(pause) = retries(false).after(error, LONG, 0) else {
+            panic!("nothing was done");
+        };
+        assert_eq!(pause, Duration::from_millis(700));
+    }
+
+    proptest! {
+        #[test]
+        fn pauses_grow_within_bounds_and_never_pass_the_deadline(randoms in prop::collection::vec(any::<u64>(), 1..20), left_ms in 0u64..2000) {
+            let options = Options::default();
+            let left = Duration::from_millis(left_ms);
+            let mut retries = Retries::new(&options, false);
+            for random in randoms {
+                match retries.after(busy(), left, random) {
+                    Next::Again(pause) => prop_assert!(pause < left && pause <= options.longest_pause),
+                    Next::GiveUp(error) => prop_assert_eq!(error.class(), RetryClass::RetryHere),
+                }
+            }
+        }
+    }
+}

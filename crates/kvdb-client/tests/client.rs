@@ -1,0 +1,252 @@
+//! The client against a gateway that misbehaves.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod fake;
+
+use bytes::Bytes;
+use fake::{Fake, Fault};
+use futures_util::TryStreamExt as _;
+use kvdb_client::{
+    AdminClient, BatchOperation, Client, Error, Options, ReadOptions, ScanOptions, WriteOptions,
+};
+use kvdb_model::{Condition, NodeId, NodeStatus, Refusal, RetryClass, ShardId};
+use std::time::Duration;
+
+fn options(address: &str) -> Options {
+    Options { first_pause: Duration::from_millis(1), ..Options::to(address) }
+}
+
+async fn cluster() -> (Fake, Client) {
+    let fake = Fake::default();
+    let client = Client::new(options(&fake.serve().await)).unwrap();
+    (fake, client)
+}
+
+fn busy() -> Refusal {
+    Refusal::ShardUnavailable { shard_id: ShardId(1), reason: "no leader" }
+}
+
+/// An address where nobody listens.
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn what_is_put_is_read_until_it_is_deleted() {
+    let (_fake, client) = cluster().await;
+    assert_eq!(client.get("k").await.unwrap(), None);
+    let written = client.put("k", "v").await.unwrap();
+    let record = client.get("k").await.unwrap().unwrap();
+    assert_eq!((&record.value[..], record.version), (&b"v"[..], written.version));
+    assert!(client.delete("k").await.unwrap().applied);
+    assert!(!client.delete("k").await.unwrap().applied);
+    assert_eq!(client.get("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_failed_condition_is_an_answer() {
+    let (_fake, client) = cluster().await;
+    client.put("k", "old").await.unwrap();
+    let written = client
+        .put_with(
+            "k",
+            "new",
+            WriteOptions {
+                condition: Some(Condition::IfAbsent),
+                return_previous: true,
+                ..Default::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert!(!written.applied);
+    assert_eq!(&written.previous.unwrap().value[..], b"old");
+}
+
+#[tokio::test]
+async fn what_was_not_carried_out_is_tried_again() {
+    let (fake, client) = cluster().await;
+    fake.fail_next(Fault::Refuse(busy()));
+    fake.fail_next(Fault::Refuse(busy()));
+    assert!(client.put("k", "v").await.unwrap().applied);
+    assert_eq!(fake.state.lock().unwrap().request_ids.len(), 3);
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_takes_effect_once() {
+    let (fake, client) = cluster().await;
+    fake.fail_next(Fault::LoseAnswer);
+    assert!(client.put("k", "v").await.unwrap().applied);
+    let state = fake.state.lock().unwrap();
+    assert_eq!(state.puts, 1);
+    assert_eq!(state.request_ids.len(), 2);
+    assert_eq!(state.request_ids[0], state.request_ids[1]);
+}
+
+#[tokio::test]
+async fn a_write_without_an_id_is_never_repeated_when_its_answer_was_lost() {
+    let fake = Fake::default();
+    let options = Options { exactly_once: false, ..options(&fake.serve().await) };
+    let client = Client::new(options).unwrap();
+    fake.fail_next(Fault::LoseAnswer);
+    let error = client.put("k", "v").await.unwrap_err();
+    assert_eq!(error.class(), RetryClass::OutcomeUnknown, "{error}");
+    assert_eq!(fake.state.lock().unwrap().request_ids, [None]);
+}
+
+#[tokio::test]
+async fn a_read_whose_answer_was_lost_is_asked_again() {
+    let (fake, client) = cluster().await;
+    fake.fail_next(Fault::LoseAnswer);
+    assert_eq!(client.get("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_call_ends_by_its_deadline() {
+    let fake = Fake::default();
+    let deadline = Duration::from_millis(100);
+    let client = Client::new(Options { deadline, ..options(&fake.serve().await) }).unwrap();
+    fake.fail_next(Fault::Hang);
+    let read = client.get("k").await.unwrap_err();
+    assert!(matches!(read, Error::Unavailable { .. }), "{read}");
+    fake.fail_next(Fault::Hang);
+    let write = client.put("k", "v").await.unwrap_err();
+    assert!(matches!(write, Error::OutcomeUnknown { .. }), "{write}");
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_was_done() {
+    let deadline = Duration::from_millis(50);
+    let client = Client::new(Options { deadline, ..options(&nobody().await) }).unwrap();
+    let error = client.put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn another_gateway_takes_over_from_one_that_is_gone() {
+    let fake = Fake::default();
+    let addresses = format!("{},{}", nobody().await, fake.serve().await);
+    let client = Client::new(options(&addresses)).unwrap();
+    for _ in 0..4 {
+        client.put("k", "v").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_final_refusal_arrives_with_its_facts() {
+    let (_fake, client) = cluster().await;
+    let error = client.put("", "v").await.unwrap_err();
+    let refusal = Refusal::invalid("key", "is empty; a key has at least 1 byte");
+    assert_eq!(error.refusal(), Some(&refusal));
+    let error = client.keyspace("nowhere").get("k").await.unwrap_err();
+    assert_eq!(error.refusal(), Some(&Refusal::UnknownKeyspace { name: "nowhere".into() }));
+}
+
+#[tokio::test]
+async fn a_batch_sends_refused_operations_again_under_the_same_id() {
+    let (fake, client) = cluster().await;
+    fake.fail_next(Fault::RefuseItem(1, busy()));
+    let operations = [BatchOperation::put("a", "1"), BatchOperation::put("b", "2")];
+    let results = client.batch_write(&operations, false).await.unwrap();
+    assert!(results.iter().all(|result| result.as_ref().is_ok_and(|written| written.applied)));
+    let state = fake.state.lock().unwrap();
+    assert_eq!(state.puts, 2);
+    assert_eq!(state.request_ids[0], state.request_ids[1]);
+}
+
+#[tokio::test]
+async fn a_batch_read_answers_in_the_order_asked() {
+    let (_fake, client) = cluster().await;
+    client.put("a", "1").await.unwrap();
+    let keys = ["b", "a", "a"].map(Bytes::from).to_vec();
+    let found = client.batch_get(keys, ReadOptions::default()).await.unwrap();
+    let found: Vec<bool> = found.into_iter().map(|result| result.unwrap().is_some()).collect();
+    assert_eq!(found, [false, true, true]);
+}
+
+#[tokio::test]
+async fn counters_count_and_say_when_they_are_none() {
+    let (_fake, client) = cluster().await;
+    assert_eq!(client.increment("n", 2).await.unwrap().value, 2);
+    assert_eq!(client.increment("n", -5).await.unwrap().value, -3);
+    client.put("n", "text").await.unwrap();
+    let error = client.increment("n", 1).await.unwrap_err();
+    assert!(matches!(error.refusal(), Some(Refusal::WrongValue(_))), "{error}");
+}
+
+async fn scanned(client: &Client, options: ScanOptions) -> Vec<String> {
+    let items: Vec<_> = client.scan(options).items().try_collect().await.unwrap();
+    items.iter().map(|item| String::from_utf8_lossy(&item.key).into_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_scan_that_broke_goes_on_where_it_was() {
+    let (fake, client) = cluster().await;
+    let keys: Vec<String> = (0..10).map(|number| format!("k{number}")).collect();
+    for key in &keys {
+        client.put(key.clone(), "v").await.unwrap();
+    }
+    assert_eq!(scanned(&client, ScanOptions::default()).await, keys);
+
+    fake.fail_next(Fault::BreakScanAfter(2));
+    fake.fail_next(Fault::BreakScanAfter(0));
+    assert_eq!(scanned(&client, ScanOptions::default()).await, keys);
+
+    fake.fail_next(Fault::BreakScanAfter(1));
+    let limited = ScanOptions { limit: Some(5), ..Default::default() };
+    assert_eq!(scanned(&client, limited).await, keys[..5]);
+}
+
+#[tokio::test]
+async fn a_scan_resumes_from_its_cursor() {
+    let (_fake, client) = cluster().await;
+    for number in 0..5 {
+        client.put(format!("k{number}"), "v").await.unwrap();
+    }
+    let mut scan = client.scan(ScanOptions::default());
+    let first = scan.next_chunk().await.unwrap().unwrap();
+    let rest = ScanOptions { cursor: scan.cursor().clone(), ..Default::default() };
+    assert_eq!(first.len() + scanned(&client, rest).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_ping_goes_there_and_back() {
+    let (_fake, client) = cluster().await;
+    client.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_admin_client_follows_the_hint_to_the_leader() {
+    let leader = Fake::default().with_map();
+    let follower = Fake::default();
+    follower.state.lock().unwrap().leader_elsewhere = Some(leader.serve().await);
+    let admin = AdminClient::new(options(&follower.serve().await)).unwrap();
+    assert_eq!(admin.status().await.unwrap().leader, Some(NodeId(1)));
+    assert_eq!(admin.shard_map().await.unwrap().nodes.len(), 1);
+    assert!(admin.init_shards(8, 3).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn members_that_send_each_other_the_client_do_so_until_the_deadline_only() {
+    let (one, other) = (Fake::default(), Fake::default());
+    let (at_one, at_other) = (one.serve().await, other.serve().await);
+    one.state.lock().unwrap().leader_elsewhere = Some(at_other);
+    other.state.lock().unwrap().leader_elsewhere = Some(at_one.clone());
+    let deadline = Duration::from_millis(100);
+    let admin = AdminClient::new(Options { deadline, ..options(&at_one) }).unwrap();
+    // Refused, or cut off in the middle of the last attempt.
+    let error = admin.set_shard_leader(ShardId(1), NodeId(1)).await.unwrap_err();
+    assert_ne!(error.class(), RetryClass::Final, "{error}");
+}
+
+#[tokio::test]
+async fn a_refused_change_of_the_cluster_names_the_field() {
+    let fake = Fake::default();
+    let admin = AdminClient::new(options(&fake.serve().await)).unwrap();
+    let error = admin.set_node_status(NodeId(9), NodeStatus::Draining).await.unwrap_err();
+    assert_eq!(error.to_string(), "node_id is not registered");
+    let error = admin.register_node(7, "nowhere", "").await.unwrap_err();
+    assert_eq!(error.class(), RetryClass::Final);
+}
