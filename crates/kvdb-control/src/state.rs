@@ -122,18 +122,18 @@ impl ControlState {
             return Ok(());
         }
         let Some((kind, id)) = key.split_first() else { return Err(unreadable()) };
-        match kind {
-            &NODE => self.map.change(MapChange::Node(decode(value).map_err(|_| unreadable())?)),
-            &KEYSPACE => {
+        match *kind {
+            NODE => self.map.change(MapChange::Node(decode(value).map_err(|_| unreadable())?)),
+            KEYSPACE => {
                 self.map.change(MapChange::Keyspace(decode(value).map_err(|_| unreadable())?));
             }
-            &SHARD => self.map.change(MapChange::Shard(decode(value).map_err(|_| unreadable())?)),
-            &TOKEN => {
+            SHARD => self.map.change(MapChange::Shard(decode(value).map_err(|_| unreadable())?)),
+            TOKEN => {
                 let token = id.try_into().map_err(|_| unreadable())?;
                 let node = decode(value).map_err(|_| unreadable())?;
                 self.tokens.insert(u128::from_be_bytes(token), node);
             }
-            &WANTED => {
+            WANTED => {
                 let shard = id.try_into().map_err(|_| unreadable())?;
                 let node = decode(value).map_err(|_| unreadable())?;
                 self.wanted_leaders.insert(ShardId(u64::from_be_bytes(shard)), node);

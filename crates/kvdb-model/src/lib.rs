@@ -29,6 +29,8 @@ pub use id::*;
 pub use key::{KeyRange, Partitioning, SLOT_COUNT, slot_of};
 pub use limits::Limits;
 pub use log::{EntryKind, HardState, LogEntry, LogPosition, WalRecord};
-pub use map::{Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord};
+pub use map::{
+    DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
+};
 pub use refusal::{Refusal, RetryClass};
 pub use version::{HybridClock, Version};

@@ -1,1 +1,14 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The shell around the pure crates: threads, files, clocks, sockets, metrics and logs.
+//!
+//! `drive` runs a replication host with a real log, engine and network; the rest is what every
+//! role of the binary needs. The shell is dull on purpose: a decision found here belongs in a
+//! core.
+
+pub mod clock;
+pub mod drive;
+pub mod http;
+pub mod identity;
+pub mod listen;
+pub mod logging;
+pub mod peers;
+pub mod shutdown;

@@ -1,0 +1,313 @@
+//! The map as a router needs it.
+
+use kvdb_model::{
+    DeltaGap, KeyRange, Keyspace, MapDelta, MapVersion, NodeId, NodeStatus, RangeEpoch,
+    ShardDescriptor, ShardId, ShardMap,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Where to send a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The shard.
+    pub shard_id: ShardId,
+    /// To be sent along.
+    pub epoch: RangeEpoch,
+    /// What the shard owns.
+    pub range: KeyRange,
+    /// The node to ask: the leader where one is known, else some replica.
+    pub node: NodeId,
+    /// Its address.
+    pub address: Arc<str>,
+}
+
+/// An immutable view of the map.
+#[derive(Debug, Default)]
+pub struct Routes {
+    version: MapVersion,
+    /// Ascending by start; ranges don't overlap.
+    shards: Vec<Routed>,
+    nodes: BTreeMap<NodeId, (Arc<str>, NodeStatus)>,
+    keyspaces: BTreeMap<String, Keyspace>,
+}
+
+#[derive(Clone, Debug)]
+struct Routed {
+    descriptor: ShardDescriptor,
+    leader: Option<NodeId>,
+}
+
+impl Routes {
+    /// The map version that it was made from.
+    pub fn version(&self) -> MapVersion {
+        self.version
+    }
+
+    /// Whether there is any shard.
+    pub fn has_shards(&self) -> bool {
+        !self.shards.is_empty()
+    }
+
+    /// The keyspace of this name; the empty name is `default`.
+    pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
+        self.keyspaces.get(if name.is_empty() { "default" } else { name })
+    }
+
+    /// The address of a registered node.
+    pub fn address(&self, node: NodeId) -> Option<&Arc<str>> {
+        self.nodes.get(&node).map(|(address, _)| address)
+    }
+
+    /// Whether an address is that of a registered node, and which.
+    pub fn node_at(&self, address: &str) -> Option<NodeId> {
+        self.nodes.iter().find(|(_, (known, _))| &**known == address).map(|(id, _)| *id)
+    }
+
+    /// The shard of a routing key, and whom to ask. `avoid` is a node that has just failed to
+    /// answer: another one is taken where there is one.
+    pub fn route(&self, routing_key: &[u8], avoid: Option<NodeId>) -> Option<Route> {
+        let after = self
+            .shards
+            .partition_point(|shard| shard.descriptor.range.start.as_ref() <= routing_key);
+        let shard = self.shards.get(after.checked_sub(1)?)?;
+        if !shard.descriptor.range.contains(routing_key) {
+            return None;
+        }
+        self.route_to(shard, avoid)
+    }
+
+    fn route_to(&self, shard: &Routed, avoid: Option<NodeId>) -> Option<Route> {
+        let descriptor = &shard.descriptor;
+        let leader = shard.leader.filter(|leader| Some(*leader) != avoid);
+        let known = leader.filter(|leader| self.nodes.contains_key(leader));
+        let node = known.or_else(|| self.some_replica(descriptor, avoid))?;
+        Some(Route {
+            shard_id: descriptor.shard_id,
+            epoch: descriptor.range_epoch,
+            range: descriptor.range.clone(),
+            node,
+            address: self.address(node)?.clone(),
+        })
+    }
+
+    fn some_replica(&self, descriptor: &ShardDescriptor, avoid: Option<NodeId>) -> Option<NodeId> {
+        let rank = |node: NodeId| {
+            let alive = matches!(self.nodes.get(&node), Some((_, NodeStatus::Alive)));
+            (Some(node) == avoid, !alive, node)
+        };
+        descriptor
+            .replicas
+            .iter()
+            .map(|replica| replica.node_id)
+            .filter(|node| self.nodes.contains_key(node))
+            .min_by_key(|node| rank(*node))
+    }
+}
+
+/// The map as it is known, with what refusals have taught.
+#[derive(Debug, Default)]
+pub struct MapCache {
+    map: ShardMap,
+}
+
+impl MapCache {
+    /// The version of the map.
+    pub fn version(&self) -> MapVersion {
+        self.map.version
+    }
+
+    /// The map.
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+
+    /// A snapshot came. One that is older than what is known, of the same cluster, is dropped.
+    pub fn snapshot(&mut self, map: ShardMap) {
+        if map.version >= self.map.version || map.cluster_id != self.map.cluster_id {
+            self.map = map;
+        }
+    }
+
+    /// A delta came.
+    ///
+    /// # Errors
+    /// [`DeltaGap`]: a snapshot is needed.
+    pub fn delta(&mut self, delta: &MapDelta) -> Result<(), DeltaGap> {
+        self.map.apply(delta)
+    }
+
+    /// Descriptors came with a refusal: for the same shard the higher epochs win; where ranges
+    /// overlap, the higher range epoch. Returns whether anything is new.
+    pub fn learn(&mut self, descriptors: &[ShardDescriptor]) -> bool {
+        let mut changed = false;
+        for descriptor in descriptors {
+            changed |= self.learn_one(descriptor);
+        }
+        changed
+    }
+
+    fn learn_one(&mut self, descriptor: &ShardDescriptor) -> bool {
+        let id = descriptor.shard_id;
+        if let Some(known) = self.map.shards.get_mut(&id) {
+            let newer = (descriptor.range_epoch, descriptor.membership_epoch)
+                > (known.descriptor.range_epoch, known.descriptor.membership_epoch);
+            if newer {
+                known.descriptor = descriptor.clone();
+            }
+            return newer;
+        }
+        let overlapping: Vec<ShardId> = self
+            .map
+            .shards
+            .values()
+            .filter(|other| other.descriptor.range.overlaps(&descriptor.range))
+            .map(|other| other.descriptor.shard_id)
+            .collect();
+        let outranks = overlapping
+            .iter()
+            .all(|other| self.map.shards[other].descriptor.range_epoch < descriptor.range_epoch);
+        if outranks {
+            self.map.shards.insert(
+                id,
+                kvdb_model::ShardRecord {
+                    descriptor: descriptor.clone(),
+                    leader: None,
+                    leader_term: kvdb_model::Term(0),
+                    creating: false,
+                },
+            );
+        }
+        outranks
+    }
+
+    /// A node has proved to lead a shard, or (with `None`) not to. Returns whether that is new.
+    pub fn learn_leader(&mut self, shard: ShardId, leader: Option<NodeId>) -> bool {
+        match self.map.shards.get_mut(&shard) {
+            Some(record) if record.leader != leader => {
+                record.leader = leader;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The view for requests.
+    pub fn routes(&self) -> Routes {
+        let mut shards: Vec<Routed> = self
+            .map
+            .shards
+            .values()
+            .map(|shard| Routed { descriptor: shard.descriptor.clone(), leader: shard.leader })
+            .collect();
+        shards.sort_by(|a, b| a.descriptor.range.start.cmp(&b.descriptor.range.start));
+        Routes {
+            version: self.map.version,
+            shards,
+            nodes: self
+                .map
+                .nodes
+                .values()
+                .filter(|node| node.status != NodeStatus::Removed)
+                .map(|node| (node.node_id, (Arc::from(node.address.as_str()), node.status)))
+                .collect(),
+            keyspaces: self
+                .map
+                .keyspaces
+                .values()
+                .map(|keyspace| (keyspace.name.clone(), keyspace.clone()))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use kvdb_model::{
+        KeyspaceId, MapChange, MembershipEpoch, NodeRecord, Replica, ReplicaId, Role, ShardRecord,
+        Term,
+    };
+    use proptest::prelude::*;
+
+    fn descriptor(id: u64, start: u8, end: u8, epoch: u64) -> ShardDescriptor {
+        ShardDescriptor {
+            shard_id: ShardId(id),
+            keyspace_id: KeyspaceId(1),
+            range: KeyRange::new(vec![start], vec![end]),
+            range_epoch: RangeEpoch(epoch),
+            membership_epoch: MembershipEpoch(1),
+            replicas: (1..=3)
+                .map(|node| Replica {
+                    node_id: NodeId(node),
+                    replica_id: ReplicaId(id * 10 + node),
+                    role: Role::Voter,
+                })
+                .collect(),
+        }
+    }
+
+    fn cache(bounds: &[u8]) -> MapCache {
+        let mut map = ShardMap::default();
+        for id in 1..=3 {
+            map.change(MapChange::Node(NodeRecord {
+                node_id: NodeId(id),
+                address: format!("n{id}:1"),
+                zone: String::new(),
+                status: if id == 1 { NodeStatus::Dead } else { NodeStatus::Alive },
+            }));
+        }
+        for (place, pair) in bounds.windows(2).enumerate() {
+            map.change(MapChange::Shard(ShardRecord {
+                descriptor: descriptor(place as u64 + 1, pair[0], pair[1], 1),
+                leader: None,
+                leader_term: Term(0),
+                creating: false,
+            }));
+        }
+        let mut cache = MapCache::default();
+        cache.snapshot(map);
+        cache
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_goes_to_the_shard_whose_range_holds_it(mut bounds in prop::collection::btree_set(0u8..=255, 2..10), key in any::<u8>()) {
+            let bounds: Vec<u8> = std::mem::take(&mut bounds).into_iter().collect();
+            let routes = cache(&bounds).routes();
+            let expected = bounds.windows(2).position(|pair| pair[0] <= key && key < pair[1]);
+            let found = routes.route(&[key], None).map(|route| route.shard_id.0 as usize - 1);
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn the_leader_is_asked_and_where_none_is_known_a_live_replica() {
+        let mut cache = cache(&[0, 100]);
+        assert_eq!(cache.routes().route(&[5], None).unwrap().node, NodeId(2));
+        assert_eq!(cache.routes().route(&[5], Some(NodeId(2))).unwrap().node, NodeId(3));
+        assert!(cache.learn_leader(ShardId(1), Some(NodeId(1))));
+        assert_eq!(cache.routes().route(&[5], None).unwrap().node, NodeId(1));
+        assert_eq!(cache.routes().route(&[5], Some(NodeId(1))).unwrap().node, NodeId(2));
+    }
+
+    #[test]
+    fn descriptors_of_a_split_replace_the_wider_one_only_if_newer() {
+        let mut cache = cache(&[0, 100]);
+        let halves = [descriptor(1, 0, 50, 2), descriptor(9, 50, 100, 2)];
+        assert!(cache.learn(&halves));
+        assert_eq!(cache.routes().route(&[60], None).unwrap().shard_id, ShardId(9));
+        assert_eq!(cache.routes().route(&[10], None).unwrap().epoch, RangeEpoch(2));
+        assert!(!cache.learn(&halves));
+        assert!(!cache.learn(&[descriptor(1, 0, 100, 1), descriptor(8, 0, 100, 1)]));
+    }
+
+    #[test]
+    fn an_address_is_that_of_a_registered_node_or_of_none() {
+        let routes = cache(&[0, 100]).routes();
+        assert_eq!(routes.node_at("n3:1"), Some(NodeId(3)));
+        assert_eq!(routes.node_at("evil:1"), None);
+        assert_eq!(Bytes::from(routes.address(NodeId(2)).unwrap().to_string()), "n2:1");
+    }
+}

@@ -1,0 +1,188 @@
+//! The apply thread: state machines, one engine batch a run of entries.
+
+use super::Shared;
+use super::fatal::fatal;
+use super::replicate::Event;
+use super::ticket::{Outcome, Ticket};
+use crossbeam_channel::{Receiver, Sender};
+use kvdb_engine::Engine;
+use kvdb_model::{LogEntry, LogPosition, ReplicaId, ShardId, VolumeId};
+use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input};
+use kvdb_shard::{CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Something for the apply thread.
+pub(crate) enum ApplyWork {
+    Task(ApplyTask<Ticket>),
+    TakeSnapshot { shard: ShardId, to: ReplicaId },
+    DropVolume(VolumeId),
+}
+
+pub(crate) struct Applier<M> {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) shards: HashMap<ShardId, Shard<M>>,
+    pub(crate) work: Receiver<ApplyWork>,
+    pub(crate) events: Sender<Event>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) machine: Box<dyn Fn() -> M + Send>,
+}
+
+impl<M: Machine> Applier<M> {
+    pub(crate) fn run(mut self) {
+        while let Ok(work) = self.work.recv() {
+            match work {
+                ApplyWork::Task(task) => self.carry_out(task),
+                ApplyWork::TakeSnapshot { shard, to } => self.take_snapshot(shard, to),
+                ApplyWork::DropVolume(volume) => self.drop_volume(volume),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, task: ApplyTask<Ticket>) {
+        match task {
+            ApplyTask::Open { shard, replica, volume, birth, start } => {
+                self.open(shard, replica, volume, &birth, start);
+            }
+            ApplyTask::Entries { shard, replica, entries } => self.apply(shard, replica, entries),
+            ApplyTask::Switch { shard, replica, volume, position, old } => {
+                self.shards.remove(&shard);
+                self.open(shard, replica, volume, &bytes::Bytes::new(), position);
+                self.report(shard, replica, position, Vec::new());
+                if let Some(old) = old {
+                    self.drop_volume(old);
+                }
+            }
+            ApplyTask::Close { shard, replica, volume } => {
+                if self.shards.get(&shard).is_some_and(|open| open.replica() == replica) {
+                    self.shards.remove(&shard);
+                }
+                self.shared.views.remove(shard, replica);
+                if let Some(volume) = volume {
+                    self.drop_volume(volume);
+                }
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        shard: ShardId,
+        replica: ReplicaId,
+        volume: VolumeId,
+        birth: &bytes::Bytes,
+        start: LogPosition,
+    ) {
+        let machine = (self.machine)();
+        match Shard::open(self.engine.clone(), replica, volume, birth, start, machine) {
+            Ok(opened) => {
+                self.publish(&opened);
+                self.shards.insert(shard, opened);
+            }
+            Err(error) => fatal(&format!("shard {shard} can't be opened: {error}")),
+        }
+    }
+
+    pub(crate) fn publish(&self, shard: &Shard<M>) {
+        self.shared.views.update(shard.shard_id(), shard.replica(), |view| {
+            view.volume = Some(shard.volume());
+            view.descriptor = Some(Arc::new(shard.descriptor().clone()));
+        });
+    }
+
+    fn apply(&mut self, id: ShardId, replica: ReplicaId, entries: Vec<CommittedEntry<Ticket>>) {
+        let Some(shard) = self.shards.get_mut(&id).filter(|shard| shard.replica() == replica)
+        else {
+            // Closed meanwhile: its tickets' holders see their channels close.
+            return;
+        };
+        let mut tickets: HashMap<u64, Vec<Ticket>> = HashMap::new();
+        let mut run: Vec<LogEntry> = Vec::with_capacity(entries.len());
+        for committed in entries {
+            if !committed.tickets.is_empty() {
+                tickets.insert(committed.entry.index.0, committed.tickets);
+            }
+            run.push(committed.entry);
+        }
+        let applied = match shard.apply(&run) {
+            Ok(applied) => applied,
+            Err(error) => fatal(&format!("shard {id} can't apply: {error}")),
+        };
+        if let Some(sequence) = applied.sequence {
+            let volume = shard.volume();
+            self.shared.flushes.note(volume, id, replica, sequence, applied.position.index);
+        }
+        let mut membership = Vec::new();
+        let mut commands = 0;
+        for entry in applied.entries {
+            commands += entry.commands.len() as u64;
+            let waiting = tickets.remove(&entry.index.0).unwrap_or_default();
+            if let Some(descriptor) = &entry.membership {
+                membership.push(ConfOutcome { index: entry.index, descriptor: descriptor.clone() });
+            }
+            answer(entry, waiting, applied.position);
+        }
+        self.shared.metrics.applied_entries.inc_by(run.len() as u64);
+        self.shared.metrics.applied_commands.inc_by(commands);
+        if !membership.is_empty()
+            && let Some(shard) = self.shards.get(&id)
+        {
+            self.publish(shard);
+        }
+        self.report(id, replica, applied.position, membership);
+    }
+
+    fn report(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        position: LogPosition,
+        membership: Vec<ConfOutcome>,
+    ) {
+        let input = Input::Applied { shard, replica, position, membership };
+        let _ = self.events.send(Event::Internal(input));
+    }
+
+    fn take_snapshot(&self, id: ShardId, to: ReplicaId) {
+        let Some(shard) = self.shards.get(&id) else { return };
+        let snapshot = match shard.engine_snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => fatal(&format!("shard {id} can't be read: {error}")),
+        };
+        let writer = match SnapshotWriter::new(snapshot, shard.replica()) {
+            Ok(writer) => writer,
+            Err(error) => fatal(&format!("shard {id} can't be read: {error}")),
+        };
+        let input = Input::SnapshotTaken {
+            shard: id,
+            to,
+            position: writer.position(),
+            descriptor: writer.descriptor().clone(),
+        };
+        self.shared.snapshots.lock().insert((id, to), writer);
+        let _ = self.events.send(Event::Internal(input));
+    }
+
+    fn drop_volume(&self, volume: VolumeId) {
+        self.shared.flushes.forget(volume);
+        if let Err(error) = self.engine.delete_volume(volume) {
+            fatal(&format!("volume {volume} can't be deleted: {error}"));
+        }
+    }
+}
+
+fn answer(entry: EntryOutcome, tickets: Vec<Ticket>, position: LogPosition) {
+    if let Some(descriptor) = &entry.membership {
+        for ticket in tickets {
+            ticket.reply(Outcome::MembershipChanged(descriptor.is_some()));
+        }
+        return;
+    }
+    for (ticket, command) in tickets.into_iter().zip(entry.commands) {
+        ticket.reply(match command {
+            CommandOutcome::Written(outcomes) => Outcome::Written(outcomes),
+            CommandOutcome::Controlled(result) => Outcome::Controlled(result),
+            CommandOutcome::TimeAdvanced(_) => Outcome::TimeAdvanced(position),
+        });
+    }
+}

@@ -1,0 +1,12 @@
+//! Stopping when going on would be wrong.
+//!
+//! A failed sync, a damaged file or an engine that can't be read leaves the process unable to say
+//! what it holds. Nothing is acknowledged after that: the process says what happened and ends,
+//! and its peers carry on.
+
+/// Logs `what` and ends the process with exit code 70 (an internal failure, as in `sysexits.h`).
+pub fn fatal(what: &str) -> ! {
+    tracing::error!(target: "kvdb", "stopping: {what}");
+    eprintln!("kvdb: stopping: {what}");
+    std::process::exit(70);
+}

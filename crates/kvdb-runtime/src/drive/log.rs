@@ -1,0 +1,68 @@
+//! The log thread: appends what waits, syncs once, says so.
+
+use super::Shared;
+use super::fatal::fatal;
+use super::replicate::{Event, LogBatch};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use kvdb_replication::Input;
+use kvdb_wal::{FileDisk, Wal};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long after the last sync an idle log gets the marker that protects its tail.
+const IDLE_AFTER: Duration = Duration::from_millis(200);
+
+pub(crate) struct LogWriter {
+    pub(crate) wal: Wal<FileDisk>,
+    pub(crate) batches: Receiver<LogBatch>,
+    pub(crate) events: Sender<Event>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl LogWriter {
+    pub(crate) fn run(mut self) {
+        let mut marked = true;
+        loop {
+            let batch = if marked {
+                self.batches.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.batches.recv_timeout(IDLE_AFTER)
+            };
+            match batch {
+                Ok(batch) => {
+                    self.write(batch);
+                    marked = false;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.mark_idle();
+                    marked = true;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    if !marked {
+                        self.mark_idle();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, batch: LogBatch) {
+        let started = Instant::now();
+        if let Err(error) = self.wal.append(&batch.records) {
+            fatal(&format!("the write-ahead log can't be written: {error}"));
+        }
+        if let Err(error) = self.wal.sync() {
+            fatal(&format!("the write-ahead log can't be synced: {error}"));
+        }
+        self.shared.metrics.log_syncs.observe(started.elapsed().as_secs_f64());
+        self.shared.metrics.log_segments.set(self.wal.stats().segments as i64);
+        let _ = self.events.send(Event::Internal(Input::Persisted(batch.number)));
+    }
+
+    fn mark_idle(&mut self) {
+        if let Err(error) = self.wal.mark_idle() {
+            fatal(&format!("the write-ahead log can't be written: {error}"));
+        }
+    }
+}

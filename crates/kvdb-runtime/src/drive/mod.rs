@@ -1,0 +1,480 @@
+//! Driving a replication host with a real log, engine and network.
+//!
+//! ```text
+//!  submit ─▶ replication thread ─▶ log thread ──▶ (Persisted) ─┐
+//!               ▲   │  │  └──────▶ peers (tokio)               │
+//!               │   │  └─────────▶ apply thread ─▶ (Applied) ──┤
+//!               │   └─ tickets ──▶ waiting requests            │
+//!               └──────────────────────────────────────────────┘
+//!  maintenance thread: flushes ─▶ (Flushed) ─▶ replication thread
+//! ```
+//!
+//! Bounds: what clients submit is counted ([`MAX_SUBMITTED`]) and refused beyond; what peers send
+//! is held back by their streams' windows and [`MAX_PEER_FRAMES`], and dropped beyond, which Raft
+//! takes as loss; the log thread has one batch at a time; the apply thread has no more than the
+//! host lets be unapplied.
+
+mod apply;
+mod fatal;
+mod flushes;
+mod log;
+mod maintain;
+mod replicate;
+mod ticket;
+mod views;
+
+pub use fatal::fatal;
+pub(crate) use replicate::{Event, Outgoing};
+pub use ticket::{Outcome, ReplySink, Ticket};
+pub use views::{ShardView, ViewTable, Views};
+
+use apply::Applier;
+use crossbeam_channel::{Sender, unbounded};
+use flushes::Flushes;
+use kvdb_engine::{Engine, EngineError};
+use kvdb_engine_lsm::{LsmConfig, LsmEngine, LsmError};
+use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Version, VolumeId};
+use kvdb_replication::{GroupStatus, Host, HostConfig, Input, RecoveredGroup};
+use kvdb_shard::{Machine, OpenError, Shard, SnapshotWriter};
+use kvdb_wal::{FileDisk, LiveReplica, Wal, WalConfig};
+use log::LogWriter;
+use maintain::Maintainer;
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use replicate::{LogBatch, Replicator};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Requests at the replication thread; more are refused as overloaded.
+pub const MAX_SUBMITTED: usize = 64 * 1024;
+/// Frames from peers at the replication thread; more are dropped.
+pub const MAX_PEER_FRAMES: usize = 16 * 1024;
+
+/// What the threads of a drive share.
+pub struct Shared {
+    /// The replicas, as of a moment ago.
+    pub views: Views,
+    pub(crate) flushes: Flushes,
+    pub(crate) submitted: AtomicUsize,
+    pub(crate) peer_frames: AtomicUsize,
+    pub(crate) role_version: watch::Sender<u64>,
+    next_volume: AtomicU64,
+    pub(crate) snapshots: Mutex<HashMap<(ShardId, ReplicaId), SnapshotWriter>>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Figures of a drive.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    pub(crate) log_syncs: LogSyncs,
+    pub(crate) log_segments: Gauge,
+    pub(crate) applied_entries: Counter,
+    pub(crate) applied_commands: Counter,
+}
+
+pub(crate) struct LogSyncs(Histogram);
+
+impl Default for LogSyncs {
+    fn default() -> Self {
+        LogSyncs(Histogram::new(exponential_buckets(0.000_05, 2.0, 16)))
+    }
+}
+
+impl LogSyncs {
+    pub(crate) fn observe(&self, seconds: f64) {
+        self.0.observe(seconds);
+    }
+}
+
+/// Where a drive lives and how it runs.
+pub struct DriveConfig {
+    /// The data directory; `wal/` and `engine/` are made in it.
+    pub data: PathBuf,
+    /// Of the host.
+    pub host: HostConfig,
+    /// Of the log.
+    pub wal: WalConfig,
+    /// Of the engine.
+    pub engine: LsmConfig,
+}
+
+/// Why a drive can't start. Nothing is changed.
+#[derive(Debug, Error)]
+pub enum DriveError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] kvdb_wal::OpenError),
+    /// The log's folder.
+    #[error("{path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] LsmError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] EngineError),
+    /// A replica's state.
+    #[error("replica {replica} of shard {shard} can't be opened: {source}")]
+    Replica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why.
+        source: OpenError,
+    },
+    /// The engine holds more than the log: the log has lost bytes.
+    #[error(
+        "the log of replica {replica} of shard {shard} ends at {log_end}, but {applied} is applied: \
+         the log has lost synced bytes. This node's replicas must not vote again; rebuild them from \
+         the others with `kvdb admin replace NODE` and start with an empty directory"
+    )]
+    LogLost {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry in the log.
+        log_end: u64,
+        /// The last entry applied.
+        applied: u64,
+    },
+}
+
+/// Too much waits already; nothing was submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("too many requests wait for the replication thread")]
+pub struct Overloaded;
+
+/// A running host. Clones drive the same.
+#[derive(Clone)]
+pub struct Drive {
+    events: Sender<Event>,
+    shared: Arc<Shared>,
+    engine: Arc<dyn Engine>,
+    node_id: NodeId,
+}
+
+/// The threads behind a [`Drive`].
+pub struct Threads {
+    events: Sender<Event>,
+    stop: Arc<AtomicBool>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Ends the threads in order: what was submitted is still written and applied.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.events.send(Event::Stop);
+        for handle in self.handles {
+            if handle.join().is_err() {
+                tracing::error!("a thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drive {
+    /// Opens log and engine and starts the threads. What leaves the process comes out of the
+    /// receiver; hand it to [`crate::peers::run`].
+    ///
+    /// # Errors
+    /// [`DriveError`].
+    pub fn start<M: Machine>(
+        config: DriveConfig,
+        machine: impl Fn() -> M + Send + 'static,
+        registry: &mut Registry,
+    ) -> Result<(Self, Threads, mpsc::UnboundedReceiver<Outgoing>), DriveError> {
+        let engine_path = config.data.join("engine");
+        io(&engine_path, std::fs::create_dir_all(&engine_path))?;
+        let engine = LsmEngine::open(&engine_path, config.engine)?;
+        let lost: Vec<VolumeId> = engine.damaged().iter().map(|damaged| damaged.volume).collect();
+        let engine: Arc<dyn Engine> = Arc::new(engine);
+        let wal_path = config.data.join("wal");
+        let disk = io(&wal_path, FileDisk::open(&wal_path))?;
+        let (wal, live) = Wal::open(disk, config.wal)?;
+
+        let (events, event_queue) = unbounded();
+        let (to_log, log_queue) = unbounded();
+        let (to_apply, apply_queue) = unbounded();
+        let (to_network, network_queue) = mpsc::unbounded_channel();
+        let highest = engine.volumes().into_iter().chain(lost.iter().copied()).max();
+        let next_volume = live.highest_volume().max(highest.unwrap_or_default()).next();
+        let shared = Arc::new(Shared {
+            views: Views::default(),
+            flushes: Flushes::default(),
+            submitted: AtomicUsize::new(0),
+            peer_frames: AtomicUsize::new(0),
+            role_version: watch::Sender::new(0),
+            next_volume: AtomicU64::new(next_volume.0),
+            snapshots: Mutex::default(),
+            metrics: Metrics::default(),
+        });
+        register(&shared.metrics, registry);
+
+        let node_id = config.host.node_id;
+        let tick = Duration::from_millis(config.host.tick_ms);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut host = Host::new(config.host, live.tombstones(), logger);
+        let mut applier = Applier {
+            engine: engine.clone(),
+            shards: HashMap::new(),
+            work: apply_queue,
+            events: events.clone(),
+            shared: shared.clone(),
+            machine: Box::new(machine),
+        };
+        let mut used = Vec::new();
+        for (replica, found) in &live.replicas {
+            used.extend(found.volume);
+            let group = applier.recover(*replica, found, &lost)?;
+            host.recover(group);
+        }
+        for volume in engine.volumes().into_iter().chain(lost) {
+            // Named by no replica: what a crash between making and naming it left.
+            if !used.contains(&volume) {
+                engine.delete_volume(volume)?;
+            }
+        }
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let replicator = Replicator {
+            host,
+            events: event_queue,
+            to_log,
+            to_apply,
+            to_network,
+            shared: shared.clone(),
+            tick,
+            waiting_batch: LogBatch { number: 0, records: Vec::new() },
+            log_busy: false,
+            offers: HashMap::new(),
+            next_offer: 1,
+        };
+        let log_writer =
+            LogWriter { wal, batches: log_queue, events: events.clone(), shared: shared.clone() };
+        let maintainer = Maintainer {
+            engine: engine.clone(),
+            events: events.clone(),
+            shared: shared.clone(),
+            stop: stop.clone(),
+        };
+        let handles = vec![
+            spawn("replication", move || replicator.run()),
+            spawn("log", move || log_writer.run()),
+            spawn("apply", move || applier.run()),
+            spawn("maintenance", move || maintainer.run()),
+        ];
+        let drive = Drive { events: events.clone(), shared, engine, node_id };
+        Ok((drive, Threads { events, stop, handles }, network_queue))
+    }
+
+    /// The node that the host runs on.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// The replicas, as of a moment ago.
+    pub fn views(&self) -> &Views {
+        &self.shared.views
+    }
+
+    /// Changes each time a role, term or leader does.
+    pub fn role_changes(&self) -> watch::Receiver<u64> {
+        self.shared.role_version.subscribe()
+    }
+
+    /// The engine, for reads.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Hands the host an input from outside.
+    ///
+    /// # Errors
+    /// [`Overloaded`]: too much waits; the input was not taken.
+    pub fn submit(&self, input: Input<Ticket>) -> Result<(), Overloaded> {
+        if self.shared.submitted.fetch_add(1, Ordering::Relaxed) >= MAX_SUBMITTED {
+            self.shared.submitted.fetch_sub(1, Ordering::Relaxed);
+            return Err(Overloaded);
+        }
+        // Fails only while the process stops; the ticket's holder then sees its channel close.
+        let _ = self.events.send(Event::Submitted(input));
+        Ok(())
+    }
+
+    pub(crate) fn inform(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Makes a fresh, empty volume and has a new shard's first replica created in it.
+    ///
+    /// # Errors
+    /// If the volume can't be made.
+    pub fn create_replica(
+        &self,
+        descriptor: kvdb_model::ShardDescriptor,
+        campaign: bool,
+    ) -> Result<(), EngineError> {
+        let volume = self.fresh_volume();
+        self.engine.create_volume(volume)?;
+        self.inform(Event::Internal(Input::Create { descriptor, volume, campaign }));
+        Ok(())
+    }
+
+    pub(crate) fn fresh_volume(&self) -> VolumeId {
+        VolumeId(self.shared.next_volume.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// How every group is doing.
+    pub async fn statuses(&self) -> Vec<GroupStatus> {
+        let (sender, receiver) = oneshot::channel();
+        self.inform(Event::Statuses(sender));
+        receiver.await.unwrap_or_default()
+    }
+}
+
+fn register(metrics: &Metrics, registry: &mut Registry) {
+    registry.register(
+        "kvdb_log_sync_seconds",
+        "Time that one append and sync of the write-ahead log took",
+        metrics.log_syncs.0.clone(),
+    );
+    registry.register(
+        "kvdb_log_segments",
+        "Segments of the write-ahead log",
+        metrics.log_segments.clone(),
+    );
+    registry.register(
+        "kvdb_applied_entries",
+        "Log entries applied",
+        metrics.applied_entries.clone(),
+    );
+    registry.register(
+        "kvdb_applied_commands",
+        "Commands applied",
+        metrics.applied_commands.clone(),
+    );
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let name = name.to_owned();
+    let thread = std::thread::Builder::new().name(format!("kvdb-{name}"));
+    let guarded = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        if result.is_err() {
+            // The panic's own message is on standard error already.
+            fatal(&format!("the {name} thread has panicked"));
+        }
+    };
+    thread.spawn(guarded).expect("the operating system gives a thread at the start")
+}
+
+fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, DriveError> {
+    result.map_err(|source| DriveError::Io { path: path.to_owned(), source })
+}
+
+/// A replica whose engine state is gone, or behind what the log has forgotten.
+fn without_engine(replica: ReplicaId, found: &LiveReplica) -> RecoveredGroup {
+    RecoveredGroup {
+        replica,
+        shard: found.shard,
+        volume: found.volume,
+        hard_state: found.hard_state,
+        start: found.start,
+        entries: found.entries.iter().cloned().collect(),
+        applied: LogPosition::default(),
+        descriptor: None,
+        last_version: Version::ZERO,
+        engine_lost: found.volume.is_some(),
+    }
+}
+
+impl<M: Machine> Applier<M> {
+    /// Opens a replica after a restart.
+    fn recover(
+        &mut self,
+        replica: ReplicaId,
+        found: &LiveReplica,
+        lost: &[VolumeId],
+    ) -> Result<RecoveredGroup, DriveError> {
+        let group = without_engine(replica, found);
+        let Some(volume) = found.volume.filter(|volume| !lost.contains(volume)) else {
+            if group.engine_lost {
+                tracing::error!(shard = found.shard.0, "its volume is lost: asking for a snapshot");
+                return Ok(self.lost_group(group, found));
+            }
+            return Ok(group);
+        };
+        let opened = Shard::open(
+            self.engine.clone(),
+            replica,
+            volume,
+            &found.birth,
+            found.start,
+            (self.machine)(),
+        );
+        let shard = match opened {
+            Ok(shard) => shard,
+            Err(OpenError::Engine(EngineError::VolumeMissing(_))) => {
+                tracing::error!(shard = found.shard.0, "its volume is gone: asking for a snapshot");
+                return Ok(self.lost_group(group, found));
+            }
+            Err(source) => {
+                return Err(DriveError::Replica { shard: found.shard, replica, source });
+            }
+        };
+        let applied = shard.applied();
+        if applied.index > found.last_index() {
+            return Err(DriveError::LogLost {
+                shard: found.shard,
+                replica,
+                log_end: found.last_index().0,
+                applied: applied.index.0,
+            });
+        }
+        if applied.index < found.start.index {
+            tracing::error!(
+                shard = found.shard.0,
+                "its volume is behind its log: asking for a snapshot"
+            );
+            return Ok(self.lost_group(group, found));
+        }
+        let recovered = RecoveredGroup {
+            applied,
+            descriptor: Some(shard.descriptor().clone()),
+            last_version: shard.last_version(),
+            engine_lost: false,
+            ..group
+        };
+        self.publish(&shard);
+        self.shards.insert(found.shard, shard);
+        Ok(recovered)
+    }
+
+    /// The descriptor that it was born with tells at least who its peers were.
+    fn lost_group(&self, group: RecoveredGroup, found: &LiveReplica) -> RecoveredGroup {
+        let mut input = kvdb_model::codec::Reader::new(found.birth.clone());
+        let descriptor = kvdb_model::ShardDescriptor::decode(&mut input).ok();
+        RecoveredGroup { descriptor, ..group }
+    }
+}

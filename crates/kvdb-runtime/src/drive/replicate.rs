@@ -1,0 +1,217 @@
+//! The replication thread: feeds the host and routes its effects. It never blocks on disk or
+//! network; everything that does is a message away.
+//!
+//! Group commit happens here. At most one batch is at the log thread; what the host wants
+//! persisted meanwhile piles up (bounded by what the host accepts) and goes as one batch when the
+//! log thread comes back.
+
+use super::Shared;
+use super::apply::ApplyWork;
+use super::ticket::{Outcome, Ticket};
+use crate::clock;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use kvdb_model::{NodeId, ShardDescriptor, ShardId, WalRecord};
+use kvdb_replication::{
+    ApplyTask, Effect, GroupStatus, Host, Input, PeerMessage, PersistBatch, ReplicaRole,
+    SnapshotRefusal, message::Message,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Events handled between two looks at the effects. More makes larger batches, and longer waits
+/// for the first of them.
+const EVENTS_PER_ROUND: usize = 4096;
+
+/// Something for the replication thread.
+pub(crate) enum Event {
+    /// From outside (clients): counted against the queue's bound.
+    Submitted(Input<Ticket>),
+    /// From the process's own threads.
+    Internal(Input<Ticket>),
+    /// Everything that one frame from a peer held.
+    FromPeer { from_node: NodeId, messages: Vec<PeerMessage> },
+    /// A peer offers a snapshot; the answer goes to `reply`.
+    SnapshotOffered {
+        from_node: NodeId,
+        shard: ShardId,
+        message: Message,
+        descriptor: ShardDescriptor,
+        reply: tokio::sync::oneshot::Sender<Result<(), SnapshotRefusal>>,
+    },
+    /// Answer with the status of every group.
+    Statuses(tokio::sync::oneshot::Sender<Vec<GroupStatus>>),
+    /// End the thread.
+    Stop,
+}
+
+/// Records on their way to the log thread.
+pub(crate) struct LogBatch {
+    pub(crate) number: u64,
+    pub(crate) records: Vec<WalRecord>,
+}
+
+/// What leaves the process.
+pub(crate) enum Outgoing {
+    Messages { to: NodeId, messages: Vec<PeerMessage> },
+    Snapshot { shard: ShardId, to_node: NodeId, message: Message },
+}
+
+pub(crate) struct Replicator {
+    pub(crate) host: Host<Ticket>,
+    pub(crate) events: Receiver<Event>,
+    pub(crate) to_log: Sender<LogBatch>,
+    pub(crate) to_apply: Sender<ApplyWork>,
+    pub(crate) to_network: tokio::sync::mpsc::UnboundedSender<Outgoing>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tick: Duration,
+    pub(crate) waiting_batch: LogBatch,
+    pub(crate) log_busy: bool,
+    pub(crate) offers: HashMap<u64, tokio::sync::oneshot::Sender<Result<(), SnapshotRefusal>>>,
+    pub(crate) next_offer: u64,
+}
+
+impl Replicator {
+    pub(crate) fn run(mut self) {
+        let mut next_tick = Instant::now() + self.tick;
+        loop {
+            let first = match self.events.recv_deadline(next_tick) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if self.take_events(first).is_break() {
+                return;
+            }
+            // Messages first, then the tick: a thread that was starved hears its leader before it
+            // counts the silence. Late ticks are dropped.
+            let now = Instant::now();
+            if now >= next_tick {
+                self.host.step(clock::now(), Input::Tick);
+                next_tick = (next_tick + self.tick).max(now);
+            }
+            let effects = self.host.drain(clock::now());
+            for effect in effects {
+                self.route(effect);
+            }
+            self.feed_log();
+        }
+    }
+
+    fn take_events(&mut self, first: Option<Event>) -> std::ops::ControlFlow<()> {
+        let mut next = first;
+        let mut taken = 0;
+        while let Some(event) = next {
+            self.take(event)?;
+            taken += 1;
+            next = if taken < EVENTS_PER_ROUND { self.events.try_recv().ok() } else { None };
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn take(&mut self, event: Event) -> std::ops::ControlFlow<()> {
+        let now = clock::now();
+        match event {
+            Event::Submitted(input) => {
+                self.shared.submitted.fetch_sub(1, Ordering::Relaxed);
+                self.host.step(now, input);
+            }
+            Event::Internal(input) => {
+                if let Input::Persisted(_) = input {
+                    self.log_busy = false;
+                }
+                self.host.step(now, input);
+            }
+            Event::FromPeer { from_node, messages } => {
+                self.shared.peer_frames.fetch_sub(1, Ordering::Relaxed);
+                for message in messages {
+                    self.host.step(now, Input::Message { from_node, message });
+                }
+            }
+            Event::SnapshotOffered { from_node, shard, message, descriptor, reply } => {
+                let offer = self.next_offer;
+                self.next_offer += 1;
+                self.offers.insert(offer, reply);
+                let input = Input::SnapshotOffered { from_node, shard, message, descriptor, offer };
+                self.host.step(now, input);
+            }
+            Event::Statuses(reply) => {
+                let _ = reply.send(self.host.statuses().collect());
+            }
+            Event::Stop => return std::ops::ControlFlow::Break(()),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn route(&mut self, effect: Effect<Ticket>) {
+        match effect {
+            Effect::Persist(PersistBatch { number, records }) => {
+                self.waiting_batch.number = number;
+                self.waiting_batch.records.extend(records);
+            }
+            Effect::Send { to, messages } => self.send(Outgoing::Messages { to, messages }),
+            Effect::StreamSnapshot { shard, to_node, message } => {
+                self.send(Outgoing::Snapshot { shard, to_node, message });
+            }
+            Effect::Apply(task) => self.apply(task),
+            Effect::ReadReady { shard: _, tickets } => {
+                for ticket in tickets {
+                    ticket.reply(Outcome::ReadReady);
+                }
+            }
+            Effect::Refused { shard: _, ticket, why } => ticket.reply(Outcome::Rejected(why)),
+            Effect::RoleChanged(status) => self.role_changed(&status),
+            Effect::TakeSnapshot { shard, to } => {
+                self.to_apply_thread(ApplyWork::TakeSnapshot { shard, to });
+            }
+            Effect::SnapshotAnswer { offer, answer } => {
+                if let Some(reply) = self.offers.remove(&offer) {
+                    let _ = reply.send(answer);
+                }
+            }
+            Effect::DropVolume(volume) => self.to_apply_thread(ApplyWork::DropVolume(volume)),
+        }
+    }
+
+    fn send(&self, outgoing: Outgoing) {
+        // Fails only while the process stops.
+        let _ = self.to_network.send(outgoing);
+    }
+
+    fn apply(&self, task: ApplyTask<Ticket>) {
+        self.to_apply_thread(ApplyWork::Task(task));
+    }
+
+    fn to_apply_thread(&self, work: ApplyWork) {
+        let _ = self.to_apply.send(work);
+    }
+
+    fn role_changed(&self, status: &GroupStatus) {
+        let is_leader = status.role == ReplicaRole::Leader;
+        tracing::info!(
+            shard = status.shard.0,
+            replica = status.replica.0,
+            term = status.term.0,
+            leader = status.leader.map(|node| node.0),
+            is_leader,
+            "role changed"
+        );
+        self.shared.views.update(status.shard, status.replica, |view| {
+            view.is_leader = is_leader;
+            view.term = status.term;
+            view.leader = status.leader;
+        });
+        self.shared.role_version.send_modify(|version| *version += 1);
+    }
+
+    fn feed_log(&mut self) {
+        if self.log_busy || self.waiting_batch.records.is_empty() {
+            return;
+        }
+        let records = std::mem::take(&mut self.waiting_batch.records);
+        let batch = LogBatch { number: self.waiting_batch.number, records };
+        self.log_busy = true;
+        let _ = self.to_log.send(batch);
+    }
+}

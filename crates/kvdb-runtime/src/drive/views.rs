@@ -1,0 +1,86 @@
+//! What the rest of the process may know about its replicas without asking their threads.
+//!
+//! A view is a hint: requests are checked against it early, so that most wrong ones are refused
+//! cheaply, and checked again where it counts (at propose by the host, at apply and in the read's
+//! own snapshot by the shard).
+
+use arc_swap::ArcSwap;
+use kvdb_model::{NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One replica, as of a moment ago.
+#[derive(Clone, Debug)]
+pub struct ShardView {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Where it lives; `None` while it waits for its first snapshot.
+    pub volume: Option<VolumeId>,
+    /// As applied; `None` while it waits for its first snapshot.
+    pub descriptor: Option<Arc<ShardDescriptor>>,
+    /// Whether it leads.
+    pub is_leader: bool,
+    /// In which term.
+    pub term: Term,
+    /// The leader's node, where known.
+    pub leader: Option<NodeId>,
+}
+
+/// All replicas of a process.
+pub type ViewTable = BTreeMap<ShardId, Arc<ShardView>>;
+
+/// The views, replaced as a whole with each change: reading takes no lock.
+#[derive(Default)]
+pub struct Views {
+    table: ArcSwap<ViewTable>,
+    writer: Mutex<()>,
+}
+
+impl Views {
+    /// All of them.
+    pub fn all(&self) -> Arc<ViewTable> {
+        self.table.load_full()
+    }
+
+    /// One of them.
+    pub fn get(&self, shard: ShardId) -> Option<Arc<ShardView>> {
+        self.table.load().get(&shard).cloned()
+    }
+
+    /// Changes the view of a replica; `change` starts from what there is, or from nothing if
+    /// another replica of the shard (or none) was here.
+    pub(crate) fn update(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        change: impl FnOnce(&mut ShardView),
+    ) {
+        let _writer = self.writer.lock();
+        let mut table = ViewTable::clone(&self.table.load());
+        let mut view = match table.get(&shard) {
+            Some(view) if view.replica > replica => return,
+            Some(view) if view.replica == replica => ShardView::clone(view),
+            _ => ShardView {
+                replica,
+                volume: None,
+                descriptor: None,
+                is_leader: false,
+                term: Term(0),
+                leader: None,
+            },
+        };
+        change(&mut view);
+        table.insert(shard, Arc::new(view));
+        self.table.store(Arc::new(table));
+    }
+
+    pub(crate) fn remove(&self, shard: ShardId, replica: ReplicaId) {
+        let _writer = self.writer.lock();
+        let mut table = ViewTable::clone(&self.table.load());
+        if table.get(&shard).is_some_and(|view| view.replica == replica) {
+            table.remove(&shard);
+            self.table.store(Arc::new(table));
+        }
+    }
+}

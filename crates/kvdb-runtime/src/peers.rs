@@ -1,0 +1,401 @@
+//! Between processes: streams of Raft messages, and snapshots.
+//!
+//! Each process keeps one outgoing stream to each peer that it has something to say to; all
+//! shards' messages share it. What can't be delivered is dropped and reported: Raft retries.
+
+use crate::drive::{Drive, Event, MAX_PEER_FRAMES, Outgoing};
+use bytes::Bytes;
+use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, Version};
+use kvdb_replication::message::{self, Message};
+use kvdb_replication::{Input, PeerMessage};
+use kvdb_shard::{ChunkReader, SnapshotWriter};
+use kvdb_wire::proto::peer_client::PeerClient;
+use kvdb_wire::proto::peer_server::{Peer, PeerServer};
+use kvdb_wire::proto::{self, peer_frame, snapshot_frame};
+use kvdb_wire::{cluster_id_from, cluster_id_to, descriptor_from, descriptor_to, transport};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+const FORMAT: u32 = 1;
+/// Batches of messages that wait for one peer; more are dropped.
+const QUEUE: usize = 1024;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Chunks of a snapshot between disk and network.
+const SNAPSHOT_QUEUE: usize = 8;
+
+/// Where peers are, and who this process is among them.
+#[derive(Clone)]
+pub struct Neighbourhood {
+    /// Finds a peer's address.
+    pub address_of: Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>,
+    /// The cluster, once it is known.
+    pub cluster_id: Arc<RwLock<ClusterId>>,
+    /// Coordinators and nodes number themselves apart.
+    pub coordinator: bool,
+    /// Changes with each start of the process.
+    pub incarnation: u64,
+}
+
+impl Neighbourhood {
+    fn hello(&self, from: NodeId, to: NodeId) -> proto::PeerHello {
+        proto::PeerHello {
+            cluster_id: cluster_id_to(*self.cluster_id.read()),
+            from_node: from.0,
+            to_node: to.0,
+            incarnation: self.incarnation,
+            format_version: FORMAT,
+            coordinator: self.coordinator,
+        }
+    }
+
+    /// Who speaks, if they may.
+    fn check(&self, own: NodeId, hello: Option<proto::PeerHello>) -> Result<NodeId, Box<Status>> {
+        let refuse = |why: String| Err(Box::new(Status::failed_precondition(why)));
+        let Some(hello) = hello else { return refuse("the first frame must be a hello".into()) };
+        if hello.format_version != FORMAT {
+            return refuse(format!(
+                "peer format {} is not known; this binary speaks {FORMAT}",
+                hello.format_version
+            ));
+        }
+        if hello.coordinator != self.coordinator || hello.to_node != own.0 {
+            return refuse(format!("this is not the process that you look for, but number {own}"));
+        }
+        let theirs = cluster_id_from(&hello.cluster_id)
+            .map_err(|error| Box::new(Status::invalid_argument(error.to_string())))?;
+        let ours = *self.cluster_id.read();
+        if theirs.is_known() && ours.is_known() && theirs != ours {
+            return refuse(format!("this process belongs to cluster {ours}, not to {theirs}"));
+        }
+        Ok(NodeId(hello.from_node))
+    }
+}
+
+/// Sends what leaves a drive, until the drive ends.
+pub async fn run(
+    drive: Drive,
+    neighbourhood: Neighbourhood,
+    mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
+) {
+    let mut streams: HashMap<NodeId, mpsc::Sender<Vec<PeerMessage>>> = HashMap::new();
+    while let Some(next) = outgoing.recv().await {
+        match next {
+            Outgoing::Messages { to, messages } => {
+                let stream = streams.entry(to).or_insert_with(|| {
+                    let (sender, receiver) = mpsc::channel(QUEUE);
+                    tokio::spawn(feed_peer(drive.clone(), neighbourhood.clone(), to, receiver));
+                    sender
+                });
+                // A full queue is a slow peer: Raft takes it as loss.
+                let _ = stream.try_send(messages);
+            }
+            Outgoing::Snapshot { shard, to_node, message } => {
+                tokio::spawn(send_snapshot(
+                    drive.clone(),
+                    neighbourhood.clone(),
+                    shard,
+                    to_node,
+                    message,
+                ));
+            }
+        }
+    }
+}
+
+/// Keeps a stream to one peer.
+async fn feed_peer(
+    drive: Drive,
+    neighbourhood: Neighbourhood,
+    to: NodeId,
+    mut queue: mpsc::Receiver<Vec<PeerMessage>>,
+) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let result = stream_to(&drive, &neighbourhood, to, &mut queue, &mut pause).await;
+        match result {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(peer = to.0, error, "stream ended"),
+        }
+        drive.inform(Event::Internal(Input::PeerUnreachable(to)));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        // What waited is stale by now.
+        while queue.try_recv().is_ok() {}
+    }
+}
+
+async fn connect(neighbourhood: &Neighbourhood, to: NodeId) -> Result<Channel, String> {
+    let address = (neighbourhood.address_of)(to).ok_or("its address is not known")?;
+    let endpoint = transport::endpoint(&address).map_err(|error| error.to_string())?;
+    endpoint.connect().await.map_err(|error| error.to_string())
+}
+
+async fn stream_to(
+    drive: &Drive,
+    neighbourhood: &Neighbourhood,
+    to: NodeId,
+    queue: &mut mpsc::Receiver<Vec<PeerMessage>>,
+    pause: &mut Duration,
+) -> Result<(), String> {
+    let channel = connect(neighbourhood, to).await?;
+    let mut client = PeerClient::new(channel)
+        .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let (frames, receiver) = mpsc::channel(64);
+    let hello = neighbourhood.hello(drive.node_id(), to);
+    let first = proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) };
+    frames.send(first).await.map_err(|_| "closed")?;
+    let answer = client
+        .exchange(Request::new(ReceiverStream::new(receiver)))
+        .await
+        .map_err(|status| status.message().to_owned())?;
+    let mut answers = answer.into_inner();
+    loop {
+        tokio::select! {
+            batch = queue.recv() => {
+                let Some(batch) = batch else { return Ok(()) };
+                frames.send(frame_of(batch)).await.map_err(|_| "the stream has closed")?;
+            }
+            heard = answers.message() => match heard {
+                Ok(Some(_)) => *pause = FIRST_PAUSE,
+                Ok(None) => return Err("the peer has closed the stream".to_owned()),
+                Err(status) => return Err(status.message().to_owned()),
+            },
+        }
+    }
+}
+
+fn frame_of(batch: Vec<PeerMessage>) -> proto::PeerFrame {
+    let messages = batch
+        .iter()
+        .map(|one| proto::PeerMessage {
+            shard_id: one.shard.0,
+            message: Bytes::from(message::encode(&one.message)),
+        })
+        .collect();
+    proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(proto::PeerMessages { messages })) }
+}
+
+async fn send_snapshot(
+    drive: Drive,
+    neighbourhood: Neighbourhood,
+    shard: ShardId,
+    to_node: NodeId,
+    message: Message,
+) {
+    let to = ReplicaId(message.to);
+    let writer = drive.shared().snapshots.lock().remove(&(shard, to));
+    let result = match writer {
+        Some(writer) => {
+            stream_snapshot(&drive, &neighbourhood, shard, to_node, &message, writer).await
+        }
+        None => Err("it was not taken".to_owned()),
+    };
+    let delivered = result.is_ok();
+    match result {
+        Ok(()) => tracing::info!(shard = shard.0, to = to_node.0, "snapshot delivered"),
+        Err(why) => tracing::warn!(shard = shard.0, to = to_node.0, why, "snapshot not delivered"),
+    }
+    drive.inform(Event::Internal(Input::SnapshotSent { shard, to, delivered }));
+}
+
+async fn stream_snapshot(
+    drive: &Drive,
+    neighbourhood: &Neighbourhood,
+    shard: ShardId,
+    to_node: NodeId,
+    message: &Message,
+    writer: SnapshotWriter,
+) -> Result<(), String> {
+    let channel = connect(neighbourhood, to_node).await?;
+    let mut client = PeerClient::new(channel);
+    let (frames, receiver) = mpsc::channel(SNAPSHOT_QUEUE);
+    let header = proto::SnapshotHeader {
+        hello: Some(neighbourhood.hello(drive.node_id(), to_node)),
+        shard_id: shard.0,
+        message: Bytes::from(message::encode(message)),
+        descriptor: Some(descriptor_to(writer.descriptor())),
+        last_version: writer.last_version().0,
+    };
+    let first = proto::SnapshotFrame { frame: Some(snapshot_frame::Frame::Header(header)) };
+    frames.send(first).await.map_err(|_| "closed")?;
+    let reading = tokio::task::spawn_blocking(move || {
+        writer.write(|chunk| {
+            let frame = proto::SnapshotFrame { frame: Some(snapshot_frame::Frame::Chunk(chunk)) };
+            frames.blocking_send(frame).is_ok()
+        })
+    });
+    let reply = client
+        .send_snapshot(Request::new(ReceiverStream::new(receiver)))
+        .await
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    reading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    if reply.delivered { Ok(()) } else { Err(reply.reason) }
+}
+
+/// The receiving side.
+pub struct PeerService {
+    drive: Drive,
+    neighbourhood: Neighbourhood,
+}
+
+impl PeerService {
+    /// The service, to be added to a server.
+    pub fn server(drive: Drive, neighbourhood: Neighbourhood) -> PeerServer<Self> {
+        PeerServer::new(PeerService { drive, neighbourhood })
+            .max_decoding_message_size(256 * 1024 * 1024)
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type ExchangeStream = ReceiverStream<Result<proto::PeerFrame, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<proto::PeerFrame>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let mut frames = request.into_inner();
+        let hello = match frames.message().await?.and_then(|first| first.frame) {
+            Some(peer_frame::Frame::Hello(hello)) => Some(hello),
+            _ => None,
+        };
+        let own = self.drive.node_id();
+        let from_node = self.neighbourhood.check(own, hello).map_err(|status| *status)?;
+        let (answers, receiver) = mpsc::channel(1);
+        let hello = self.neighbourhood.hello(own, from_node);
+        let _ =
+            answers.try_send(Ok(proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) }));
+        tokio::spawn(hear(self.drive.clone(), from_node, frames, answers));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn send_snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotFrame>>,
+    ) -> Result<Response<proto::SnapshotReply>, Status> {
+        let mut frames = request.into_inner();
+        let header = match frames.message().await?.and_then(|first| first.frame) {
+            Some(snapshot_frame::Frame::Header(header)) => header,
+            _ => return Err(Status::invalid_argument("the first frame must be a header")),
+        };
+        let own = self.drive.node_id();
+        let hello = header.hello.clone();
+        let from_node = self.neighbourhood.check(own, hello).map_err(|status| *status)?;
+        let reply = match receive_snapshot(&self.drive, from_node, header, frames).await {
+            Ok(()) => proto::SnapshotReply { delivered: true, reason: String::new() },
+            Err(reason) => proto::SnapshotReply { delivered: false, reason },
+        };
+        Ok(Response::new(reply))
+    }
+}
+
+/// Reads a peer's stream to its end. Dropping `answers` tells the peer.
+async fn hear(
+    drive: Drive,
+    from_node: NodeId,
+    mut frames: Streaming<proto::PeerFrame>,
+    answers: mpsc::Sender<Result<proto::PeerFrame, Status>>,
+) {
+    loop {
+        let frame = tokio::select! {
+            frame = frames.message() => frame,
+            () = answers.closed() => return,
+        };
+        let Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(batch)) })) = frame
+        else {
+            return;
+        };
+        let Some(messages) = readable(batch) else {
+            tracing::warn!(peer = from_node.0, "it sent a message that can't be read");
+            return;
+        };
+        if drive.shared().peer_frames.fetch_add(1, Ordering::Relaxed) >= MAX_PEER_FRAMES {
+            drive.shared().peer_frames.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        drive.inform(Event::FromPeer { from_node, messages });
+    }
+}
+
+fn readable(batch: proto::PeerMessages) -> Option<Vec<PeerMessage>> {
+    batch
+        .messages
+        .iter()
+        .map(|one| {
+            let message = message::decode(&one.message).ok()?;
+            Some(PeerMessage { shard: ShardId(one.shard_id), message })
+        })
+        .collect()
+}
+
+async fn receive_snapshot(
+    drive: &Drive,
+    from_node: NodeId,
+    header: proto::SnapshotHeader,
+    frames: Streaming<proto::SnapshotFrame>,
+) -> Result<(), String> {
+    let shard = ShardId(header.shard_id);
+    let message = message::decode(&header.message).map_err(|error| error.to_string())?;
+    let descriptor = header.descriptor.ok_or("it names no descriptor")?;
+    let descriptor = descriptor_from(descriptor).map_err(|error| error.to_string())?;
+    let last_version = Version(header.last_version);
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    drive.inform(Event::SnapshotOffered {
+        from_node,
+        shard,
+        message: message.clone(),
+        descriptor: descriptor.clone(),
+        reply,
+    });
+    match answer.await {
+        Ok(Ok(())) => {}
+        Ok(Err(refusal)) => return Err(format!("it is not wanted: {refusal:?}")),
+        Err(_) => return Err("the receiver stops".to_owned()),
+    }
+    let volume = drive.fresh_volume();
+    let receiver = ReplicaId(message.to);
+    ingest(drive, volume, receiver, frames).await?;
+    drive.inform(Event::Internal(Input::SnapshotIngested {
+        from_node,
+        shard,
+        message,
+        descriptor,
+        last_version,
+        volume,
+    }));
+    Ok(())
+}
+
+async fn ingest(
+    drive: &Drive,
+    volume: kvdb_model::VolumeId,
+    receiver: ReplicaId,
+    mut frames: Streaming<proto::SnapshotFrame>,
+) -> Result<(), String> {
+    let (chunks, mut queue) = mpsc::channel::<Bytes>(SNAPSHOT_QUEUE);
+    let engine = drive.engine().clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        let chunks = std::iter::from_fn(|| queue.blocking_recv());
+        engine.ingest_volume(volume, &mut ChunkReader::new(chunks, receiver))
+    });
+    while let Some(Ok(frame)) = frames.next().await {
+        let Some(snapshot_frame::Frame::Chunk(chunk)) = frame.frame else { break };
+        if chunks.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    // Without its end the reader refuses what came.
+    drop(chunks);
+    writing.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
