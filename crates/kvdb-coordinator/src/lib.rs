@@ -1,1 +1,13 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The coordinator: one member of the control plane's Raft group, and its gRPC service.
+//!
+//! `machine` plugs the cluster state machine into the shard; `view` is what of it the service
+//! reads and watches; `service` answers; `duties` is what only the leader does; `run` puts them
+//! together.
+
+mod duties;
+mod machine;
+mod run;
+mod service;
+mod view;
+
+pub use run::{CoordinatorConfig, CoordinatorError, run};

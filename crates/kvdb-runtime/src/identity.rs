@@ -211,7 +211,7 @@ fn read(path: &Path) -> Result<Identity, IdentityError> {
     }
     let number =
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    if number(8) != FORMAT && number(8) < 1000 {
+    if number(8) != FORMAT {
         return Err(IdentityError::UnknownFormat { path: path.to_owned(), found: number(8) });
     }
     if bytes.len() != BYTES || crc32c::crc32c(&bytes[16..]) != number(12) {

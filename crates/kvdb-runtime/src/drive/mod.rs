@@ -24,7 +24,9 @@ mod ticket;
 mod views;
 
 pub use fatal::fatal;
-pub(crate) use replicate::{Event, Outgoing};
+pub use kvdb_engine::EngineError as VolumeError;
+pub(crate) use replicate::Event;
+pub use replicate::Outgoing;
 pub use ticket::{Outcome, ReplySink, Ticket};
 pub use views::{ShardView, ViewTable, Views};
 

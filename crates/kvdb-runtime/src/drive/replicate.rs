@@ -52,10 +52,24 @@ pub(crate) struct LogBatch {
     pub(crate) records: Vec<WalRecord>,
 }
 
-/// What leaves the process.
-pub(crate) enum Outgoing {
-    Messages { to: NodeId, messages: Vec<PeerMessage> },
-    Snapshot { shard: ShardId, to_node: NodeId, message: Message },
+/// What leaves the process, for [`crate::peers::run`].
+pub enum Outgoing {
+    /// Messages for a peer.
+    Messages {
+        /// The peer.
+        to: NodeId,
+        /// In order.
+        messages: Vec<PeerMessage>,
+    },
+    /// A snapshot for a peer.
+    Snapshot {
+        /// The shard.
+        shard: ShardId,
+        /// The peer.
+        to_node: NodeId,
+        /// The message that it goes with.
+        message: Message,
+    },
 }
 
 pub(crate) struct Replicator {

@@ -1,0 +1,62 @@
+//! What the leading coordinator does of its own accord.
+
+use crate::service::Member;
+use kvdb_control::ControlCommand;
+use kvdb_model::ClusterId;
+use kvdb_runtime::clock;
+use kvdb_runtime::shutdown::Shutdown;
+use std::time::Duration;
+
+/// Between two looks at the heartbeats.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Makes the cluster id, and judges heartbeats, whenever this member leads.
+pub(crate) async fn run(member: Member, shutdown: Shutdown) {
+    let mut interval = tokio::time::interval(LOOK_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut led = false;
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = shutdown.wait() => return,
+        }
+        let leads = member.leads();
+        if leads && !led {
+            // Whoever led before has heard what this member hasn't.
+            member.liveness.lock().reset();
+        }
+        led = leads;
+        if leads {
+            look(&member).await;
+        }
+    }
+}
+
+async fn look(member: &Member) {
+    let state = member.view.state();
+    let commands = if state.map().cluster_id.is_known() {
+        let now_ms = clock::now().boot_us / 1000;
+        let judged = member.liveness.lock().judge(state.map(), now_ms);
+        judged
+            .into_iter()
+            .map(|(node, status)| ControlCommand::SetNodeStatus { node, status })
+            .collect()
+    } else {
+        let mut id = [0; 16];
+        match getrandom::fill(&mut id) {
+            Ok(()) => {
+                vec![ControlCommand::Bootstrap { cluster_id: ClusterId(u128::from_be_bytes(id)) }]
+            }
+            Err(_) => vec![],
+        }
+    };
+    for command in commands {
+        if let ControlCommand::SetNodeStatus { node, status } = &command {
+            tracing::info!(node = node.0, ?status, "node status changes");
+        }
+        if let Err(status) = member.propose(command).await {
+            tracing::debug!(error = status.message(), "a command of its own was not carried out");
+            return;
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A coordinator, from its configuration to its end.
+
+use crate::duties;
+use crate::machine::ControlMachine;
+use crate::service::Member;
+use crate::view::View;
+use kvdb_control::{Liveness, LivenessConfig};
+use kvdb_engine_lsm::LsmConfig;
+use kvdb_model::{
+    KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica, ReplicaId, Role,
+    ShardDescriptor, ShardId,
+};
+use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
+use kvdb_runtime::http::{self, Readiness};
+use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
+use kvdb_runtime::listen::{self, ListenError};
+use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
+use kvdb_runtime::shutdown::Shutdown;
+use kvdb_wal::WalConfig;
+use kvdb_wire::proto::coordinator_server::CoordinatorServer;
+use kvdb_wire::{proto, transport};
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// How long a stopping leader waits for its successor.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// What a coordinator needs to know.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Its number among the coordinators, from 1.
+    pub id: u64,
+    /// gRPC address.
+    pub listen: String,
+    /// HTTP address.
+    pub http: String,
+    /// All coordinators, itself included, by number.
+    pub peers: BTreeMap<u64, String>,
+    /// Data directory.
+    pub data: PathBuf,
+}
+
+/// Why a coordinator can't start or go on.
+#[derive(Debug, Error)]
+pub enum CoordinatorError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// The data directory.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Log or engine.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// A new group's volume.
+    #[error(transparent)]
+    Engine(#[from] kvdb_runtime::drive::VolumeError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A server.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
+    ShardDescriptor {
+        shard_id: ShardId::CONTROL,
+        keyspace_id: KeyspaceId(0),
+        range: KeyRange::ALL,
+        range_epoch: RangeEpoch(1),
+        membership_epoch: MembershipEpoch(1),
+        replicas: peers
+            .keys()
+            .map(|id| Replica {
+                node_id: NodeId(*id),
+                replica_id: ReplicaId(*id),
+                role: Role::Voter,
+            })
+            .collect(),
+    }
+}
+
+/// Runs a coordinator until it is told to stop.
+///
+/// # Errors
+/// [`CoordinatorError`].
+pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), CoordinatorError> {
+    if config.id == 0 || !config.peers.contains_key(&config.id) {
+        return Err(CoordinatorError::Config(format!(
+            "--peers must name this coordinator: there is no {} in it; the form is 1=host:port,2=host:port",
+            config.id
+        )));
+    }
+    let node_id = NodeId(config.id);
+    let grpc_listener = listen::bind("gRPC", &config.listen).await?;
+    let http_listener = listen::bind("HTTP", &config.http).await?;
+    let mut directory = DataDirectory::open(&config.data, identity::Role::Coordinator, node_id)?;
+    let known = directory.identity();
+
+    let mut registry = Registry::default();
+    let map_version = Gauge::<i64>::default();
+    registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
+    let view = Arc::new(View::default());
+    let machine_view = view.clone();
+    let drive_config = DriveConfig {
+        data: config.data.clone(),
+        host: HostConfig::new(node_id, known.token as u64),
+        wal: WalConfig { segment_bytes: 16 * 1024 * 1024, max_segments: 4 },
+        engine: LsmConfig {
+            memtable_budget_bytes: 8 * 1024 * 1024,
+            cache_bytes: 16 * 1024 * 1024,
+            flush_age: Duration::from_secs(20),
+            ..LsmConfig::default()
+        },
+    };
+    let make_machine = move || ControlMachine::new(machine_view.clone());
+    let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
+
+    let addresses: Arc<BTreeMap<NodeId, String>> =
+        Arc::new(config.peers.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect());
+    let by_id = addresses.clone();
+    let neighbourhood = Neighbourhood {
+        address_of: Arc::new(move |id| by_id.get(&id).cloned()),
+        cluster_id: Arc::new(RwLock::new(known.cluster_id)),
+        coordinator: true,
+        incarnation: kvdb_runtime::clock::now().boot_us,
+    };
+    tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
+    if drive.statuses().await.is_empty() {
+        let lowest = config.peers.keys().next() == Some(&config.id);
+        drive.create_replica(first_descriptor(&config.peers), lowest)?;
+    }
+
+    let readiness = Readiness::default();
+    readiness.wait_for("cluster", "no leader of the coordinators is known yet");
+    let member = Member {
+        drive: drive.clone(),
+        view: view.clone(),
+        peers: addresses,
+        liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
+    };
+    tokio::spawn(duties::run(member.clone(), shutdown.clone()));
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<CoordinatorServer<Member>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| CoordinatorError::Config(error.to_string()))?;
+    let stop = Shutdown::default();
+    let stopping = stop.clone();
+    let server = transport::server()
+        .add_service(CoordinatorServer::new(member.clone()))
+        .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+            stopping.wait().await;
+        });
+    let server = tokio::spawn(server);
+    let http = tokio::spawn(http::serve(http_listener, readiness.clone(), registry, stop.clone()));
+    tracing::info!(id = config.id, listen = config.listen, http = config.http, "coordinator runs");
+
+    let mut changes = view.changes();
+    let mut roles = drive.role_changes();
+    loop {
+        let state = view.state();
+        map_version.set(state.map().version.0 as i64);
+        let cluster_id = state.map().cluster_id;
+        let has_leader =
+            drive.views().get(ShardId::CONTROL).is_some_and(|control| control.leader.is_some());
+        if cluster_id.is_known() {
+            directory.adopt(cluster_id, node_id)?;
+            *neighbourhood.cluster_id.write() = cluster_id;
+        }
+        if cluster_id.is_known() && has_leader {
+            readiness.ready("cluster");
+        } else {
+            readiness.wait_for("cluster", "no leader of the coordinators is known");
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = roles.changed() => {}
+            () = shutdown.wait() => break,
+        }
+    }
+
+    // Leadership is handed over first, so that nobody has to wait for a timeout.
+    let _ = drive.submit(Input::TransferAll);
+    let mut roles = drive.role_changes();
+    let handed_over = async { while member.leads() && roles.changed().await.is_ok() {} };
+    let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+    stop.trigger();
+    // Streams of watchers and peers don't end by themselves.
+    server.abort();
+    http.abort();
+    let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
+    tracing::info!("coordinator has stopped");
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! The `Coordinator` service. Only the leader answers; a follower says who leads.
+
+use crate::view::View;
+use kvdb_control::{
+    ControlCommand, ControlError, ControlResponse, LedShard, Liveness, Since, decode_result,
+};
+use kvdb_model::{Command, MapVersion, NodeId, Refusal, ShardId, Term};
+use kvdb_replication::{Input, Rejection};
+use kvdb_runtime::clock;
+use kvdb_runtime::drive::{Drive, Outcome, Ticket};
+use kvdb_wire::proto::coordinator_server::Coordinator;
+use kvdb_wire::{
+    cluster_id_from, cluster_id_to, descriptor_from, map_delta_to, node_status_from,
+    partitioning_from, proto, shard_map_to, status_of, token_from,
+};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Longest that a command waits for its majority.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Updates that wait for one watcher; it is held back beyond, and gets a snapshot if it falls
+/// out of the history.
+const WATCH_QUEUE: usize = 16;
+
+/// Shared by the service and the leader's duties.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) drive: Drive,
+    pub(crate) view: Arc<View>,
+    pub(crate) peers: Arc<BTreeMap<NodeId, String>>,
+    pub(crate) liveness: Arc<Mutex<Liveness>>,
+}
+
+impl Member {
+    pub(crate) fn leads(&self) -> bool {
+        self.drive.views().get(ShardId::CONTROL).is_some_and(|view| view.is_leader)
+    }
+
+    fn not_leader(&self) -> Status {
+        let view = self.drive.views().get(ShardId::CONTROL);
+        let leader = view.and_then(|view| view.leader).filter(|id| *id != self.drive.node_id());
+        let leader_hint = leader.and_then(|id| self.peers.get(&id)).cloned();
+        status_of(&Refusal::NotLeader { shard_id: ShardId::CONTROL, leader_hint })
+    }
+
+    fn check_leader(&self) -> Result<(), Status> {
+        if self.leads() { Ok(()) } else { Err(self.not_leader()) }
+    }
+
+    async fn outcome(
+        &self,
+        input: impl FnOnce(Ticket) -> Input<Ticket>,
+    ) -> Result<Outcome, Status> {
+        let (ticket, receiver) = Ticket::oneshot();
+        let overloaded =
+            Refusal::Overloaded { what: "the coordinator's queue", retry_after_ms: 50 };
+        self.drive.submit(input(ticket)).map_err(|_| status_of(&overloaded))?;
+        let unknown = |reason| status_of(&Refusal::OutcomeUnknown { reason });
+        match tokio::time::timeout(PATIENCE, receiver).await {
+            Ok(Ok(Outcome::Rejected(why))) => Err(self.rejected(why)),
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) => Err(unknown("the coordinator stops")),
+            Err(_) => Err(unknown("no majority of coordinators has answered in time")),
+        }
+    }
+
+    fn rejected(&self, why: Rejection) -> Status {
+        match why {
+            Rejection::NotLeader(_) | Rejection::NoSuchShard | Rejection::Superseded => {
+                self.not_leader()
+            }
+            Rejection::Unavailable => status_of(&Refusal::ShardUnavailable {
+                shard_id: ShardId::CONTROL,
+                reason: "leadership is being handed over",
+            }),
+            Rejection::Overloaded => status_of(&Refusal::Overloaded {
+                what: "the coordinators' log",
+                retry_after_ms: 50,
+            }),
+            Rejection::OutcomeUnknown => {
+                status_of(&Refusal::OutcomeUnknown { reason: "leadership was lost" })
+            }
+        }
+    }
+
+    /// Puts a command through the log.
+    pub(crate) async fn propose(&self, command: ControlCommand) -> Result<ControlResponse, Status> {
+        self.check_leader()?;
+        // An invalid one needn't enter the log; it is checked again when it is applied.
+        self.view.state().validate(&command).map_err(|error| invalid(&error))?;
+        let bytes = Command::Control(command.to_bytes()).to_bytes();
+        let outcome = self
+            .outcome(|ticket| Input::Propose {
+                shard: ShardId::CONTROL,
+                command: bytes,
+                version_count: 1,
+                ticket,
+            })
+            .await?;
+        match outcome {
+            Outcome::Controlled(result) => decode_result(&result).map_err(|error| invalid(&error)),
+            other => Err(Status::internal(format!("an unexpected outcome: {other:?}"))),
+        }
+    }
+
+    /// Waits until everything that was committed before is applied here, and leadership is sure.
+    async fn catch_up(&self) -> Result<(), Status> {
+        self.check_leader()?;
+        self.outcome(|ticket| Input::Read { shard: ShardId::CONTROL, ticket }).await.map(|_| ())
+    }
+}
+
+fn invalid(error: &ControlError) -> Status {
+    let field = match error {
+        ControlError::UnknownNode(_) | ControlError::NotAReplica { .. } => "node_id",
+        ControlError::UnknownShard(_) => "shard_id",
+        ControlError::BadAddress(_) | ControlError::AddressTaken(..) => "address",
+        ControlError::BadName(_) | ControlError::KeyspaceExists(_) => "name",
+        ControlError::AlreadyInitialised(_) => "shards",
+        _ => "request",
+    };
+    status_of(&Refusal::invalid(field, error.to_string()))
+}
+
+fn bad_field(error: kvdb_wire::FieldError) -> Status {
+    status_of(&error.into())
+}
+
+fn version_of(response: &ControlResponse) -> u64 {
+    match response {
+        ControlResponse::Done(version)
+        | ControlResponse::Registered(_, version)
+        | ControlResponse::ShardsInitialised(_, version)
+        | ControlResponse::KeyspaceCreated(_, version) => version.0,
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for Member {
+    type WatchShardMapStream = ReceiverStream<Result<proto::ShardMapUpdate, Status>>;
+
+    async fn get_shard_map(
+        &self,
+        request: Request<proto::GetShardMapRequest>,
+    ) -> Result<Response<proto::GetShardMapResponse>, Status> {
+        self.catch_up().await?;
+        let state = self.view.state();
+        let version = state.map().version.0;
+        let newer = version > request.into_inner().if_newer_than;
+        let map = newer.then(|| shard_map_to(state.map()));
+        Ok(Response::new(proto::GetShardMapResponse { map_version: version, map }))
+    }
+
+    async fn watch_shard_map(
+        &self,
+        request: Request<proto::WatchShardMapRequest>,
+    ) -> Result<Response<Self::WatchShardMapStream>, Status> {
+        self.catch_up().await?;
+        let (updates, receiver) = mpsc::channel(WATCH_QUEUE);
+        let from = MapVersion(request.into_inner().from_version);
+        tokio::spawn(feed_watcher(self.clone(), from, updates));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn register_node(
+        &self,
+        request: Request<proto::RegisterNodeRequest>,
+    ) -> Result<Response<proto::RegisterNodeResponse>, Status> {
+        let request = request.into_inner();
+        let theirs = cluster_id_from(&request.cluster_id).map_err(bad_field)?;
+        let ours = self.view.state().map().cluster_id;
+        self.check_leader()?;
+        if !ours.is_known() {
+            return Err(status_of(&Refusal::ShardUnavailable {
+                shard_id: ShardId::CONTROL,
+                reason: "the cluster is being made",
+            }));
+        }
+        if theirs.is_known() && theirs != ours {
+            let problem = format!("is {theirs}; this is cluster {ours}");
+            return Err(status_of(&Refusal::invalid("cluster_id", problem)));
+        }
+        let token = if request.token.is_empty() {
+            // Registered by hand, ahead of its first start.
+            let mut bytes = [0; 16];
+            getrandom::fill(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
+            u128::from_be_bytes(bytes)
+        } else {
+            token_from("token", &request.token).map_err(bad_field)?
+        };
+        let command =
+            ControlCommand::RegisterNode { token, address: request.address, zone: request.zone };
+        match self.propose(command).await? {
+            ControlResponse::Registered(node, version) => {
+                if request.node_id != 0 && request.node_id != node.0 {
+                    let problem = format!("is {}; the cluster knows it as {node}", request.node_id);
+                    return Err(status_of(&Refusal::invalid("node_id", problem)));
+                }
+                self.liveness.lock().heard(node, clock::now().boot_us / 1000);
+                Ok(Response::new(proto::RegisterNodeResponse {
+                    node_id: node.0,
+                    cluster_id: cluster_id_to(ours),
+                    map_version: version.0,
+                }))
+            }
+            other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
+        }
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<proto::HeartbeatRequest>,
+    ) -> Result<Response<proto::HeartbeatResponse>, Status> {
+        self.check_leader()?;
+        let request = request.into_inner();
+        let node = NodeId(request.node_id);
+        let state = self.view.state();
+        let theirs = cluster_id_from(&request.cluster_id).map_err(bad_field)?;
+        if theirs != state.map().cluster_id {
+            let problem = format!("is {theirs}; this is cluster {}", state.map().cluster_id);
+            return Err(status_of(&Refusal::invalid("cluster_id", problem)));
+        }
+        if !state.map().nodes.contains_key(&node) {
+            return Err(invalid(&ControlError::UnknownNode(node)));
+        }
+        self.liveness.lock().heard(node, clock::now().boot_us / 1000);
+        let mut led = Vec::new();
+        for report in request.led {
+            let descriptor = report
+                .descriptor
+                .ok_or_else(|| status_of(&Refusal::invalid("led.descriptor", "is missing")))?;
+            let descriptor = descriptor_from(descriptor).map_err(bad_field)?;
+            led.push(LedShard { descriptor, term: Term(report.term) });
+        }
+        if !led.is_empty() {
+            let command = ControlCommand::ReportShards { node, led };
+            // A report that tells nothing new needn't enter the log.
+            let mut trial = (*state).clone();
+            if trial.apply(&command).delta.is_some() {
+                self.propose(command).await?;
+            }
+        }
+        let state = self.view.state();
+        let transfers = state
+            .wanted_leaders()
+            .iter()
+            .filter(|(shard, _)| {
+                state.map().shards.get(shard).is_some_and(|record| record.leader == Some(node))
+            })
+            .map(|(shard, to)| proto::LeaderTransfer { shard_id: shard.0, to_node_id: to.0 })
+            .collect();
+        Ok(Response::new(proto::HeartbeatResponse {
+            map_version: state.map().version.0,
+            transfers,
+            report_all: false,
+        }))
+    }
+
+    async fn init_shards(
+        &self,
+        request: Request<proto::InitShardsRequest>,
+    ) -> Result<Response<proto::InitShardsResponse>, Status> {
+        let request = request.into_inner();
+        let command = ControlCommand::InitShards {
+            shards: request.shards,
+            replication_factor: request.replication_factor,
+        };
+        let response = self.propose(command).await?;
+        let created = matches!(response, ControlResponse::ShardsInitialised(true, _));
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::InitShardsResponse { map_version, created }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<proto::CreateKeyspaceRequest>,
+    ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        let partitioning = partitioning_from(request.partitioning).map_err(bad_field)?;
+        let command = ControlCommand::CreateKeyspace {
+            name: request.name,
+            partitioning,
+            shards: request.shards,
+            replication_factor: request.replication_factor,
+        };
+        let response = self.propose(command).await?;
+        let keyspace_id = match response {
+            ControlResponse::KeyspaceCreated(id, _) => id.0,
+            _ => 0,
+        };
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id, map_version }))
+    }
+
+    async fn set_node_status(
+        &self,
+        request: Request<proto::SetNodeStatusRequest>,
+    ) -> Result<Response<proto::SetNodeStatusResponse>, Status> {
+        let request = request.into_inner();
+        let status = node_status_from(request.status).map_err(bad_field)?;
+        let node = NodeId(request.node_id);
+        let response = self.propose(ControlCommand::SetNodeStatus { node, status }).await?;
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::SetNodeStatusResponse { map_version }))
+    }
+
+    async fn set_shard_leader(
+        &self,
+        request: Request<proto::SetShardLeaderRequest>,
+    ) -> Result<Response<proto::SetShardLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let command = ControlCommand::SetShardLeader {
+            shard: ShardId(request.shard_id),
+            node: NodeId(request.node_id),
+        };
+        let response = self.propose(command).await?;
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::SetShardLeaderResponse { map_version }))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, Status> {
+        let state = self.view.state();
+        let statuses = self.drive.statuses().await;
+        let group = statuses.into_iter().find(|status| status.shard == ShardId::CONTROL);
+        let leader = group.as_ref().and_then(|group| group.leader);
+        let members = self
+            .peers
+            .iter()
+            .map(|(id, address)| proto::CoordinatorMember {
+                id: id.0,
+                address: address.clone(),
+                is_leader: leader == Some(*id),
+            })
+            .collect();
+        Ok(Response::new(proto::GetStatusResponse {
+            cluster_id: cluster_id_to(state.map().cluster_id),
+            map_version: state.map().version.0,
+            leader_id: leader.unwrap_or_default().0,
+            term: group.as_ref().map_or(0, |group| group.term.0),
+            applied_index: group.as_ref().map_or(0, |group| group.applied.0),
+            members,
+        }))
+    }
+}
+
+/// Sends a watcher every delta in order, or a snapshot, while this member leads.
+async fn feed_watcher(
+    member: Member,
+    mut have: MapVersion,
+    updates: mpsc::Sender<Result<proto::ShardMapUpdate, Status>>,
+) {
+    use proto::shard_map_update::Update;
+    let mut changes = member.view.changes();
+    let mut roles = member.drive.role_changes();
+    let mut first = true;
+    loop {
+        changes.mark_unchanged();
+        let (since, state) = member.view.since(have);
+        let messages = match since {
+            Since::Deltas(deltas) if !(first && have.0 == 0) => {
+                deltas.iter().map(|delta| Update::Delta(map_delta_to(delta))).collect()
+            }
+            _ => vec![Update::Snapshot(shard_map_to(state.map()))],
+        };
+        first = false;
+        have = state.map().version;
+        for update in messages {
+            let update = proto::ShardMapUpdate { update: Some(update) };
+            if updates.send(Ok(update)).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            _ = roles.changed() => {}
+            () = updates.closed() => return,
+        }
+        if !member.leads() {
+            let _ = updates.send(Err(member.not_leader())).await;
+            return;
+        }
+    }
+}
