@@ -1,6 +1,26 @@
 //! What can be tuned about replication, and what each choice costs.
 
 use kvdb_model::NodeId;
+use thiserror::Error;
+
+/// Settings that make no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HostConfigError {
+    /// A setting must be at least 1.
+    #[error("{0} is 0; it must be at least 1")]
+    Zero(&'static str),
+    /// Followers would stand for election between two heartbeats.
+    #[error(
+        "heartbeat_ticks is {heartbeat_ticks} and election_ticks {election_ticks}; heartbeats \
+         must come more often than elections, at best several times"
+    )]
+    SlowHeartbeat {
+        /// As configured.
+        heartbeat_ticks: usize,
+        /// As configured.
+        election_ticks: usize,
+    },
+}
 
 /// Settings of a [`crate::Host`].
 #[derive(Clone, Debug)]
@@ -15,6 +35,7 @@ pub struct HostConfig {
     /// Ticks without word from the leader before a follower may stand for election; the actual
     /// timeout is drawn from `[election_ticks, election_ticks + election_spread_ticks)`. Raising it
     /// avoids needless elections on a starved machine and lengthens the write gap after a crash.
+    /// Leases rely on it: it and `tick_ms` must be the same on all nodes of a cluster.
     pub election_ticks: usize,
     /// Width of the range that election timeouts are drawn from. Raising it makes split votes
     /// rarer and the longest wait longer.
@@ -64,6 +85,29 @@ impl HostConfig {
             max_waiting_commands: 100_000,
             log_retain_bytes: 4 * 1024 * 1024,
         }
+    }
+
+    /// Checks that the settings make sense together.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn validate(&self) -> Result<(), HostConfigError> {
+        if self.tick_ms == 0 {
+            return Err(HostConfigError::Zero("tick_ms"));
+        }
+        if self.heartbeat_ticks == 0 {
+            return Err(HostConfigError::Zero("heartbeat_ticks"));
+        }
+        if self.max_inflight_messages == 0 {
+            return Err(HostConfigError::Zero("max_inflight_messages"));
+        }
+        if self.election_ticks <= self.heartbeat_ticks {
+            return Err(HostConfigError::SlowHeartbeat {
+                heartbeat_ticks: self.heartbeat_ticks,
+                election_ticks: self.election_ticks,
+            });
+        }
+        Ok(())
     }
 
     /// Length of a read lease from the moment it is counted from, in microseconds.

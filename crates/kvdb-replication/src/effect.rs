@@ -137,7 +137,9 @@ pub enum Effect<T> {
     },
     /// Role, term or leader of a replica changed.
     RoleChanged(GroupStatus),
-    /// Take a snapshot of the applied state, then answer with [`crate::Input::SnapshotTaken`].
+    /// Take a snapshot of the applied state, then answer with [`crate::Input::SnapshotTaken`]. It
+    /// may never be streamed: it can go when a later one is taken for the same receiver, or when
+    /// the replica no longer leads.
     TakeSnapshot {
         /// The shard.
         shard: ShardId,

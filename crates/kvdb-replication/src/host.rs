@@ -12,7 +12,7 @@ use kvdb_model::{
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Effects under construction.
 pub(crate) struct Outbox<T> {
@@ -20,6 +20,8 @@ pub(crate) struct Outbox<T> {
     pub(crate) records: Vec<WalRecord>,
     /// The number that the records will have as a batch.
     pub(crate) next_batch: u64,
+    /// Whom the durability of which batch concerns, in order.
+    pub(crate) awaiting: VecDeque<(u64, ShardId)>,
     messages: BTreeMap<NodeId, Vec<PeerMessage>>,
 }
 
@@ -43,9 +45,10 @@ pub struct Host<T> {
     logger: slog::Logger,
     groups: BTreeMap<ShardId, Group<T>>,
     tombstones: BTreeMap<ShardId, ReplicaId>,
+    /// Groups to be processed, once each.
     dirty: Vec<ShardId>,
     /// Closed replicas whose tombstone is on its way to the disk, by batch.
-    closing: Vec<(u64, ApplyTask<T>)>,
+    closing: VecDeque<(u64, ApplyTask<T>)>,
     /// Wall clock minus boot clock when it was last believed, in milliseconds.
     clock_offset_ms: Option<i64>,
     out: Outbox<T>,
@@ -53,31 +56,44 @@ pub struct Host<T> {
 
 impl<T> Host<T> {
     /// A host without groups. `tombstones` are what the log remembers of destroyed replicas.
+    ///
+    /// # Panics
+    /// If [`HostConfig::validate`] refuses the configuration.
     pub fn new(
         config: HostConfig,
         tombstones: BTreeMap<ShardId, ReplicaId>,
         logger: slog::Logger,
     ) -> Self {
+        if let Err(error) = config.validate() {
+            panic!("replication can't be configured like this: {error}");
+        }
         Host {
             config,
             logger,
             groups: BTreeMap::new(),
             tombstones,
             dirty: Vec::new(),
-            closing: Vec::new(),
+            closing: VecDeque::new(),
             clock_offset_ms: None,
             out: Outbox {
                 effects: Vec::new(),
                 records: Vec::new(),
                 next_batch: 1,
+                awaiting: VecDeque::new(),
                 messages: BTreeMap::new(),
             },
         }
     }
 
     /// Brings back a replica after a restart. It grants no vote for one election timeout.
+    ///
+    /// # Panics
+    /// If `group` contradicts itself: something is applied that is neither in the log nor before
+    /// its start, or less is applied than the log starts after without `engine_lost`.
     pub fn recover(&mut self, group: RecoveredGroup) {
+        let (shard, replica) = (group.shard, group.replica);
         self.insert(group, true);
+        self.destroy_if_removed(shard, replica);
     }
 
     fn insert(&mut self, from: RecoveredGroup, restarted: bool) {
@@ -85,7 +101,7 @@ impl<T> Host<T> {
         let rng = self.rng_for(from.replica);
         let group = Group::recover(&self.config, &self.logger, rng, from, restarted);
         self.groups.insert(shard, group);
-        self.dirty.push(shard);
+        self.touch(shard);
     }
 
     fn rng_for(&self, replica: ReplicaId) -> ChaCha8Rng {
@@ -126,12 +142,10 @@ impl<T> Host<T> {
             }
             Input::Persisted(batch) => self.persisted(batch),
             Input::Applied { shard, replica, position, membership } => {
-                self.with_replica(shard, replica, |group, config, _| {
-                    group.applied(config, position, membership);
+                self.with_replica(shard, replica, |group, _, _| {
+                    group.applied(position, membership);
                 });
-                if self.groups.get(&shard).is_some_and(Group::is_removed) {
-                    self.destroy(shard, replica);
-                }
+                self.destroy_if_removed(shard, replica);
             }
             Input::Flushed { shard, replica, applied } => {
                 self.with_replica(shard, replica, |group, config, out| {
@@ -142,16 +156,10 @@ impl<T> Host<T> {
                 self.create(descriptor, volume, campaign);
             }
             Input::Destroy { shard, replica } => self.destroy(shard, replica),
-            Input::TransferLeader { shard, to } => {
-                if let Some(group) = self.touch(shard) {
-                    group.transfer_leader(to);
-                }
-            }
+            Input::TransferLeader { shard, to } => self.transfer_leader(shard, to),
             Input::TransferAll => {
                 for shard in self.groups.keys().copied().collect::<Vec<_>>() {
-                    if let Some(group) = self.touch(shard) {
-                        group.transfer_leader(None);
-                    }
+                    self.transfer_leader(shard, None);
                 }
             }
             Input::SnapshotTaken { shard, to, position, descriptor } => {
@@ -178,7 +186,7 @@ impl<T> Host<T> {
             } => {
                 let receiver = ReplicaId(message.to);
                 let wanted = self.consider_snapshot(shard, receiver, &descriptor).is_ok();
-                match self.touch(shard).filter(|group| wanted && group.replica == receiver) {
+                match self.touch(shard).filter(|_| wanted) {
                     Some(group) => {
                         group.snapshot_ingested(
                             from_node,
@@ -195,10 +203,9 @@ impl<T> Host<T> {
                 }
             }
             Input::PeerUnreachable(node) => {
-                for (shard, group) in &mut self.groups {
-                    if group.is_leader() {
+                for shard in self.led() {
+                    if let Some(group) = self.touch(shard) {
                         group.report_unreachable(node);
-                        self.dirty.push(*shard);
                     }
                 }
             }
@@ -207,9 +214,11 @@ impl<T> Host<T> {
 
     /// What is to be done now. Call it after a run of [`Host::step`]s: what came in together is
     /// packed together.
+    ///
+    /// `now` must have been read after the last of those events was taken in: reads that came
+    /// with them are covered by a lease if it holds at that moment.
     pub fn drain(&mut self, now: Now) -> Vec<Effect<T>> {
-        let dirty = std::mem::take(&mut self.dirty);
-        for shard in dirty {
+        for shard in std::mem::take(&mut self.dirty) {
             if self.groups.get(&shard).is_some_and(|group| group.dirty) {
                 self.process(shard, now);
             }
@@ -235,10 +244,9 @@ impl<T> Host<T> {
     /// The group, marked to be processed.
     fn touch(&mut self, shard: ShardId) -> Option<&mut Group<T>> {
         let group = self.groups.get_mut(&shard)?;
-        if !group.dirty {
-            group.dirty = true;
+        if !std::mem::replace(&mut group.dirty, true) {
+            self.dirty.push(shard);
         }
-        self.dirty.push(shard);
         Some(group)
     }
 
@@ -248,10 +256,12 @@ impl<T> Host<T> {
         replica: ReplicaId,
         event: impl FnOnce(&mut Group<T>, &HostConfig, &mut Outbox<T>),
     ) {
-        if let Some(group) = self.groups.get_mut(&shard).filter(|group| group.replica == replica) {
+        if self.groups.get(&shard).is_none_or(|group| group.replica != replica) {
+            return;
+        }
+        self.touch(shard);
+        if let Some(group) = self.groups.get_mut(&shard) {
             event(group, &self.config, &mut self.out);
-            group.dirty = true;
-            self.dirty.push(shard);
         }
     }
 
@@ -261,15 +271,9 @@ impl<T> Host<T> {
         ticket: T,
         event: impl FnOnce(&mut Group<T>, &HostConfig, T) -> Result<(), (T, Rejection)>,
     ) {
+        self.touch(shard);
         let refused = match self.groups.get_mut(&shard) {
-            Some(group) => {
-                let was_dirty = group.dirty;
-                let result = event(group, &self.config, ticket);
-                if !was_dirty && group.dirty {
-                    self.dirty.push(shard);
-                }
-                result.err()
-            }
+            Some(group) => event(group, &self.config, ticket).err(),
             None => Some((ticket, Rejection::NoSuchShard)),
         };
         if let Some((ticket, why)) = refused {
@@ -279,11 +283,20 @@ impl<T> Host<T> {
 
     fn tick(&mut self) {
         for (shard, group) in &mut self.groups {
-            let was_dirty = group.dirty;
-            group.tick(&self.config);
-            if group.dirty && !was_dirty {
+            if group.tick(&self.config) && !std::mem::replace(&mut group.dirty, true) {
                 self.dirty.push(*shard);
             }
+        }
+    }
+
+    fn led(&self) -> Vec<ShardId> {
+        let led = self.groups.iter().filter(|(_, group)| group.is_leader());
+        led.map(|(shard, _)| *shard).collect()
+    }
+
+    fn transfer_leader(&mut self, shard: ShardId, to: Option<ReplicaId>) {
+        if let Some(group) = self.touch(shard) {
+            group.transfer_leader(to);
         }
     }
 
@@ -297,25 +310,25 @@ impl<T> Host<T> {
         };
         if offset_ms.abs_diff(believed) > self.config.max_clock_skew_ms {
             self.clock_offset_ms = Some(offset_ms);
-            for (shard, group) in &mut self.groups {
-                group.step_down();
-                self.dirty.push(*shard);
+            for shard in self.led() {
+                if let Some(group) = self.touch(shard) {
+                    group.step_down();
+                }
             }
         }
     }
 
     fn persisted(&mut self, batch: u64) {
-        for (shard, group) in &mut self.groups {
-            group.persisted(batch, &mut self.out);
-            if group.dirty {
-                self.dirty.push(*shard);
+        while let Some((_, shard)) = self.out.awaiting.pop_front_if(|(number, _)| *number <= batch)
+        {
+            self.touch(shard);
+            if let Some(group) = self.groups.get_mut(&shard) {
+                group.persisted(batch, &mut self.out);
             }
         }
-        let (done, waiting) = std::mem::take(&mut self.closing)
-            .into_iter()
-            .partition(|(closed_in, _)| *closed_in <= batch);
-        self.closing = waiting;
-        self.out.effects.extend(done.into_iter().map(|(_, task)| Effect::Apply(task)));
+        while let Some((_, task)) = self.closing.pop_front_if(|(number, _)| *number <= batch) {
+            self.out.effects.push(Effect::Apply(task));
+        }
     }
 
     // ---- the life of replicas -----------------------------------------------------------
@@ -446,7 +459,13 @@ impl<T> Host<T> {
         let highest = self.tombstones.entry(shard).or_default();
         *highest = (*highest).max(replica);
         let task = ApplyTask::Close { shard, replica, volume: group.volume };
-        self.closing.push((self.out.next_batch, task));
+        self.closing.push_back((self.out.next_batch, task));
+    }
+
+    fn destroy_if_removed(&mut self, shard: ShardId, replica: ReplicaId) {
+        if self.groups.get(&shard).is_some_and(Group::is_removed) {
+            self.destroy(shard, replica);
+        }
     }
 
     fn consider_snapshot(

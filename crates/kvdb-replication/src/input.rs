@@ -96,7 +96,8 @@ pub enum Input<T> {
         /// The replica; another one of the shard stays untouched.
         replica: ReplicaId,
     },
-    /// Propose a step of a membership change.
+    /// Propose a step of a membership change. A step after which the leader wouldn't vote makes
+    /// it hand over leadership instead, and is refused as [`Rejection::Unavailable`].
     ChangeMembership {
         /// The shard.
         shard: ShardId,
@@ -116,7 +117,8 @@ pub enum Input<T> {
     },
     /// Hand over the leadership of every group: the process is about to stop.
     TransferAll,
-    /// A snapshot that [`crate::Effect::TakeSnapshot`] asked for exists.
+    /// A snapshot that [`crate::Effect::TakeSnapshot`] asked for exists. If none could be taken,
+    /// report [`Input::SnapshotSent`] as not delivered, so that it is asked for again.
     SnapshotTaken {
         /// The shard.
         shard: ShardId,
@@ -175,12 +177,17 @@ pub enum Rejection {
     NoSuchShard,
     /// The replica doesn't lead; the leader's node, where known. Nothing was proposed.
     NotLeader(Option<NodeId>),
-    /// Leadership is being handed over, or the leader can't take proposals yet. Nothing was
-    /// proposed.
+    /// Leadership is being handed over, another membership change isn't finished, or the leader
+    /// can't take proposals yet. Nothing was proposed; try again.
     Unavailable,
+    /// The membership change doesn't follow from the present members in one step: more than one
+    /// voter without a joint configuration, no voter left, a voter made a learner while joint, or
+    /// no change at all. Nothing was proposed.
+    InvalidMembership,
     /// Too much is waiting already. Nothing was proposed.
     Overloaded,
-    /// The proposal was replaced by another leader's entry: it was not and won't be applied.
+    /// Another leader's entry was committed in the place of the proposal: it was not and won't be
+    /// applied.
     Superseded,
     /// Leadership was lost with the proposal in the log: it may or may not take effect.
     OutcomeUnknown,

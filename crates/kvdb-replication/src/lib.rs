@@ -19,8 +19,10 @@
 //!    leader (raft's own parallel-append argument) or when nothing of it needs a sync; otherwise
 //!    they wait for [`Input::Persisted`]. The host alone decides that.
 //! 2. **Waiters are known by index and term.** An entry that commits with another term at a
-//!    waiter's index proves that the waiter's entry never will: that is a definite refusal. When
-//!    leadership is lost, all others get [`Rejection::OutcomeUnknown`].
+//!    waiter's index proves that the waiter's entry never will: that is a definite refusal. Those
+//!    that are still waiting when leadership is lost get [`Rejection::OutcomeUnknown`]: at once if
+//!    nobody took over, else after one election timeout, in which the next leader's entries mostly
+//!    tell what became of theirs.
 //! 3. **Time comes in.** [`Now`] accompanies every step. Followers count ticks and drop late ones;
 //!    a leader's lease is counted on the boot-time clock from *before* the message that renewed it.
 //! 4. **The log is in memory too**, from the compaction point on: it is bounded by how far the
@@ -47,7 +49,7 @@ mod proposals;
 mod reads;
 mod store;
 
-pub use config::HostConfig;
+pub use config::{HostConfig, HostConfigError};
 pub use effect::{
     ApplyTask, CommittedEntry, Effect, GroupStatus, PeerMessage, PersistBatch, ReplicaRole,
     SnapshotRefusal,

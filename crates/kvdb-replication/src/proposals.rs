@@ -64,10 +64,6 @@ impl<T> Proposals<T> {
         self.arrived_bytes
     }
 
-    pub(crate) fn has_arrived(&self) -> bool {
-        !self.arrived.is_empty()
-    }
-
     pub(crate) fn arrive(&mut self, command: Bytes, version_count: u64, ticket: T) {
         self.waiting += 1;
         self.arrived_bytes += command.len();
@@ -156,9 +152,19 @@ impl<T> Proposals<T> {
         self.arrived.drain(..).map(|arrived| arrived.ticket).collect()
     }
 
-    /// Takes out all that is in the log without being known to be committed.
-    pub(crate) fn drain_proposed(&mut self) -> Vec<T> {
-        let tickets: Vec<T> = self.proposed.drain(..).flat_map(|entry| entry.tickets).collect();
+    /// The term of the first proposal that isn't known to be committed.
+    pub(crate) fn oldest_term(&self) -> Option<Term> {
+        self.proposed.front().map(|first| first.term)
+    }
+
+    /// Takes out all that is in the log without being known to be committed, but for what was
+    /// proposed in the `reigning` term.
+    pub(crate) fn drain_proposed_except(&mut self, reigning: Option<Term>) -> Vec<T> {
+        let mut tickets = Vec::new();
+        while self.proposed.front().is_some_and(|first| Some(first.term) != reigning) {
+            let Some(first) = self.proposed.pop_front() else { break };
+            tickets.extend(first.tickets);
+        }
         self.waiting -= tickets.len();
         tickets
     }

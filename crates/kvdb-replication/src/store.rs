@@ -20,8 +20,9 @@ pub(crate) struct LogStore {
     conf_state: ConfState,
     /// Snapshots that were taken, by receiver: what raft puts into its snapshot messages.
     snapshots: BTreeMap<u64, Snapshot>,
-    /// Who needs a snapshot that wasn't taken yet. Set by raft through `&self`.
-    wanted: Cell<Option<u64>>,
+    /// Who needs a snapshot that wasn't taken yet, and up to what at least. Set by raft through
+    /// `&self`.
+    wanted: Cell<Option<(u64, u64)>>,
 }
 
 impl LogStore {
@@ -43,6 +44,11 @@ impl LogStore {
             snapshots: BTreeMap::new(),
             wanted: Cell::new(None),
         }
+    }
+
+    /// The entry after which the log starts.
+    pub(crate) fn start(&self) -> LogPosition {
+        self.start
     }
 
     pub(crate) fn hard_state(&self) -> HardState {
@@ -153,9 +159,9 @@ impl LogStore {
         self.snapshots.clear();
     }
 
-    /// Who needs a snapshot that doesn't exist yet, once.
-    pub(crate) fn take_wanted(&self) -> Option<ReplicaId> {
-        self.wanted.take().map(ReplicaId)
+    /// Who needs a snapshot that doesn't exist yet, and which index it must hold; once.
+    pub(crate) fn take_wanted(&self) -> Option<(ReplicaId, LogIndex)> {
+        self.wanted.take().map(|(to, index)| (ReplicaId(to), LogIndex(index)))
     }
 }
 
@@ -225,7 +231,7 @@ impl Storage for LogStore {
                 Ok(snapshot.clone())
             }
             _ => {
-                self.wanted.set(Some(to));
+                self.wanted.set(Some((to, request_index)));
                 Err(StorageError::SnapshotTemporarilyUnavailable.into())
             }
         }
@@ -291,8 +297,8 @@ mod tests {
     #[test]
     fn a_snapshot_that_was_not_taken_is_wanted_once() {
         let store = store();
-        assert!(store.snapshot(0, 3).is_err());
-        assert_eq!(store.take_wanted(), Some(ReplicaId(3)));
+        assert!(store.snapshot(7, 3).is_err());
+        assert_eq!(store.take_wanted(), Some((ReplicaId(3), LogIndex(7))));
         assert_eq!(store.take_wanted(), None);
     }
 

@@ -1,0 +1,173 @@
+//! What can happen to a replica. Nothing here has effects of its own; the host sees to it that
+//! [`Group::process`] is called afterwards.
+
+use super::Group;
+use crate::config::HostConfig;
+use crate::host::Outbox;
+use crate::input::{ConfOutcome, Rejection};
+use crate::membership::conf_state_of;
+use bytes::Bytes;
+use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId};
+use raft::eraftpb::{Entry, Message, MessageType};
+
+impl<T> Group<T> {
+    /// Returns whether something may follow from it.
+    pub(crate) fn tick(&mut self, config: &HostConfig) -> bool {
+        self.silent_ticks = self.silent_ticks.saturating_sub(1);
+        let mut eventful = self.count_down_grace();
+        if self.engine_lost {
+            self.ask_for_snapshot();
+            eventful = true;
+        }
+        self.arm_election(config);
+        self.raw.tick() || eventful
+    }
+
+    fn count_down_grace(&mut self) -> bool {
+        self.grace_ticks = self.grace_ticks.map(|left| left.saturating_sub(1));
+        self.grace_ticks == Some(0)
+    }
+
+    fn ask_for_snapshot(&mut self) {
+        // Refused while there is no leader, or one is on its way; asked again at the next tick.
+        let _ = self.raw.request_snapshot();
+    }
+
+    pub(crate) fn campaign(&mut self) {
+        if self.may_stand() {
+            // Fails only where it can't win anyway.
+            let _ = self.raw.campaign();
+        }
+    }
+
+    pub(crate) fn step(&mut self, from_node: NodeId, message: Message) {
+        let ignored = match message.get_msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => self.silent_ticks > 0,
+            MessageType::MsgTimeoutNow => !self.may_stand(),
+            _ => false,
+        };
+        if ignored {
+            return;
+        }
+        if message.from != 0 {
+            self.routes.insert(ReplicaId(message.from), from_node);
+        }
+        self.settle_requested_snapshot(&message);
+        // What raft refuses (a response of somebody who left) is of no consequence.
+        let _ = self.raw.step(message);
+    }
+
+    pub(crate) fn propose(
+        &mut self,
+        config: &HostConfig,
+        command: Bytes,
+        version_count: u64,
+        ticket: T,
+    ) -> Result<(), (T, Rejection)> {
+        if !self.is_leader() {
+            return Err((ticket, Rejection::NotLeader(self.leader_node())));
+        }
+        let unapplied = self.proposals.arrived_bytes() + self.raw.store().unapplied_bytes();
+        if self.proposals.waiting() >= config.max_waiting_commands
+            || unapplied >= config.max_unapplied_bytes
+        {
+            return Err((ticket, Rejection::Overloaded));
+        }
+        self.proposals.arrive(command, version_count, ticket);
+        Ok(())
+    }
+
+    /// Puts an entry into the log, if this replica may.
+    pub(super) fn append_proposal(&mut self, entry: Entry) -> raft::Result<()> {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.replica.0;
+        message.entries = vec![entry].into();
+        self.raw.raft.step(message)
+    }
+
+    pub(crate) fn read(&mut self, config: &HostConfig, ticket: T) -> Result<(), (T, Rejection)> {
+        if !self.is_leader() {
+            return Err((ticket, Rejection::NotLeader(self.leader_node())));
+        }
+        if self.reads.waiting() >= config.max_waiting_commands {
+            return Err((ticket, Rejection::Overloaded));
+        }
+        self.reads.arrive(ticket);
+        Ok(())
+    }
+
+    pub(crate) fn transfer_leader(&mut self, to: Option<ReplicaId>) {
+        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            return;
+        }
+        let chosen = match to {
+            Some(replica) => Some(replica.0).filter(|id| self.successors().contains(id)),
+            None => self.best_successor(),
+        };
+        if let Some(target) = chosen {
+            self.lease.give_up(self.term());
+            self.raw.transfer_leader(target);
+        }
+    }
+
+    /// Who may lead after this replica.
+    fn successors(&self) -> Vec<u64> {
+        let Some(descriptor) = &self.descriptor else { return Vec::new() };
+        let mut voters = conf_state_of(&descriptor.replicas).voters;
+        voters.retain(|id| *id != self.replica.0);
+        voters
+    }
+
+    /// The one that is there, as far as known, and furthest. (Raft forgets who is there each time
+    /// it checks its quorum, so that alone must not rule anybody out.)
+    fn best_successor(&self) -> Option<u64> {
+        let progress = self.raw.raft.prs();
+        self.successors()
+            .into_iter()
+            .filter_map(|id| progress.get(id).map(|progress| (id, progress)))
+            .max_by_key(|(id, progress)| {
+                (progress.recent_active, progress.matched, std::cmp::Reverse(*id))
+            })
+            .map(|(id, _)| id)
+    }
+
+    /// Gives up leadership without a successor: the wall clock can't be trusted.
+    pub(crate) fn step_down(&mut self) {
+        if self.is_leader() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
+    pub(crate) fn report_unreachable(&mut self, node: NodeId) {
+        let there = self.descriptor.as_ref().and_then(|descriptor| descriptor.replica_on(node));
+        if let Some(replica) = there {
+            self.raw.report_unreachable(replica.replica_id.0);
+        }
+    }
+
+    /// All batches up to this one are durable.
+    pub(crate) fn persisted(&mut self, batch: u64, out: &mut Outbox<T>) {
+        while self.persisting.front().is_some_and(|first| first.batch <= batch) {
+            let Some(done) = self.persisting.pop_front() else { break };
+            self.finish_ready(done, out);
+        }
+    }
+
+    pub(crate) fn applied(&mut self, position: LogPosition, membership: Vec<ConfOutcome>) {
+        for outcome in membership {
+            self.apply_membership(outcome);
+        }
+        if position.index > self.applied {
+            self.applied = position.index;
+            self.raw.advance_apply_to(position.index.0);
+            self.raw.mut_store().advance_applied(position.index);
+        }
+    }
+
+    pub(crate) fn flushed(&mut self, config: &HostConfig, applied: LogIndex, out: &mut Outbox<T>) {
+        self.flushed = self.flushed.max(applied.min(self.applied));
+        self.compact(config, out);
+    }
+}
