@@ -82,6 +82,10 @@ impl Member {
                 what: "the coordinators' log",
                 retry_after_ms: 50,
             }),
+            Rejection::InvalidMembership => status_of(&Refusal::invalid(
+                "replicas",
+                "don't follow from those that the group has",
+            )),
             Rejection::OutcomeUnknown => {
                 status_of(&Refusal::OutcomeUnknown { reason: "leadership was lost" })
             }

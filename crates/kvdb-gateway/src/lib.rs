@@ -1,1 +1,16 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The gateway: the front door of a cluster, without state of its own.
+//!
+//! `service` takes requests in; `route` takes one through its retries; `link` keeps a stream to
+//! each node and packs what waits for it; `lanes` gives writes the ids under which they may be
+//! retried; `scan` walks the shards; `control` passes calls on to the coordinators.
+
+mod control;
+mod lanes;
+mod link;
+mod metrics;
+mod route;
+mod run;
+mod scan;
+mod service;
+
+pub use run::{GatewayConfig, GatewayError, run};

@@ -1,1 +1,15 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! The storage node: replicas of many shards, and the service that gateways talk to.
+//!
+//! A request's way: `service` (one call) or `stream` (many at once) takes it in, `access` checks
+//! it against the replicas that are here and refuses wrong ones with hints, `operation` turns it
+//! into a proposal or a read and its outcome into an answer. `link` keeps the node in touch with
+//! the coordinators: registration, heartbeats, the shard map.
+
+mod access;
+mod link;
+mod operation;
+mod run;
+mod service;
+mod stream;
+
+pub use run::{NodeConfig, NodeError, run};

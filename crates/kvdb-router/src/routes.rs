@@ -77,6 +77,17 @@ impl Routes {
         self.route_to(shard, avoid)
     }
 
+    /// The shard that holds the keys just below `end` (below everything unbounded, if it is
+    /// empty): where a backward scan goes on.
+    pub fn route_before(&self, end: &[u8], avoid: Option<NodeId>) -> Option<Route> {
+        let after = if end.is_empty() {
+            self.shards.len()
+        } else {
+            self.shards.partition_point(|shard| shard.descriptor.range.start.as_ref() < end)
+        };
+        self.route_to(self.shards.get(after.checked_sub(1)?)?, avoid)
+    }
+
     fn route_to(&self, shard: &Routed, avoid: Option<NodeId>) -> Option<Route> {
         let descriptor = &shard.descriptor;
         let leader = shard.leader.filter(|leader| Some(*leader) != avoid);

@@ -5,10 +5,12 @@
 //! core.
 
 pub mod clock;
+pub mod coordinators;
 pub mod drive;
 pub mod http;
 pub mod identity;
 pub mod listen;
 pub mod logging;
+pub mod map;
 pub mod peers;
 pub mod shutdown;

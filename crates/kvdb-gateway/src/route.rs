@@ -1,0 +1,209 @@
+//! One request, through routing and retries, to its answer or its end.
+
+use crate::lanes::Lanes;
+use crate::link::Links;
+use crate::metrics::Metrics;
+use kvdb_model::{Keyspace, Limits, Refusal};
+use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
+use kvdb_runtime::clock;
+use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::map::ClusterMap;
+use kvdb_wire::proto::node_answer::Answer;
+use kvdb_wire::proto::node_operation::Operation as Asked;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What all requests share.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    pub(crate) map: ClusterMap,
+    pub(crate) links: Links,
+    pub(crate) lanes: Lanes,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) coordinators: Coordinators,
+    pub(crate) seeds: Arc<AtomicU64>,
+}
+
+/// How a request is treated when its outcome is unknown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nature {
+    Read,
+    /// A write that carries a request id.
+    TaggedWrite,
+}
+
+/// From which end a request looks at its place in the key space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place<'a> {
+    /// The shard that holds this routing key.
+    At(&'a [u8]),
+    /// The shard that holds the keys just below.
+    Before(&'a [u8]),
+}
+
+impl Gateway {
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        self.map.routes.load_full()
+    }
+
+    /// The keyspace of this name.
+    pub(crate) fn keyspace(&self, name: &str) -> Result<Keyspace, Refusal> {
+        let routes = self.routes();
+        match routes.keyspace(name) {
+            Some(keyspace) => Ok(keyspace.clone()),
+            None if !routes.has_shards() => {
+                self.map.refresh();
+                Err(Refusal::NotInitialised)
+            }
+            None => {
+                self.map.refresh();
+                Err(Refusal::UnknownKeyspace { name: name.to_owned() })
+            }
+        }
+    }
+
+    /// Where a place is now.
+    pub(crate) fn find(
+        &self,
+        place: Place<'_>,
+        avoid: Option<kvdb_model::NodeId>,
+    ) -> Option<Route> {
+        let routes = self.routes();
+        match place {
+            Place::At(key) => routes.route(key, avoid),
+            Place::Before(key) => routes.route_before(key, avoid),
+        }
+    }
+
+    /// Carries a request out by `deadline`. `build` makes the operation for the shard that it is
+    /// routed to.
+    pub(crate) async fn ask(
+        &self,
+        place: Place<'_>,
+        nature: Nature,
+        deadline: Instant,
+        build: impl Fn(&Route) -> Asked,
+    ) -> Result<(Answer, Route), Refusal> {
+        let started = Instant::now();
+        let seed = self.seeds.fetch_add(1, Ordering::Relaxed);
+        let deadline_ms = deadline.saturating_duration_since(started).as_millis() as u64;
+        let is_write = nature == Nature::TaggedWrite;
+        // Both kinds may be repeated: a read by its nature, a write under its id.
+        let mut machine = RequestMachine::new(deadline_ms, is_write, true, seed);
+        let mut avoid = None;
+        let mut at = None;
+        loop {
+            let route = match self.routed(place, at.take(), avoid) {
+                Some(route) => route,
+                None => {
+                    self.map.refresh();
+                    let next = machine.failed(Failure::NotSent, None, None, elapsed_ms(started));
+                    avoid = self.follow(next, &mut at).await?;
+                    continue;
+                }
+            };
+            let asked = self.links.ask(&route.address, seed as usize, build(&route));
+            let result = match tokio::time::timeout_at(deadline.into(), asked).await {
+                Ok(result) => result,
+                Err(_) => return Err(machine.timed_out(true)),
+            };
+            let failure = match result {
+                Ok(answer) => {
+                    self.metrics.seconds.observe(started.elapsed().as_secs_f64());
+                    return Ok((answer, route));
+                }
+                Err(failure) => failure,
+            };
+            self.metrics.retry(cause_of(&failure));
+            let hint = self.learn(&failure, &route);
+            let now_ms = elapsed_ms(started);
+            let next = machine.failed(failure, Some(route.node), hint, now_ms);
+            avoid = self.follow(next, &mut at).await?;
+        }
+    }
+
+    fn routed(
+        &self,
+        place: Place<'_>,
+        at: Option<kvdb_model::NodeId>,
+        avoid: Option<kvdb_model::NodeId>,
+    ) -> Option<Route> {
+        let route = self.find(place, avoid)?;
+        match at {
+            Some(node) => {
+                let address = self.routes().address(node)?.clone();
+                Some(Route { node, address, ..route })
+            }
+            None => Some(route),
+        }
+    }
+
+    /// What a failure teaches: descriptors, and the registered node that it points to.
+    fn learn(&self, failure: &Failure, route: &Route) -> Option<kvdb_model::NodeId> {
+        let Failure::Refused(refusal) = failure else {
+            self.map.refresh();
+            return None;
+        };
+        match refusal {
+            Refusal::NotLeader { leader_hint, .. } => {
+                // Only an address that the cluster knows is followed.
+                let hint = leader_hint.as_deref().and_then(|hint| self.routes().node_at(hint));
+                match hint {
+                    Some(node) => self.map.learn_leader(route.shard_id, node),
+                    None => self.map.refresh(),
+                }
+                hint
+            }
+            Refusal::ShardMoved { descriptors, .. } | Refusal::StaleEpoch { descriptors, .. } => {
+                self.map.learn(descriptors);
+                self.map.refresh();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    async fn follow(
+        &self,
+        next: Next,
+        at: &mut Option<kvdb_model::NodeId>,
+    ) -> Result<Option<kvdb_model::NodeId>, Refusal> {
+        match next {
+            Next::TryAt(node) => {
+                *at = Some(node);
+                Ok(None)
+            }
+            Next::TryAgain { after_ms, refresh, avoid } => {
+                if refresh {
+                    self.map.refresh();
+                }
+                // A change of the map is worth trying at once.
+                let mut changes = self.map.changes();
+                changes.mark_unchanged();
+                let pause = Duration::from_millis(after_ms);
+                let _ = tokio::time::timeout(pause, changes.changed()).await;
+                Ok(avoid)
+            }
+            Next::Fail(refusal) => Err(refusal),
+        }
+    }
+}
+
+fn elapsed_ms(started: Instant) -> u64 {
+    started.elapsed().as_millis() as u64
+}
+
+fn cause_of(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Refused(refusal) => refusal.code(),
+        Failure::NotSent => "NOT_SENT",
+        Failure::NoAnswer => "NO_ANSWER",
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn wall_ms() -> u64 {
+    clock::wall_ms()
+}

@@ -1,0 +1,120 @@
+//! A gateway, from its configuration to its end.
+
+use crate::control::Control;
+use crate::lanes::Lanes;
+use crate::link::Links;
+use crate::metrics::Metrics;
+use crate::route::Gateway;
+use kvdb_model::Limits;
+use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::http::{self, Readiness};
+use kvdb_runtime::listen::{self, ListenError};
+use kvdb_runtime::map::ClusterMap;
+use kvdb_runtime::shutdown::Shutdown;
+use kvdb_wire::proto::coordinator_server::CoordinatorServer;
+use kvdb_wire::proto::kv_server::KvServer;
+use kvdb_wire::{proto, transport};
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use thiserror::Error;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// How long a stopping gateway lets requests finish.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a gateway needs to know.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// gRPC address.
+    pub listen: String,
+    /// HTTP address.
+    pub http: String,
+    /// The coordinators' gRPC addresses.
+    pub coordinators: Vec<String>,
+}
+
+/// Why a gateway can't start.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// Runs a gateway until it is told to stop.
+///
+/// # Errors
+/// [`GatewayError`].
+pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), GatewayError> {
+    if config.coordinators.is_empty() {
+        let problem = "--coordinators names none; the form is host:port,host:port";
+        return Err(GatewayError::Config(problem.to_owned()));
+    }
+    let grpc_listener = listen::bind("gRPC", &config.listen).await?;
+    let http_listener = listen::bind("HTTP", &config.http).await?;
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| GatewayError::Config(error.to_string()))?;
+    let random = u128::from_be_bytes(random);
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let readiness = Readiness::default();
+    readiness.wait_for("map", "the coordinators have not sent the shard map yet");
+    let map = ClusterMap::default();
+    let coordinators = Coordinators::new(config.coordinators.clone());
+    let gateway = Gateway {
+        map: map.clone(),
+        links: Links::default(),
+        lanes: Lanes::new(random as u64),
+        limits: Limits::default(),
+        metrics: metrics.clone(),
+        coordinators: coordinators.clone(),
+        seeds: Arc::new(AtomicU64::new((random >> 64) as u64)),
+    };
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<KvServer<Gateway>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| GatewayError::Config(error.to_string()))?;
+    let kv = KvServer::new(gateway.clone())
+        .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let stopping = shutdown.clone();
+    let server = transport::server()
+        .add_service(kv)
+        .add_service(CoordinatorServer::new(Control(gateway)))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+            stopping.wait().await;
+        });
+    let mut server = tokio::spawn(server);
+    tokio::spawn(http::serve(http_listener, readiness.clone(), registry, shutdown.clone()));
+    tokio::spawn(map.clone().follow(coordinators, shutdown.clone()));
+    tracing::info!(listen = config.listen, http = config.http, "gateway runs");
+
+    let mut changes = map.changes();
+    loop {
+        let routes = map.routes.load_full();
+        metrics.map_version.set(routes.version().0 as i64);
+        if routes.version().0 > 0 {
+            readiness.ready("map");
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = shutdown.wait() => break,
+        }
+    }
+    if tokio::time::timeout(GRACE, &mut server).await.is_err() {
+        server.abort();
+    }
+    tracing::info!("gateway has stopped");
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! In touch with the coordinators: registration, heartbeats, and what the map asks of this node.
+
+use crate::run::NodeConfig;
+use kvdb_model::{ClusterId, NodeId, ShardId};
+use kvdb_replication::Input;
+use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::drive::Drive;
+use kvdb_runtime::identity::{DataDirectory, Identity};
+use kvdb_runtime::map::ClusterMap;
+use kvdb_runtime::shutdown::Shutdown;
+use kvdb_wire::{
+    cluster_id_from, cluster_id_to, descriptor_to, proto, shard_map_from, shard_map_to,
+};
+use prost::Message as _;
+use std::path::Path;
+use std::time::Duration;
+use tonic::{Code, Request, Status};
+
+const HEARTBEAT: Duration = Duration::from_millis(500);
+const REGISTER_AGAIN: Duration = Duration::from_millis(200);
+/// The map as last seen, so that a node finds its peers while no coordinator can be reached.
+const MAP_FILE: &str = "shard-map.bin";
+
+/// Registers until it works or is refused for good.
+pub(crate) async fn register(
+    config: &NodeConfig,
+    known: Identity,
+    coordinators: &Coordinators,
+) -> Result<(ClusterId, NodeId), Status> {
+    loop {
+        match try_register(config, known, coordinators).await {
+            Ok(registered) => return Ok(registered),
+            Err(status) if status.code() == Code::InvalidArgument => return Err(status),
+            Err(status) => {
+                tracing::info!(error = status.message(), "waiting for the coordinators");
+                tokio::time::sleep(REGISTER_AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn try_register(
+    config: &NodeConfig,
+    known: Identity,
+    coordinators: &Coordinators,
+) -> Result<(ClusterId, NodeId), Status> {
+    let request = proto::RegisterNodeRequest {
+        token: bytes::Bytes::copy_from_slice(&known.token.to_be_bytes()),
+        address: config.advertised().to_owned(),
+        zone: config.zone.clone(),
+        node_id: known.node_id.0,
+        cluster_id: cluster_id_to(known.cluster_id),
+    };
+    let answer = coordinators
+        .call(async |mut client| client.register_node(Request::new(request.clone())).await)
+        .await?
+        .into_inner();
+    let cluster_id =
+        cluster_id_from(&answer.cluster_id).map_err(|error| Status::internal(error.to_string()))?;
+    Ok((cluster_id, NodeId(answer.node_id)))
+}
+
+/// Sends heartbeats until it is time to stop.
+pub(crate) async fn heartbeats(
+    drive: Drive,
+    cluster_id: ClusterId,
+    incarnation: u64,
+    coordinators: Coordinators,
+    shutdown: Shutdown,
+) {
+    let mut interval = tokio::time::interval(HEARTBEAT);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut roles = drive.role_changes();
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            // A new leader is told at once, so that gateways needn't find it by themselves.
+            _ = roles.changed() => {}
+            () = shutdown.wait() => return,
+        }
+        let request = heartbeat(&drive, cluster_id, incarnation);
+        let answer = coordinators
+            .call(async |mut client| client.heartbeat(Request::new(request.clone())).await)
+            .await;
+        match answer {
+            Ok(answer) => transfer(&drive, &answer.into_inner().transfers),
+            Err(status) => tracing::debug!(error = status.message(), "heartbeat not answered"),
+        }
+    }
+}
+
+fn heartbeat(drive: &Drive, cluster_id: ClusterId, incarnation: u64) -> proto::HeartbeatRequest {
+    let views = drive.views().all();
+    let led = views
+        .values()
+        .filter(|view| view.is_leader)
+        .filter_map(|view| {
+            let descriptor = descriptor_to(view.descriptor.as_ref()?);
+            Some(proto::ShardReport { descriptor: Some(descriptor), term: view.term.0 })
+        })
+        .collect();
+    proto::HeartbeatRequest {
+        node_id: drive.node_id().0,
+        cluster_id: cluster_id_to(cluster_id),
+        incarnation,
+        led,
+        replica_count: views.len() as u64,
+    }
+}
+
+fn transfer(drive: &Drive, transfers: &[proto::LeaderTransfer]) {
+    for wanted in transfers {
+        let shard = ShardId(wanted.shard_id);
+        let view = drive.views().get(shard);
+        let to = view
+            .and_then(|view| view.descriptor.clone())
+            .and_then(|descriptor| descriptor.replica_on(NodeId(wanted.to_node_id)).copied());
+        if let Some(to) = to {
+            // Refused only under overload; the next heartbeat asks again.
+            let _ = drive.submit(Input::TransferLeader { shard, to: Some(to.replica_id) });
+        }
+    }
+}
+
+/// Creates the first replicas of new shards, and keeps the map for the next start.
+pub(crate) async fn follow_map(
+    drive: Drive,
+    map: ClusterMap,
+    data: std::path::PathBuf,
+    shutdown: Shutdown,
+) {
+    let mut changes = map.changes();
+    let mut saved = None;
+    loop {
+        changes.mark_unchanged();
+        create_replicas(&drive, &map);
+        let current = map.cache.lock().map().clone();
+        let parts = (current.nodes.clone(), current.keyspaces.clone());
+        if saved.as_ref() != Some(&parts) && current.cluster_id.is_known() {
+            let path = data.join(MAP_FILE);
+            let content = shard_map_to(&current).encode_to_vec();
+            let written = tokio::task::spawn_blocking(move || save(&path, &content)).await;
+            if matches!(written, Ok(Ok(()))) {
+                saved = Some(parts);
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shutdown.wait() => return,
+        }
+    }
+}
+
+fn create_replicas(drive: &Drive, map: &ClusterMap) {
+    let own = drive.node_id();
+    let wanted: Vec<_> = {
+        let cache = map.cache.lock();
+        let new = cache.map().shards.values().filter(|shard| {
+            let descriptor = &shard.descriptor;
+            shard.creating
+                && descriptor.replica_on(own).is_some()
+                && drive.views().get(descriptor.shard_id).is_none()
+        });
+        new.map(|shard| shard.descriptor.clone()).collect()
+    };
+    for descriptor in wanted {
+        // The first of its replicas stands at once; where it doesn't come up, another does later.
+        let first = descriptor.replicas.first().map(|replica| replica.node_id) == Some(own);
+        let shard = descriptor.shard_id;
+        match drive.create_replica(descriptor, first) {
+            Ok(()) => tracing::info!(shard = shard.0, "replica created"),
+            Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
+        }
+    }
+}
+
+fn save(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, content)?;
+    std::fs::rename(&temporary, path)
+}
+
+/// The map of an earlier start, if it is there and can be read. It is a hint, never the truth.
+pub(crate) fn load_map(directory: &DataDirectory) -> Option<kvdb_model::ShardMap> {
+    let content = std::fs::read(directory.path().join(MAP_FILE)).ok()?;
+    let map = shard_map_from(proto::ShardMap::decode(&content[..]).ok()?).ok()?;
+    // Its version must not keep a fresher one away.
+    let old = kvdb_model::ShardMap { version: kvdb_model::MapVersion(0), ..map };
+    (old.cluster_id == directory.identity().cluster_id).then_some(old)
+}

@@ -1,0 +1,390 @@
+//! One operation: from the wire to a proposal or a read, and from its outcome to an answer.
+
+use crate::access::Access;
+use bytes::Bytes;
+use kvdb_model::{
+    Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Write, WriteResult,
+};
+use kvdb_replication::{Input, Rejection};
+use kvdb_runtime::clock;
+use kvdb_runtime::drive::{Outcome, Ticket, fatal};
+use kvdb_shard::{ReadError, ScanRequest, View};
+use kvdb_wire::proto::node_answer::Answer;
+use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_wire::{proto, request_tag_from, requests};
+
+const PAGE_ITEMS: usize = 1000;
+const PAGE_BYTES: usize = 1024 * 1024;
+const PAGE_EXAMINED: usize = 50_000;
+
+/// What an operation waits for.
+pub(crate) enum Pending {
+    Get { shard: ShardId, epoch: RangeEpoch, key: Bytes, head_only: bool },
+    Put { shard: ShardId },
+    Delete { shard: ShardId },
+    Increment { shard: ShardId },
+    BatchWrite { shard: ShardId },
+    Scan { shard: ShardId, page: Box<Page> },
+}
+
+impl Pending {
+    pub(crate) fn shard(&self) -> ShardId {
+        match self {
+            Pending::Get { shard, .. }
+            | Pending::Put { shard }
+            | Pending::Delete { shard }
+            | Pending::Increment { shard }
+            | Pending::BatchWrite { shard }
+            | Pending::Scan { shard, .. } => *shard,
+        }
+    }
+}
+
+/// A page of a scan that is asked for.
+pub(crate) struct Page {
+    request: ScanRequest,
+    prefix_len: usize,
+    user_prefix: Bytes,
+    user_start: Bytes,
+    user_end: Bytes,
+}
+
+/// What became of an operation when its outcome was looked at.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one match; a box would be per operation"
+)]
+pub(crate) enum Finished {
+    Answer(Answer),
+    /// Shard time must advance before it can be answered; then it is to be read again.
+    NeedsTime(Pending),
+}
+
+/// An operation that was accepted: what to hand to the host, and what to wait for.
+pub(crate) struct Accepted {
+    pub(crate) pending: Pending,
+    pub(crate) submit: Submit,
+}
+
+/// How an operation starts.
+pub(crate) enum Submit {
+    Propose {
+        shard: ShardId,
+        command: Bytes,
+        version_count: u64,
+    },
+    Read {
+        shard: ShardId,
+    },
+    /// It can be answered from this replica as it is.
+    Nothing,
+}
+
+impl Submit {
+    pub(crate) fn input(self, ticket: Ticket) -> Option<Input<Ticket>> {
+        match self {
+            Submit::Propose { shard, command, version_count } => {
+                Some(Input::Propose { shard, command, version_count, ticket })
+            }
+            Submit::Read { shard } => Some(Input::Read { shard, ticket }),
+            Submit::Nothing => None,
+        }
+    }
+}
+
+impl Access {
+    /// Checks an operation and prepares it.
+    pub(crate) fn accept(&self, asked: Asked) -> Result<Accepted, Refusal> {
+        match asked {
+            Asked::Get(get) => self.accept_get(get),
+            Asked::Put(put) => {
+                let shard = ShardId(put.shard_id);
+                let operation = requests::put_operation(
+                    put.key,
+                    put.value,
+                    put.ttl_ms,
+                    put.condition,
+                    put.return_previous,
+                    &self.limits,
+                )?;
+                let pending = Pending::Put { shard };
+                self.accept_write(
+                    put.epoch,
+                    put.keyspace_id,
+                    vec![operation],
+                    false,
+                    put.request_id,
+                    pending,
+                )
+            }
+            Asked::Delete(delete) => {
+                let shard = ShardId(delete.shard_id);
+                let operation = requests::delete_operation(
+                    delete.key,
+                    delete.condition,
+                    delete.return_previous,
+                    &self.limits,
+                )?;
+                let pending = Pending::Delete { shard };
+                self.accept_write(
+                    delete.epoch,
+                    delete.keyspace_id,
+                    vec![operation],
+                    false,
+                    delete.request_id,
+                    pending,
+                )
+            }
+            Asked::Increment(increment) => {
+                let shard = ShardId(increment.shard_id);
+                let operation =
+                    requests::increment_operation(increment.key, increment.delta, &self.limits)?;
+                let pending = Pending::Increment { shard };
+                self.accept_write(
+                    increment.epoch,
+                    increment.keyspace_id,
+                    vec![operation],
+                    false,
+                    increment.request_id,
+                    pending,
+                )
+            }
+            Asked::BatchWrite(batch) => self.accept_batch(batch),
+            Asked::Scan(scan) => self.accept_scan(scan),
+        }
+    }
+
+    fn accept_get(&self, get: proto::NodeGetRequest) -> Result<Accepted, Refusal> {
+        let shard = ShardId(get.shard_id);
+        let epoch = RangeEpoch(get.epoch);
+        let key = self.routing_key(get.keyspace_id, &get.key)?;
+        let eventual = requests::consistency_from(get.consistency)? == proto::Consistency::Eventual;
+        let submit = if eventual {
+            self.replica(shard, epoch, &key)?;
+            Submit::Nothing
+        } else {
+            self.leader(shard, epoch, &key)?;
+            Submit::Read { shard }
+        };
+        let pending = Pending::Get { shard, epoch, key, head_only: get.head_only };
+        Ok(Accepted { pending, submit })
+    }
+
+    fn accept_batch(&self, batch: proto::NodeBatchWriteRequest) -> Result<Accepted, Refusal> {
+        let mut operations = requests::batch_operations(batch.operations, &self.limits)?;
+        if !batch.items.is_empty() {
+            if batch.items.len() != operations.len() {
+                return Err(Refusal::invalid("items", "must be one an operation, or none"));
+            }
+            for (operation, item) in operations.iter_mut().zip(batch.items) {
+                operation.item = item;
+            }
+        }
+        let pending = Pending::BatchWrite { shard: ShardId(batch.shard_id) };
+        self.accept_write(
+            batch.epoch,
+            batch.keyspace_id,
+            operations,
+            batch.atomic,
+            batch.request_id,
+            pending,
+        )
+    }
+
+    fn accept_write(
+        &self,
+        epoch: u64,
+        keyspace: u32,
+        mut operations: Vec<Operation>,
+        atomic: bool,
+        request_id: Option<proto::RequestId>,
+        pending: Pending,
+    ) -> Result<Accepted, Refusal> {
+        let shard = pending.shard();
+        let epoch = RangeEpoch(epoch);
+        let request = request_tag_from(request_id, &self.limits)?;
+        for operation in &mut operations {
+            operation.key = self.routing_key(keyspace, &operation.key)?;
+            // Of a batch that isn't atomic each operation is checked on its own when it is
+            // applied; here it is enough that one of them belongs to this replica.
+        }
+        let first = operations.first().map(|operation| operation.key.clone()).unwrap_or_default();
+        self.leader(shard, epoch, &first)?;
+        let command = Command::Write(Write { epoch, atomic, request, operations });
+        let version_count = command.version_count();
+        let submit = Submit::Propose { shard, command: command.to_bytes(), version_count };
+        Ok(Accepted { pending, submit })
+    }
+
+    fn accept_scan(&self, scan: proto::NodeScanRequest) -> Result<Accepted, Refusal> {
+        let shard = ShardId(scan.shard_id);
+        let epoch = RangeEpoch(scan.epoch);
+        let Some(view) = self.drive.views().get(shard) else {
+            let reason = "it has no replica here";
+            return Err(Refusal::ShardUnavailable { shard_id: shard, reason });
+        };
+        if !view.is_leader {
+            return Err(self.not_leader(shard));
+        }
+        let keyspace = view.descriptor.as_ref().map_or(KeyspaceId(0), |known| known.keyspace_id);
+        let limit = match scan.limit {
+            0 => PAGE_ITEMS,
+            limit => (limit as usize).min(PAGE_ITEMS),
+        };
+        let request = ScanRequest {
+            epoch,
+            range: KeyRange { start: scan.start, end: scan.end },
+            reverse: scan.reverse,
+            keys_only: scan.keys_only,
+            limit,
+            max_bytes: PAGE_BYTES,
+            max_examined: PAGE_EXAMINED,
+            wall_ms: clock::wall_ms(),
+        };
+        let page = Page {
+            request,
+            prefix_len: self.partitioning(keyspace)?.prefix_len(),
+            user_prefix: scan.user_prefix,
+            user_start: scan.user_start,
+            user_end: scan.user_end,
+        };
+        let pending = Pending::Scan { shard, page: Box::new(page) };
+        Ok(Accepted { pending, submit: Submit::Read { shard } })
+    }
+
+    /// Turns an outcome into an answer. Reads the engine where the operation is a read.
+    pub(crate) fn finish(&self, pending: Pending, outcome: Outcome) -> Result<Finished, Refusal> {
+        let outcome = match outcome {
+            Outcome::Rejected(why) => return Err(self.rejected(pending.shard(), why)),
+            outcome => outcome,
+        };
+        match pending {
+            Pending::Get { .. } => self.read(pending),
+            Pending::Scan { shard, page } => self.scan(shard, page),
+            Pending::Put { .. } => {
+                let response = requests::put_response(only(outcome)?);
+                Ok(Finished::Answer(Answer::Put(response)))
+            }
+            Pending::Delete { .. } => {
+                let response = requests::delete_response(only(outcome)?);
+                Ok(Finished::Answer(Answer::Delete(response)))
+            }
+            Pending::Increment { .. } => {
+                let response = requests::increment_response(only(outcome)?);
+                Ok(Finished::Answer(Answer::Increment(response)))
+            }
+            Pending::BatchWrite { .. } => {
+                let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
+                let results = outcomes.into_iter().map(requests::batch_result).collect();
+                Ok(Finished::Answer(Answer::BatchWrite(proto::BatchWriteResponse { results })))
+            }
+        }
+    }
+
+    fn rejected(&self, shard_id: ShardId, why: Rejection) -> Refusal {
+        match why {
+            Rejection::NotLeader(_) | Rejection::NoSuchShard | Rejection::Superseded => {
+                self.not_leader(shard_id)
+            }
+            Rejection::Unavailable => {
+                Refusal::ShardUnavailable { shard_id, reason: "leadership is being handed over" }
+            }
+            Rejection::Overloaded => {
+                Refusal::Overloaded { what: "the shard's log", retry_after_ms: 20 }
+            }
+            Rejection::InvalidMembership => {
+                Refusal::invalid("replicas", "don't follow from those that the shard has")
+            }
+            Rejection::OutcomeUnknown => Refusal::OutcomeUnknown { reason: "leadership was lost" },
+        }
+    }
+
+    /// The volume and replica to read from, now.
+    fn reader(
+        &self,
+        shard_id: ShardId,
+    ) -> Result<(Box<dyn kvdb_engine::Snapshot>, kvdb_model::ReplicaId), Refusal> {
+        let gone = Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" };
+        let view = self.drive.views().get(shard_id).ok_or(gone.clone())?;
+        let volume = view.volume.ok_or(gone.clone())?;
+        let snapshot = self.drive.engine().snapshot(volume).map_err(|_| gone)?;
+        Ok((snapshot, view.replica))
+    }
+
+    fn read(&self, pending: Pending) -> Result<Finished, Refusal> {
+        let Pending::Get { shard, epoch, ref key, head_only } = pending else {
+            return Err(unexpected());
+        };
+        let (snapshot, replica) = self.reader(shard)?;
+        let found = View::new(&*snapshot, replica)
+            .and_then(|view| view.get(epoch, key, clock::wall_ms()))
+            .map_err(|error| read_failed(shard, error))?;
+        if found.expires_by_clock {
+            return Ok(Finished::NeedsTime(pending));
+        }
+        let served_by = self.drive.node_id().0;
+        let response = match found.record {
+            None => proto::GetResponse { served_by, ..Default::default() },
+            Some(record) => proto::GetResponse {
+                found: true,
+                value: if head_only { Bytes::new() } else { record.value },
+                version: record.version.0,
+                expires_at_ms: record.expires_at_ms,
+                served_by,
+            },
+        };
+        Ok(Finished::Answer(Answer::Get(response)))
+    }
+
+    fn scan(&self, shard: ShardId, page: Box<Page>) -> Result<Finished, Refusal> {
+        let (snapshot, replica) = self.reader(shard)?;
+        let wanted = |key: &Bytes| {
+            let user_key = key.get(page.prefix_len..).unwrap_or_default();
+            user_key.starts_with(&page.user_prefix)
+                && user_key >= &page.user_start[..]
+                && (page.user_end.is_empty() || user_key < &page.user_end[..])
+        };
+        let found = View::new(&*snapshot, replica)
+            .and_then(|view| view.scan(&page.request, &wanted))
+            .map_err(|error| read_failed(shard, error))?;
+        if found.expires_by_clock {
+            return Ok(Finished::NeedsTime(Pending::Scan { shard, page }));
+        }
+        let reverse = page.request.reverse;
+        let resume = found.rest.map(|rest| if reverse { rest.end } else { rest.start });
+        let items = found
+            .items
+            .into_iter()
+            .map(|item| proto::ScanItem {
+                key: item.routing_key.slice(page.prefix_len.min(item.routing_key.len())..),
+                value: item.record.value,
+                version: item.record.version.0,
+                expires_at_ms: item.record.expires_at_ms,
+            })
+            .collect();
+        let resume = resume.unwrap_or_default();
+        Ok(Finished::Answer(Answer::Scan(proto::NodeScanResponse { items, resume })))
+    }
+}
+
+fn unexpected() -> Refusal {
+    Refusal::OutcomeUnknown { reason: "the shard gave an answer of another kind" }
+}
+
+fn only(outcome: Outcome) -> Result<WriteResult, Refusal> {
+    match outcome {
+        Outcome::Written(mut outcomes) => outcomes.pop().unwrap_or_else(|| Err(unexpected())),
+        _ => Err(unexpected()),
+    }
+}
+
+fn read_failed(shard_id: ShardId, error: ReadError) -> Refusal {
+    match error {
+        ReadError::Refused(refusal) => refusal,
+        ReadError::NotHere(_) => {
+            Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" }
+        }
+        // What can't be read must not be served, nor anything else from this disk.
+        damage => fatal(&format!("shard {shard_id} can't be read: {damage}")),
+    }
+}

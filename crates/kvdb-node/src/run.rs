@@ -1,0 +1,235 @@
+//! A node, from its configuration to its end.
+
+use crate::access::Access;
+use crate::link;
+use kvdb_engine_lsm::LsmConfig;
+use kvdb_model::NodeId;
+use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
+use kvdb_runtime::http::{self, Readiness};
+use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
+use kvdb_runtime::listen::{self, ListenError};
+use kvdb_runtime::map::ClusterMap;
+use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
+use kvdb_runtime::shutdown::Shutdown;
+use kvdb_shard::NoControl;
+use kvdb_wal::WalConfig;
+use kvdb_wire::proto::node_server::NodeServer;
+use kvdb_wire::{proto, transport};
+use parking_lot::RwLock;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// How long a stopping node waits for others to take over what it leads.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// What a node needs to know.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// gRPC address.
+    pub listen: String,
+    /// The address by which others reach it, if not `listen`.
+    pub advertise: Option<String>,
+    /// HTTP address.
+    pub http: String,
+    /// The coordinators' gRPC addresses.
+    pub coordinators: Vec<String>,
+    /// Data directory.
+    pub data: PathBuf,
+    /// Failure domain; may be empty.
+    pub zone: String,
+}
+
+impl NodeConfig {
+    pub(crate) fn advertised(&self) -> &str {
+        self.advertise.as_deref().unwrap_or(&self.listen)
+    }
+}
+
+/// Why a node can't start or go on.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// The data directory.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Log or engine.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The coordinators don't take it.
+    #[error("the coordinators refuse this node: {0}")]
+    Refused(String),
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// [`NodeError`].
+pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError> {
+    if config.coordinators.is_empty() {
+        let problem = "--coordinators names none; the form is host:port,host:port";
+        return Err(NodeError::Config(problem.to_owned()));
+    }
+    let grpc_listener = listen::bind("gRPC", &config.listen).await?;
+    let http_listener = listen::bind("HTTP", &config.http).await?;
+    let mut directory = DataDirectory::open(&config.data, identity::Role::Node, NodeId(0))?;
+    let coordinators = Coordinators::new(config.coordinators.clone());
+
+    let readiness = Readiness::default();
+    readiness.wait_for("registration", "the coordinators have not answered yet");
+    let mut registry = Registry::default();
+    let gauges = Gauges::new(&mut registry);
+    // A node that knows who it is serves without the coordinators; a new one has to ask.
+    let known = directory.identity();
+    if known.node_id.0 == 0 {
+        let registered = tokio::select! {
+            registered = link::register(&config, known, &coordinators) => registered,
+            () = shutdown.wait() => return Ok(()),
+        };
+        let (cluster_id, node_id) =
+            registered.map_err(|status| NodeError::Refused(status.message().to_owned()))?;
+        directory.adopt(cluster_id, node_id)?;
+    }
+    let identity = directory.identity();
+    let (node_id, cluster_id) = (identity.node_id, identity.cluster_id);
+    let drive_config = DriveConfig {
+        data: config.data.clone(),
+        host: HostConfig::new(node_id, identity.token as u64),
+        wal: WalConfig::default(),
+        engine: LsmConfig::default(),
+    };
+    let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
+
+    let map = ClusterMap::default();
+    if let Some(remembered) = link::load_map(&directory) {
+        map.snapshot(remembered);
+    }
+    let routes = map.routes.clone();
+    let incarnation = kvdb_runtime::clock::now().boot_us;
+    let neighbourhood = Neighbourhood {
+        address_of: Arc::new(move |id| routes.load().address(id).map(|known| known.to_string())),
+        cluster_id: Arc::new(RwLock::new(cluster_id)),
+        coordinator: false,
+        incarnation,
+    };
+    let access = Access::new(drive.clone(), map.cache.clone(), map.routes.clone());
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<NodeServer<Access>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| NodeError::Config(error.to_string()))?;
+    let stop = Shutdown::default();
+    let stopping = stop.clone();
+    let node_server = NodeServer::new(access)
+        .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
+    let server = transport::server()
+        .add_service(node_server)
+        .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+            stopping.wait().await;
+        });
+    let server = tokio::spawn(server);
+    let http = tokio::spawn(http::serve(http_listener, readiness.clone(), registry, stop.clone()));
+    tokio::spawn(peers::run(drive.clone(), neighbourhood, outgoing));
+    tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
+    tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
+    tokio::spawn(keep_registered(config.clone(), identity, coordinators.clone(), readiness));
+    tokio::spawn(link::heartbeats(
+        drive.clone(),
+        cluster_id,
+        incarnation,
+        coordinators,
+        stop.clone(),
+    ));
+    tracing::info!(node = node_id.0, listen = config.listen, http = config.http, "node runs");
+
+    let mut changes = map.changes();
+    let mut roles = drive.role_changes();
+    loop {
+        gauges.set(&drive, &map);
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = roles.changed() => {}
+            () = shutdown.wait() => break,
+        }
+    }
+    hand_over(&drive).await;
+    stop.trigger();
+    // Streams of gateways and peers don't end by themselves.
+    server.abort();
+    http.abort();
+    let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
+    tracing::info!("node has stopped");
+    Ok(())
+}
+
+/// A node that starts again may have another address.
+async fn keep_registered(
+    config: NodeConfig,
+    identity: identity::Identity,
+    coordinators: Coordinators,
+    readiness: Readiness,
+) {
+    match link::register(&config, identity, &coordinators).await {
+        Ok(_) => readiness.ready("registration"),
+        Err(status) => {
+            tracing::error!(error = status.message(), "the coordinators refuse this node");
+            readiness.wait_for("registration", status.message());
+        }
+    }
+}
+
+/// Leadership is handed over first, so that nobody has to wait for a timeout.
+async fn hand_over(drive: &Drive) {
+    let mut roles = drive.role_changes();
+    let _ = drive.submit(Input::TransferAll);
+    let leads = || drive.views().all().values().any(|view| view.is_leader);
+    let handed_over = async { while leads() && roles.changed().await.is_ok() {} };
+    if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
+        tracing::warn!("not every shard has found another leader");
+    }
+}
+
+struct Gauges {
+    map_version: Gauge,
+    replicas: Gauge,
+    leaders: Gauge,
+}
+
+impl Gauges {
+    fn new(registry: &mut Registry) -> Self {
+        let gauges = Gauges {
+            map_version: Gauge::default(),
+            replicas: Gauge::default(),
+            leaders: Gauge::default(),
+        };
+        let Gauges { map_version, replicas, leaders } = &gauges;
+        registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
+        registry.register("kvdb_replicas", "Replicas on this node", replicas.clone());
+        registry.register("kvdb_leaders", "Shards led by this node", leaders.clone());
+        gauges
+    }
+
+    fn set(&self, drive: &Drive, map: &ClusterMap) {
+        let views = drive.views().all();
+        self.map_version.set(map.cache.lock().version().0 as i64);
+        self.replicas.set(views.len() as i64);
+        self.leaders.set(views.values().filter(|view| view.is_leader).count() as i64);
+    }
+}

@@ -1,0 +1,166 @@
+//! The `Node` service, call by call.
+
+use crate::access::Access;
+use crate::operation::{Accepted, Finished, Pending};
+use crate::stream;
+use kvdb_model::{Command, Refusal, ShardId};
+use kvdb_replication::Input;
+use kvdb_runtime::drive::{Outcome, Ticket};
+use kvdb_wire::proto::node_answer::Answer;
+use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_wire::proto::node_server::Node;
+use kvdb_wire::{proto, status_of};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) fn overloaded() -> Refusal {
+    Refusal::Overloaded { what: "the node's queue", retry_after_ms: 20 }
+}
+
+impl Access {
+    /// Carries out one operation.
+    pub(crate) async fn carry_out(&self, asked: Asked) -> Result<Answer, Refusal> {
+        let Accepted { pending, submit } = self.accept(asked)?;
+        let (ticket, receiver) = Ticket::oneshot();
+        let outcome = match submit.input(ticket) {
+            None => Outcome::ReadReady,
+            Some(input) => {
+                self.drive.submit(input).map_err(|_| overloaded())?;
+                receiver.await.map_err(|_| stopping())?
+            }
+        };
+        self.conclude(pending, outcome).await
+    }
+
+    /// Finishes an operation, advancing shard time first where that is needed.
+    pub(crate) async fn conclude(
+        &self,
+        mut pending: Pending,
+        mut outcome: Outcome,
+    ) -> Result<Answer, Refusal> {
+        loop {
+            let access = self.clone();
+            let finished = if matches!(pending, Pending::Scan { .. }) {
+                tokio::task::spawn_blocking(move || access.finish(pending, outcome))
+                    .await
+                    .map_err(|_| stopping())?
+            } else {
+                access.finish(pending, outcome)
+            };
+            match finished? {
+                Finished::Answer(answer) => return Ok(answer),
+                Finished::NeedsTime(again) => {
+                    self.advance_time(again.shard()).await?;
+                    pending = again;
+                    outcome = Outcome::ReadReady;
+                }
+            }
+        }
+    }
+
+    /// Lets shard time reach the present, so that no later leader brings an expired key back.
+    async fn advance_time(&self, shard: ShardId) -> Result<(), Refusal> {
+        let (ticket, receiver) = Ticket::oneshot();
+        let command = Command::AdvanceTime.to_bytes();
+        let input = Input::Propose { shard, command, version_count: 1, ticket };
+        self.drive.submit(input).map_err(|_| overloaded())?;
+        match receiver.await.map_err(|_| stopping())? {
+            Outcome::TimeAdvanced(_) => Ok(()),
+            // Nothing was read yet: whoever asked may ask elsewhere.
+            _ => Err(self.not_leader(shard)),
+        }
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::OutcomeUnknown { reason: "the node stops" }
+}
+
+macro_rules! one {
+    ($self:ident, $request:ident, $kind:ident) => {
+        match $self.carry_out(Asked::$kind($request.into_inner())).await {
+            Ok(Answer::$kind(answer)) => Ok(Response::new(answer)),
+            Ok(_) => Err(Status::internal("an answer of another kind")),
+            Err(refusal) => Err(status_of(&refusal)),
+        }
+    };
+}
+
+#[tonic::async_trait]
+impl Node for Access {
+    type BatchStream = ReceiverStream<Result<proto::NodeBatchResponse, Status>>;
+
+    async fn get(
+        &self,
+        request: Request<proto::NodeGetRequest>,
+    ) -> Result<Response<proto::GetResponse>, Status> {
+        one!(self, request, Get)
+    }
+
+    async fn put(
+        &self,
+        request: Request<proto::NodePutRequest>,
+    ) -> Result<Response<proto::PutResponse>, Status> {
+        one!(self, request, Put)
+    }
+
+    async fn delete(
+        &self,
+        request: Request<proto::NodeDeleteRequest>,
+    ) -> Result<Response<proto::DeleteResponse>, Status> {
+        one!(self, request, Delete)
+    }
+
+    async fn increment(
+        &self,
+        request: Request<proto::NodeIncrementRequest>,
+    ) -> Result<Response<proto::IncrementResponse>, Status> {
+        one!(self, request, Increment)
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<proto::NodeBatchWriteRequest>,
+    ) -> Result<Response<proto::BatchWriteResponse>, Status> {
+        one!(self, request, BatchWrite)
+    }
+
+    async fn scan(
+        &self,
+        request: Request<proto::NodeScanRequest>,
+    ) -> Result<Response<proto::NodeScanResponse>, Status> {
+        one!(self, request, Scan)
+    }
+
+    async fn batch(
+        &self,
+        request: Request<Streaming<proto::NodeBatchRequest>>,
+    ) -> Result<Response<Self::BatchStream>, Status> {
+        Ok(Response::new(stream::serve(self.clone(), request.into_inner())))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<proto::NodeDigestRequest>,
+    ) -> Result<Response<proto::NodeDigestResponse>, Status> {
+        let shard_id = ShardId(request.into_inner().shard_id);
+        let here = self.drive.views().get(shard_id);
+        let found = here.and_then(|view| view.volume.map(|volume| (view.replica, volume)));
+        let Some((replica, volume)) = found else {
+            let reason = "it has no replica here";
+            return Err(status_of(&Refusal::ShardUnavailable { shard_id, reason }));
+        };
+        let engine = self.drive.engine().clone();
+        let digest = tokio::task::spawn_blocking(move || {
+            let snapshot = engine.snapshot(volume).map_err(|error| error.to_string())?;
+            kvdb_shard::digest(&*snapshot, replica).map_err(|error| error.to_string())
+        });
+        let digest = digest.await.map_err(|error| Status::internal(error.to_string()))?;
+        let (position, digest) = digest.map_err(Status::internal)?;
+        Ok(Response::new(proto::NodeDigestResponse {
+            replica_id: replica.0,
+            applied_index: position.index.0,
+            digest,
+        }))
+    }
+}

@@ -1,0 +1,128 @@
+//! Reaching the coordinators: whichever leads, through hints.
+
+use kvdb_model::Refusal;
+use kvdb_wire::proto::coordinator_client::CoordinatorClient;
+use kvdb_wire::{refusal_from_status, transport};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// Longest that one try at one coordinator takes.
+const TRY: Duration = Duration::from_secs(5);
+
+/// The coordinators of a cluster. Clones share connections and what is known of the leader.
+#[derive(Clone)]
+pub struct Coordinators {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    addresses: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The one to ask next.
+    current: usize,
+    /// Not among the addresses, but named as leader.
+    hinted: Option<String>,
+    channels: HashMap<String, Channel>,
+}
+
+impl Coordinators {
+    /// The coordinators at these addresses.
+    pub fn new(addresses: Vec<String>) -> Self {
+        Coordinators { shared: Arc::new(Shared { addresses, state: Mutex::default() }) }
+    }
+
+    /// A client for the one that is thought to lead, and its address.
+    ///
+    /// # Errors
+    /// If its address isn't one.
+    pub fn client(&self) -> Result<(String, CoordinatorClient<Channel>), Status> {
+        let mut state = self.shared.state.lock();
+        let current = state.current % self.shared.addresses.len().max(1);
+        let address = state
+            .hinted
+            .clone()
+            .or_else(|| self.shared.addresses.get(current).cloned())
+            .ok_or_else(|| Status::invalid_argument("no coordinators are configured"))?;
+        let channel = match state.channels.get(&address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = transport::endpoint(&address)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                let channel = endpoint.connect_lazy();
+                state.channels.insert(address.clone(), channel.clone());
+                channel
+            }
+        };
+        let client = CoordinatorClient::new(channel).max_decoding_message_size(256 * 1024 * 1024);
+        Ok((address, client))
+    }
+
+    /// One of them has failed: takes its hint, or goes on to the next.
+    pub fn failed(&self, address: &str, status: &Status) {
+        let hint = match refusal_from_status(status) {
+            Some(Refusal::NotLeader { leader_hint, .. }) => leader_hint,
+            _ => None,
+        };
+        let mut state = self.shared.state.lock();
+        match hint.filter(|hint| hint != address) {
+            Some(hint) => match self.shared.addresses.iter().position(|known| *known == hint) {
+                Some(place) => {
+                    state.current = place;
+                    state.hinted = None;
+                }
+                None => state.hinted = Some(hint),
+            },
+            None => {
+                state.hinted = None;
+                state.current = (state.current + 1) % self.shared.addresses.len().max(1);
+            }
+        }
+    }
+
+    /// Calls the leader, trying each coordinator and hint at most a few times.
+    ///
+    /// # Errors
+    /// The last refusal. One that says that the outcome is unknown is not tried again.
+    pub async fn call<T, F>(
+        &self,
+        mut call: impl FnMut(CoordinatorClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut last = Status::unavailable("no coordinator was asked");
+        for _ in 0..2 * self.shared.addresses.len().max(1) {
+            let (address, client) = self.client()?;
+            let result = match tokio::time::timeout(TRY, call(client)).await {
+                Ok(result) => result,
+                Err(_) => Err(Status::unavailable(format!("coordinator {address} doesn't answer"))),
+            };
+            match result {
+                Ok(answer) => return Ok(answer),
+                Err(status) if !elsewhere(&status) => return Err(status),
+                Err(status) => {
+                    self.failed(&address, &status);
+                    last = status;
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Whether another coordinator may do better.
+fn elsewhere(status: &Status) -> bool {
+    match refusal_from_status(status) {
+        Some(Refusal::NotLeader { .. } | Refusal::ShardUnavailable { .. }) => true,
+        Some(_) => false,
+        None => matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled),
+    }
+}

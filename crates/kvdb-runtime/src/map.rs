@@ -1,0 +1,154 @@
+//! The shard map as this process knows it: watched, and polled while the watch is down.
+
+use crate::coordinators::Coordinators;
+use crate::shutdown::Shutdown;
+use arc_swap::ArcSwap;
+use kvdb_model::{MapVersion, NodeId, ShardDescriptor, ShardId, ShardMap};
+use kvdb_router::{MapCache, Routes};
+use kvdb_wire::{map_delta_from, proto, shard_map_from};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tonic::{Request, Status};
+
+/// Pause after a watch has ended, before the map is polled and watched again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The map, shared.
+#[derive(Clone)]
+pub struct ClusterMap {
+    /// As known, with what refusals have taught.
+    pub cache: Arc<Mutex<MapCache>>,
+    /// For requests: replaced with each change, read without a lock.
+    pub routes: Arc<ArcSwap<Routes>>,
+    changed: Arc<watch::Sender<u64>>,
+    wanted: Arc<Notify>,
+}
+
+impl Default for ClusterMap {
+    fn default() -> Self {
+        ClusterMap {
+            cache: Arc::default(),
+            routes: Arc::default(),
+            changed: Arc::new(watch::Sender::new(0)),
+            wanted: Arc::new(Notify::new()),
+        }
+    }
+}
+
+impl ClusterMap {
+    /// Changes with each change of the routes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Changes the cache, and the routes with it if `change` says so.
+    fn update(&self, change: impl FnOnce(&mut MapCache) -> bool) {
+        let mut cache = self.cache.lock();
+        if change(&mut cache) {
+            self.routes.store(Arc::new(cache.routes()));
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// A whole map came.
+    pub fn snapshot(&self, map: ShardMap) {
+        self.update(|cache| {
+            cache.snapshot(map);
+            true
+        });
+    }
+
+    /// Descriptors came with a refusal.
+    pub fn learn(&self, descriptors: &[ShardDescriptor]) {
+        self.update(|cache| cache.learn(descriptors));
+    }
+
+    /// A node has proved to lead a shard.
+    pub fn learn_leader(&self, shard: ShardId, leader: NodeId) {
+        self.update(|cache| cache.learn_leader(shard, Some(leader)));
+    }
+
+    /// Asks for a fresh map, throttled: requests in the same moment share one.
+    pub fn refresh(&self) {
+        self.wanted.notify_one();
+    }
+
+    fn version(&self) -> MapVersion {
+        self.cache.lock().version()
+    }
+
+    /// Follows the map until it is time to stop.
+    pub async fn follow(self, coordinators: Coordinators, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = self.follow_once(&coordinators) => {}
+                () = shutdown.wait() => return,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn follow_once(&self, coordinators: &Coordinators) {
+        let Ok((address, mut client)) = coordinators.client() else { return };
+        let from_version = self.version().0;
+        let request = Request::new(proto::WatchShardMapRequest { from_version });
+        let mut updates = match client.watch_shard_map(request).await {
+            Ok(updates) => updates.into_inner(),
+            Err(status) => return coordinators.failed(&address, &status),
+        };
+        loop {
+            tokio::select! {
+                update = updates.message() => match update {
+                    Ok(Some(update)) => if !self.fold(update) { return },
+                    Ok(None) => return,
+                    Err(status) => return coordinators.failed(&address, &status),
+                },
+                () = self.wanted.notified() => {
+                    if let Err(status) = self.poll(coordinators).await {
+                        tracing::debug!(error = status.message(), "the map can't be refreshed");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn poll(&self, coordinators: &Coordinators) -> Result<(), Status> {
+        let if_newer_than = self.version().0;
+        let answer = coordinators
+            .call(async |mut client| {
+                client
+                    .get_shard_map(Request::new(proto::GetShardMapRequest { if_newer_than }))
+                    .await
+            })
+            .await?
+            .into_inner();
+        if let Some(map) = answer.map.and_then(|map| shard_map_from(map).ok()) {
+            self.snapshot(map);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the watch can go on.
+    fn fold(&self, update: proto::ShardMapUpdate) -> bool {
+        use proto::shard_map_update::Update;
+        match update.update {
+            Some(Update::Snapshot(map)) => match shard_map_from(map) {
+                Ok(map) => self.snapshot(map),
+                Err(_) => return false,
+            },
+            Some(Update::Delta(delta)) => {
+                let Ok(delta) = map_delta_from(delta) else { return false };
+                let mut followed = true;
+                self.update(|cache| {
+                    followed = cache.delta(&delta).is_ok();
+                    followed
+                });
+                return followed;
+            }
+            None => {}
+        }
+        true
+    }
+}
