@@ -1,0 +1,94 @@
+//! Commands that change the cluster.
+
+use super::{CreateKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus};
+use crate::exit::Failure;
+use crate::output::Output;
+use kvdb_client::AdminClient;
+use kvdb_model::{NodeId, ShardId};
+use serde_json::{Value, json};
+
+/// Says what was done, in the way that was asked for.
+fn say(json: bool, document: &Value, words: String) -> Result<(), Failure> {
+    let mut output = Output::new();
+    match json {
+        true => output.document(document)?,
+        false => output.line(words)?,
+    }
+    output.finish()
+}
+
+pub(super) async fn init_shards(
+    admin: &AdminClient,
+    command: InitShards,
+    json: bool,
+) -> Result<(), Failure> {
+    let done = admin.init_shards(command.shards, command.replicas).await?;
+    let document = json!({ "map_version": done.map_version.0, "created": done.created });
+    let words = match done.created {
+        true => format!("made {} shards", command.shards),
+        false => "the shards are there already".to_owned(),
+    };
+    say(json, &document, words)
+}
+
+pub(super) async fn create_keyspace(
+    admin: &AdminClient,
+    command: CreateKeyspace,
+    json: bool,
+) -> Result<(), Failure> {
+    let layout = command.partitioning.into();
+    let id = admin.create_keyspace(&command.name, layout, command.shards, command.replicas).await?;
+    let document = json!({ "keyspace_id": id.0, "name": command.name });
+    say(json, &document, format!("made keyspace {} with id {id}", command.name))
+}
+
+pub(super) async fn register_node(
+    admin: &AdminClient,
+    command: RegisterNode,
+    json: bool,
+) -> Result<(), Failure> {
+    let token = match command.token {
+        Some(token) => token,
+        None => random_token()?,
+    };
+    let registered = admin.register_node(token, &command.address, &command.zone).await?;
+    let (node, cluster) = (registered.node_id, registered.cluster_id);
+    let document = json!({
+        "node_id": node.0,
+        "cluster_id": cluster.to_string(),
+        "token": format!("{token:032x}"),
+        "map_version": registered.map_version.0,
+    });
+    let words = format!("registered node {node} in cluster {cluster}, token {token:032x}");
+    say(json, &document, words)
+}
+
+fn random_token() -> Result<u128, Failure> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::Unavailable(format!("no random bytes: {error}")))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+pub(super) async fn set_node_status(
+    admin: &AdminClient,
+    command: SetNodeStatus,
+    json: bool,
+) -> Result<(), Failure> {
+    let node = NodeId(command.node_id);
+    let version = admin.set_node_status(node, command.status.into()).await?;
+    let document = json!({ "node_id": node.0, "map_version": version.0 });
+    say(json, &document, format!("set the status of node {node} (map version {version})"))
+}
+
+pub(super) async fn set_leader(
+    admin: &AdminClient,
+    command: SetLeader,
+    json: bool,
+) -> Result<(), Failure> {
+    let (shard, node) = (ShardId(command.shard_id), NodeId(command.node_id));
+    let version = admin.set_shard_leader(shard, node).await?;
+    let document = json!({ "shard_id": shard.0, "node_id": node.0, "map_version": version.0 });
+    let words = format!("asked the leader of shard {shard} to hand over to node {node}");
+    say(json, &document, words)
+}

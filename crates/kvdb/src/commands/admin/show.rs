@@ -1,0 +1,311 @@
+//! Commands that show the cluster. JSON has the names of the protos; tables are for people.
+
+use crate::exit::Failure;
+use crate::output::{Output, insert_bytes, printable, table};
+use kvdb_client::{AdminClient, ClusterStatus};
+use kvdb_model::{
+    KeyRange, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap, ShardRecord,
+};
+use serde_json::{Map, Value, json};
+
+fn print(json: bool, document: &Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    let mut output = Output::new();
+    match json {
+        true => output.document(document)?,
+        false => output.line(text())?,
+    }
+    output.finish()
+}
+
+pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failure> {
+    let status = admin.status().await?;
+    let map = admin.shard_map().await?;
+    let alive = map.nodes.values().filter(|node| node.status == NodeStatus::Alive).count();
+    let led = map.shards.values().filter(|shard| shard.leader.is_some()).count();
+    let members: Vec<Value> = status
+        .members
+        .iter()
+        .map(|member| {
+            json!({ "id": member.id.0, "address": member.address, "is_leader": member.is_leader })
+        })
+        .collect();
+    let document = json!({
+        "cluster_id": status.cluster_id.to_string(),
+        "map_version": status.map_version.0,
+        "leader_id": status.leader.map(|id| id.0),
+        "term": status.term.0,
+        "applied_index": status.applied.0,
+        "members": members,
+        "nodes": map.nodes.len(),
+        "nodes_alive": alive,
+        "shards": map.shards.len(),
+        "shards_with_leader": led,
+    });
+    print(json, &document, || {
+        let (nodes, shards) = (map.nodes.len(), map.shards.len());
+        let rows: Vec<Vec<String>> = status.members.iter().map(member_row).collect();
+        format!(
+            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader\n\n{}",
+            heading(&status),
+            table(&["COORDINATOR", "ADDRESS", "ROLE"], &rows)
+        )
+    })
+}
+
+fn heading(status: &ClusterStatus) -> String {
+    format!(
+        "cluster       {}\nmap version   {}\nterm, applied {}, {}",
+        status.cluster_id, status.map_version, status.term, status.applied
+    )
+}
+
+fn member_row(member: &kvdb_client::Member) -> Vec<String> {
+    let role = if member.is_leader { "leader" } else { "follower" };
+    vec![member.id.to_string(), member.address.clone(), role.to_owned()]
+}
+
+pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure> {
+    let map = admin.shard_map().await?;
+    let counts = |node| {
+        let hosted = |shard: &&ShardRecord| shard.descriptor.replica_on(node).is_some();
+        let replicas = map.shards.values().filter(hosted).count();
+        let leaders = map.shards.values().filter(|shard| shard.leader == Some(node)).count();
+        (replicas, leaders)
+    };
+    let nodes: Vec<Value> = map
+        .nodes
+        .values()
+        .map(|node| {
+            let (replicas, leaders) = counts(node.node_id);
+            json!({
+                "node_id": node.node_id.0,
+                "address": node.address,
+                "zone": node.zone,
+                "status": status_name(node.status),
+                "replicas": replicas,
+                "leaders": leaders,
+            })
+        })
+        .collect();
+    let document = json!({ "map_version": map.version.0, "nodes": nodes });
+    print(json, &document, || {
+        let row = |node: &kvdb_model::NodeRecord| {
+            let (replicas, leaders) = counts(node.node_id);
+            vec![
+                node.node_id.to_string(),
+                node.address.clone(),
+                node.zone.clone(),
+                status_name(node.status).to_owned(),
+                replicas.to_string(),
+                leaders.to_string(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = map.nodes.values().map(row).collect();
+        table(&["NODE", "ADDRESS", "ZONE", "STATUS", "REPLICAS", "LEADERS"], &rows)
+    })
+}
+
+fn status_name(status: NodeStatus) -> &'static str {
+    match status {
+        NodeStatus::Alive => "ALIVE",
+        NodeStatus::Suspect => "SUSPECT",
+        NodeStatus::Dead => "DEAD",
+        NodeStatus::Draining => "DRAINING",
+        NodeStatus::Removed => "REMOVED",
+    }
+}
+
+pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Failure> {
+    let map = admin.shard_map().await?;
+    let shards = |id| map.shards.values().filter(|s| s.descriptor.keyspace_id == id).count();
+    let keyspaces: Vec<Value> = map
+        .keyspaces
+        .values()
+        .map(|keyspace| {
+            json!({
+                "keyspace_id": keyspace.keyspace_id.0,
+                "name": keyspace.name,
+                "partitioning": layout_name(keyspace.partitioning),
+                "shards": shards(keyspace.keyspace_id),
+            })
+        })
+        .collect();
+    let document = json!({ "map_version": map.version.0, "keyspaces": keyspaces });
+    print(json, &document, || {
+        let row = |keyspace: &kvdb_model::Keyspace| {
+            vec![
+                keyspace.keyspace_id.to_string(),
+                keyspace.name.clone(),
+                layout_name(keyspace.partitioning).to_owned(),
+                shards(keyspace.keyspace_id).to_string(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = map.keyspaces.values().map(row).collect();
+        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS"], &rows)
+    })
+}
+
+fn layout_name(partitioning: Partitioning) -> &'static str {
+    match partitioning {
+        Partitioning::Hash => "HASH",
+        Partitioning::Range => "RANGE",
+    }
+}
+
+pub(super) async fn shards(admin: &AdminClient, json: bool) -> Result<(), Failure> {
+    let map = admin.shard_map().await?;
+    let shards: Vec<Value> = map.shards.values().map(|shard| shard_object(&map, shard)).collect();
+    let document = json!({ "map_version": map.version.0, "shards": shards });
+    print(json, &document, || {
+        let rows: Vec<Vec<String>> =
+            map.shards.values().map(|shard| shard_row(&map, shard)).collect();
+        let head =
+            ["SHARD", "KEYSPACE", "RANGE", "LEADER", "REPLICAS", "RANGE EPOCH", "MEMBER EPOCH"];
+        table(&head, &rows)
+    })
+}
+
+fn keyspace_name(map: &ShardMap, shard: &ShardRecord) -> String {
+    let id = shard.descriptor.keyspace_id;
+    map.keyspaces.get(&id).map_or_else(|| id.to_string(), |keyspace| keyspace.name.clone())
+}
+
+fn shard_object(map: &ShardMap, shard: &ShardRecord) -> Value {
+    let descriptor = &shard.descriptor;
+    let replicas: Vec<Value> = descriptor
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "node_id": replica.node_id.0,
+                "replica_id": replica.replica_id.0,
+                "role": role_name(replica.role),
+            })
+        })
+        .collect();
+    let mut object = Map::new();
+    object.insert("shard_id".into(), descriptor.shard_id.0.into());
+    object.insert("keyspace".into(), keyspace_name(map, shard).into());
+    insert_bytes(&mut object, "start", &descriptor.range.start);
+    insert_bytes(&mut object, "end", &descriptor.range.end);
+    if let Some((first, last)) = slots(map, shard) {
+        object.insert("first_slot".into(), first.into());
+        object.insert("last_slot".into(), last.into());
+    }
+    object.insert("leader_node_id".into(), shard.leader.map(|node| node.0).into());
+    object.insert("leader_term".into(), shard.leader_term.0.into());
+    object.insert("range_epoch".into(), descriptor.range_epoch.0.into());
+    object.insert("membership_epoch".into(), descriptor.membership_epoch.0.into());
+    object.insert("creating".into(), shard.creating.into());
+    object.insert("replicas".into(), replicas.into());
+    Value::Object(object)
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Voter => "VOTER",
+        Role::Learner => "LEARNER",
+        Role::Incoming => "INCOMING",
+        Role::Outgoing => "OUTGOING",
+    }
+}
+
+fn shard_row(map: &ShardMap, shard: &ShardRecord) -> Vec<String> {
+    let descriptor = &shard.descriptor;
+    let range = match slots(map, shard) {
+        Some((first, last)) => format!("slots {first}-{last}"),
+        None => keys(&descriptor.range),
+    };
+    let replicas: Vec<String> = descriptor.replicas.iter().map(replica_cell).collect();
+    vec![
+        descriptor.shard_id.to_string(),
+        keyspace_name(map, shard),
+        range,
+        shard.leader.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+        replicas.join(","),
+        descriptor.range_epoch.to_string(),
+        descriptor.membership_epoch.to_string(),
+    ]
+}
+
+/// The node, and the role where it isn't the usual one.
+fn replica_cell(replica: &Replica) -> String {
+    match replica.role {
+        Role::Voter => replica.node_id.to_string(),
+        role => format!("{} ({})", replica.node_id, role_name(role).to_lowercase()),
+    }
+}
+
+/// The first and last slot of a shard of a hash keyspace.
+fn slots(map: &ShardMap, shard: &ShardRecord) -> Option<(u16, u16)> {
+    let keyspace = map.keyspaces.get(&shard.descriptor.keyspace_id)?;
+    if keyspace.partitioning != Partitioning::Hash {
+        return None;
+    }
+    let slot = |key: &[u8]| Some(u16::from_be_bytes(key.get(4..6)?.try_into().ok()?));
+    let range = &shard.descriptor.range;
+    let first = slot(&range.start).unwrap_or(0);
+    let after = slot(&range.end).unwrap_or(SLOT_COUNT);
+    Some((first, after.saturating_sub(1)))
+}
+
+/// User keys of a range keyspace: without the keyspace id in front.
+fn keys(range: &KeyRange) -> String {
+    let bound = |key: &[u8]| printable(key.get(4..).unwrap_or_default());
+    let end = bound(&range.end);
+    let end = if end.is_empty() { "end".to_owned() } else { end };
+    format!("[{}, {end})", bound(&range.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::key::slot_start;
+    use kvdb_model::{Keyspace, KeyspaceId, MapChange, ShardDescriptor, ShardId};
+
+    fn shard(range: KeyRange) -> ShardRecord {
+        ShardRecord {
+            descriptor: ShardDescriptor {
+                shard_id: ShardId(1),
+                keyspace_id: KeyspaceId(1),
+                range,
+                range_epoch: Default::default(),
+                membership_epoch: Default::default(),
+                replicas: vec![],
+            },
+            leader: None,
+            leader_term: Default::default(),
+            creating: false,
+        }
+    }
+
+    fn map(partitioning: Partitioning) -> ShardMap {
+        let mut map = ShardMap::default();
+        map.change(MapChange::Keyspace(Keyspace {
+            keyspace_id: KeyspaceId(1),
+            name: "default".into(),
+            partitioning,
+        }));
+        map
+    }
+
+    #[test]
+    fn hash_shards_are_shown_by_their_slots() {
+        let map = map(Partitioning::Hash);
+        let id = KeyspaceId(1);
+        let range = |from, to| shard(KeyRange::new(slot_start(id, from), slot_start(id, to)));
+        assert_eq!(shard_row(&map, &range(0, 2048))[2], "slots 0-2047");
+        assert_eq!(shard_row(&map, &range(14336, SLOT_COUNT))[2], "slots 14336-16383");
+        let whole = shard(KeyRange::of_keyspace(id));
+        assert_eq!(shard_row(&map, &whole)[2], "slots 0-16383");
+    }
+
+    #[test]
+    fn range_shards_are_shown_by_their_keys() {
+        let map = map(Partitioning::Range);
+        let range = KeyRange::new(&b"\0\0\0\x01a"[..], &b"\0\0\0\x01m"[..]);
+        assert_eq!(shard_row(&map, &shard(range))[2], "[a, m)");
+        let whole = shard(KeyRange::of_keyspace(KeyspaceId(1)));
+        assert_eq!(shard_row(&map, &whole)[2], "[, end)");
+    }
+}

@@ -1,0 +1,127 @@
+//! `kvdb export`
+//!
+//! A file comes into being whole: it is written under another name beside its own and renamed at
+//! the end, so that an export that broke off is never taken for one that didn't.
+
+use super::client;
+use crate::cli::ClientArgs;
+use crate::exit::Failure;
+use crate::output::{Output, is_watched, printable};
+use crate::rows::{Format, Row};
+use indicatif::{ProgressBar, ProgressStyle};
+use kvdb_client::{Item, Scan, ScanOptions};
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Write all rows to a file, as `import` reads them.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb export all.tsv
+  kvdb export users.jsonl --prefix user:
+  kvdb export - --format jsonl | gzip > all.jsonl.gz
+
+TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a
+newline, or rows that expire: these end the export with exit code 3. JSON lines hold everything;
+bytes that aren't UTF-8 go as key_b64 and value_b64.")]
+pub(crate) struct Args {
+    /// The file, or `-` for standard output
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The format; by the file's name if not given, else TSV
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Only keys that begin with it
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<OsString>,
+}
+
+pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
+    let format = command.format.or_else(|| Format::of_name(&command.file)).unwrap_or(Format::Tsv);
+    let prefix = command.prefix.unwrap_or_default().into_vec().into();
+    let scan = client(args)?.scan(ScanOptions { prefix, ..ScanOptions::default() });
+    if command.file.as_os_str() == "-" {
+        copy(scan, format, &mut BufWriter::new(io::stdout()), "standard output").await?;
+        return Ok(());
+    }
+    let place = command.file.display().to_string();
+    let rows = to_file(scan, format, &command.file, &place).await?;
+    let mut output = Output::new();
+    match args.json {
+        true => output.json(&serde_json::json!({ "file": place, "rows": rows }))?,
+        false => output.line(format!("exported {rows} rows to {place}"))?,
+    }
+    output.finish()
+}
+
+async fn to_file(scan: Scan, format: Format, path: &Path, place: &str) -> Result<u64, Failure> {
+    let failed = |error: &io::Error| Failure::writing(place, error);
+    // A pipe or a device is written as it is; only files are replaced.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        let file = File::options().write(true).open(path).map_err(|error| failed(&error))?;
+        return copy(scan, format, &mut BufWriter::new(file), place).await;
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".kvdb-export-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(|error| failed(&error))?;
+    let rows = copy(scan, format, &mut BufWriter::new(file.as_file_mut()), place).await?;
+    file.as_file().sync_all().map_err(|error| failed(&error))?;
+    file.persist(path).map_err(|error| failed(&error.error))?;
+    Ok(rows)
+}
+
+async fn copy(
+    mut scan: Scan,
+    format: Format,
+    out: &mut impl Write,
+    place: &str,
+) -> Result<u64, Failure> {
+    let failed = |error: io::Error| Failure::writing(place, &error);
+    let progress = progress();
+    let mut buffer = Vec::new();
+    while let Some(items) = scan.next_chunk().await? {
+        for item in &items {
+            let row = row_of(item, SystemTime::now());
+            format.write(&row, &mut buffer).map_err(|error| {
+                let key = printable(&row.key);
+                Failure::Refused(format!("key {key}: {error}; --format jsonl can hold it"))
+            })?;
+        }
+        out.write_all(&buffer).map_err(failed)?;
+        buffer.clear();
+        progress.inc(items.len() as u64);
+    }
+    out.flush().map_err(failed)?;
+    progress.finish_and_clear();
+    Ok(progress.position())
+}
+
+/// What is left of a row's life is what an import gives it again.
+fn row_of(item: &Item, now: SystemTime) -> Row {
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let left = |expires_at_ms| {
+        let left = Duration::from_millis(expires_at_ms).saturating_sub(now);
+        (left.as_millis() as u64).max(1)
+    };
+    Row { key: item.key.clone(), value: item.value.clone(), ttl_ms: item.expires_at_ms.map(left) }
+}
+
+fn progress() -> ProgressBar {
+    if !is_watched() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {human_pos} rows, {per_sec}")
+        .expect("the template is well formed");
+    ProgressBar::new_spinner().with_style(style)
+}

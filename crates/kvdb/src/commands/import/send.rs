@@ -1,0 +1,58 @@
+//! One sender: batch after batch.
+
+use super::Batch;
+use super::tally::Tally;
+use crate::exit::Failure;
+use indicatif::{HumanCount, ProgressBar};
+use kvdb_client::Client;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Sends batches until there are no more. After a stop it only notes what it didn't send.
+pub(super) async fn send_all(
+    client: Client,
+    mut batches: mpsc::Receiver<Batch>,
+    tally: Arc<Tally>,
+    progress: ProgressBar,
+) {
+    while let Some(batch) = batches.recv().await {
+        if tally.is_stopped() {
+            batch.lines.iter().for_each(|line| tally.leave_open(*line));
+            continue;
+        }
+        send(&client, &batch, &tally).await;
+        progress.set_position(tally.read_bytes());
+        progress.set_message(HumanCount(tally.acknowledged()).to_string());
+    }
+}
+
+async fn send(client: &Client, batch: &Batch, tally: &Tally) {
+    let results = match client.batch_write(&batch.operations, false).await {
+        Ok(results) => results,
+        Err(error) => {
+            batch.lines.iter().for_each(|line| tally.leave_open(*line));
+            let first = batch.lines.first().copied().unwrap_or_default();
+            tally.stop(in_line(first, error.into()));
+            return;
+        }
+    };
+    for (line, result) in batch.lines.iter().zip(results) {
+        match result {
+            Ok(_) => tally.acknowledge(),
+            Err(error) => {
+                tally.leave_open(*line);
+                tally.stop(in_line(*line, error.into()));
+            }
+        }
+    }
+}
+
+fn in_line(line: u64, failure: Failure) -> Failure {
+    let say = |words: String| format!("line {line}: {words}");
+    match failure {
+        Failure::Refused(words) => Failure::Refused(say(words)),
+        Failure::Unavailable(words) => Failure::Unavailable(say(words)),
+        Failure::Unknown(words) => Failure::Unknown(say(words)),
+        other => other,
+    }
+}

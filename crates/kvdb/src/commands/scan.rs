@@ -1,0 +1,80 @@
+//! `kvdb scan`
+
+use super::client;
+use crate::cli::ClientArgs;
+use crate::exit::Failure;
+use crate::output::{Output, insert_bytes, printable};
+use kvdb_client::{Item, ScanOptions};
+use serde_json::{Map, Value};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
+/// Print a range of keys with their values.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb scan --prefix user: --limit 10
+  kvdb scan --start a --end b --keys-only
+
+Prints key, tab, value; what isn't printable is escaped (`export` writes exact bytes). Keys come in
+order in range keyspaces, and in no particular order in hash keyspaces such as `default`.")]
+pub(crate) struct Args {
+    /// Only keys that begin with it
+    #[arg(long, value_name = "PREFIX", conflicts_with_all = ["start", "end"])]
+    prefix: Option<OsString>,
+    /// First key
+    #[arg(long, value_name = "KEY")]
+    start: Option<OsString>,
+    /// First key after
+    #[arg(long, value_name = "KEY")]
+    end: Option<OsString>,
+    /// At most so many
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<u64>,
+    /// From the last to the first, in range keyspaces
+    #[arg(long)]
+    reverse: bool,
+    /// No values
+    #[arg(long)]
+    keys_only: bool,
+}
+
+pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
+    let bytes = |word: Option<OsString>| word.unwrap_or_default().into_vec().into();
+    let mut scan = client(args)?.scan(ScanOptions {
+        prefix: bytes(command.prefix),
+        start: bytes(command.start),
+        end: bytes(command.end),
+        limit: command.limit,
+        reverse: command.reverse,
+        keys_only: command.keys_only,
+        ..ScanOptions::default()
+    });
+    let mut output = Output::new();
+    while let Some(items) = scan.next_chunk().await? {
+        for item in &items {
+            match args.json {
+                true => output.json(&object(item, command.keys_only))?,
+                false if command.keys_only => output.line(printable(&item.key))?,
+                false => {
+                    output.line(format!("{}\t{}", printable(&item.key), printable(&item.value)))?;
+                }
+            }
+        }
+        output.flush()?;
+    }
+    output.finish()
+}
+
+fn object(item: &Item, keys_only: bool) -> Value {
+    let mut object = Map::new();
+    insert_bytes(&mut object, "key", &item.key);
+    if !keys_only {
+        insert_bytes(&mut object, "value", &item.value);
+    }
+    object.insert("version".into(), item.version.0.into());
+    if let Some(expires_at_ms) = item.expires_at_ms {
+        object.insert("expires_at_ms".into(), expires_at_ms.into());
+    }
+    Value::Object(object)
+}

@@ -1,0 +1,375 @@
+//! The roles that a process can play: coordinator, node, gateway, or (`dev`) all of them.
+//!
+//! A setting is taken from the command line, else from the environment (`KVDB_*`), else from the
+//! file that `--config` names, else it is the default.
+
+use clap::{Args, Subcommand};
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use kvdb_coordinator::CoordinatorConfig;
+use kvdb_gateway::GatewayConfig;
+use kvdb_node::NodeConfig;
+use kvdb_runtime::logging::{self, LogFormat};
+use kvdb_runtime::shutdown::Shutdown;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::task::JoinSet;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Long-running roles.
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// Run a whole cluster in this process
+    #[command(after_help = "Example:\n  kvdb dev --temporary\n  kvdb put greeting hello")]
+    Dev(DevArgs),
+    /// Run a coordinator: a member of the control plane
+    #[command(
+        after_help = "Example:\n  kvdb coordinator --id 1 --peers 1=127.0.0.1:7101 --data data/c1"
+    )]
+    Coordinator(CoordinatorArgs),
+    /// Run a storage node
+    #[command(after_help = "Example:\n  kvdb node --coordinators 127.0.0.1:7101 --data data/n1")]
+    Node(NodeArgs),
+    /// Run a gateway: the front door for clients
+    #[command(after_help = "Example:\n  kvdb gateway --coordinators 127.0.0.1:7101")]
+    Gateway(GatewayArgs),
+}
+
+/// What all roles take.
+#[derive(Args, Clone)]
+pub(crate) struct CommonArgs {
+    /// A TOML file with settings; flags and environment go before it
+    #[arg(long, env = "KVDB_CONFIG")]
+    config: Option<PathBuf>,
+    /// Log lines as text or json
+    #[arg(long, env = "KVDB_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// What to log, such as info or info,kvdb_node=debug
+    #[arg(long, env = "KVDB_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct CoordinatorArgs {
+    /// Its number among the coordinators, from 1
+    #[arg(long, env = "KVDB_ID")]
+    id: Option<u64>,
+    /// gRPC address [default: 127.0.0.1:7100 + id]
+    #[arg(long, env = "KVDB_LISTEN")]
+    listen: Option<String>,
+    /// HTTP address for metrics and health [default: 127.0.0.1:7180 + id]
+    #[arg(long, env = "KVDB_HTTP")]
+    http: Option<String>,
+    /// All coordinators, this one included: 1=host:port,2=host:port,...
+    #[arg(long, env = "KVDB_PEERS")]
+    peers: Option<String>,
+    /// Data directory
+    #[arg(long, env = "KVDB_DATA")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct NodeArgs {
+    /// gRPC address [default: 127.0.0.1:7201]
+    #[arg(long, env = "KVDB_LISTEN")]
+    listen: Option<String>,
+    /// The address by which others reach it, if not --listen
+    #[arg(long, env = "KVDB_ADVERTISE")]
+    advertise: Option<String>,
+    /// HTTP address for metrics and health [default: 127.0.0.1:7281]
+    #[arg(long, env = "KVDB_HTTP")]
+    http: Option<String>,
+    /// The coordinators: host:port,host:port,...
+    #[arg(long, env = "KVDB_COORDINATORS")]
+    coordinators: Option<String>,
+    /// Data directory
+    #[arg(long, env = "KVDB_DATA")]
+    data: Option<PathBuf>,
+    /// Failure domain: replicas of a shard are spread over zones
+    #[arg(long, env = "KVDB_ZONE")]
+    zone: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct GatewayArgs {
+    /// gRPC address [default: 127.0.0.1:7400]
+    #[arg(long, env = "KVDB_LISTEN")]
+    listen: Option<String>,
+    /// HTTP address for metrics and health [default: 127.0.0.1:7480]
+    #[arg(long, env = "KVDB_HTTP")]
+    http: Option<String>,
+    /// The coordinators: host:port,host:port,...
+    #[arg(long, env = "KVDB_COORDINATORS")]
+    coordinators: Option<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct DevArgs {
+    /// Storage nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    nodes: u16,
+    /// Coordinators
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7))]
+    coordinators: u16,
+    /// Shards of the keyspace `default`, made at the first start
+    #[arg(long, default_value_t = 8)]
+    shards: u32,
+    /// Data directory
+    #[arg(long, default_value = "kvdb-data", conflicts_with = "temporary")]
+    data: PathBuf,
+    /// Keep the data in a temporary directory, gone at the end
+    #[arg(long)]
+    temporary: bool,
+    /// Added to every default port
+    #[arg(long, default_value_t = 0)]
+    port_offset: u16,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// What a configuration file may hold; each role takes what it knows.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    id: Option<u64>,
+    listen: Option<String>,
+    advertise: Option<String>,
+    http: Option<String>,
+    peers: Option<String>,
+    coordinators: Option<String>,
+    data: Option<PathBuf>,
+    zone: Option<String>,
+    log: Option<String>,
+    log_format: Option<String>,
+}
+
+/// Runs a role to its end.
+pub(crate) fn run(role: Role) -> ExitCode {
+    match start(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kvdb: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(role: Role) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let shutdown = Shutdown::on_signals()?;
+        match role {
+            Role::Dev(args) => dev(args, shutdown).await,
+            Role::Coordinator(args) => {
+                kvdb_coordinator::run(coordinator(args)?, shutdown).await.map_err(Into::into)
+            }
+            Role::Node(args) => kvdb_node::run(node(args)?, shutdown).await.map_err(Into::into),
+            Role::Gateway(args) => {
+                kvdb_gateway::run(gateway(args)?, shutdown).await.map_err(Into::into)
+            }
+        }
+    });
+    runtime.shutdown_background();
+    result
+}
+
+fn settings(common: &CommonArgs) -> Result<File, Failure> {
+    let file = match &common.config {
+        None => File::default(),
+        Some(path) => {
+            std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Figment::from(Toml::file(path))
+                .extract::<File>()
+                .map_err(|error| format!("{}: {error}", path.display()))?
+        }
+    };
+    let from_file = file.log_format.as_deref().map(str::parse).transpose()?;
+    let format = common.log_format.or(from_file).unwrap_or_default();
+    let filter = common.log.clone().or_else(|| file.log.clone());
+    logging::init(format, filter.as_deref().unwrap_or("info"));
+    Ok(file)
+}
+
+fn needed<T>(value: Option<T>, flag: &str) -> Result<T, Failure> {
+    value.ok_or_else(|| format!("{flag} is missing; `--help` shows an example").into())
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
+    list(text)
+        .into_iter()
+        .map(|part| {
+            let bad = || format!("--peers has {part:?}; the form is 1=host:port,2=host:port");
+            let (id, address) = part.split_once('=').ok_or_else(bad)?;
+            let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0).ok_or_else(bad)?;
+            Ok((id, address.trim().to_owned()))
+        })
+        .collect()
+}
+
+fn coordinator(args: CoordinatorArgs) -> Result<CoordinatorConfig, Failure> {
+    let file = settings(&args.common)?;
+    let id = needed(args.id.or(file.id), "--id")?;
+    let peers = parse_peers(&needed(args.peers.or(file.peers), "--peers")?)?;
+    let listen = args.listen.or(file.listen).unwrap_or_else(|| format!("127.0.0.1:{}", 7100 + id));
+    let http = args.http.or(file.http).unwrap_or_else(|| format!("127.0.0.1:{}", 7180 + id));
+    let data = needed(args.data.or(file.data), "--data")?;
+    Ok(CoordinatorConfig { id, listen, http, peers, data })
+}
+
+fn node(args: NodeArgs) -> Result<NodeConfig, Failure> {
+    let file = settings(&args.common)?;
+    Ok(NodeConfig {
+        listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7201".to_owned()),
+        advertise: args.advertise.or(file.advertise),
+        http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7281".to_owned()),
+        coordinators: list(&needed(args.coordinators.or(file.coordinators), "--coordinators")?),
+        data: needed(args.data.or(file.data), "--data")?,
+        zone: args.zone.or(file.zone).unwrap_or_default(),
+    })
+}
+
+fn gateway(args: GatewayArgs) -> Result<GatewayConfig, Failure> {
+    let file = settings(&args.common)?;
+    Ok(GatewayConfig {
+        listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7400".to_owned()),
+        http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7480".to_owned()),
+        coordinators: list(&needed(args.coordinators.or(file.coordinators), "--coordinators")?),
+    })
+}
+
+/// All roles in one process, over real sockets and files.
+async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
+    let quiet = CommonArgs {
+        log: args.common.log.clone().or_else(|| Some("warn".to_owned())),
+        ..args.common.clone()
+    };
+    settings(&quiet)?;
+    let temporary = if args.temporary { Some(tempfile::tempdir()?) } else { None };
+    let data = temporary.as_ref().map_or(args.data.as_path(), |folder| folder.path()).to_owned();
+    let port = |base: u16, number: u16| -> Result<String, Failure> {
+        let port = base.checked_add(number).and_then(|port| port.checked_add(args.port_offset));
+        let port = port.ok_or("--port-offset leads beyond port 65535")?;
+        Ok(format!("127.0.0.1:{port}"))
+    };
+    let mut peers = BTreeMap::new();
+    for id in 1..=args.coordinators {
+        peers.insert(u64::from(id), port(7100, id)?);
+    }
+    let coordinators: Vec<String> = peers.values().cloned().collect();
+    let gateway = port(7400, 0)?;
+
+    let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
+    for id in 1..=args.coordinators {
+        let config = CoordinatorConfig {
+            id: id.into(),
+            listen: port(7100, id)?,
+            http: port(7180, id)?,
+            peers: peers.clone(),
+            data: data.join(format!("coordinator-{id}")),
+        };
+        let shutdown = shutdown.clone();
+        parts.spawn(async move { Ok(kvdb_coordinator::run(config, shutdown).await?) });
+    }
+    for id in 1..=args.nodes {
+        let config = NodeConfig {
+            listen: port(7200, id)?,
+            advertise: None,
+            http: port(7280, id)?,
+            coordinators: coordinators.clone(),
+            data: data.join(format!("node-{id}")),
+            zone: String::new(),
+        };
+        let shutdown = shutdown.clone();
+        parts.spawn(async move { Ok(kvdb_node::run(config, shutdown).await?) });
+    }
+    let config = GatewayConfig { listen: gateway.clone(), http: port(7480, 0)?, coordinators };
+    let token = shutdown.clone();
+    parts.spawn(async move { Ok(kvdb_gateway::run(config, token).await?) });
+
+    let ready = initialise(&gateway, args.nodes, args.shards);
+    tokio::select! {
+        result = ready => {
+            result?;
+            println!("KvDB is ready: {} nodes, gRPC on {gateway}, data in {}", args.nodes, data.display());
+            println!("Try: kvdb --endpoint {gateway} put greeting hello");
+        }
+        ended = parts.join_next() => {
+            shutdown.trigger();
+            if let Some(ended) = ended {
+                ended??;
+            }
+        }
+        () = shutdown.wait() => {}
+    }
+    // One part that fails ends all of them.
+    while let Some(ended) = parts.join_next().await {
+        shutdown.trigger();
+        ended??;
+    }
+    Ok(())
+}
+
+/// Makes the shards, once all nodes are there, and waits until they can be written.
+async fn initialise(gateway: &str, nodes: u16, shards: u32) -> Result<(), Failure> {
+    use kvdb_wire::proto;
+    use kvdb_wire::proto::coordinator_client::CoordinatorClient;
+    let channel = kvdb_wire::transport::endpoint(gateway)?.connect_lazy();
+    let mut client = CoordinatorClient::new(channel);
+    loop {
+        if let Ok(answer) = client.get_shard_map(proto::GetShardMapRequest::default()).await {
+            let map = answer.into_inner().map.unwrap_or_default();
+            if map.nodes.len() < usize::from(nodes) {
+                // Not all have registered yet.
+            } else if map.keyspaces.is_empty() {
+                let request = proto::InitShardsRequest { shards, replication_factor: 0 };
+                if let Err(status) = client.init_shards(request).await
+                    && status.code() == tonic::Code::InvalidArgument
+                {
+                    return Err(status.message().into());
+                }
+            } else if map.shards.iter().all(|shard| shard.leader_node_id != 0) {
+                return Ok(());
+            }
+        }
+        // The coordinators have no event for "somebody else has done something" but the map.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_read_and_bad_ones_named() {
+        let peers = parse_peers("1=a:1, 2=b:2").unwrap();
+        assert_eq!(peers, BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]));
+        for bad in ["a:1", "0=a:1", "x=a:1"] {
+            let message = parse_peers(bad).unwrap_err().to_string();
+            assert!(message.contains(bad) && message.contains("1=host:port"), "{message}");
+        }
+    }
+
+    #[test]
+    fn unknown_settings_in_a_file_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kvdb.toml");
+        std::fs::write(&path, "lissten = \"127.0.0.1:1\"\n").unwrap();
+        let common = CommonArgs { config: Some(path), log_format: None, log: None };
+        let message = settings(&common).err().unwrap().to_string();
+        assert!(message.contains("lissten"), "{message}");
+    }
+}
