@@ -1,0 +1,49 @@
+# KvDB: build, run, test. `make help` lists the targets.
+
+KVDB ?= target/release/kvdb
+SHARDS ?= 8
+PROFILE ?= release
+
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test verify fix
+
+help:
+	@echo "build           release build of kvdb to target/release/kvdb"
+	@echo "run-cluster     3 coordinators, 3 nodes and a gateway as processes; state in data/, logs in logs/"
+	@echo "stop-cluster    stop what this checkout started"
+	@echo "cluster-status  what runs, and how it is"
+	@echo "wipe-data       stop the cluster and remove its data and logs"
+	@echo "smoke-test      put, get, scan and delete against the running cluster"
+	@echo "test            everything that CI tests"
+	@echo "verify          formatting, lints and docs, without editing anything"
+	@echo "fix             format and apply lint fixes"
+
+build:
+	cargo build --release --locked -p kvdb
+
+run-cluster: build
+	@KVDB_BIN=$(KVDB) SHARDS=$(SHARDS) scripts/cluster.sh start
+
+stop-cluster:
+	@scripts/cluster.sh stop
+
+cluster-status:
+	@KVDB_BIN=$(KVDB) scripts/cluster.sh status
+
+wipe-data:
+	@scripts/cluster.sh wipe
+
+smoke-test:
+	@KVDB_BIN=$(KVDB) scripts/smoke.sh
+
+test:
+	@scripts/test.sh
+
+verify:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@scripts/licences.sh
+
+fix:
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged

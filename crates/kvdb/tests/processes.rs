@@ -1,0 +1,308 @@
+//! Real processes on free ports: killed, restarted, and asked what they remember.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A part of a cluster.
+struct Part {
+    args: Vec<String>,
+    log: std::path::PathBuf,
+    child: Option<Child>,
+}
+
+impl Part {
+    fn start(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(KVDB)
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// 3 coordinators, 3 nodes and a gateway, as processes.
+struct Cluster {
+    coordinators: Vec<Part>,
+    nodes: Vec<Part>,
+    gateway: Part,
+    endpoint: String,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for part in self.parts() {
+            part.kill();
+        }
+        if std::thread::panicking() {
+            for entry in std::fs::read_dir(self.folder.path()).unwrap().flatten() {
+                if entry.path().extension().is_some_and(|kind| kind == "log") {
+                    let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                    let tail: Vec<&str> = text.lines().rev().take(15).collect();
+                    eprintln!("--- {}", entry.path().display());
+                    tail.iter().rev().for_each(|line| eprintln!("{line}"));
+                }
+            }
+        }
+    }
+}
+
+/// Ports that were free a moment ago. All are held until all are chosen.
+fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = free_ports(14);
+        let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+        let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
+        let coordinators: Vec<_> = (0..3).map(address).collect();
+        let part = |name: &str, args: Vec<String>, http: usize| {
+            let mut args = args;
+            args.extend(["--http".to_owned(), address(http)]);
+            Part { args, log: folder.path().join(format!("{name}.log")), child: None }
+        };
+        let data = |name: &str| folder.path().join(name).display().to_string();
+        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let mut cluster = Cluster {
+            coordinators: (0..3)
+                .map(|n| {
+                    let (id, listen) = ((n + 1).to_string(), address(n));
+                    let name = format!("c{id}");
+                    let args = text(&[
+                        "coordinator",
+                        "--id",
+                        &id,
+                        "--listen",
+                        &listen,
+                        "--peers",
+                        &peers.join(","),
+                        "--data",
+                        &data(&name),
+                    ]);
+                    part(&name, args, 7 + n)
+                })
+                .collect(),
+            nodes: (0..3)
+                .map(|n| {
+                    let name = format!("n{}", n + 1);
+                    let args = text(&[
+                        "node",
+                        "--listen",
+                        &address(3 + n),
+                        "--coordinators",
+                        &coordinators.join(","),
+                        "--data",
+                        &data(&name),
+                    ]);
+                    part(&name, args, 10 + n)
+                })
+                .collect(),
+            gateway: part(
+                "gateway",
+                text(&[
+                    "gateway",
+                    "--listen",
+                    &address(6),
+                    "--coordinators",
+                    &coordinators.join(","),
+                ]),
+                13,
+            ),
+            endpoint: address(6),
+            folder,
+        };
+        for part in cluster.parts() {
+            part.start();
+        }
+        cluster.until("shards are made", |cluster| {
+            let status = cluster.json(&["admin", "status", "--json"]);
+            status.is_some_and(|status| status["nodes"].to_string().contains('3'))
+                && cluster.kvdb(&["admin", "init-shards", "--shards", "4"]).status.success()
+        });
+        cluster.until("a key can be written", |cluster| {
+            cluster.kvdb(&["put", "first", "1"]).status.success()
+        });
+        cluster
+    }
+
+    fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
+        self.coordinators.iter_mut().chain(&mut self.nodes).chain([&mut self.gateway])
+    }
+
+    fn kvdb(&self, args: &[&str]) -> Output {
+        Command::new(KVDB).args(["--endpoint", &self.endpoint]).args(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Option<serde_json::Value> {
+        serde_json::from_slice(&self.kvdb(args).stdout).ok()
+    }
+
+    /// Asks again until it is so. The answer comes from other processes: there is no event to wait
+    /// for but their answers.
+    fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !is_so(self) {
+            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn get(&self, key: &str) -> String {
+        let output = self.kvdb(&["get", key]);
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+}
+
+fn write_rows(path: &Path, tag: &str, count: usize) -> Vec<String> {
+    let rows: Vec<String> =
+        (0..count).map(|n| format!("{tag}-{n:06}\tvalue {n} of {tag}")).collect();
+    std::fs::write(path, rows.join("\n") + "\n").unwrap();
+    rows
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_death_of_every_process() {
+    let mut cluster = Cluster::start();
+    let first = cluster.folder.path().join("first.tsv");
+    let mut rows = write_rows(&first, "first", 20_000);
+    let imported = cluster.kvdb(&["import", first.to_str().unwrap()]);
+    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+
+    // In the middle of a second import everything dies at once.
+    let second = cluster.folder.path().join("second.tsv");
+    write_rows(&second, "second", 200_000);
+    let import = Command::new(KVDB)
+        .args(["--endpoint", &cluster.endpoint, "import", second.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut import = import.unwrap();
+    cluster.until("the second import is under way", |cluster| {
+        !cluster.get("second-000100").is_empty()
+    });
+    for part in cluster.parts() {
+        part.kill();
+    }
+    import.kill().unwrap();
+    import.wait().unwrap();
+
+    for part in cluster.parts() {
+        part.start();
+    }
+    cluster
+        .until("it serves again", |cluster| cluster.kvdb(&["put", "again", "1"]).status.success());
+    assert_eq!(cluster.get("second-000100"), "value 100 of second");
+    let copy = cluster.folder.path().join("copy.tsv");
+    let exported = cluster.kvdb(&["export", "--prefix", "first-", copy.to_str().unwrap()]);
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let text = std::fs::read_to_string(&copy).unwrap();
+    let mut found: Vec<String> = text.lines().map(str::to_owned).collect();
+    found.sort();
+    rows.sort();
+    assert_eq!(found.len(), rows.len());
+    assert!(found == rows, "the export differs from what was imported");
+}
+
+#[test]
+fn one_node_and_one_coordinator_may_die_and_catch_up_when_they_return() {
+    let mut cluster = Cluster::start();
+    cluster.nodes[0].kill();
+    cluster.coordinators[0].kill();
+    cluster.until("writes go on", |cluster| {
+        (0..40).all(|n| cluster.kvdb(&["put", &format!("k{n}"), &format!("v{n}")]).status.success())
+    });
+    assert!((0..40).all(|n| cluster.get(&format!("k{n}")) == format!("v{n}")));
+
+    cluster.nodes[0].start();
+    cluster.coordinators[0].start();
+    cluster.until("all replicas hold the same", |cluster| digests_agree(cluster));
+}
+
+/// Whether every shard's replicas answer with the same digest at the same applied index.
+fn digests_agree(cluster: &Cluster) -> bool {
+    use kvdb_wire::proto;
+    use kvdb_wire::proto::coordinator_client::CoordinatorClient;
+    use kvdb_wire::proto::node_client::NodeClient;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connect =
+            |address: &str| kvdb_wire::transport::endpoint(address).unwrap().connect_lazy();
+        let mut client = CoordinatorClient::new(connect(&cluster.endpoint));
+        let Ok(answer) = client.get_shard_map(proto::GetShardMapRequest::default()).await else {
+            return false;
+        };
+        let map = answer.into_inner().map.unwrap();
+        for shard in &map.shards {
+            let descriptor = shard.descriptor.as_ref().unwrap();
+            let mut digests = Vec::new();
+            for replica in &descriptor.replicas {
+                let node = map.nodes.iter().find(|node| node.node_id == replica.node_id).unwrap();
+                let mut client = NodeClient::new(connect(&node.address));
+                let request = proto::NodeDigestRequest { shard_id: descriptor.shard_id };
+                let Ok(answer) = client.digest(request).await else { return false };
+                let answer = answer.into_inner();
+                digests.push((answer.applied_index, answer.digest));
+            }
+            if digests.windows(2).any(|pair| pair[0] != pair[1]) {
+                return false;
+            }
+        }
+        !map.shards.is_empty()
+    })
+}
+
+#[test]
+fn a_process_that_cannot_start_says_why_and_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = free_ports(2);
+    let run = |args: &[&str]| {
+        let output = Command::new(KVDB).args(args).output().unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+    let held = TcpListener::bind(address(0)).unwrap();
+    let taken = run(&["gateway", "--listen", &address(0), "--coordinators", "127.0.0.1:1"]);
+    assert!(taken.contains("the port is in use") && taken.contains(&address(0)), "{taken}");
+    drop(held);
+
+    let missing = run(&["node", "--data", folder.path().to_str().unwrap()]);
+    assert!(missing.contains("--coordinators is missing"), "{missing}");
+
+    std::fs::write(folder.path().join("precious.txt"), "mine").unwrap();
+    let foreign = run(&[
+        "coordinator",
+        "--id",
+        "1",
+        "--listen",
+        &address(0),
+        "--http",
+        &address(1),
+        "--peers",
+        &format!("1={}", address(0)),
+        "--data",
+        folder.path().to_str().unwrap(),
+    ]);
+    assert!(foreign.contains("holds no KvDB data"), "{foreign}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("precious.txt")).unwrap(), "mine");
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Starts, stops and shows a cluster of processes on this machine: 3 coordinators, 3 nodes, 1 gateway.
+# Only what this checkout started is ever touched: each part has a pid file, and a pid counts only while
+# its executable is the one that was started.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=${KVDB_BIN:-target/release/kvdb}
+shards=${SHARDS:-8}
+data=${KVDB_CLUSTER_DATA:-data}
+logs=${KVDB_CLUSTER_LOGS:-logs}
+offset=${PORT_OFFSET:-0}
+parts=(coordinator-1 coordinator-2 coordinator-3 node-1 node-2 node-3 gateway)
+port() { echo $(($1 + offset)); }
+coordinators="127.0.0.1:$(port 7101),127.0.0.1:$(port 7102),127.0.0.1:$(port 7103)"
+peers="1=127.0.0.1:$(port 7101),2=127.0.0.1:$(port 7102),3=127.0.0.1:$(port 7103)"
+endpoint="127.0.0.1:$(port 7400)"
+
+http_of() {
+  case $1 in
+    coordinator-*) port $((7180 + ${1##*-})) ;;
+    node-*) port $((7280 + ${1##*-})) ;;
+    gateway) port 7480 ;;
+  esac
+}
+
+# Prints the pid of a part that runs.
+pid_of() {
+  local file=$data/run/$1.pid pid
+  [ -f "$file" ] || return 1
+  pid=$(cat "$file")
+  [ -e "/proc/$pid/exe" ] || return 1
+  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "kvdb" || return 1
+  echo "$pid"
+}
+
+launch() {
+  local part=$1 number=${1##*-} role=${1%-*}
+  pid_of "$part" >/dev/null && return 0
+  local args
+  case $role in
+    coordinator) args=(coordinator --id "$number" --peers "$peers" --data "$data/$part"
+      --listen "127.0.0.1:$(port $((7100 + number)))") ;;
+    node) args=(node --coordinators "$coordinators" --data "$data/$part"
+      --listen "127.0.0.1:$(port $((7200 + number)))") ;;
+    gateway) args=(gateway --coordinators "$coordinators" --listen "$endpoint") ;;
+  esac
+  nohup "$bin" "${args[@]}" --http "127.0.0.1:$(http_of "$part")" </dev/null >>"$logs/$part.log" 2>&1 &
+  echo $! >"$data/run/$part.pid"
+}
+
+fail() {
+  echo "$1: $2. The end of $logs/$1.log:" >&2
+  tail -n 15 "$logs/$1.log" >&2 || true
+  exit 1
+}
+
+ready() { (exec 3<>"/dev/tcp/127.0.0.1/$1" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3 | grep -q 200) 2>/dev/null; }
+
+wait_ready() {
+  local part=$1 until=$((SECONDS + 60))
+  until ready "$(http_of "$part")"; do
+    pid_of "$part" >/dev/null || fail "$part" "has ended"
+    [ $SECONDS -lt $until ] || fail "$part" "is not ready after 60 seconds"
+    sleep 0.1
+  done
+}
+
+# A key that isn't there is an answer too: it takes a shard that serves.
+healthy() {
+  local until=$((SECONDS + 60)) code
+  while :; do
+    code=0
+    "$bin" --endpoint "$endpoint" get kvdb-health-probe >/dev/null 2>&1 || code=$?
+    [ $code -gt 1 ] || return 0
+    [ $SECONDS -lt $until ] || { echo "the cluster is not healthy after 60 seconds" >&2; exit 1; }
+    sleep 0.1
+  done
+}
+
+start() {
+  [ -x "$bin" ] || { echo "$bin is not there; run \`make build\`" >&2; exit 1; }
+  mkdir -p "$data/run" "$logs"
+  local up=0 part
+  for part in "${parts[@]}"; do pid_of "$part" >/dev/null && up=$((up + 1)); done
+  if [ $up -eq ${#parts[@]} ]; then
+    echo "The cluster is up."
+  else
+    for part in "${parts[@]}"; do launch "$part"; done
+  fi
+  for part in "${parts[@]}"; do wait_ready "$part"; done
+  "$bin" --endpoint "$endpoint" admin init-shards --shards "$shards" >/dev/null
+  healthy
+  cat <<END
+KvDB is ready.
+  gateway       gRPC $endpoint   http://127.0.0.1:$(port 7480)/metrics
+  coordinators  $coordinators
+  nodes         127.0.0.1:$(port 7201),127.0.0.1:$(port 7202),127.0.0.1:$(port 7203)
+Try: $bin --endpoint $endpoint put greeting hello
+END
+}
+
+stop() {
+  local part pid
+  # The front door first, then the data, then the control plane.
+  for part in gateway node-1 node-2 node-3 coordinator-1 coordinator-2 coordinator-3; do
+    pid=$(pid_of "$part") || continue
+    kill -TERM "$pid" 2>/dev/null || true
+  done
+  for part in "${parts[@]}"; do
+    local until=$((SECONDS + 15))
+    while pid=$(pid_of "$part"); do
+      [ $SECONDS -lt $until ] || { kill -KILL "$pid" 2>/dev/null || true; }
+      sleep 0.05
+    done
+    rm -f "$data/run/$part.pid"
+  done
+  echo "The cluster is stopped."
+}
+
+status() {
+  local part pid
+  for part in "${parts[@]}"; do
+    if pid=$(pid_of "$part"); then
+      if ready "$(http_of "$part")"; then echo "$part  pid $pid  ready"; else echo "$part  pid $pid  not ready"; fi
+    else
+      echo "$part  down"
+    fi
+  done
+  "$bin" --endpoint "$endpoint" admin status 2>/dev/null || echo "the gateway does not answer"
+}
+
+case ${1:-} in
+  start) start ;;
+  stop) stop ;;
+  status) status ;;
+  wipe) stop && rm -rf "$data" "$logs" && echo "Data and logs are gone." ;;
+  *) echo "usage: $0 start|stop|status|wipe" >&2; exit 2 ;;
+esac

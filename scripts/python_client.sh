@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A Python client made from the .proto files alone, against a running cluster.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v python3 >/dev/null || { echo "skipped: the Python client test needs python3"; exit 0; }
+work=$(mktemp -d)
+bin=$PWD/target/debug/kvdb
+export PORT_OFFSET=$((10000 + RANDOM % 10000))
+trap 'kill "${pid:-0}" 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+if ! "$work/venv/bin/pip" install --quiet --disable-pip-version-check grpcio grpcio-tools 2>"$work/pip.log"; then
+  echo "skipped: the Python client test needs grpcio and grpcio-tools, which pip can't reach here"
+  exit 0
+fi
+"$work/venv/bin/python" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" proto/kvdb/v1/*.proto
+cargo build --quiet --locked -p kvdb
+"$bin" dev --temporary --port-offset "$PORT_OFFSET" >"$work/dev.log" 2>&1 &
+pid=$!
+for _ in $(seq 300); do
+  grep -q "KvDB is ready" "$work/dev.log" && break
+  kill -0 $pid 2>/dev/null || { cat "$work/dev.log" >&2; exit 1; }
+  sleep 0.1
+done
+PYTHONPATH="$work" "$work/venv/bin/python" tests/python/client.py "$PORT_OFFSET"

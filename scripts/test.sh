@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Everything that CI tests, on a fresh machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo nextest run --workspace --locked --no-fail-fast
+else
+  cargo test --workspace --locked --lib --bins --tests
+fi
+cargo test --workspace --locked --doc
+scripts/python_client.sh
