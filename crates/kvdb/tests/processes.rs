@@ -1,5 +1,7 @@
 //! Real processes on free ports: killed, restarted, and asked what they remember.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
