@@ -237,7 +237,7 @@ fn one_node_and_one_coordinator_may_die_and_catch_up_when_they_return() {
 
     cluster.nodes[0].start();
     cluster.coordinators[0].start();
-    cluster.until("all replicas hold the same", |cluster| digests_agree(cluster));
+    cluster.until("all replicas hold the same", digests_agree);
 }
 
 /// Whether every shard's replicas answer with the same digest at the same applied index.
