@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v python3 >/dev/null || { echo "skipped: the Python client test needs python3"; exit 0; }
 work=$(mktemp -d)
-bin=$PWD/target/debug/kvdb
+bin=${CARGO_TARGET_DIR:-$PWD/target}/debug/kvdb
 export PORT_OFFSET=$((10000 + RANDOM % 10000))
 trap 'kill "${pid:-0}" 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
