@@ -27,6 +27,11 @@ use tonic::{Request, Response, Status, Streaming};
 const FORMAT: u32 = 1;
 /// Batches of messages that wait for one peer; more are dropped.
 const QUEUE: usize = 1024;
+/// Batches that share a frame, at most; each is what one round of the replication thread gave.
+const BATCHES_PER_FRAME: usize = 32;
+/// A frame is cut here. A follower that catches up is sent many full messages at once; together
+/// they would outgrow what a peer accepts as one gRPC message.
+const FRAME_BYTES: usize = 2 * 1024 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Chunks of a snapshot between disk and network.
@@ -150,7 +155,7 @@ async fn stream_to(
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
-    let (frames, receiver) = mpsc::channel(64);
+    let (frames, receiver) = mpsc::channel(4);
     let hello = neighbourhood.hello(drive.node_id(), to);
     let first = proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) };
     frames.send(first).await.map_err(|_| "closed")?;
@@ -159,11 +164,17 @@ async fn stream_to(
         .await
         .map_err(|status| status.message().to_owned())?;
     let mut answers = answer.into_inner();
+    let mut batches = Vec::new();
     loop {
         tokio::select! {
-            batch = queue.recv() => {
-                let Some(batch) = batch else { return Ok(()) };
-                frames.send(frame_of(batch)).await.map_err(|_| "the stream has closed")?;
+            // What piled up while the stream was busy shares a frame.
+            count = queue.recv_many(&mut batches, BATCHES_PER_FRAME) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for frame in frames_of(batches.drain(..).flatten()) {
+                    frames.send(frame).await.map_err(|_| "the stream has closed")?;
+                }
             }
             heard = answers.message() => match heard {
                 Ok(Some(_)) => *pause = FIRST_PAUSE,
@@ -174,14 +185,25 @@ async fn stream_to(
     }
 }
 
-fn frame_of(batch: Vec<PeerMessage>) -> proto::PeerFrame {
-    let messages = batch
-        .iter()
-        .map(|one| proto::PeerMessage {
-            shard_id: one.shard.0,
-            message: Bytes::from(message::encode(&one.message)),
-        })
-        .collect();
+/// Frames for messages: as few as may be, none much larger than [`FRAME_BYTES`].
+fn frames_of(messages: impl Iterator<Item = PeerMessage>) -> Vec<proto::PeerFrame> {
+    let mut frames = Vec::with_capacity(1);
+    let mut filling = Vec::new();
+    let mut bytes = 0;
+    for one in messages {
+        let message = Bytes::from(message::encode(&one.message));
+        if bytes > 0 && bytes + message.len() > FRAME_BYTES {
+            frames.push(frame(std::mem::take(&mut filling)));
+            bytes = 0;
+        }
+        bytes += message.len();
+        filling.push(proto::PeerMessage { shard_id: one.shard.0, message });
+    }
+    frames.push(frame(filling));
+    frames
+}
+
+fn frame(messages: Vec<proto::PeerMessage>) -> proto::PeerFrame {
     proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(proto::PeerMessages { messages })) }
 }
 
@@ -398,4 +420,31 @@ async fn ingest(
     // Without its end the reader refuses what came.
     drop(chunks);
     writing.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sized(bytes: usize) -> PeerMessage {
+        let mut message = Message::default();
+        message.set_context(vec![7; bytes].into());
+        PeerMessage { shard: ShardId(3), message }
+    }
+
+    #[test]
+    fn frames_stay_small_however_much_is_sent_at_once() {
+        let sizes =
+            [1, FRAME_BYTES - 100, 10, FRAME_BYTES / 2, FRAME_BYTES / 2, 5 * FRAME_BYTES, 3];
+        let frames = frames_of(sizes.into_iter().map(sized));
+        let mut carried = 0;
+        for frame in &frames {
+            let Some(peer_frame::Frame::Messages(messages)) = &frame.frame else { panic!() };
+            let bytes: usize = messages.messages.iter().map(|one| one.message.len()).sum();
+            assert!(messages.messages.len() == 1 || bytes <= FRAME_BYTES, "{bytes}");
+            carried += messages.messages.len();
+        }
+        assert_eq!(carried, sizes.len());
+        assert_eq!(frames_of(std::iter::repeat_with(|| sized(10)).take(100)).len(), 1);
+    }
 }

@@ -12,9 +12,14 @@ mod input;
 mod output;
 mod roles;
 mod rows;
+mod threads;
 
 use clap::Parser as _;
 use std::process::ExitCode;
+
+/// Small pieces of memory come and go with every operation, on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.

@@ -3,6 +3,7 @@
 //! A setting is taken from the command line, else from the environment (`KVDB_*`), else from the
 //! file that `--config` names, else it is the default.
 
+use crate::threads;
 use clap::{Args, Subcommand};
 use figment::Figment;
 use figment::providers::{Format, Toml};
@@ -39,7 +40,7 @@ pub(crate) enum Role {
 }
 
 /// What all roles take.
-#[derive(Args, Clone)]
+#[derive(Args)]
 pub(crate) struct CommonArgs {
     /// A TOML file with settings; flags and environment go before it
     #[arg(long, env = "KVDB_CONFIG")]
@@ -50,6 +51,10 @@ pub(crate) struct CommonArgs {
     /// What to log, such as info or info,kvdb_node=debug
     #[arg(long, env = "KVDB_LOG")]
     log: Option<String>,
+    /// Threads for the network, beside a node's own for log, replication and storage
+    /// [default: half the cores]
+    #[arg(long, env = "KVDB_NETWORK_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    network_threads: Option<u16>,
 }
 
 #[derive(Args)]
@@ -150,6 +155,15 @@ struct File {
     zone: Option<String>,
     log: Option<String>,
     log_format: Option<String>,
+    network_threads: Option<u16>,
+}
+
+/// A role with all its settings found.
+enum Part {
+    Dev(DevArgs),
+    Coordinator(CoordinatorConfig),
+    Node(NodeConfig),
+    Gateway(GatewayConfig),
 }
 
 /// Runs a role to its end.
@@ -164,26 +178,51 @@ pub(crate) fn run(role: Role) -> ExitCode {
 }
 
 fn start(role: Role) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut file = settings(&role)?;
+    let threads = file.network_threads.take().map_or_else(threads::usual, usize::from);
+    if threads == 0 {
+        return Err("network_threads must be at least 1".into());
+    }
+    let part = match role {
+        Role::Dev(args) => Part::Dev(args),
+        Role::Coordinator(args) => Part::Coordinator(coordinator(args, file)?),
+        Role::Node(args) => Part::Node(node(args, file)?),
+        Role::Gateway(args) => Part::Gateway(gateway(args, file)?),
+    };
+    let runtime = threads::runtime(threads)?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        match role {
-            Role::Dev(args) => dev(args, shutdown).await,
-            Role::Coordinator(args) => {
-                kvdb_coordinator::run(coordinator(args)?, shutdown).await.map_err(Into::into)
-            }
-            Role::Node(args) => kvdb_node::run(node(args)?, shutdown).await.map_err(Into::into),
-            Role::Gateway(args) => {
-                kvdb_gateway::run(gateway(args)?, shutdown).await.map_err(Into::into)
-            }
+        match part {
+            Part::Dev(args) => dev(args, shutdown).await,
+            Part::Coordinator(config) => Ok(kvdb_coordinator::run(config, shutdown).await?),
+            Part::Node(config) => Ok(kvdb_node::run(config, shutdown).await?),
+            Part::Gateway(config) => Ok(kvdb_gateway::run(config, shutdown).await?),
         }
     });
     runtime.shutdown_background();
     result
 }
 
-fn settings(common: &CommonArgs) -> Result<File, Failure> {
-    let file = match &common.config {
+impl Role {
+    fn common(&self) -> &CommonArgs {
+        match self {
+            Role::Dev(args) => &args.common,
+            Role::Coordinator(args) => &args.common,
+            Role::Node(args) => &args.common,
+            Role::Gateway(args) => &args.common,
+        }
+    }
+
+    /// What is logged unless something else is asked for. `dev` shares the terminal with its user.
+    fn usual_log(&self) -> &'static str {
+        if matches!(self, Role::Dev(_)) { "warn" } else { "info" }
+    }
+}
+
+/// The settings of the file, with those of the command line that all roles take.
+fn settings(role: &Role) -> Result<File, Failure> {
+    let common = role.common();
+    let mut file = match &common.config {
         None => File::default(),
         Some(path) => {
             std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -195,7 +234,8 @@ fn settings(common: &CommonArgs) -> Result<File, Failure> {
     let from_file = file.log_format.as_deref().map(str::parse).transpose()?;
     let format = common.log_format.or(from_file).unwrap_or_default();
     let filter = common.log.clone().or_else(|| file.log.clone());
-    logging::init(format, filter.as_deref().unwrap_or("info"));
+    logging::init(format, filter.as_deref().unwrap_or(role.usual_log()));
+    file.network_threads = common.network_threads.or(file.network_threads);
     Ok(file)
 }
 
@@ -219,8 +259,7 @@ fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
         .collect()
 }
 
-fn coordinator(args: CoordinatorArgs) -> Result<CoordinatorConfig, Failure> {
-    let file = settings(&args.common)?;
+fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, Failure> {
     let id = needed(args.id.or(file.id), "--id")?;
     let peers = parse_peers(&needed(args.peers.or(file.peers), "--peers")?)?;
     let listen = args.listen.or(file.listen).unwrap_or_else(|| format!("127.0.0.1:{}", 7100 + id));
@@ -229,8 +268,7 @@ fn coordinator(args: CoordinatorArgs) -> Result<CoordinatorConfig, Failure> {
     Ok(CoordinatorConfig { id, listen, http, peers, data })
 }
 
-fn node(args: NodeArgs) -> Result<NodeConfig, Failure> {
-    let file = settings(&args.common)?;
+fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
     Ok(NodeConfig {
         listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7201".to_owned()),
         advertise: args.advertise.or(file.advertise),
@@ -241,8 +279,7 @@ fn node(args: NodeArgs) -> Result<NodeConfig, Failure> {
     })
 }
 
-fn gateway(args: GatewayArgs) -> Result<GatewayConfig, Failure> {
-    let file = settings(&args.common)?;
+fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
     Ok(GatewayConfig {
         listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7400".to_owned()),
         http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7480".to_owned()),
@@ -252,11 +289,6 @@ fn gateway(args: GatewayArgs) -> Result<GatewayConfig, Failure> {
 
 /// All roles in one process, over real sockets and files.
 async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
-    let quiet = CommonArgs {
-        log: args.common.log.clone().or_else(|| Some("warn".to_owned())),
-        ..args.common.clone()
-    };
-    settings(&quiet)?;
     let temporary = if args.temporary { Some(tempfile::tempdir()?) } else { None };
     let data = temporary.as_ref().map_or(args.data.as_path(), |folder| folder.path()).to_owned();
     let port = |base: u16, number: u16| -> Result<String, Failure> {

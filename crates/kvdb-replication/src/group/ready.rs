@@ -120,10 +120,16 @@ impl<T> Group<T> {
 
     // ---- proposals and reads ------------------------------------------------------------
 
+    /// One entry is on its way to this replica's disk at a time, unless it is full: what arrives
+    /// meanwhile couldn't be durable here before the next sync anyhow, and goes as one entry then.
     fn propose_arrived(&mut self, config: &HostConfig, now: Now, out: &mut Outbox<T>) {
-        while let Some(packed) =
-            self.proposals.pack(&mut self.clock, now.wall_ms, config.max_entry_bytes)
+        while self.persisting.is_empty() || self.proposals.arrived_bytes() >= config.max_entry_bytes
         {
+            let Some(packed) =
+                self.proposals.pack(&mut self.clock, now.wall_ms, config.max_entry_bytes)
+            else {
+                return;
+            };
             let mut entry = Entry::default();
             entry.data = packed.data;
             if self.append_proposal(entry).is_err() {

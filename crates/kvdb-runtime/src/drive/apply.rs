@@ -2,9 +2,9 @@
 
 use super::Shared;
 use super::fatal::fatal;
+use super::mailbox::{Receiver, Sender};
 use super::replicate::Event;
 use super::ticket::{Outcome, Ticket};
-use crossbeam_channel::{Receiver, Sender};
 use kvdb_engine::Engine;
 use kvdb_model::{LogEntry, LogPosition, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input};
@@ -30,7 +30,7 @@ pub(crate) struct Applier<M> {
 
 impl<M: Machine> Applier<M> {
     pub(crate) fn run(mut self) {
-        while let Ok(work) = self.work.recv() {
+        while let Ok(work) = self.work.receive(None) {
             match work {
                 ApplyWork::Task(task) => self.carry_out(task),
                 ApplyWork::TakeSnapshot { shard, to } => self.take_snapshot(shard, to),
@@ -140,7 +140,7 @@ impl<M: Machine> Applier<M> {
         membership: Vec<ConfOutcome>,
     ) {
         let input = Input::Applied { shard, replica, position, membership };
-        let _ = self.events.send(Event::Internal(input));
+        self.events.send(Event::Internal(input));
     }
 
     fn take_snapshot(&self, id: ShardId, to: ReplicaId) {
@@ -160,7 +160,7 @@ impl<M: Machine> Applier<M> {
             descriptor: writer.descriptor().clone(),
         };
         self.shared.snapshots.lock().insert((id, to), writer);
-        let _ = self.events.send(Event::Internal(input));
+        self.events.send(Event::Internal(input));
     }
 
     fn drop_volume(&self, volume: VolumeId) {

@@ -2,8 +2,8 @@
 
 use super::Shared;
 use super::fatal::fatal;
+use super::mailbox::{Nothing, Receiver, Sender};
 use super::replicate::{Event, LogBatch};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use kvdb_replication::Input;
 use kvdb_wal::{FileDisk, Wal};
 use std::sync::Arc;
@@ -23,21 +23,17 @@ impl LogWriter {
     pub(crate) fn run(mut self) {
         let mut marked = true;
         loop {
-            let batch = if marked {
-                self.batches.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                self.batches.recv_timeout(IDLE_AFTER)
-            };
-            match batch {
+            let deadline = (!marked).then(|| Instant::now() + IDLE_AFTER);
+            match self.batches.receive(deadline) {
                 Ok(batch) => {
                     self.write(batch);
                     marked = false;
                 }
-                Err(RecvTimeoutError::Timeout) => {
+                Err(Nothing::Yet) => {
                     self.mark_idle();
                     marked = true;
                 }
-                Err(RecvTimeoutError::Disconnected) => {
+                Err(Nothing::Ever) => {
                     if !marked {
                         self.mark_idle();
                     }
@@ -57,7 +53,7 @@ impl LogWriter {
         }
         self.shared.metrics.log_syncs.observe(started.elapsed().as_secs_f64());
         self.shared.metrics.log_segments.set(self.wal.stats().segments as i64);
-        let _ = self.events.send(Event::Internal(Input::Persisted(batch.number)));
+        self.events.send(Event::Internal(Input::Persisted(batch.number)));
     }
 
     fn mark_idle(&mut self) {

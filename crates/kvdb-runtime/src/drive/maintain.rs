@@ -2,8 +2,8 @@
 
 use super::Shared;
 use super::fatal::fatal;
+use super::mailbox::Sender;
 use super::replicate::Event;
-use crossbeam_channel::Sender;
 use kvdb_engine::{Engine, EngineError};
 use kvdb_replication::Input;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Maintainer {
                 Err(error) => fatal(&format!("the storage engine failed: {error}")),
             };
             for flushed in self.shared.flushes.take(volume, stats.flushed) {
-                let _ = self.events.send(Event::Internal(Input::Flushed {
+                self.events.send(Event::Internal(Input::Flushed {
                     shard: flushed.shard,
                     replica: flushed.replica,
                     applied: flushed.applied,

@@ -18,6 +18,7 @@ mod apply;
 mod fatal;
 mod flushes;
 mod log;
+mod mailbox;
 mod maintain;
 mod replicate;
 mod ticket;
@@ -31,7 +32,6 @@ pub use ticket::{Outcome, ReplySink, Ticket};
 pub use views::{ShardView, ViewTable, Views};
 
 use apply::Applier;
-use crossbeam_channel::{Sender, unbounded};
 use flushes::Flushes;
 use kvdb_engine::{Engine, EngineError};
 use kvdb_engine_lsm::{LsmConfig, LsmEngine, LsmError};
@@ -40,6 +40,7 @@ use kvdb_replication::{GroupStatus, Host, HostConfig, Input, RecoveredGroup};
 use kvdb_shard::{Machine, OpenError, Shard, SnapshotWriter};
 use kvdb_wal::{FileDisk, LiveReplica, Wal, WalConfig};
 use log::LogWriter;
+use mailbox::{Sender, mailbox};
 use maintain::Maintainer;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
@@ -182,7 +183,7 @@ impl Threads {
     /// Ends the threads in order: what was submitted is still written and applied.
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = self.events.send(Event::Stop);
+        self.events.send(Event::Stop);
         for handle in self.handles {
             if handle.join().is_err() {
                 tracing::error!("a thread had panicked");
@@ -211,9 +212,9 @@ impl Drive {
         let disk = io(&wal_path, FileDisk::open(&wal_path))?;
         let (wal, live) = Wal::open(disk, config.wal)?;
 
-        let (events, event_queue) = unbounded();
-        let (to_log, log_queue) = unbounded();
-        let (to_apply, apply_queue) = unbounded();
+        let (events, event_queue) = mailbox();
+        let (to_log, log_queue) = mailbox();
+        let (to_apply, apply_queue) = mailbox();
         let (to_network, network_queue) = mpsc::unbounded_channel();
         let highest = engine.volumes().into_iter().chain(lost.iter().copied()).max();
         let next_volume = live.highest_volume().max(highest.unwrap_or_default()).next();
@@ -316,12 +317,12 @@ impl Drive {
             return Err(Overloaded);
         }
         // Fails only while the process stops; the ticket's holder then sees its channel close.
-        let _ = self.events.send(Event::Submitted(input));
+        self.events.send(Event::Submitted(input));
         Ok(())
     }
 
     pub(crate) fn inform(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.events.send(event);
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

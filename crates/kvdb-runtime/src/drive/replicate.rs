@@ -7,9 +7,9 @@
 
 use super::Shared;
 use super::apply::ApplyWork;
+use super::mailbox::{Nothing, Receiver, Sender};
 use super::ticket::{Outcome, Ticket};
 use crate::clock;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use kvdb_model::{NodeId, ShardDescriptor, ShardId, WalRecord};
 use kvdb_replication::{
     ApplyTask, Effect, GroupStatus, Host, Input, PeerMessage, PersistBatch, ReplicaRole,
@@ -90,10 +90,10 @@ impl Replicator {
     pub(crate) fn run(mut self) {
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            let first = match self.events.recv_deadline(next_tick) {
+            let first = match self.events.receive(Some(next_tick)) {
                 Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(Nothing::Yet) => None,
+                Err(Nothing::Ever) => return,
             };
             if self.take_events(first).is_break() {
                 return;
@@ -119,7 +119,7 @@ impl Replicator {
         while let Some(event) = next {
             self.take(event)?;
             taken += 1;
-            next = if taken < EVENTS_PER_ROUND { self.events.try_recv().ok() } else { None };
+            next = if taken < EVENTS_PER_ROUND { self.events.try_receive() } else { None };
         }
         std::ops::ControlFlow::Continue(())
     }
@@ -198,7 +198,7 @@ impl Replicator {
     }
 
     fn to_apply_thread(&self, work: ApplyWork) {
-        let _ = self.to_apply.send(work);
+        self.to_apply.send(work);
     }
 
     fn role_changed(&self, status: &GroupStatus) {
@@ -226,6 +226,6 @@ impl Replicator {
         let records = std::mem::take(&mut self.waiting_batch.records);
         let batch = LogBatch { number: self.waiting_batch.number, records };
         self.log_busy = true;
-        let _ = self.to_log.send(batch);
+        self.to_log.send(batch);
     }
 }

@@ -14,14 +14,13 @@ pub(crate) mod scan;
 
 use crate::cli::{ClientArgs, ClientCommand};
 use crate::exit::Failure;
+use crate::threads;
 use kvdb_client::{Client, Options, Record};
 use serde_json::{Map, Value};
 
 /// Runs one command to its end.
 pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let runtime = threads::runtime(threads::usual())
         .map_err(|error| Failure::Unavailable(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         match command {
