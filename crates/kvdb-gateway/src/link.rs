@@ -16,8 +16,6 @@ use tonic::Request;
 const QUEUE: usize = 4096;
 /// Operations in one message, at most.
 const BATCH: usize = 512;
-/// Streams to one node: one connection each.
-const STREAMS: usize = 2;
 
 type Reply = oneshot::Sender<Result<Answer, Failure>>;
 
@@ -43,10 +41,11 @@ impl Links {
         lane: usize,
         asked: Asked,
     ) -> Result<Answer, Failure> {
-        let queue = self.queue(address, lane % STREAMS);
+        let lane = lane % streams();
+        let queue = self.queue(address, lane);
         let (reply, answer) = oneshot::channel();
         if queue.send(Job { asked, reply }).await.is_err() {
-            self.links.lock().remove(&(address.clone(), lane % STREAMS));
+            self.links.lock().remove(&(address.clone(), lane));
             return Err(Failure::NotSent);
         }
         answer.await.unwrap_or(Err(Failure::NoAnswer))
@@ -63,6 +62,12 @@ impl Links {
         tokio::spawn(run(address.clone(), receiver));
         sender
     }
+}
+
+/// Streams to one node, one connection each: as many as there are threads to serve them. More
+/// would only make the messages smaller.
+fn streams() -> usize {
+    tokio::runtime::Handle::current().metrics().num_workers()
 }
 
 /// One stream, until it breaks. What was sent then has no answer; what wasn't was not sent.

@@ -12,7 +12,7 @@ use kvdb_model::{
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Effects under construction.
 pub(crate) struct Outbox<T> {
@@ -47,6 +47,8 @@ pub struct Host<T> {
     tombstones: BTreeMap<ShardId, ReplicaId>,
     /// Groups to be processed, once each.
     dirty: Vec<ShardId>,
+    /// Groups with reads that wait for entries to be applied.
+    awaiting_apply: BTreeSet<ShardId>,
     /// Closed replicas whose tombstone is on its way to the disk, by batch.
     closing: VecDeque<(u64, ApplyTask<T>)>,
     /// Wall clock minus boot clock when it was last believed, in milliseconds.
@@ -73,6 +75,7 @@ impl<T> Host<T> {
             groups: BTreeMap::new(),
             tombstones,
             dirty: Vec::new(),
+            awaiting_apply: BTreeSet::new(),
             closing: VecDeque::new(),
             clock_offset_ms: None,
             out: Outbox {
@@ -238,7 +241,18 @@ impl<T> Host<T> {
     fn process(&mut self, shard: ShardId, now: Now) {
         if let Some(group) = self.groups.get_mut(&shard) {
             group.process(&self.config, now, &mut self.out);
+            if group.reads_await_apply() {
+                self.awaiting_apply.insert(shard);
+            } else {
+                self.awaiting_apply.remove(&shard);
+            }
         }
+    }
+
+    /// Whether somebody waits for the next [`Input::Applied`]. Where nobody does, it may come with
+    /// the event after it.
+    pub fn awaits_apply(&self) -> bool {
+        !self.awaiting_apply.is_empty()
     }
 
     /// The group, marked to be processed.
@@ -455,6 +469,7 @@ impl<T> Host<T> {
         }
         let Some(mut group) = self.groups.remove(&shard) else { return };
         group.close(&mut self.out);
+        self.awaiting_apply.remove(&shard);
         self.out.records.push(WalRecord::Destroyed { replica, shard });
         let highest = self.tombstones.entry(shard).or_default();
         *highest = (*highest).max(replica);

@@ -77,6 +77,11 @@ impl<T> Reads<T> {
         Some(round.started_us)
     }
 
+    /// Whether a read waits for nothing but entries to be applied.
+    pub(crate) fn awaits_apply(&self) -> bool {
+        !self.confirmed.is_empty()
+    }
+
     /// Reads that `applied` is enough for.
     pub(crate) fn take_ready(&mut self, applied: LogIndex) -> Vec<T> {
         let mut ready = Vec::new();

@@ -29,7 +29,7 @@ pub trait Disk {
     /// As the operating system reports.
     fn read(&self, segment: u64) -> io::Result<Vec<u8>>;
 
-    /// Writes in place.
+    /// Writes in place. What was written beyond `bytes` in an earlier use may change.
     ///
     /// # Errors
     /// As the operating system reports; part of it may have been written.
@@ -52,12 +52,44 @@ pub trait Disk {
 /// Files kept for the next segments: rewriting allocated blocks makes for cheaper syncs.
 const SPARES: usize = 2;
 
+/// Bytes written ahead of the end of a segment at a time. The first write to a block that was only
+/// reserved changes the file's metadata, which makes its sync cost a second, journalled write: so
+/// blocks are written once, many at a time, before they are needed.
+const PREPARE_BYTES: u64 = 1024 * 1024;
+
 /// A [`Disk`] in a folder: `<id>.wal`, and `spare-<n>` for space to be used again.
 pub struct FileDisk {
     folder: PathBuf,
-    open: BTreeMap<u64, File>,
+    open: BTreeMap<u64, Segment>,
     spares: Vec<PathBuf>,
     next_spare: u64,
+}
+
+struct Segment {
+    file: File,
+    size_bytes: u64,
+    /// Blocks below this have been written.
+    prepared: u64,
+}
+
+impl Segment {
+    fn new(file: File) -> io::Result<Self> {
+        let size_bytes = file.metadata()?.len();
+        Ok(Segment { file, size_bytes, prepared: 0 })
+    }
+
+    /// Writes zeros from `end`, where the log will go on, if blocks beyond it may not be written
+    /// yet. What was there is the tail of an earlier use.
+    fn prepare(&mut self, end: u64) -> io::Result<()> {
+        if end <= self.prepared || end >= self.size_bytes {
+            return Ok(());
+        }
+        let through = (end + PREPARE_BYTES).min(self.size_bytes);
+        let zeros = vec![0; (through - end) as usize];
+        self.file.write_all_at(&zeros, end)?;
+        self.prepared = through;
+        Ok(())
+    }
 }
 
 impl FileDisk {
@@ -81,7 +113,7 @@ impl FileDisk {
                 disk.spares.push(path);
             } else if let Some(id) = segment_id(&name) {
                 let file = OpenOptions::new().read(true).write(true).open(&path)?;
-                disk.open.insert(id, file);
+                disk.open.insert(id, Segment::new(file)?);
             }
         }
         Ok(disk)
@@ -92,7 +124,8 @@ impl FileDisk {
     }
 
     fn file(&self, segment: u64) -> io::Result<&File> {
-        self.open.get(&segment).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        let open = self.open.get(&segment);
+        open.map(|segment| &segment.file).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn sync_folder(&self) -> io::Result<()> {
@@ -134,7 +167,7 @@ impl Disk for FileDisk {
         }
         match self.make(&path, size_bytes) {
             Ok(file) => {
-                self.open.insert(segment, file);
+                self.open.insert(segment, Segment::new(file)?);
                 self.sync_folder()
             }
             Err(error) => {
@@ -153,7 +186,9 @@ impl Disk for FileDisk {
     }
 
     fn write(&mut self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file(segment)?.write_all_at(bytes, offset)
+        let open = self.open.get_mut(&segment).ok_or(io::ErrorKind::NotFound)?;
+        open.prepare(offset + bytes.len() as u64)?;
+        open.file.write_all_at(bytes, offset)
     }
 
     fn sync(&mut self, segment: u64) -> io::Result<()> {

@@ -166,6 +166,10 @@ impl<T> Group<T> {
         }
     }
 
+    pub(crate) fn reads_await_apply(&self) -> bool {
+        self.reads.awaits_apply()
+    }
+
     fn serve_reads(&mut self, out: &mut Outbox<T>) {
         let tickets = self.reads.take_ready(self.applied);
         if !tickets.is_empty() {

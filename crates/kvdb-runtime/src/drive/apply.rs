@@ -11,6 +11,7 @@ use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input};
 use kvdb_shard::{CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Something for the apply thread.
 pub(crate) enum ApplyWork {
@@ -139,8 +140,14 @@ impl<M: Machine> Applier<M> {
         position: LogPosition,
         membership: Vec<ConfOutcome>,
     ) {
+        let urgent = !membership.is_empty();
         let input = Input::Applied { shard, replica, position, membership };
-        self.events.send(Event::Internal(input));
+        self.events.leave(Event::Internal(input));
+        // After it was left: either the replication thread finds it before it sleeps, or it has
+        // said before that that it wants to be woken.
+        if urgent || self.shared.apply_wanted.load(Ordering::SeqCst) {
+            self.events.wake();
+        }
     }
 
     fn take_snapshot(&self, id: ShardId, to: ReplicaId) {

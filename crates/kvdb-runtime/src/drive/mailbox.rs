@@ -35,12 +35,22 @@ pub(crate) struct Sender<T> {
 impl<T> Sender<T> {
     /// Puts `item` in. Where nobody receives any more, it is dropped.
     pub(crate) fn send(&self, item: T) {
+        self.leave(item);
+        self.wake();
+    }
+
+    /// Puts `item` in without waking who waits: it is found with the next one, or after
+    /// [`Sender::wake`].
+    pub(crate) fn leave(&self, item: T) {
         let mut state = self.shared.state.lock();
         if state.receives {
             state.queue.push_back(item);
-            drop(state);
-            self.shared.arrived.notify_one();
         }
+    }
+
+    /// Wakes who waits.
+    pub(crate) fn wake(&self) {
+        self.shared.arrived.notify_one();
     }
 }
 
@@ -168,6 +178,14 @@ mod tests {
         assert_eq!(receiver.try_receive(), None);
         sender.send(2);
         assert_eq!(receiver.receive(Some(deadline)), Ok(2));
+    }
+
+    #[test]
+    fn what_was_left_is_found_with_what_was_sent() {
+        let (sender, mut receiver) = mailbox();
+        sender.leave(1);
+        sender.send(2);
+        assert_eq!((receiver.receive(None), receiver.try_receive()), (Ok(1), Some(2)));
     }
 
     #[test]

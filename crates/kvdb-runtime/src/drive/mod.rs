@@ -69,6 +69,8 @@ pub struct Shared {
     pub(crate) flushes: Flushes,
     pub(crate) submitted: AtomicUsize,
     pub(crate) peer_frames: AtomicUsize,
+    /// Whether the replication thread must be woken for what was applied.
+    pub(crate) apply_wanted: AtomicBool,
     pub(crate) role_version: watch::Sender<u64>,
     next_volume: AtomicU64,
     pub(crate) snapshots: Mutex<HashMap<(ShardId, ReplicaId), SnapshotWriter>>,
@@ -223,6 +225,7 @@ impl Drive {
             flushes: Flushes::default(),
             submitted: AtomicUsize::new(0),
             peer_frames: AtomicUsize::new(0),
+            apply_wanted: AtomicBool::new(false),
             role_version: watch::Sender::new(0),
             next_volume: AtomicU64::new(next_volume.0),
             snapshots: Mutex::default(),

@@ -110,6 +110,7 @@ impl Replicator {
                 self.route(effect);
             }
             self.feed_log();
+            self.shared.apply_wanted.store(self.host.awaits_apply(), Ordering::SeqCst);
         }
     }
 
