@@ -24,13 +24,15 @@ http_of() {
   esac
 }
 
+# Whether a process is a kvdb. (Its arguments can't be read once it has ended.)
+is_kvdb() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -Eq '^([^ ]*/)?kvdb '; }
+
 # Prints the pid of a part that runs.
 pid_of() {
   local file=$data/run/$1.pid pid
   [ -f "$file" ] || return 1
   pid=$(cat "$file")
-  [ -e "/proc/$pid/exe" ] || return 1
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "kvdb" || return 1
+  is_kvdb "$pid" 2>/dev/null || return 1
   echo "$pid"
 }
 
@@ -46,7 +48,10 @@ launch() {
     gateway) args=(gateway --coordinators "$coordinators" --listen "$endpoint") ;;
   esac
   nohup "$bin" "${args[@]}" --http "127.0.0.1:$(http_of "$part")" </dev/null >>"$logs/$part.log" 2>&1 &
-  echo $! >"$data/run/$part.pid"
+  local pid=$!
+  echo $pid >"$data/run/$part.pid"
+  # Until it has become kvdb (or ended) it is a copy of this script.
+  until is_kvdb $pid || ! kill -0 $pid 2>/dev/null; do sleep 0.01; done
 }
 
 fail() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that CI tests, on a fresh machine. (scripts/python_client.sh is run by hand for now.)
+# Everything that CI tests, on a fresh machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if cargo nextest --version >/dev/null 2>&1; then
@@ -7,3 +7,5 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
   cargo test --workspace --locked --lib --bins --tests
 fi
+cargo test --workspace --locked --doc --quiet
+scripts/python_client.sh
