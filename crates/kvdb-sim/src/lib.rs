@@ -1,1 +1,32 @@
-//! See the crate's README section in ARCHITECTURE.md.
+//! A whole cluster in one thread, from one seed: three coordinators, three nodes, clients with a
+//! gateway's routing core. Hosts, logs, state machines, control and routing are the real ones;
+//! disks, network, clocks and threads are simulated, and go wrong.
+//!
+//! ```text
+//!  clients ──ask──▶ nodes ──raft──▶ nodes        one queue of events, one source of chance:
+//!     │               │                          the same seed is the same story, to the byte
+//!     └──map──▶ coordinators ◀──heartbeats
+//! ```
+//!
+//! A story has two phases. In the first, faults come all the time (`faults`), and at every step
+//! nothing may contradict the promises (`checks`). Then the faults stop, and the cluster must come
+//! together: every client must get its answers again, and replicas must hold the same bytes. In
+//! the end the history of all operations is checked for linearizability, key by key.
+//!
+//! Left out so far: splits, moves and membership changes, expiry, watches.
+
+mod checks;
+mod client;
+mod dice;
+mod disk;
+mod faults;
+mod machine;
+mod network;
+mod node;
+mod packet;
+mod process;
+mod story;
+mod threads;
+mod world;
+
+pub use story::{Failure, Report, Settings, run};

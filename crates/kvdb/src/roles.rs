@@ -178,7 +178,7 @@ pub(crate) fn run(role: Role) -> ExitCode {
 }
 
 fn start(role: Role) -> Result<(), Failure> {
-    let mut file = settings(&role)?;
+    let mut file = settings(role.common(), role.usual_log())?;
     let threads = file.network_threads.take().map_or_else(threads::usual, usize::from);
     if threads == 0 {
         return Err("network_threads must be at least 1".into());
@@ -220,8 +220,7 @@ impl Role {
 }
 
 /// The settings of the file, with those of the command line that all roles take.
-fn settings(role: &Role) -> Result<File, Failure> {
-    let common = role.common();
+fn settings(common: &CommonArgs, usual_log: &str) -> Result<File, Failure> {
     let mut file = match &common.config {
         None => File::default(),
         Some(path) => {
@@ -234,7 +233,7 @@ fn settings(role: &Role) -> Result<File, Failure> {
     let from_file = file.log_format.as_deref().map(str::parse).transpose()?;
     let format = common.log_format.or(from_file).unwrap_or_default();
     let filter = common.log.clone().or_else(|| file.log.clone());
-    logging::init(format, filter.as_deref().unwrap_or(role.usual_log()));
+    logging::init(format, filter.as_deref().unwrap_or(usual_log));
     file.network_threads = common.network_threads.or(file.network_threads);
     Ok(file)
 }
@@ -400,8 +399,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kvdb.toml");
         std::fs::write(&path, "lissten = \"127.0.0.1:1\"\n").unwrap();
-        let common = CommonArgs { config: Some(path), log_format: None, log: None };
-        let message = settings(&common).err().unwrap().to_string();
+        let common =
+            CommonArgs { config: Some(path), log_format: None, log: None, network_threads: None };
+        let message = settings(&common, "info").err().unwrap().to_string();
         assert!(message.contains("lissten"), "{message}");
     }
 }

@@ -1,0 +1,371 @@
+//! Clients with a gateway's routing core each: map cache, routes, retries, request ids.
+
+use crate::dice::Dice;
+use crate::machine::News;
+use crate::network::Place;
+use crate::packet::{Ask, Call, Found, Packet, Reply};
+use crate::world::{COORDINATORS, Event, PROCESSES, World};
+use bytes::Bytes;
+use kvdb_checker::{
+    Answer, Call as Checked, ClientId, Condition as CheckedCondition, OpId, Time, Written,
+};
+use kvdb_model::{
+    Action, Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, Version, Write,
+};
+use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
+
+/// Keys that are put, deleted, compared; few, so that clients meet.
+const REGISTERS: u64 = 6;
+/// Keys that only count.
+const COUNTERS: u64 = 2;
+const DEADLINE_MS: u64 = 3_000;
+/// A stream that is silent for so long is taken for broken.
+const ATTEMPT_US: u64 = 600_000;
+const REFRESH_US: u64 = 200_000;
+const LONGEST_THOUGHT_US: u64 = 30_000;
+const VALID_MS: u64 = 5 * 60 * 1000;
+
+pub(crate) struct Client {
+    id: usize,
+    dice: Dice,
+    cache: MapCache,
+    routes: Routes,
+    coordinator: usize,
+    refreshing: bool,
+    sequence: u64,
+    attempt: u64,
+    current: Option<Current>,
+    /// Operations that ended as they should.
+    pub(crate) succeeded: u64,
+}
+
+/// The operation under way.
+struct Current {
+    op: OpId,
+    routing_key: Bytes,
+    what: What,
+    tag: RequestTag,
+    machine: RequestMachine,
+    began_us: u64,
+    node: Option<NodeId>,
+    at: Option<NodeId>,
+    avoid: Option<NodeId>,
+}
+
+#[derive(Clone)]
+enum What {
+    Get,
+    Write(Operation),
+}
+
+/// Folds news of the map into a cache.
+pub(crate) fn learn_news(cache: &mut MapCache, news: News) {
+    match news {
+        News::Snapshot(map) => cache.snapshot(*map),
+        News::Deltas(deltas) => {
+            for delta in deltas {
+                // One that doesn't follow: another answer was faster; the next poll mends it.
+                if cache.delta(&delta).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(id: usize, seed: u64) -> Self {
+        Client {
+            id,
+            dice: Dice::new(seed),
+            cache: MapCache::default(),
+            routes: Routes::default(),
+            coordinator: id % COORDINATORS,
+            refreshing: false,
+            sequence: 0,
+            attempt: 0,
+            current: None,
+            succeeded: 0,
+        }
+    }
+
+    /// The next thing to do: what the checker is told, and what is asked.
+    fn choose(&mut self) -> (Checked, Bytes, What) {
+        let counts = self.dice.chance(250);
+        let key = if counts {
+            format!("counter-{}", self.dice.below(COUNTERS))
+        } else {
+            format!("key-{}", self.dice.below(REGISTERS))
+        };
+        let user_key = Bytes::from(key.clone());
+        // Values are written once each, so that a read says whose write it saw.
+        let value = format!("{}.{}", self.id, self.sequence);
+        let operation = |action, condition| {
+            What::Write(Operation {
+                key: Bytes::new(),
+                item: 0,
+                action,
+                condition,
+                return_previous: false,
+            })
+        };
+        let put = || Action::Put { value: Bytes::from(value.clone()), ttl_ms: None };
+        let (checked, what) = match (counts, self.dice.below(10)) {
+            (_, 0..=3) => (Checked::get(key.as_str()), What::Get),
+            (true, _) => (
+                Checked::increment(key.as_str(), 1),
+                operation(Action::Increment { delta: 1 }, None),
+            ),
+            (false, 4..=6) => (Checked::put(key.as_str(), value.as_str()), operation(put(), None)),
+            (false, 7) => (Checked::delete(key.as_str()), operation(Action::Delete, None)),
+            (false, 8) => (
+                Checked::put_if(key.as_str(), value.as_str(), CheckedCondition::IfAbsent),
+                operation(put(), Some(Condition::IfAbsent)),
+            ),
+            (false, _) => (
+                Checked::put_if(key.as_str(), value.as_str(), CheckedCondition::IfPresent),
+                operation(put(), Some(Condition::IfPresent)),
+            ),
+        };
+        (checked, user_key, what)
+    }
+}
+
+impl World {
+    fn place_of_client(client: usize) -> Place {
+        PROCESSES + client
+    }
+
+    /// A client begins its next operation.
+    pub(crate) fn begin(&mut self, id: usize) {
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        let Some(keyspace) = client.routes.keyspace("").cloned() else {
+            return self.schedule(20_000, Event::Begin { client: id });
+        };
+        let (checked, user_key, what) = client.choose();
+        let routing_key = match keyspace.partitioning {
+            Partitioning::Hash => Partitioning::Hash.routing_key(keyspace.keyspace_id, &user_key),
+            other => other.routing_key(keyspace.keyspace_id, &user_key),
+        };
+        client.sequence += 1;
+        let wall_ms = self.processes[0].clock.at(now_us).wall_ms;
+        let tag = RequestTag {
+            client_id: Bytes::from(format!("client-{id}")),
+            sequence: client.sequence,
+            // One at a time: all before are settled, or given up as unknown.
+            acked_below: client.sequence,
+            valid_until_ms: wall_ms + VALID_MS,
+        };
+        let is_write = matches!(what, What::Write(_));
+        let seed = client.dice.any();
+        let op = self.recorder.call(ClientId(id as u64), checked, Time(now_us));
+        client.current = Some(Current {
+            op,
+            routing_key,
+            what,
+            tag,
+            machine: RequestMachine::new(DEADLINE_MS, is_write, true, seed),
+            began_us: now_us,
+            node: None,
+            at: None,
+            avoid: None,
+        });
+        self.attempt(id);
+    }
+
+    fn attempt(&mut self, id: usize) {
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        client.attempt += 1;
+        let attempt = client.attempt;
+        let Some(current) = &mut client.current else { return };
+        let route = client.routes.route(&current.routing_key, current.avoid).map(|route| {
+            match current.at.take() {
+                Some(node) => (node, client.routes.address(node).cloned(), route),
+                None => (route.node, Some(route.address.clone()), route),
+            }
+        });
+        let Some((node, Some(address), route)) = route else {
+            current.node = None;
+            return self.failed(id, Failure::NotSent, None);
+        };
+        current.node = Some(node);
+        let ask = match &current.what {
+            What::Get => Ask::Get { epoch: route.epoch, key: current.routing_key.clone() },
+            What::Write(operation) => Ask::Write(Write {
+                epoch: route.epoch,
+                atomic: false,
+                request: Some(current.tag.clone()),
+                operations: vec![Operation {
+                    key: current.routing_key.clone(),
+                    ..operation.clone()
+                }],
+            }),
+        };
+        let left_us = (current.began_us + DEADLINE_MS * 1000).saturating_sub(now_us);
+        let Some(target) = crate::node::place_at(&address) else { return };
+        let packet = Packet::Ask { attempt, shard: route.shard_id, ask };
+        self.send(Self::place_of_client(id), target, packet);
+        self.schedule(left_us.min(ATTEMPT_US), Event::GiveUp { client: id, attempt });
+    }
+
+    /// No answer came in time.
+    pub(crate) fn give_up(&mut self, id: usize, attempt: u64) {
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        if client.attempt != attempt {
+            return;
+        }
+        let Some(current) = &mut client.current else { return };
+        if now_us >= current.began_us + DEADLINE_MS * 1000 {
+            let refusal = current.machine.timed_out(true);
+            return self.end(id, Err(refusal));
+        }
+        self.failed(id, Failure::NoAnswer, None);
+    }
+
+    pub(crate) fn retry(&mut self, id: usize, attempt: u64) {
+        if self.clients[id].attempt == attempt && self.clients[id].current.is_some() {
+            self.attempt(id);
+        }
+    }
+
+    fn failed(&mut self, id: usize, failure: Failure, hint: Option<NodeId>) {
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        let attempt = client.attempt;
+        let Some(current) = &mut client.current else { return };
+        let elapsed_ms = (now_us - current.began_us) / 1000;
+        match current.machine.failed(failure, current.node, hint, elapsed_ms) {
+            Next::TryAt(node) => {
+                current.at = Some(node);
+                self.attempt(id);
+            }
+            Next::TryAgain { after_ms, refresh, avoid } => {
+                current.avoid = avoid;
+                if refresh {
+                    self.ask_for_map(id);
+                }
+                self.schedule(after_ms * 1000, Event::Retry { client: id, attempt });
+            }
+            Next::Fail(refusal) => self.end(id, Err(refusal)),
+        }
+    }
+
+    fn end(&mut self, id: usize, result: Result<Found, Refusal>) {
+        let now = Time(self.now_us);
+        let client = &mut self.clients[id];
+        let Some(current) = client.current.take() else { return };
+        match (&current.what, result) {
+            (What::Get, Ok(Found::Record(record))) => {
+                client.succeeded += 1;
+                let (value, version) = record.unzip();
+                let answer = Answer::Got {
+                    value: value.map(|value: Bytes| value.as_ref().into()),
+                    version: version.map(|version: Version| kvdb_checker::Version(version.0)),
+                };
+                self.recorder.ok(current.op, answer, now);
+            }
+            (What::Write(_), Ok(Found::Written(result))) => {
+                client.succeeded += 1;
+                let version = kvdb_checker::Version(result.version.0);
+                let answer = Answer::Written(Written {
+                    applied: Some(result.applied),
+                    previous: None,
+                    counter: result.counter,
+                    version: result.applied.then_some(version),
+                });
+                self.recorder.ok(current.op, answer, now);
+            }
+            (What::Write(_), Err(Refusal::OutcomeUnknown { .. })) => {
+                self.recorder.unknown(current.op);
+            }
+            (_, Err(_)) => self.recorder.fail(current.op),
+            (_, Ok(_)) => {
+                self.checks.violations.push("an answer of another kind than was asked".to_owned());
+            }
+        }
+        let thought_us = self.clients[id].dice.below(LONGEST_THOUGHT_US);
+        self.schedule(thought_us, Event::Begin { client: id });
+    }
+
+    pub(crate) fn client_hears(&mut self, id: usize, packet: Packet) {
+        match packet {
+            Packet::Answer { attempt, result } => {
+                // An answer to an attempt that was given up goes nowhere, as with a closed stream.
+                if self.clients[id].attempt != attempt || self.clients[id].current.is_none() {
+                    return;
+                }
+                match result {
+                    Ok(found) => self.end(id, Ok(found)),
+                    Err(refusal) => {
+                        let hint = self.learn(id, &refusal);
+                        self.failed(id, Failure::Refused(refusal), hint);
+                    }
+                }
+            }
+            Packet::Reply(Reply::Map(news)) => {
+                let client = &mut self.clients[id];
+                client.refreshing = false;
+                learn_news(&mut client.cache, news);
+                client.routes = client.cache.routes();
+                let version = client.cache.version();
+                self.checks.sees_map(Self::place_of_client(id), 0, version);
+            }
+            Packet::Reply(Reply::NotLeader) => {
+                let client = &mut self.clients[id];
+                client.refreshing = false;
+                client.coordinator = (client.coordinator + 1) % COORDINATORS;
+            }
+            _ => {}
+        }
+    }
+
+    /// What a refusal teaches, and the registered node that it points to.
+    fn learn(&mut self, id: usize, refusal: &Refusal) -> Option<NodeId> {
+        let client = &mut self.clients[id];
+        match refusal {
+            Refusal::NotLeader { leader_hint, shard_id } => {
+                let hint = leader_hint.as_deref().and_then(|hint| client.routes.node_at(hint));
+                match hint {
+                    Some(_) => {
+                        client.cache.learn_leader(*shard_id, hint);
+                        client.routes = client.cache.routes();
+                    }
+                    None => self.ask_for_map(id),
+                }
+                hint
+            }
+            Refusal::ShardMoved { descriptors, .. } | Refusal::StaleEpoch { descriptors, .. } => {
+                client.cache.learn(descriptors);
+                client.routes = client.cache.routes();
+                self.ask_for_map(id);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// The poll that stands in for a watch.
+    pub(crate) fn refresh(&mut self, id: usize) {
+        let client = &mut self.clients[id];
+        if std::mem::take(&mut client.refreshing) {
+            // It wasn't answered: another coordinator may be.
+            client.coordinator = (client.coordinator + 1) % COORDINATORS;
+        }
+        self.ask_for_map(id);
+        self.schedule(REFRESH_US, Event::Refresh { client: id });
+    }
+
+    fn ask_for_map(&mut self, id: usize) {
+        let client = &mut self.clients[id];
+        if client.refreshing {
+            return;
+        }
+        client.refreshing = true;
+        let target = client.coordinator;
+        let since = client.cache.version();
+        self.send(Self::place_of_client(id), target, Packet::Call(Call::Map { since }));
+    }
+}

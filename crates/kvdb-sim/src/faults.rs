@@ -1,0 +1,155 @@
+//! What goes wrong, and for how long.
+
+use crate::network::Place;
+use crate::world::{CLIENTS, COORDINATORS, Event, NODES, PROCESSES, World};
+use kvdb_engine::Engine;
+
+const EVERYWHERE: usize = PROCESSES + CLIENTS;
+
+/// A fault that ends.
+#[derive(Clone, Copy)]
+pub(crate) enum Fault {
+    Network,
+    SlowDisk(Place),
+}
+
+impl World {
+    /// One more disturbance, and when the next one comes.
+    pub(crate) fn disturb(&mut self) {
+        if !self.stormy {
+            return;
+        }
+        let next_us = self.dice.between(100_000, 1_500_000);
+        self.schedule(next_us, Event::Disturb);
+        let place = self.dice.below(PROCESSES as u64) as usize;
+        let lasts_us = self.dice.between(50_000, 3_000_000);
+        let kind = match self.dice.below(12) {
+            0 | 1 => self.kill(place, lasts_us),
+            2 | 3 => self.cut_power(place, lasts_us),
+            4 => self.cut_all_power(lasts_us),
+            5 => self.pause(place, lasts_us),
+            6 => self.isolate(place, lasts_us),
+            7 => self.partition(lasts_us),
+            8 => self.lose_packets(lasts_us),
+            9 => self.jump_clock(place),
+            10 => self.slow_disk(place, lasts_us),
+            _ => self.break_disk(place),
+        };
+        *self.faults.entry(kind).or_default() += 1;
+        self.tell(|world| format!("fault: {kind} ({})", world.processes[place].name));
+    }
+
+    fn kill(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        self.crash(place, false);
+        self.schedule(lasts_us, Event::Restart { place });
+        "kill"
+    }
+
+    fn cut_power(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        self.crash(place, true);
+        if place >= COORDINATORS && !self.volume_lost && self.dice.chance(200) {
+            self.volume_lost = true;
+            let volumes = self.processes[place].engine.volumes();
+            if let Some(volume) = volumes.get(self.dice.below(volumes.len() as u64) as usize) {
+                self.processes[place].engine.lose_volume(*volume);
+            }
+            self.schedule(lasts_us, Event::Restart { place });
+            return "volume lost";
+        }
+        self.schedule(lasts_us, Event::Restart { place });
+        "power cut"
+    }
+
+    fn cut_all_power(&mut self, lasts_us: u64) -> &'static str {
+        for place in 0..PROCESSES {
+            self.crash(place, true);
+            let after_us = self.dice.below(lasts_us) / 4;
+            self.schedule(after_us, Event::Restart { place });
+        }
+        "power cut everywhere"
+    }
+
+    fn pause(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        if self.processes[place].core.is_some() && !self.processes[place].paused {
+            self.processes[place].paused = true;
+            self.schedule(lasts_us, Event::Resume { place });
+        }
+        "pause"
+    }
+
+    fn isolate(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        let way = self.dice.below(3);
+        for other in (0..EVERYWHERE).filter(|other| *other != place) {
+            if way != 1 {
+                self.network.cut(place, other);
+            }
+            if way != 2 {
+                self.network.cut(other, place);
+            }
+        }
+        self.schedule(lasts_us, Event::Undo(Fault::Network));
+        if way == 0 { "isolation" } else { "one-way isolation" }
+    }
+
+    /// Everybody is on one of two sides; some pairs may still see each other, or one way only.
+    fn partition(&mut self, lasts_us: u64) -> &'static str {
+        let sides: Vec<bool> = (0..EVERYWHERE).map(|_| self.dice.chance(500)).collect();
+        let leaks = self.dice.below(300);
+        for from in 0..EVERYWHERE {
+            for to in 0..EVERYWHERE {
+                if sides[from] != sides[to] && !self.dice.chance(leaks) {
+                    self.network.cut(from, to);
+                }
+            }
+        }
+        self.schedule(lasts_us, Event::Undo(Fault::Network));
+        "partition"
+    }
+
+    fn lose_packets(&mut self, lasts_us: u64) -> &'static str {
+        self.network.loss = self.dice.below(200);
+        self.network.doubled = self.dice.below(200);
+        self.network.straggling = self.dice.below(50);
+        self.network.jitter_us = self.dice.below(20_000);
+        self.schedule(lasts_us, Event::Undo(Fault::Network));
+        "lossy network"
+    }
+
+    fn jump_clock(&mut self, place: Place) -> &'static str {
+        let jump_ms = self.dice.below(4_000) as i64 - 2_000;
+        self.processes[place].clock.wall_offset_ms += jump_ms;
+        "clock jump"
+    }
+
+    fn slow_disk(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        self.processes[place].sync_us = self.dice.between(10_000, 300_000);
+        self.schedule(lasts_us, Event::Undo(Fault::SlowDisk(place)));
+        "slow disk"
+    }
+
+    fn break_disk(&mut self, place: Place) -> &'static str {
+        if self.processes[place].core.is_some() {
+            self.processes[place].disk.fail_after(self.dice.below(40));
+        }
+        "disk error"
+    }
+
+    pub(crate) fn undo(&mut self, fault: Fault) {
+        match fault {
+            Fault::Network => self.network.heal(),
+            Fault::SlowDisk(place) => self.processes[place].sync_us = 1000,
+        }
+    }
+
+    /// The storm is over: everything that can be mended is.
+    pub(crate) fn calm(&mut self) {
+        self.stormy = false;
+        self.network.heal();
+        for place in 0..COORDINATORS + NODES {
+            self.processes[place].sync_us = 1000;
+            self.schedule(0, Event::Resume { place });
+            self.schedule(1, Event::Restart { place });
+        }
+        self.tell(|_| "the faults are over".to_owned());
+    }
+}

@@ -1,0 +1,112 @@
+//! `kvdb-sim`: many seeds, or one again.
+
+use clap::Parser;
+use kvdb_sim::{Failure, Report, Settings, run};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Simulate whole clusters under faults, one a seed, and check what they promise
+#[derive(Parser)]
+#[command(after_help = "Examples:\n  kvdb-sim --seeds 1000\n  kvdb-sim --seed 42 --trace")]
+struct Args {
+    /// How many seeds
+    #[arg(long, default_value_t = 100, conflicts_with = "seed")]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1, conflicts_with = "seed")]
+    first: u64,
+    /// Tell one seed's story
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print all that happens, not only the end of what fails
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Simulated seconds with faults
+    #[arg(long, default_value_t = 20)]
+    storm: u64,
+    /// Simulated seconds without, at the end
+    #[arg(long, default_value_t = 20)]
+    calm: u64,
+    /// Threads [default: the cores]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// What all seeds came to.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    failed: Vec<u64>,
+    operations: usize,
+    succeeded: u64,
+    simulated_us: u64,
+    faults: BTreeMap<&'static str, u64>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let settings = Settings { storm_s: args.storm, calm_s: args.calm, traces: args.trace };
+    // The message of a panic is printed with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    let seeds = match args.seed {
+        Some(seed) => seed..seed + 1,
+        None => args.first..args.first + args.seeds,
+    };
+    let began = Instant::now();
+    let next = AtomicU64::new(seeds.start);
+    let totals = Mutex::new(Totals::default());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.unwrap_or(cores) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let told = run(seed, &settings);
+                    let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                    count(&mut totals, seed, told);
+                }
+            });
+        }
+    });
+    let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let wall_s = began.elapsed().as_secs_f64();
+    let simulated_s = totals.simulated_us as f64 / 1e6;
+    println!("{} operations, {} answered", totals.operations, totals.succeeded);
+    let faults: Vec<_> =
+        totals.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    println!("faults: {}", faults.join(", "));
+    println!("{simulated_s:.0} simulated seconds in {wall_s:.1} s");
+    println!("seeds={} failed={}", totals.seeds, totals.failed.len());
+    if totals.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn count(totals: &mut Totals, seed: u64, told: Result<Report, Failure>) {
+    totals.seeds += 1;
+    match told {
+        Ok(report) => {
+            totals.operations += report.operations;
+            totals.succeeded += report.succeeded;
+            totals.simulated_us += report.simulated_us;
+            for (kind, count) in report.faults {
+                *totals.faults.entry(kind).or_default() += count;
+            }
+            for line in report.trace {
+                println!("{line}");
+            }
+        }
+        Err(failure) => {
+            totals.failed.push(seed);
+            for line in &failure.trace {
+                println!("{line}");
+            }
+            println!("seed {seed} failed: {}", failure.what);
+            println!("replay: make sim SEED={seed}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What processes say to each other, and what nodes and coordinators do of their own accord.
+
+use crate::network::Place;
+use crate::packet::{Ask, Call, Packet, Reply};
+use crate::process::Ticket;
+use crate::world::{COORDINATORS, Event, PROCESSES, SHARDS, World};
+use kvdb_control::{ControlCommand, LedShard, Liveness};
+use kvdb_engine::Engine;
+use kvdb_model::{
+    ClusterId, Command, KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica,
+    ReplicaId, Role, ShardDescriptor, ShardId, ShardMap,
+};
+use kvdb_replication::Input;
+
+const HEARTBEAT_US: u64 = 500_000;
+const DUTY_US: u64 = 250_000;
+
+/// The address of a place, as the map holds it.
+fn address_of(place: Place) -> String {
+    format!("node-{place}:7200")
+}
+
+/// The place at an address.
+pub(crate) fn place_at(address: &str) -> Option<Place> {
+    let place: Place = address.strip_prefix("node-")?.strip_suffix(":7200")?.parse().ok()?;
+    (place < PROCESSES).then_some(place)
+}
+
+impl World {
+    /// A new node that runs, but must register before it can do anything.
+    pub(crate) fn waits_for_id(&self, place: Place) -> bool {
+        self.processes[place].node_id.is_none()
+    }
+
+    /// The first start of a coordinator: it creates its replica of the group.
+    pub(crate) fn found_coordinators(&mut self, place: Place) {
+        let replicas = (1..=COORDINATORS as u64).map(|id| Replica {
+            node_id: NodeId(id),
+            replica_id: ReplicaId(id),
+            role: Role::Voter,
+        });
+        let descriptor = ShardDescriptor {
+            shard_id: ShardId::CONTROL,
+            keyspace_id: KeyspaceId(0),
+            range: KeyRange::ALL,
+            range_epoch: RangeEpoch(1),
+            membership_epoch: MembershipEpoch(1),
+            replicas: replicas.collect(),
+        };
+        self.create_replica(place, descriptor, place == 0);
+    }
+
+    fn create_replica(&mut self, place: Place, descriptor: ShardDescriptor, campaign: bool) {
+        let engine = self.processes[place].engine.clone();
+        let Some(core) = &mut self.processes[place].core else { return };
+        let volume = core.fresh_volume();
+        if let Err(error) = engine.create_volume(volume) {
+            self.checks.violations.push(error.to_string());
+        }
+        self.feed(place, Input::Create { descriptor, volume, campaign });
+    }
+
+    pub(crate) fn hear(&mut self, from: Place, place: Place, packet: Packet) {
+        match packet {
+            Packet::Raft(messages) => self.hear_raft(from, place, messages),
+            Packet::Snapshot(snapshot) => {
+                let Some(core) = &mut self.processes[place].core else { return };
+                let offer = core.next_offer;
+                core.next_offer += 1;
+                let (from_node, shard) = (snapshot.from_node, snapshot.shard);
+                let message = snapshot.message.clone();
+                let descriptor = snapshot.descriptor.clone();
+                core.offers.insert(offer, (from, *snapshot));
+                let input = Input::SnapshotOffered { from_node, shard, message, descriptor, offer };
+                self.feed(place, input);
+            }
+            Packet::SnapshotAnswer { transfer, delivered } => {
+                self.transferred(place, transfer, delivered);
+            }
+            Packet::Ask { attempt, shard, ask } => self.hear_ask(from, place, attempt, shard, ask),
+            Packet::Call(call) => self.hear_call(from, place, call),
+            Packet::Reply(reply) => self.hear_reply(place, reply),
+            Packet::Answer { .. } => {}
+        }
+    }
+
+    fn hear_raft(
+        &mut self,
+        from: Place,
+        place: Place,
+        messages: Vec<kvdb_replication::PeerMessage>,
+    ) {
+        let Some(from_node) = self.processes[from].node_id else { return };
+        let now = self.processes[place].now(self.now_us);
+        let Some(core) = &mut self.processes[place].core else { return };
+        for message in messages {
+            core.host.step(now, Input::Message { from_node, message });
+        }
+        self.settle(place);
+    }
+
+    fn hear_ask(&mut self, from: Place, place: Place, attempt: u64, shard: ShardId, ask: Ask) {
+        let ticket = Ticket::Ask { client: from, attempt, ask: ask.clone() };
+        let input = match ask {
+            Ask::Get { .. } => Input::Read { shard, ticket },
+            Ask::Write(write) => {
+                let command = Command::Write(write);
+                let version_count = command.version_count();
+                Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
+            }
+        };
+        self.feed(place, input);
+    }
+
+    // ---- coordinators -------------------------------------------------------------------
+
+    fn hear_call(&mut self, from: Place, place: Place, call: Call) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        if !core.leads(ShardId::CONTROL) {
+            return self.send(place, from, Packet::Reply(Reply::NotLeader));
+        }
+        match call {
+            Call::Register { token, address } => {
+                let command = ControlCommand::RegisterNode { token, address, zone: String::new() };
+                self.propose_control(place, &command, Ticket::Register { caller: from });
+            }
+            Call::Heartbeat { node, led } => self.hear_heartbeat(from, place, node, led),
+            Call::Map { since } => {
+                let news = core.control.with(|view| view.since(since));
+                self.send(place, from, Packet::Reply(Reply::Map(news)));
+            }
+        }
+    }
+
+    fn hear_heartbeat(&mut self, from: Place, place: Place, node: NodeId, led: Vec<LedShard>) {
+        let now_ms = self.processes[place].now(self.now_us).boot_us / 1000;
+        self.liveness[place].heard(node, now_ms);
+        let Some(core) = &self.processes[place].core else { return };
+        let report = ControlCommand::ReportShards { node, led };
+        let (tells, wanted) = core.control.with(|view| {
+            let mut trial = view.state.clone();
+            let wanted: Vec<_> = view
+                .state
+                .wanted_leaders()
+                .iter()
+                .filter(|(shard, _)| {
+                    let record = view.state.map().shards.get(shard);
+                    record.is_some_and(|record| record.leader == Some(node))
+                })
+                .map(|(shard, to)| (*shard, *to))
+                .collect();
+            (trial.apply(&report).delta.is_some(), wanted)
+        });
+        if tells {
+            self.propose_control(place, &report, Ticket::Nobody);
+        }
+        self.send(place, from, Packet::Reply(Reply::Heard(wanted)));
+    }
+
+    pub(crate) fn propose_control(
+        &mut self,
+        place: Place,
+        command: &ControlCommand,
+        ticket: Ticket,
+    ) {
+        let command = Command::Control(command.to_bytes());
+        let version_count = command.version_count();
+        let input = Input::Propose {
+            shard: ShardId::CONTROL,
+            command: command.to_bytes(),
+            version_count,
+            ticket,
+        };
+        self.feed(place, input);
+    }
+
+    /// What a process does from time to time.
+    pub(crate) fn duty(&mut self, place: Place) {
+        let life = self.processes[place].life;
+        if self.processes[place].is_coordinator {
+            self.schedule(DUTY_US, Event::Duty { place, life });
+            self.coordinate(place);
+        } else {
+            let after_us = if self.waits_for_id(place) { 100_000 } else { HEARTBEAT_US / 2 };
+            self.schedule(after_us, Event::Duty { place, life });
+            self.report(place);
+        }
+    }
+
+    fn coordinate(&mut self, place: Place) {
+        let Some(core) = &self.processes[place].core else { return };
+        if !core.leads(ShardId::CONTROL) {
+            self.liveness[place] = Liveness::default();
+            return;
+        }
+        let map = core.control.with(|view| view.state.map().clone());
+        let now_ms = self.processes[place].now(self.now_us).boot_us / 1000;
+        let mut commands = Vec::new();
+        if !map.cluster_id.is_known() {
+            let cluster_id = ClusterId(u128::from(self.dice.any()) + 1);
+            commands.push(ControlCommand::Bootstrap { cluster_id });
+        } else if map.nodes.len() >= PROCESSES - COORDINATORS && map.shards.is_empty() {
+            commands.push(ControlCommand::InitShards { shards: SHARDS, replication_factor: 3 });
+        }
+        let judged = self.liveness[place].judge(&map, now_ms);
+        let judged = judged.into_iter();
+        commands
+            .extend(judged.map(|(node, status)| ControlCommand::SetNodeStatus { node, status }));
+        if self.stormy && self.dice.chance(50) && !map.shards.is_empty() {
+            let shard = ShardId(self.dice.between(1, u64::from(SHARDS)));
+            let node = NodeId(self.dice.between(1, (PROCESSES - COORDINATORS) as u64));
+            commands.push(ControlCommand::SetShardLeader { shard, node });
+            *self.faults.entry("leader wanted elsewhere").or_default() += 1;
+        }
+        for command in commands {
+            self.propose_control(place, &command, Ticket::Nobody);
+        }
+    }
+
+    // ---- nodes --------------------------------------------------------------------------
+
+    fn report(&mut self, place: Place) {
+        let (call, also) = match (self.processes[place].node_id, &self.processes[place].core) {
+            (Some(node), Some(core)) => {
+                let led = core.shards.iter().filter(|(shard, _)| core.leads(**shard)).map(
+                    |(shard, open)| LedShard {
+                        descriptor: open.descriptor().clone(),
+                        term: core.standings.get(shard).copied().unwrap_or_default().term,
+                    },
+                );
+                let heartbeat = Call::Heartbeat { node, led: led.collect() };
+                (heartbeat, Some(Call::Map { since: core.cache.version() }))
+            }
+            _ => (Call::Register { token: place as u128 + 1, address: address_of(place) }, None),
+        };
+        let favourite = self.favourite_of(place);
+        self.send(place, favourite, Packet::Call(call));
+        if let Some(also) = also {
+            self.send(place, favourite, Packet::Call(also));
+        }
+    }
+
+    /// The coordinator to ask: the one that answered, or the next.
+    fn favourite_of(&mut self, place: Place) -> Place {
+        let by_chance = self.dice.below(COORDINATORS as u64) as usize;
+        let Some(core) = &mut self.processes[place].core else { return by_chance };
+        if std::mem::replace(&mut core.unanswered, true) {
+            core.favourite = (core.favourite + 1) % COORDINATORS;
+        }
+        core.favourite
+    }
+
+    fn hear_reply(&mut self, place: Place, reply: Reply) {
+        if let Reply::Registered(node) = reply {
+            if self.processes[place].node_id.is_none() {
+                self.processes[place].node_id = Some(node);
+                self.boot_registered(place);
+            }
+            return;
+        }
+        let Some(core) = &mut self.processes[place].core else { return };
+        match reply {
+            Reply::Registered(_) => {}
+            Reply::NotLeader => core.unanswered = true,
+            Reply::Heard(wanted) => {
+                core.unanswered = false;
+                for (shard, node) in wanted {
+                    self.transfer(place, shard, node);
+                }
+            }
+            Reply::Map(news) => {
+                core.unanswered = false;
+                let before = core.cache.version();
+                crate::client::learn_news(&mut core.cache, news);
+                let version = core.cache.version();
+                let map = core.cache.map().clone();
+                let process = &mut self.processes[place];
+                // A file; its version must not keep a fresher map away after a restart.
+                process.saved_map = ShardMap { version: Default::default(), ..map.clone() };
+                let life = process.life;
+                if version != before {
+                    self.checks.sees_map(place, life, version);
+                    self.create_new_replicas(place, &map);
+                }
+            }
+        }
+    }
+
+    fn boot_registered(&mut self, place: Place) {
+        self.processes[place].core = None;
+        self.boot(place);
+    }
+
+    fn transfer(&mut self, place: Place, shard: ShardId, node: NodeId) {
+        let Some(core) = &self.processes[place].core else { return };
+        let replica = core.shards.get(&shard).and_then(|open| open.descriptor().replica_on(node));
+        if let Some(replica) = replica.map(|replica| replica.replica_id) {
+            self.feed(place, Input::TransferLeader { shard, to: Some(replica) });
+        }
+    }
+
+    fn create_new_replicas(&mut self, place: Place, map: &ShardMap) {
+        let Some(own) = self.processes[place].node_id else { return };
+        for record in map.shards.values() {
+            let descriptor = &record.descriptor;
+            let Some(core) = &self.processes[place].core else { return };
+            if record.creating
+                && descriptor.replica_on(own).is_some()
+                && core.host.status(descriptor.shard_id).is_none()
+            {
+                let first = descriptor.replicas.first().map(|replica| replica.node_id) == Some(own);
+                self.create_replica(place, descriptor.clone(), first);
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What travels between the parts of a simulated cluster.
+
+use crate::machine::News;
+use bytes::Bytes;
+use kvdb_control::LedShard;
+use kvdb_model::{
+    MapVersion, NodeId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId, Version, Write,
+    WriteResult,
+};
+use kvdb_replication::PeerMessage;
+use kvdb_replication::message::Message;
+
+/// Something on its way.
+#[derive(Clone)]
+pub(crate) enum Packet {
+    /// Between replication hosts.
+    Raft(Vec<PeerMessage>),
+    /// A whole snapshot.
+    Snapshot(Box<Snapshot>),
+    /// Whether a snapshot was taken in.
+    SnapshotAnswer { transfer: u64, delivered: bool },
+    /// From a client to a node.
+    Ask { attempt: u64, shard: ShardId, ask: Ask },
+    /// And back.
+    Answer { attempt: u64, result: Result<Found, Refusal> },
+    /// To a coordinator.
+    Call(Call),
+    /// And back.
+    Reply(Reply),
+}
+
+#[derive(Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) transfer: u64,
+    pub(crate) shard: ShardId,
+    pub(crate) from_node: NodeId,
+    pub(crate) to: ReplicaId,
+    pub(crate) message: Message,
+    pub(crate) descriptor: ShardDescriptor,
+    pub(crate) last_version: Version,
+    pub(crate) chunks: Vec<Bytes>,
+}
+
+/// A data operation, as a gateway sends it.
+#[derive(Clone)]
+pub(crate) enum Ask {
+    Get { epoch: RangeEpoch, key: Bytes },
+    Write(Write),
+}
+
+/// Its answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    Record(Option<(Bytes, Version)>),
+    Written(WriteResult),
+}
+
+#[derive(Clone)]
+pub(crate) enum Call {
+    Register { token: u128, address: String },
+    Heartbeat { node: NodeId, led: Vec<LedShard> },
+    Map { since: MapVersion },
+}
+
+#[derive(Clone)]
+pub(crate) enum Reply {
+    Registered(NodeId),
+    /// Leaderships that are wanted elsewhere.
+    Heard(Vec<(ShardId, NodeId)>),
+    Map(News),
+    /// Ask another one.
+    NotLeader,
+}

@@ -1,0 +1,342 @@
+//! One coordinator or node: what is on its disk, and what is in its memory while it runs.
+
+use crate::disk::SharedDisk;
+use crate::machine::{SharedControl, SimMachine};
+use crate::packet::{Ask, Snapshot};
+use crate::world::Event;
+use bytes::Bytes;
+use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
+use kvdb_model::codec::Reader;
+use kvdb_model::{
+    LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardMap, Term, Version,
+    VolumeId, WalRecord,
+};
+use kvdb_replication::{ApplyTask, Host, HostConfig, Now, RecoveredGroup};
+use kvdb_router::MapCache;
+use kvdb_shard::Shard;
+use kvdb_wal::{LiveReplica, Wal, WalConfig};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Small, so that segments roll, are rewritten and are freed within seconds.
+const SEGMENT_BYTES: u64 = 64 * 1024;
+const WALL_START_MS: u64 = 1_700_000_000_000;
+
+/// Who waits for the outcome of a proposal or a read.
+pub(crate) enum Ticket {
+    /// A client's attempt.
+    Ask {
+        client: usize,
+        attempt: u64,
+        ask: Ask,
+    },
+    /// A node that registers.
+    Register {
+        caller: usize,
+    },
+    Nobody,
+}
+
+/// The clocks of one machine.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Clock {
+    /// How far the wall clock is off.
+    pub(crate) wall_offset_ms: i64,
+    /// How much faster its clocks run, in parts per million.
+    pub(crate) drift_ppm: i64,
+}
+
+impl Clock {
+    pub(crate) fn at(self, world_us: u64) -> Now {
+        let drift_us = world_us as i64 / 1000 * self.drift_ppm / 1000;
+        // Machines were booted at some time before.
+        let boot_us = (1_000_000_000 + world_us as i64 + drift_us) as u64;
+        let wall_ms = WALL_START_MS as i64 + boot_us as i64 / 1000 + self.wall_offset_ms;
+        Now { boot_us, wall_ms: wall_ms as u64 }
+    }
+}
+
+pub(crate) struct Process {
+    pub(crate) name: String,
+    pub(crate) is_coordinator: bool,
+    pub(crate) clock: Clock,
+    pub(crate) disk: SharedDisk,
+    pub(crate) engine: MemoryEngine,
+    /// The identity file; a node gets its id from the coordinators.
+    pub(crate) node_id: Option<NodeId>,
+    /// The file with the map.
+    pub(crate) saved_map: ShardMap,
+    /// Raised with each start: what was meant for an earlier life is dropped.
+    pub(crate) life: u64,
+    pub(crate) core: Option<Core>,
+    pub(crate) paused: bool,
+    /// What came while it was paused.
+    pub(crate) inbox: Vec<Event>,
+    /// Longest time of a sync, in microseconds.
+    pub(crate) sync_us: u64,
+}
+
+/// What the process knows of a replica beside its threads.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Standing {
+    pub(crate) is_leader: bool,
+    pub(crate) term: Term,
+}
+
+/// A batch of a replica, and where it lies in its volume.
+struct Note {
+    shard: ShardId,
+    replica: ReplicaId,
+    sequence: SequenceNumber,
+    applied: LogIndex,
+}
+
+/// A running process.
+pub(crate) struct Core {
+    pub(crate) host: Host<Ticket>,
+    pub(crate) wal: Wal<SharedDisk>,
+    pub(crate) shards: BTreeMap<ShardId, Shard<SimMachine>>,
+    pub(crate) standings: BTreeMap<ShardId, Standing>,
+    pub(crate) waiting: Vec<WalRecord>,
+    pub(crate) waiting_number: u64,
+    /// The batch that is being synced.
+    pub(crate) syncing: Option<u64>,
+    pub(crate) tasks: VecDeque<ApplyTask<Ticket>>,
+    pub(crate) applying: bool,
+    pub(crate) control: SharedControl,
+    pub(crate) cache: MapCache,
+    /// Snapshots that were taken, by shard and receiver.
+    pub(crate) taken: BTreeMap<(ShardId, ReplicaId), Taken>,
+    /// Snapshots on their way, by transfer.
+    pub(crate) streaming: BTreeMap<u64, (ShardId, ReplicaId)>,
+    /// Offers that the host considers.
+    pub(crate) offers: BTreeMap<u64, (usize, Snapshot)>,
+    pub(crate) next_offer: u64,
+    /// The coordinator that it asks.
+    pub(crate) favourite: usize,
+    pub(crate) unanswered: bool,
+    next_volume: VolumeId,
+    notes: BTreeMap<VolumeId, VecDeque<Note>>,
+}
+
+pub(crate) struct Taken {
+    pub(crate) descriptor: ShardDescriptor,
+    pub(crate) last_version: Version,
+    pub(crate) chunks: Vec<Bytes>,
+}
+
+impl Process {
+    pub(crate) fn new(name: String, is_coordinator: bool, node_id: Option<NodeId>) -> Self {
+        Process {
+            name,
+            is_coordinator,
+            clock: Clock::default(),
+            disk: SharedDisk::default(),
+            engine: MemoryEngine::new(),
+            node_id,
+            saved_map: ShardMap::default(),
+            life: 0,
+            core: None,
+            paused: false,
+            inbox: Vec::new(),
+            sync_us: 1000,
+        }
+    }
+
+    /// Starts the process from what is on its disk. Its id must be known.
+    ///
+    /// # Errors
+    /// Why it refuses to start.
+    pub(crate) fn start(&mut self, seed: u64) -> Result<(), String> {
+        let node_id = self.node_id.ok_or("it has no id yet")?;
+        self.life += 1;
+        let config = WalConfig { segment_bytes: SEGMENT_BYTES, max_segments: 4 };
+        let (wal, live) =
+            Wal::open(self.disk.clone(), config).map_err(|error| error.to_string())?;
+        let mut host_config = HostConfig::new(node_id, seed);
+        host_config.log_retain_bytes = 2000;
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut host = Host::new(host_config, live.tombstones(), logger);
+        let control = SharedControl::default();
+        let mut cache = MapCache::default();
+        cache.snapshot(self.saved_map.clone());
+        let mut shards = BTreeMap::new();
+        for (replica, found) in &live.replicas {
+            let (group, shard) = self.recover(*replica, found, &control)?;
+            host.recover(group);
+            shards.extend(shard.map(|shard| (found.shard, shard)));
+        }
+        let used = live.replicas.values().filter_map(|found| found.volume);
+        let used: Vec<VolumeId> = used.collect();
+        for volume in self.engine.volumes() {
+            if !used.contains(&volume) {
+                self.engine.delete_volume(volume).map_err(|error| error.to_string())?;
+            }
+        }
+        let highest = self.engine.volumes().into_iter().max().unwrap_or_default();
+        self.core = Some(Core {
+            host,
+            wal,
+            shards,
+            standings: BTreeMap::new(),
+            waiting: Vec::new(),
+            waiting_number: 0,
+            syncing: None,
+            tasks: VecDeque::new(),
+            applying: false,
+            control,
+            cache,
+            taken: BTreeMap::new(),
+            streaming: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            next_offer: 1,
+            favourite: 0,
+            unanswered: false,
+            next_volume: live.highest_volume().max(highest).next(),
+            notes: BTreeMap::new(),
+        });
+        Ok(())
+    }
+
+    fn recover(
+        &self,
+        replica: ReplicaId,
+        found: &LiveReplica,
+        control: &SharedControl,
+    ) -> Result<(RecoveredGroup, Option<Shard<SimMachine>>), String> {
+        let birth = ShardDescriptor::decode(&mut Reader::new(found.birth.clone())).ok();
+        let lost = RecoveredGroup {
+            replica,
+            shard: found.shard,
+            volume: found.volume,
+            hard_state: found.hard_state,
+            start: found.start,
+            entries: found.entries.iter().cloned().collect(),
+            applied: LogPosition::default(),
+            descriptor: birth,
+            last_version: Version::ZERO,
+            engine_lost: found.volume.is_some(),
+        };
+        let Some(volume) = found.volume.filter(|volume| self.engine.volumes().contains(volume))
+        else {
+            let descriptor = lost.descriptor.clone().filter(|_| lost.engine_lost);
+            return Ok((RecoveredGroup { descriptor, ..lost }, None));
+        };
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
+        let machine = machine_of(self.is_coordinator, control);
+        let shard = Shard::open(engine, replica, volume, &found.birth, found.start, machine)
+            .map_err(|error| error.to_string())?;
+        let applied = shard.applied();
+        if applied.index > found.last_index() {
+            return Err(format!(
+                "the log of shard {} ends at {}, but {} is applied",
+                found.shard,
+                found.last_index(),
+                applied.index
+            ));
+        }
+        if applied.index < found.start.index {
+            return Ok((lost, None));
+        }
+        let group = RecoveredGroup {
+            applied,
+            descriptor: Some(shard.descriptor().clone()),
+            last_version: shard.last_version(),
+            engine_lost: false,
+            ..lost
+        };
+        Ok((group, Some(shard)))
+    }
+
+    /// Ends the process at once; `power` loses what wasn't synced.
+    pub(crate) fn crash(&mut self, power: Option<u64>) {
+        self.core = None;
+        self.paused = false;
+        self.inbox.clear();
+        self.life += 1;
+        match power {
+            Some(seed) => self.disk.lose_power(seed),
+            None => self.disk.be_killed(),
+        }
+        // Memtables are memory: gone either way.
+        self.engine = self.engine.crash();
+    }
+
+    pub(crate) fn now(&self, world_us: u64) -> Now {
+        self.clock.at(world_us)
+    }
+
+    /// Opens a shard in a volume, for the apply thread.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn open_shard(
+        &mut self,
+        shard: ShardId,
+        replica: ReplicaId,
+        volume: VolumeId,
+        birth: &Bytes,
+        start: LogPosition,
+    ) -> Result<(), String> {
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
+        let Some(core) = &mut self.core else { return Ok(()) };
+        let machine = machine_of(self.is_coordinator, &core.control);
+        let opened = Shard::open(engine, replica, volume, birth, start, machine)
+            .map_err(|error| format!("shard {shard} can't be opened: {error}"))?;
+        core.shards.insert(shard, opened);
+        Ok(())
+    }
+}
+
+fn machine_of(is_coordinator: bool, control: &SharedControl) -> SimMachine {
+    if is_coordinator { SimMachine::Control(control.clone()) } else { SimMachine::Data }
+}
+
+impl Core {
+    pub(crate) fn fresh_volume(&mut self) -> VolumeId {
+        let volume = self.next_volume;
+        self.next_volume = volume.next();
+        volume
+    }
+
+    pub(crate) fn note(
+        &mut self,
+        volume: VolumeId,
+        shard: ShardId,
+        replica: ReplicaId,
+        sequence: SequenceNumber,
+        applied: LogIndex,
+    ) {
+        let note = Note { shard, replica, sequence, applied };
+        self.notes.entry(volume).or_default().push_back(note);
+    }
+
+    /// What a flush of a volume has made durable: shard, replica, applied index.
+    pub(crate) fn flushed(
+        &mut self,
+        volume: VolumeId,
+        through: SequenceNumber,
+    ) -> Vec<(ShardId, ReplicaId, LogIndex)> {
+        let Some(notes) = self.notes.get_mut(&volume) else { return Vec::new() };
+        let mut last = BTreeMap::new();
+        while notes.front().is_some_and(|note| note.sequence <= through) {
+            if let Some(note) = notes.pop_front() {
+                last.insert((note.shard, note.replica), note.applied);
+            }
+        }
+        last.into_iter().map(|((shard, replica), applied)| (shard, replica, applied)).collect()
+    }
+
+    /// A volume with something to flush, by chance.
+    pub(crate) fn noted_volumes(&self) -> Vec<VolumeId> {
+        self.notes.iter().filter(|(_, notes)| !notes.is_empty()).map(|(id, _)| *id).collect()
+    }
+
+    pub(crate) fn forget_volume(&mut self, volume: VolumeId) {
+        self.notes.remove(&volume);
+    }
+
+    pub(crate) fn leads(&self, shard: ShardId) -> bool {
+        self.standings.get(&shard).is_some_and(|standing| standing.is_leader)
+    }
+}

@@ -1,0 +1,187 @@
+//! One seed's story, and its end.
+
+use crate::world::{CLIENTS, COORDINATORS, PROCESSES, World};
+use kvdb_checker::Verdict;
+use kvdb_checker::register::{self, Options};
+use kvdb_model::ShardId;
+use kvdb_shard::digest;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// How long to go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Simulated seconds with faults.
+    pub storm_s: u64,
+    /// Simulated seconds without, within which all must be well again.
+    pub calm_s: u64,
+    /// Keep the whole trace, not only its end.
+    pub traces: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { storm_s: 20, calm_s: 20, traces: false }
+    }
+}
+
+/// A story that went well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Operations in the history.
+    pub operations: usize,
+    /// Operations that were answered.
+    pub succeeded: u64,
+    /// Faults by kind (and snapshots that were taken in).
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Simulated time, in microseconds.
+    pub simulated_us: u64,
+    /// Events.
+    pub steps: u64,
+    /// The same for the same seed, different if anything went differently.
+    pub digest: u64,
+    /// What happened, a line each, if [`Settings::traces`].
+    pub trace: Vec<String>,
+}
+
+/// A story that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What is wrong.
+    pub what: String,
+    /// The end of what happened, a line each; all of it if [`Settings::traces`].
+    pub trace: Vec<String>,
+}
+
+/// Tells the story of a seed.
+///
+/// # Errors
+/// [`Failure`] if it breaks a promise.
+pub fn run(seed: u64, settings: &Settings) -> Result<Report, Failure> {
+    let mut world = World::new(seed, settings.traces);
+    let told = catch_unwind(AssertUnwindSafe(|| tell(&mut world, settings)));
+    let trace = world.trace().to_vec();
+    match told {
+        Ok(Ok(())) => Ok(Report {
+            operations: world.history().operations().len(),
+            succeeded: world.clients.iter().map(|client| client.succeeded).sum(),
+            faults: world.faults.clone(),
+            simulated_us: world.now_us,
+            steps: world.steps(),
+            digest: world.digest(),
+            trace: if settings.traces { trace } else { Vec::new() },
+        }),
+        Ok(Err(what)) => Err(Failure { what, trace }),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(Failure { what: format!("panic: {}", text.unwrap_or("without words")), trace })
+        }
+    }
+}
+
+fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
+    world.run_until(settings.storm_s * 1_000_000);
+    nothing_violated(world)?;
+    world.calm();
+    let before: Vec<u64> = world.clients.iter().map(|client| client.succeeded).collect();
+    let end_us = (settings.storm_s + settings.calm_s) * 1_000_000;
+    world.run_until(end_us);
+    nothing_violated(world)?;
+    for (id, before) in before.iter().enumerate() {
+        // Some at the very end too, not only right after the storm.
+        if world.clients[id].succeeded < before + 10 * settings.calm_s {
+            let after = world.clients[id].succeeded - before;
+            return Err(format!(
+                "client {id} got only {after} answers in {} s without faults",
+                settings.calm_s
+            ));
+        }
+    }
+    one_leader_each(world)?;
+    replicas_agree(world)?;
+    linearizable(world)
+}
+
+fn nothing_violated(world: &World) -> Result<(), String> {
+    match world.checks.violations.first() {
+        Some(first) => Err(first.clone()),
+        None => Ok(()),
+    }
+}
+
+fn shards(world: &World) -> Vec<ShardId> {
+    let mut shards: Vec<ShardId> = world
+        .processes
+        .iter()
+        .filter_map(|process| process.core.as_ref())
+        .flat_map(|core| core.shards.keys().copied())
+        .collect();
+    shards.sort();
+    shards.dedup();
+    shards
+}
+
+fn one_leader_each(world: &World) -> Result<(), String> {
+    for shard in shards(world) {
+        let leaders = world.processes.iter().filter_map(|process| process.core.as_ref());
+        let leaders = leaders.filter(|core| core.leads(shard)).count();
+        if leaders != 1 {
+            return Err(format!("shard {shard} has {leaders} leaders in the end"));
+        }
+    }
+    Ok(())
+}
+
+/// Replicas at the same applied index hold the same bytes, and none is far behind.
+fn replicas_agree(world: &World) -> Result<(), String> {
+    for shard in shards(world) {
+        let mut seen = BTreeMap::new();
+        let mut furthest = 0;
+        let mut least = u64::MAX;
+        let places =
+            if shard == ShardId::CONTROL { 0..COORDINATORS } else { COORDINATORS..PROCESSES };
+        for place in places {
+            let process = &world.processes[place];
+            let open = process.core.as_ref().and_then(|core| core.shards.get(&shard));
+            let Some(open) = open else {
+                return Err(format!("{} has no replica of shard {shard}", process.name));
+            };
+            let snapshot = open.engine_snapshot().map_err(|error| error.to_string())?;
+            let (position, digest) =
+                digest(&*snapshot, open.replica()).map_err(|error| error.to_string())?;
+            furthest = furthest.max(position.index.0);
+            least = least.min(position.index.0);
+            let first = *seen.entry(position.index).or_insert(digest);
+            if first != digest {
+                return Err(format!(
+                    "shard {shard}: replicas differ at index {} ({} among them)",
+                    position.index, process.name
+                ));
+            }
+        }
+        // Followers learn of a commit with the next append or heartbeat.
+        if furthest > least + 200 {
+            return Err(format!("shard {shard}: a replica is at {least}, another at {furthest}"));
+        }
+    }
+    Ok(())
+}
+
+fn linearizable(world: &World) -> Result<(), String> {
+    let report = register::check(world.history(), &Options::default());
+    match report.verdict() {
+        Verdict::Ok => Ok(()),
+        Verdict::Violated => Err(format!("not linearizable: {:?}", report.violations.first())),
+        Verdict::Unknown => Err(format!("undecided: keys {:?}", report.undecided)),
+    }?;
+    let counted = kvdb_checker::counter::check(world.history());
+    if counted.verdict() != Verdict::Ok {
+        return Err(format!("a counter is wrong: {:?}", counted.anomalies.first()));
+    }
+    let answered = world.clients.iter().map(|client| client.succeeded).sum::<u64>();
+    if answered < 100 * CLIENTS as u64 {
+        return Err(format!("only {answered} operations were answered: this proves nothing"));
+    }
+    Ok(())
+}

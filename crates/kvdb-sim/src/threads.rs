@@ -1,0 +1,448 @@
+//! What the threads of a process do: log, apply, maintenance, and carrying out what the
+//! replication host wants.
+
+use crate::network::Place;
+use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
+use crate::process::{Core, Standing, Taken, Ticket};
+use crate::world::{Event, World};
+use kvdb_control::{ControlResponse, decode_result};
+use kvdb_engine::Engine;
+use kvdb_model::{LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
+use kvdb_replication::{
+    ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
+    ReplicaRole,
+};
+use kvdb_shard::{ChunkReader, CommandOutcome, SnapshotWriter, View};
+
+const TRANSFER_TIMEOUT_US: u64 = 500_000;
+const LEAST_SYNC_US: u64 = 150;
+const LONGEST_APPLY_US: u64 = 300;
+
+impl World {
+    /// Carries out what a process's host wants done.
+    pub(crate) fn settle(&mut self, place: Place) {
+        let now = self.processes[place].now(self.now_us);
+        let Some(core) = &mut self.processes[place].core else { return };
+        for effect in core.host.drain(now) {
+            self.carry_out(place, effect);
+        }
+        self.start_threads(place);
+    }
+
+    /// Log and apply thread take up what waits for them.
+    fn start_threads(&mut self, place: Place) {
+        let life = self.processes[place].life;
+        let sync_us = self.processes[place].sync_us;
+        let Some(core) = &mut self.processes[place].core else { return };
+        if core.syncing.is_none() && !core.waiting.is_empty() {
+            let records = std::mem::take(&mut core.waiting);
+            if core.wal.append(&records).is_err() {
+                return self.disk_fails(place);
+            }
+            core.syncing = Some(core.waiting_number);
+            let after_us = LEAST_SYNC_US + self.dice.below(sync_us);
+            self.schedule(after_us, Event::Synced { place, life });
+        }
+        let Some(core) = &mut self.processes[place].core else { return };
+        if !core.applying && !core.tasks.is_empty() {
+            core.applying = true;
+            let after_us = 20 + self.dice.below(LONGEST_APPLY_US);
+            self.schedule(after_us, Event::Apply { place, life });
+        }
+    }
+
+    pub(crate) fn synced(&mut self, place: Place) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        let Some(number) = core.syncing.take() else { return };
+        if core.wal.sync().is_err() {
+            return self.disk_fails(place);
+        }
+        self.note_durable(place);
+        self.feed(place, Input::Persisted(number));
+    }
+
+    /// A log that can't be written ends its process.
+    fn disk_fails(&mut self, place: Place) {
+        self.tell(|world| format!("{} stops: its disk has failed", world.processes[place].name));
+        self.crash(place, true);
+        self.schedule(200_000, Event::Restart { place });
+    }
+
+    pub(crate) fn note_durable(&mut self, place: Place) {
+        let Some(core) = &self.processes[place].core else { return };
+        for found in core.wal.live().replicas.values() {
+            // One batch is at the disk at a time, so all that was appended is synced now.
+            self.checks.is_durable(place, found.shard, found.last_index());
+        }
+    }
+
+    fn carry_out(&mut self, place: Place, effect: Effect<Ticket>) {
+        match effect {
+            Effect::Persist(PersistBatch { number, records }) => {
+                let Some(core) = &mut self.processes[place].core else { return };
+                core.waiting_number = number;
+                core.waiting.extend(records);
+            }
+            Effect::Send { to, messages } => {
+                if let Some(target) = self.place_of(place, to) {
+                    self.send(place, target, Packet::Raft(messages));
+                }
+            }
+            Effect::Apply(task) => {
+                let Some(core) = &mut self.processes[place].core else { return };
+                core.tasks.push_back(task);
+            }
+            Effect::ReadReady { shard, tickets } => {
+                for ticket in tickets {
+                    self.serve_read(place, shard, ticket);
+                }
+            }
+            Effect::Refused { shard, ticket, why } => self.refuse(place, shard, ticket, why),
+            Effect::RoleChanged(status) => self.role_changed(place, &status),
+            Effect::TakeSnapshot { shard, to } => self.take_snapshot(place, shard, to),
+            Effect::StreamSnapshot { shard, to_node, message } => {
+                let to = ReplicaId(message.to);
+                self.stream(place, shard, to_node, to, message);
+            }
+            Effect::SnapshotAnswer { offer, answer } => {
+                let Some(core) = &mut self.processes[place].core else { return };
+                let Some((sender, snapshot)) = core.offers.remove(&offer) else { return };
+                let transfer = snapshot.transfer;
+                let delivered = answer.is_ok() && self.ingest(place, snapshot);
+                self.send(place, sender, Packet::SnapshotAnswer { transfer, delivered });
+            }
+            Effect::DropVolume(volume) => self.drop_volume(place, volume),
+        }
+    }
+
+    fn role_changed(&mut self, place: Place, status: &GroupStatus) {
+        let is_leader = status.role == ReplicaRole::Leader;
+        if is_leader {
+            self.checks.leads(status.shard, status.term, status.replica);
+        }
+        self.tell(|world| {
+            let name = &world.processes[place].name;
+            let (shard, term) = (status.shard, status.term);
+            match (is_leader, status.leader) {
+                (true, _) => format!("{name} leads shard {shard} in term {term}"),
+                (false, Some(leader)) => {
+                    format!("{name} follows {leader} in shard {shard}, term {term}")
+                }
+                (false, None) => format!("{name} follows nobody in shard {shard}, term {term}"),
+            }
+        });
+        let Some(core) = &mut self.processes[place].core else { return };
+        core.standings.insert(status.shard, Standing { is_leader, term: status.term });
+    }
+
+    // ---- apply --------------------------------------------------------------------------
+
+    pub(crate) fn apply_next(&mut self, place: Place) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        core.applying = false;
+        let Some(task) = core.tasks.pop_front() else { return };
+        let done = match task {
+            ApplyTask::Open { shard, replica, volume, birth, start } => {
+                self.processes[place].open_shard(shard, replica, volume, &birth, start)
+            }
+            ApplyTask::Entries { shard, replica, entries } => {
+                self.apply(place, shard, replica, entries)
+            }
+            ApplyTask::Switch { shard, replica, volume, position, old } => {
+                let empty = bytes::Bytes::new();
+                let opened =
+                    self.processes[place].open_shard(shard, replica, volume, &empty, position);
+                if let Some(old) = old {
+                    self.drop_volume(place, old);
+                }
+                self.feed(place, applied(shard, replica, position, Vec::new()));
+                opened
+            }
+            ApplyTask::Close { shard, replica, volume } => {
+                if core.shards.get(&shard).is_some_and(|open| open.replica() == replica) {
+                    core.shards.remove(&shard);
+                    core.standings.remove(&shard);
+                }
+                if let Some(volume) = volume {
+                    self.drop_volume(place, volume);
+                }
+                Ok(())
+            }
+        };
+        if let Err(problem) = done {
+            let name = &self.processes[place].name;
+            self.checks.violations.push(format!("{name}: {problem}"));
+        }
+        self.start_threads(place);
+    }
+
+    fn apply(
+        &mut self,
+        place: Place,
+        shard: ShardId,
+        replica: ReplicaId,
+        entries: Vec<CommittedEntry<Ticket>>,
+    ) -> Result<(), String> {
+        for committed in &entries {
+            self.checks.applies(shard, &committed.entry);
+        }
+        let life = self.processes[place].life;
+        let Some(core) = &mut self.processes[place].core else { return Ok(()) };
+        let Some(open) = core.shards.get_mut(&shard).filter(|open| open.replica() == replica)
+        else {
+            return Ok(());
+        };
+        let mut run = Vec::with_capacity(entries.len());
+        let mut tickets = std::collections::BTreeMap::new();
+        for committed in entries {
+            tickets.insert(committed.entry.index, committed.tickets);
+            run.push(committed.entry);
+        }
+        let done = open.apply(&run).map_err(|error| error.to_string())?;
+        let descriptor = open.descriptor().clone();
+        let volume = open.volume();
+        if let Some(sequence) = done.sequence {
+            core.note(volume, shard, replica, sequence, done.position.index);
+        }
+        self.checks.has_descriptor(place, life, &descriptor);
+        let mut membership = Vec::new();
+        for entry in done.entries {
+            let waiting = tickets.remove(&entry.index).unwrap_or_default();
+            if let Some(descriptor) = entry.membership {
+                membership.push(ConfOutcome { index: entry.index, descriptor });
+            } else {
+                if !waiting.is_empty() {
+                    self.checks.acknowledged(&descriptor, entry.index);
+                }
+                for (ticket, outcome) in waiting.into_iter().zip(entry.commands) {
+                    self.answer_command(place, ticket, outcome);
+                }
+            }
+        }
+        self.feed(place, applied(shard, replica, done.position, membership));
+        Ok(())
+    }
+
+    fn answer_command(&mut self, place: Place, ticket: Ticket, outcome: CommandOutcome) {
+        match (ticket, outcome) {
+            (Ticket::Ask { client, attempt, .. }, CommandOutcome::Written(mut outcomes)) => {
+                if let Some(outcome) = outcomes.pop() {
+                    let result = outcome.map(Found::Written);
+                    self.send(place, client, Packet::Answer { attempt, result });
+                }
+            }
+            (Ticket::Register { caller }, CommandOutcome::Controlled(result)) => {
+                if let Ok(ControlResponse::Registered(node, _)) = decode_result(&result) {
+                    self.send(place, caller, Packet::Reply(Reply::Registered(node)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A read may be served: from the engine as it is now.
+    fn serve_read(&mut self, place: Place, shard: ShardId, ticket: Ticket) {
+        let Ticket::Ask { client, attempt, ask: Ask::Get { epoch, key } } = ticket else { return };
+        let process = &self.processes[place];
+        let wall_ms = process.now(self.now_us).wall_ms;
+        let Some(open) = process.core.as_ref().and_then(|core| core.shards.get(&shard)) else {
+            return;
+        };
+        let read = open.engine_snapshot().map_err(|error| error.to_string()).and_then(|snapshot| {
+            let view = View::new(&*snapshot, open.replica()).map_err(|error| error.to_string())?;
+            match view.get(epoch, &key, wall_ms) {
+                Ok(read) => {
+                    Ok(Ok(Found::Record(read.record.map(|record| (record.value, record.version)))))
+                }
+                Err(kvdb_shard::ReadError::Refused(refusal)) => Ok(Err(refusal)),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        match read {
+            Ok(result) => self.send(place, client, Packet::Answer { attempt, result }),
+            Err(problem) => self.checks.violations.push(problem),
+        }
+    }
+
+    fn refuse(&mut self, place: Place, shard_id: ShardId, ticket: Ticket, why: Rejection) {
+        let Ticket::Ask { client, attempt, .. } = ticket else {
+            if let Ticket::Register { caller } = ticket {
+                self.send(place, caller, Packet::Reply(Reply::NotLeader));
+            }
+            return;
+        };
+        let refusal = match why {
+            Rejection::NotLeader(leader) => Refusal::NotLeader {
+                shard_id,
+                leader_hint: leader.and_then(|node| self.address_of(place, node)),
+            },
+            Rejection::NoSuchShard | Rejection::Superseded => {
+                Refusal::NotLeader { shard_id, leader_hint: None }
+            }
+            Rejection::Unavailable => {
+                Refusal::ShardUnavailable { shard_id, reason: "leadership is being handed over" }
+            }
+            Rejection::Overloaded => {
+                Refusal::Overloaded { what: "the shard's log", retry_after_ms: 20 }
+            }
+            Rejection::InvalidMembership => return,
+            Rejection::OutcomeUnknown => Refusal::OutcomeUnknown { reason: "leadership was lost" },
+        };
+        self.send(place, client, Packet::Answer { attempt, result: Err(refusal) });
+    }
+
+    // ---- maintenance --------------------------------------------------------------------
+
+    /// Flushes something, now and then only a part of what was written.
+    pub(crate) fn maintain(&mut self, place: Place) {
+        let life = self.processes[place].life;
+        let after_us = self.dice.between(50_000, 600_000);
+        self.schedule(after_us, Event::Maintain { place, life });
+        let engine = self.processes[place].engine.clone();
+        let Some(core) = &mut self.processes[place].core else { return };
+        let volumes = core.noted_volumes();
+        let Some(volume) = volumes.get(self.dice.below(volumes.len() as u64) as usize) else {
+            return;
+        };
+        let Ok(through) = engine.flush(*volume) else {
+            core.forget_volume(*volume);
+            return;
+        };
+        for (shard, replica, applied) in core.flushed(*volume, through) {
+            self.feed(place, Input::Flushed { shard, replica, applied });
+        }
+    }
+
+    fn drop_volume(&mut self, place: Place, volume: VolumeId) {
+        if let Some(core) = &mut self.processes[place].core {
+            core.forget_volume(volume);
+        }
+        // A volume in memory is always gone when it is deleted.
+        let _ = self.processes[place].engine.delete_volume(volume);
+    }
+
+    // ---- snapshots ----------------------------------------------------------------------
+
+    fn take_snapshot(&mut self, place: Place, shard: ShardId, to: ReplicaId) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        let Some(open) = core.shards.get(&shard) else { return };
+        let Ok(snapshot) = open.engine_snapshot() else { return };
+        let Ok(writer) = SnapshotWriter::new(snapshot, open.replica()) else { return };
+        let position = writer.position();
+        let descriptor = writer.descriptor().clone();
+        let last_version = writer.last_version();
+        let mut chunks = Vec::new();
+        let written = writer.write(|chunk| {
+            chunks.push(chunk);
+            true
+        });
+        if written.is_ok() {
+            let taken = Taken { descriptor: descriptor.clone(), last_version, chunks };
+            core.taken.insert((shard, to), taken);
+            self.feed_later(place, Input::SnapshotTaken { shard, to, position, descriptor });
+        }
+    }
+
+    fn stream(
+        &mut self,
+        place: Place,
+        shard: ShardId,
+        to_node: NodeId,
+        to: ReplicaId,
+        message: kvdb_replication::message::Message,
+    ) {
+        let transfer = self.next_transfer;
+        self.next_transfer += 1;
+        let life = self.processes[place].life;
+        let Some(from_node) = self.processes[place].node_id else { return };
+        let target = self.place_of(place, to_node);
+        let Some(core) = &mut self.processes[place].core else { return };
+        core.streaming.insert(transfer, (shard, to));
+        let taken = core.taken.remove(&(shard, to));
+        if let (Some(taken), Some(target)) = (taken, target) {
+            let snapshot = Snapshot {
+                transfer,
+                shard,
+                from_node,
+                to,
+                message,
+                descriptor: taken.descriptor,
+                last_version: taken.last_version,
+                chunks: taken.chunks,
+            };
+            self.send(place, target, Packet::Snapshot(Box::new(snapshot)));
+        }
+        self.schedule(TRANSFER_TIMEOUT_US, Event::TransferTimeout { place, life, transfer });
+    }
+
+    pub(crate) fn transferred(&mut self, place: Place, transfer: u64, delivered: bool) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        if let Some((shard, to)) = core.streaming.remove(&transfer) {
+            self.feed(place, Input::SnapshotSent { shard, to, delivered });
+        }
+    }
+
+    fn ingest(&mut self, place: Place, snapshot: Snapshot) -> bool {
+        let engine = self.processes[place].engine.clone();
+        let Some(core) = &mut self.processes[place].core else { return false };
+        let volume = core.fresh_volume();
+        let mut items = ChunkReader::new(snapshot.chunks.into_iter(), snapshot.to);
+        if let Err(error) = engine.ingest_volume(volume, &mut items) {
+            self.checks.violations.push(format!("a good snapshot is refused: {error}"));
+            return false;
+        }
+        self.tell(|world| {
+            let name = &world.processes[place].name;
+            format!("{name} takes in a snapshot of shard {}", snapshot.shard)
+        });
+        *self.faults.entry("snapshot").or_default() += 1;
+        self.feed_later(
+            place,
+            Input::SnapshotIngested {
+                from_node: snapshot.from_node,
+                shard: snapshot.shard,
+                message: snapshot.message,
+                descriptor: snapshot.descriptor,
+                last_version: snapshot.last_version,
+                volume,
+            },
+        );
+        true
+    }
+
+    /// For an input that follows from an effect: the host is given it before anything else
+    /// happens, and its effects are carried out with the others'.
+    fn feed_later(&mut self, place: Place, input: Input<Ticket>) {
+        let now = self.processes[place].now(self.now_us);
+        let Some(core) = &mut self.processes[place].core else { return };
+        core.host.step(now, input);
+        let effects = core.host.drain(now);
+        for effect in effects {
+            self.carry_out(place, effect);
+        }
+    }
+
+    // ---- who is where -------------------------------------------------------------------
+
+    /// Where a peer is, so far as a process knows.
+    pub(crate) fn place_of(&self, place: Place, node: NodeId) -> Option<Place> {
+        if self.processes[place].is_coordinator {
+            return Some(node.0 as usize - 1);
+        }
+        crate::node::place_at(&self.address_of(place, node)?)
+    }
+
+    fn address_of(&self, place: Place, node: NodeId) -> Option<String> {
+        let core: &Core = self.processes[place].core.as_ref()?;
+        core.cache.map().nodes.get(&node).map(|record| record.address.clone())
+    }
+}
+
+fn applied(
+    shard: ShardId,
+    replica: ReplicaId,
+    position: LogPosition,
+    membership: Vec<ConfOutcome>,
+) -> Input<Ticket> {
+    Input::Applied { shard, replica, position, membership }
+}

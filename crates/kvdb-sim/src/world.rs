@@ -1,0 +1,335 @@
+//! The world: one queue of events, one thread, one seed.
+
+use crate::checks::Checks;
+use crate::client::Client;
+use crate::dice::Dice;
+use crate::faults::Fault;
+use crate::network::{Network, Place};
+use crate::packet::Packet;
+use crate::process::{Process, Ticket};
+use kvdb_checker::{History, Recorder};
+use kvdb_control::Liveness;
+use kvdb_model::NodeId;
+use kvdb_replication::Input;
+use rustc_hash::FxHasher;
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+
+pub(crate) const COORDINATORS: usize = 3;
+pub(crate) const NODES: usize = 3;
+pub(crate) const PROCESSES: usize = COORDINATORS + NODES;
+pub(crate) const CLIENTS: usize = 5;
+pub(crate) const SHARDS: u32 = 4;
+
+const TICK_US: u64 = 10_000;
+/// Lines of the trace that are kept for a failure.
+const TRACE_LINES: usize = 400;
+
+/// Something that happens at a moment.
+pub(crate) enum Event {
+    Tick {
+        place: Place,
+    },
+    /// The log thread is done with its batch.
+    Synced {
+        place: Place,
+        life: u64,
+    },
+    /// The apply thread takes its next task.
+    Apply {
+        place: Place,
+        life: u64,
+    },
+    /// The maintenance thread looks around.
+    Maintain {
+        place: Place,
+        life: u64,
+    },
+    /// A node speaks to the coordinators, a coordinator looks after its duties.
+    Duty {
+        place: Place,
+        life: u64,
+    },
+    Deliver {
+        from: Place,
+        to: Place,
+        packet: Packet,
+    },
+    /// Nobody has said whether a snapshot arrived.
+    TransferTimeout {
+        place: Place,
+        life: u64,
+        transfer: u64,
+    },
+    Restart {
+        place: Place,
+    },
+    Resume {
+        place: Place,
+    },
+    /// A client begins, tries again, or gives an attempt up.
+    Begin {
+        client: usize,
+    },
+    Retry {
+        client: usize,
+        attempt: u64,
+    },
+    GiveUp {
+        client: usize,
+        attempt: u64,
+    },
+    Refresh {
+        client: usize,
+    },
+    /// The next disturbance.
+    Disturb,
+    Undo(Fault),
+}
+
+impl Event {
+    /// The process that it happens to.
+    fn place(&self) -> Option<Place> {
+        match self {
+            Event::Synced { place, .. }
+            | Event::Apply { place, .. }
+            | Event::Maintain { place, .. }
+            | Event::Duty { place, .. }
+            | Event::TransferTimeout { place, .. } => Some(*place),
+            Event::Deliver { to, .. } if *to < PROCESSES => Some(*to),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) now_us: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    pub(crate) dice: Dice,
+    pub(crate) network: Network,
+    pub(crate) processes: Vec<Process>,
+    /// What each coordinator has heard of the nodes.
+    pub(crate) liveness: Vec<Liveness>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) recorder: Recorder,
+    pub(crate) checks: Checks,
+    /// Whether faults still happen.
+    pub(crate) stormy: bool,
+    pub(crate) next_transfer: u64,
+    /// Whether a node's volume was lost already: the shard would not survive a second.
+    pub(crate) volume_lost: bool,
+    /// How often each kind of fault happened.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
+    trace: Vec<String>,
+    traces: bool,
+    digest: FxHasher,
+    steps: u64,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, traces: bool) -> Self {
+        let coordinator =
+            |id: usize| Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)));
+        let node = |id: usize| Process::new(format!("n{}", id + 1), false, None);
+        let mut world = World {
+            now_us: 0,
+            events: BTreeMap::new(),
+            next_event: 0,
+            dice: Dice::new(seed),
+            network: Network::default(),
+            processes: (0..COORDINATORS).map(coordinator).chain((0..NODES).map(node)).collect(),
+            liveness: (0..COORDINATORS).map(|_| Liveness::default()).collect(),
+            clients: Vec::new(),
+            recorder: Recorder::new(),
+            checks: Checks::default(),
+            stormy: true,
+            next_transfer: 1,
+            volume_lost: false,
+            faults: BTreeMap::new(),
+            trace: Vec::new(),
+            traces,
+            digest: FxHasher::default(),
+            steps: 0,
+        };
+        world.network.heal();
+        for client in 0..CLIENTS {
+            let seed = world.dice.any();
+            world.clients.push(Client::new(client, seed));
+            world.schedule(1000, Event::Begin { client });
+            world.schedule(500, Event::Refresh { client });
+        }
+        for place in 0..PROCESSES {
+            let offset = world.dice.below(TICK_US);
+            world.schedule(offset, Event::Tick { place });
+            world.processes[place].clock.drift_ppm = world.dice.between(0, 1000) as i64 - 500;
+            world.boot(place);
+        }
+        world.schedule(2_000_000, Event::Disturb);
+        world
+    }
+
+    pub(crate) fn schedule(&mut self, after_us: u64, event: Event) {
+        self.next_event += 1;
+        self.events.insert((self.now_us + after_us, self.next_event), event);
+    }
+
+    /// Lets time pass up to a moment, or until something is wrong.
+    pub(crate) fn run_until(&mut self, end_us: u64) {
+        while self.checks.violations.is_empty()
+            && let Some(first) = self.events.first_entry()
+            && first.key().0 <= end_us
+        {
+            let ((at_us, _), event) = first.remove_entry();
+            self.now_us = at_us;
+            self.steps += 1;
+            self.happen(event);
+        }
+        self.now_us = self.now_us.max(end_us);
+    }
+
+    fn happen(&mut self, event: Event) {
+        if let Some(place) = event.place()
+            && self.processes[place].paused
+        {
+            // A stopped process has its packets and timers when it goes on.
+            self.processes[place].inbox.push(event);
+            return;
+        }
+        match event {
+            Event::Tick { place } => {
+                self.schedule(TICK_US, Event::Tick { place });
+                if !self.processes[place].paused {
+                    self.feed(place, Input::Tick);
+                }
+            }
+            Event::Synced { place, life } if self.lives(place, life) => self.synced(place),
+            Event::Apply { place, life } if self.lives(place, life) => self.apply_next(place),
+            Event::Maintain { place, life } if self.lives(place, life) => self.maintain(place),
+            Event::Duty { place, life } if self.lives(place, life) => self.duty(place),
+            Event::Deliver { from, to, packet } => self.deliver(from, to, packet),
+            Event::TransferTimeout { place, life, transfer } if self.lives(place, life) => {
+                self.transferred(place, transfer, false);
+            }
+            Event::Restart { place } => self.boot(place),
+            Event::Resume { place } => self.resume(place),
+            Event::Begin { client } => self.begin(client),
+            Event::Retry { client, attempt } => self.retry(client, attempt),
+            Event::GiveUp { client, attempt } => self.give_up(client, attempt),
+            Event::Refresh { client } => self.refresh(client),
+            Event::Disturb => self.disturb(),
+            Event::Undo(fault) => self.undo(fault),
+            // Meant for an earlier life.
+            _ => {}
+        }
+    }
+
+    pub(crate) fn lives(&self, place: Place, life: u64) -> bool {
+        self.processes[place].life == life
+    }
+
+    fn deliver(&mut self, from: Place, to: Place, packet: Packet) {
+        if to >= PROCESSES {
+            self.client_hears(to - PROCESSES, packet);
+        } else if self.processes[to].core.is_some() || self.waits_for_id(to) {
+            self.hear(from, to, packet);
+        }
+    }
+
+    /// Sends a packet, which may be lost, late, doubled.
+    pub(crate) fn send(&mut self, from: Place, to: Place, packet: Packet) {
+        for delay_us in self.network.delays(&mut self.dice, from, to) {
+            self.schedule(delay_us, Event::Deliver { from, to, packet: packet.clone() });
+        }
+    }
+
+    /// Starts a process from its disk.
+    pub(crate) fn boot(&mut self, place: Place) {
+        if self.processes[place].core.is_some() {
+            return;
+        }
+        let first = self.processes[place].life == 0;
+        let seed = self.dice.any();
+        let process = &mut self.processes[place];
+        if process.node_id.is_none() {
+            // A new node: it has to register first.
+            process.life += 1;
+        } else if let Err(problem) = process.start(seed) {
+            let problem = format!("{} refuses to start: {problem}", process.name);
+            self.checks.violations.push(problem);
+            return;
+        }
+        let life = self.processes[place].life;
+        self.tell(|world| format!("{} starts", world.processes[place].name));
+        self.note_durable(place);
+        if self.processes[place].is_coordinator && first {
+            self.found_coordinators(place);
+        }
+        let after_us = self.dice.below(20_000);
+        self.schedule(after_us, Event::Duty { place, life });
+        self.schedule(100_000, Event::Maintain { place, life });
+        self.settle(place);
+    }
+
+    /// Ends a process; it comes back after a while.
+    pub(crate) fn crash(&mut self, place: Place, power: bool) {
+        if self.processes[place].core.is_none() {
+            return;
+        }
+        let seed = self.dice.any();
+        self.processes[place].crash(power.then_some(seed));
+        let how = if power { "loses power" } else { "is killed" };
+        self.tell(|world| format!("{} {how}", world.processes[place].name));
+    }
+
+    fn resume(&mut self, place: Place) {
+        if !std::mem::take(&mut self.processes[place].paused) {
+            return;
+        }
+        self.tell(|world| format!("{} goes on", world.processes[place].name));
+        for event in std::mem::take(&mut self.processes[place].inbox) {
+            self.happen(event);
+        }
+    }
+
+    /// Gives a process's host an input, and carries out what follows.
+    pub(crate) fn feed(&mut self, place: Place, input: Input<Ticket>) {
+        let now_us = self.now_us;
+        let process = &mut self.processes[place];
+        let now = process.now(now_us);
+        let Some(core) = &mut process.core else { return };
+        core.host.step(now, input);
+        self.settle(place);
+    }
+
+    /// Adds a line to the trace and to its digest.
+    pub(crate) fn tell(&mut self, line: impl FnOnce(&World) -> String) {
+        (self.now_us, self.steps).hash(&mut self.digest);
+        let line = line(self);
+        line.hash(&mut self.digest);
+        self.trace.push(format!("{:>12.3} {line}", self.now_us as f64 / 1000.0));
+        if !self.traces && self.trace.len() > 2 * TRACE_LINES {
+            let cut = self.trace.len() - TRACE_LINES;
+            self.trace.drain(..cut);
+        }
+    }
+
+    pub(crate) fn trace(&self) -> &[String] {
+        &self.trace
+    }
+
+    /// Changes if anything in the world's history does.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut digest = self.digest.clone();
+        (self.now_us, self.steps).hash(&mut digest);
+        digest.finish()
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(crate) fn history(&self) -> &History {
+        self.recorder.history()
+    }
+}
