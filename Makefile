@@ -2,9 +2,9 @@
 
 KVDB ?= target/release/kvdb
 SHARDS ?= 8
-PROFILE ?= release
+SEEDS ?= 1000
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -14,6 +14,7 @@ help:
 	@echo "wipe-data       stop the cluster and remove its data and logs"
 	@echo "smoke-test      put, get, scan and delete against the running cluster"
 	@echo "test            everything that CI tests"
+	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
 	@echo "verify          formatting, lints and docs, without editing anything"
 	@echo "fix             format and apply lint fixes"
 
@@ -37,6 +38,10 @@ smoke-test:
 
 test:
 	@scripts/test.sh
+
+sim:
+	cargo build --release --locked -p kvdb-sim
+	@target/release/kvdb-sim $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS))
 
 verify:
 	cargo fmt --all --check

@@ -21,6 +21,8 @@ const COUNTERS: u64 = 2;
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
+/// Of 1000 attempts, how many go to any node.
+const STRAYING: u64 = 50;
 const REFRESH_US: u64 = 200_000;
 const LONGEST_THOUGHT_US: u64 = 30_000;
 const VALID_MS: u64 = 5 * 60 * 1000;
@@ -180,6 +182,11 @@ impl World {
         client.attempt += 1;
         let attempt = client.attempt;
         let Some(current) = &mut client.current else { return };
+        // Now and then a gateway holds an old map, or a node's word is old.
+        if client.dice.chance(STRAYING) {
+            let nodes: Vec<NodeId> = client.cache.map().nodes.keys().copied().collect();
+            current.at = nodes.get(client.dice.below(nodes.len() as u64) as usize).copied();
+        }
         let route = client.routes.route(&current.routing_key, current.avoid).map(|route| {
             match current.at.take() {
                 Some(node) => (node, client.routes.address(node).cloned(), route),
