@@ -74,7 +74,7 @@ impl<T> Group<T> {
             self.lease.reset();
             self.raw.mut_store().retract_all_snapshots();
             self.snapshot_pending = false;
-            self.begin_grace(config);
+            self.begin_grace(config, out);
         }
         if led != leads || seen.term != known.term || seen.leader != known.leader {
             out.effects.push(Effect::RoleChanged(self.status()));
@@ -83,11 +83,15 @@ impl<T> Group<T> {
 
     /// Proposals of a leadership that is over: if the others have moved on, the next leader's
     /// entries will show within moments what became of them, so their waiters get a little time.
-    fn begin_grace(&mut self, config: &HostConfig) {
-        if let Some(oldest) = self.proposals.oldest_term()
-            && self.reigning_term() != Some(oldest)
-            && self.grace_ticks.is_none()
-        {
+    ///
+    /// It ends when this replica leads again: its log may be shorter than it was, and who waits
+    /// must be in the order of the log.
+    fn begin_grace(&mut self, config: &HostConfig, out: &mut Outbox<T>) {
+        let Some(oldest) = self.proposals.oldest_term() else { return };
+        if self.is_leader() {
+            self.grace_ticks = Some(0);
+            self.end_grace(out);
+        } else if self.grace_ticks.is_none() {
             let succeeded = self.term() > oldest;
             self.grace_ticks = Some(if succeeded { config.election_ticks } else { 0 });
         }
@@ -96,13 +100,10 @@ impl<T> Group<T> {
     fn end_grace(&mut self, out: &mut Outbox<T>) {
         if self.grace_ticks == Some(0) {
             self.grace_ticks = None;
-            let tickets = self.proposals.drain_proposed_except(self.reigning_term());
+            let reigning = self.is_leader().then(|| self.term());
+            let tickets = self.proposals.drain_proposed_except(reigning);
             out.refuse(self.shard, tickets, Rejection::OutcomeUnknown);
         }
-    }
-
-    fn reigning_term(&self) -> Option<Term> {
-        self.is_leader().then(|| self.term())
     }
 
     /// Tells those whose command is in no log.

@@ -148,6 +148,40 @@ fn a_waiter_of_a_deposed_leader_is_not_left_waiting() {
 }
 
 #[test]
+fn waiters_of_an_earlier_and_longer_log_do_not_disturb_those_of_the_present_one() {
+    let mut world = World::with_leader(3);
+    world.run_ms(100);
+    world.isolate(1);
+    let early: Vec<usize> =
+        (0..10).flat_map(|number| world.write_all(1, &[&format!("w{number}")])).collect();
+    world.run_ms(1);
+    world.pause(1);
+    world.run_until("a new leader", 700, |world| world.leader(SHARD).is_some());
+    let leader = world.leader(SHARD).unwrap();
+    world.write(leader, "b");
+    world.run_ms(10);
+    world.heal();
+    world.run_ms(200);
+    world.resume(1);
+    world.run_ms(5);
+    // Its log is shorter now than what its clients still wait for.
+    world.transfer(leader, 1);
+    world.run_until("n1 leads again", 100, |world| world.leader(SHARD) == Some(1));
+    let late: Vec<usize> =
+        (0..5).flat_map(|number| world.write_all(1, &[&format!("x{number}")])).collect();
+    world.run_ms(50);
+    for ticket in early {
+        assert!(matches!(
+            world.outcome(ticket),
+            Some(Outcome::Refused(Rejection::Superseded | Rejection::OutcomeUnknown))
+        ));
+    }
+    for ticket in late {
+        assert!(matches!(world.outcome(ticket), Some(Outcome::Written(_))));
+    }
+}
+
+#[test]
 fn a_follower_refuses_and_names_the_leader() {
     let mut world = World::with_leader(3);
     let write = world.write(2, "a");

@@ -50,10 +50,10 @@ impl Checks {
         }
     }
 
-    /// A client was told that a write isn't and won't be carried out.
-    pub fn denied(&mut self, word: &str) {
-        assert!(!self.applied_words.contains(word), "{word:?} was applied and yet refused");
+    /// A client is told that a write isn't and won't be carried out. Returns whether that may be.
+    pub fn deny(&mut self, word: &str) -> bool {
         self.denied_words.insert(word.to_owned());
+        !self.applied_words.contains(word)
     }
 
     pub fn known(&self, shard: ShardId) -> u64 {
@@ -96,11 +96,17 @@ pub fn assert_durable(durable: &Records, written: &Records, message: &Message) {
         MessageType::MsgAppendResponse if !message.reject => {
             let index = LogIndex(message.index);
             let view = &written.replicas[&ReplicaId(message.from)];
-            let overtaken = view.hard_state.term > term || index < view.start.index;
-            let same = index <= log.start.index
-                || log.term_at(index).is_some()
-                    && (overtaken || log.term_at(index) == view.term_at(index));
-            assert!(same, "entries up to {index} were acknowledged before they were durable");
+            // What a later term has overwritten since was true when it was said; the later term
+            // itself must be durable then.
+            let overtaken = state.term > term;
+            let compacted = index <= log.start.index || index < view.start.index;
+            let held = log.term_at(index).is_some() && log.term_at(index) == view.term_at(index);
+            let same = overtaken || compacted || held;
+            assert!(
+                same,
+                "entries up to {index} were acknowledged before they were durable: {message:?}, \
+                 durable {log:?}, written {view:?}"
+            );
         }
         _ => {}
     }

@@ -31,7 +31,9 @@ impl World {
             }
             self.run_ms(1);
         }
-        panic!("not within {limit_ms} ms: {what}\n{}", self.trace());
+        let hosts = self.nodes.values().filter_map(|node| node.host.as_ref());
+        let statuses: Vec<GroupStatus> = hosts.flat_map(|host| host.statuses()).collect();
+        panic!("not within {limit_ms} ms: {what}\n{}{statuses:#?}", self.trace());
     }
 
     fn next_event_before(&mut self, end_us: u64) -> Option<((u64, u64), Event)> {
@@ -361,7 +363,12 @@ impl World {
         if let Question::Write(word) = &asked.question
             && why != Rejection::OutcomeUnknown
         {
-            self.checks.denied(&word.clone());
+            let word = word.clone();
+            assert!(
+                self.checks.deny(&word),
+                "n{id} refuses {word} ({why:?}), and it was applied\n{}",
+                self.trace()
+            );
         }
         self.answer(ticket, Outcome::Refused(why));
     }
