@@ -4,18 +4,39 @@
 //!
 //! - **Published numbers** (`volume`): each batch takes one number from the tree's counter and is
 //!   published when it is complete. Reads go through a published number, so none sees half a batch.
-//! - **Sealing**: a memtable is only sealed between batches, so a flush takes whole ones.
-//! - **What may be forgotten**: versions below the oldest open snapshot, or the published number.
-//! - **Manifest** (`manifest`): the library writes a checksum of it and doesn't check it; we do,
-//!   before a volume is opened.
-//! - **Flushing** (`lsm`): one budget for the memtables of all volumes and an age limit, so that
-//!   the write-ahead log stays short. Where flushing falls behind, writes wait, for a bounded time.
+//! - **Sealing** (`volume`): a memtable is only sealed between batches, so a flush takes whole ones.
+//! - **What may be forgotten** (`view`): history that no open snapshot needs; a snapshot that is
+//!   held for long holds on to its own version alone.
+//! - **Checks** (`manifest`): the library doesn't check the checksum of its manifest, nor of a
+//!   table's contents before it believes them; we do, before a volume is opened.
+//! - **Flushing** (`maintain`, `budget`): one budget for the memtables of all volumes and an age
+//!   limit, so that the write-ahead log stays short. Where flushing or compacting falls behind,
+//!   writes wait, for a bounded time that is counted.
+//! - **Compacting** (`filter`): at a bounded rate, giving way to flushes, leaving out what was
+//!   dropped.
 //!
-//! On disk: `ENGINE` (magic and format), `volumes/<id>/` for each volume. A name that starts with
-//! `tmp-` or `gone-` is what an interrupted creation or deletion left; it is removed at the start.
+//! On disk: `ENGINE` (magic and format), and `volumes/<id>/` for each volume. `volumes/tmp-<id>/`
+//! is one that was being made, a folder with a file `gone` one that was deleted; both are removed
+//! when the engine is opened.
+//!
+//! Not here: a journal (the write-ahead log is the only one), and room for what is to be flushed
+//! (the node reserves it before the disk is full). An i/o error of a flush or compaction means
+//! that the process should stop.
 
-mod lsm;
+mod budget;
+mod config;
+mod engine;
+mod error;
+mod files;
+mod filter;
+mod format;
+mod maintain;
 mod manifest;
+mod open;
+mod view;
 mod volume;
 
-pub use lsm::{DamagedVolume, LsmConfig, LsmEngine, LsmError};
+pub use config::LsmConfig;
+pub use engine::LsmEngine;
+pub use error::LsmError;
+pub use open::DamagedVolume;

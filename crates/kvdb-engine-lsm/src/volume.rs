@@ -1,128 +1,184 @@
-//! One volume: a tree, and the numbers by which it is read.
+//! One volume: a tree, and the numbers by which it is written and read.
+//!
+//! The library takes numbers of its own from the same counter (one for each flush and compaction)
+//! and would make them visible at once, past a batch that is being written. So visibility is ours:
+//! a batch takes a number, is written, and is published; what the library took is published
+//! between batches.
+//!
+//! Locks, in the order in which they are taken: `compacting`, the library's flush lock, `writer`,
+//! then those of the views.
 
+use crate::budget::{Budget, Counts};
+use crate::config::MOST_RUNS;
+use crate::view::{Views, bounds};
 use bytes::Bytes;
-use kvdb_engine::{Batch, EngineError, Item, SequenceNumber, Snapshot, VolumeStats};
+use kvdb_engine::{Batch, EngineError, SequenceNumber, VolumeStats};
 use kvdb_model::{KeyRange, VolumeId};
-use lsm_tree::{AbstractTree, AnyTree, Guard, SequenceNumberCounter};
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use lsm_tree::compaction::Leveled;
+use lsm_tree::{AbstractTree, InternalValue, SequenceNumberCounter, Tree, ValueType};
+use parking_lot::{Mutex, RwLock};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
+
+/// Size of the tables that compactions write.
+const TABLE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What a volume shares with the engine that it is in.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) strategy: Arc<Leveled>,
+}
+
+/// Ranges that nobody reads any more; compactions remove what is inside.
+pub(crate) type Dropped = Arc<RwLock<Vec<KeyRange>>>;
 
 pub(crate) struct Volume {
     pub(crate) id: VolumeId,
-    path: PathBuf,
-    tree: AnyTree,
+    pub(crate) path: PathBuf,
+    pub(crate) tree: Tree,
+    pub(crate) views: Views,
+    common: Common,
     /// Given out to batches, and by the tree to its own changes.
     counter: SequenceNumberCounter,
     /// Held while a batch is written, a memtable is sealed or a number is published.
     writer: Mutex<()>,
-    /// Reads see numbers below this.
-    published: AtomicU64,
     /// All batches with numbers below this survive a crash.
     flushed: AtomicU64,
-    memtable_bytes: AtomicU64,
+    memory: Memory,
     /// When the oldest change that isn't flushed was written.
     oldest: Mutex<Option<Instant>>,
-    /// Open snapshots by published number.
-    open: Mutex<BTreeMap<u64, usize>>,
-    /// Deleted: its files go with the last reader.
-    gone: AtomicBool,
+    level0_runs: AtomicUsize,
+    /// One compaction at a time.
+    compacting: Mutex<()>,
+    /// Something changed since compaction last had nothing to do.
+    restless: AtomicBool,
+    dropped: Dropped,
+    /// How many of `dropped` have been freed.
+    freed: AtomicUsize,
+}
+
+/// Bytes of this volume in the common budget.
+#[derive(Default)]
+struct Memory {
+    active: AtomicU64,
+    sealed: AtomicU64,
 }
 
 impl Volume {
     pub(crate) fn new(
         id: VolumeId,
         path: PathBuf,
-        tree: AnyTree,
-        counter: SequenceNumberCounter,
+        (tree, counter): (Tree, SequenceNumberCounter),
+        dropped: Dropped,
+        common: Common,
     ) -> Self {
         let next = tree.get_highest_persisted_seqno().map_or(1, |highest| highest + 1);
         counter.fetch_max(next);
         Volume {
             id,
             path,
-            tree,
-            published: AtomicU64::new(counter.get()),
+            views: Views::new(counter.get()),
             flushed: AtomicU64::new(counter.get()),
+            level0_runs: AtomicUsize::new(tree.l0_run_count()),
+            tree,
+            common,
             counter,
             writer: Mutex::new(()),
-            memtable_bytes: AtomicU64::new(0),
+            memory: Memory::default(),
             oldest: Mutex::new(None),
-            open: Mutex::new(BTreeMap::new()),
-            gone: AtomicBool::new(false),
+            compacting: Mutex::new(()),
+            restless: AtomicBool::new(true),
+            dropped,
+            freed: AtomicUsize::new(0),
         }
     }
 
     pub(crate) fn error(&self, error: lsm_tree::Error) -> EngineError {
-        match error {
-            lsm_tree::Error::Io(source) => {
-                EngineError::Io { place: self.path.display().to_string(), source }
-            }
-            other => EngineError::Damaged { volume: self.id, what: other.to_string() },
-        }
+        crate::error::of_tree(self.id, &self.path, error)
     }
 
-    /// Returns the batch's number and how many bytes the memtable has grown by.
-    pub(crate) fn write(&self, batch: Batch) -> (SequenceNumber, u64) {
+    /// Writes a batch whose keys have been checked. Returns its number, and whether it brought the
+    /// memtables over their budget.
+    pub(crate) fn write(&self, batch: Batch) -> (SequenceNumber, bool) {
         let _writer = self.writer.lock();
+        // Sealed only under the writer lock: one memtable takes the whole batch.
+        let memtable = self.tree.active_memtable();
         let sequence = self.counter.next();
         let mut grown = 0;
-        for (key, value) in last_changes(batch.changes) {
-            let (size, _) = match value {
-                Some(value) => self.tree.insert(key, value, sequence),
-                None => self.tree.remove(key, sequence),
+        for (key, value) in batch.changes {
+            // Of two changes of a key the second takes the place of the first.
+            let (kind, value) = match value {
+                Some(value) => (ValueType::Value, value),
+                None => (ValueType::Tombstone, Bytes::new()),
             };
-            grown += size;
+            let change = InternalValue::from_components(key, value, sequence, kind);
+            grown += memtable.insert(change).0;
         }
-        self.memtable_bytes.fetch_add(grown, Ordering::Relaxed);
+        self.memory.active.fetch_add(grown, Ordering::Relaxed);
+        let over = self.common.budget.take(grown);
         self.oldest.lock().get_or_insert_with(Instant::now);
-        self.published.store(sequence + 1, Ordering::Release);
-        (SequenceNumber(sequence), grown)
+        self.views.publish(sequence + 1);
+        (SequenceNumber(sequence), over)
     }
 
-    pub(crate) fn snapshot(self: &Arc<Self>) -> LsmSnapshot {
-        let mut open = self.open.lock();
-        let at = self.published.load(Ordering::Acquire);
-        *open.entry(at).or_default() += 1;
-        drop(open);
-        LsmSnapshot { volume: self.clone(), at }
-    }
-
-    /// Below this no version is needed that has a younger one.
-    fn watermark(&self) -> u64 {
-        let open = self.open.lock();
-        let published = self.published.load(Ordering::Acquire);
-        open.keys().next().copied().unwrap_or(published).min(published)
-    }
-
+    /// Makes all complete batches durable. At too many runs it compacts first, unless it is called
+    /// from within a compaction; see [`Volume::is_crowded`].
     pub(crate) fn flush(&self) -> Result<SequenceNumber, EngineError> {
-        let through = {
-            let lock = self.tree.get_flush_lock();
-            let through = {
-                let _writer = self.writer.lock();
-                self.tree.rotate_memtable();
-                self.memtable_bytes.store(0, Ordering::Relaxed);
-                *self.oldest.lock() = None;
-                self.published.load(Ordering::Acquire)
-            };
-            self.tree.flush(&lock, self.watermark()).map_err(|error| self.error(error))?;
-            through
-        };
+        while self.is_crowded() && self.compact()? {}
+        self.flush_only()
+    }
+
+    /// So many runs that no flush may add one.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.level0_runs() >= MOST_RUNS
+    }
+
+    pub(crate) fn flush_only(&self) -> Result<SequenceNumber, EngineError> {
+        let flushing = self.tree.get_flush_lock();
+        let (through, bytes) = self.seal();
+        let forget = self.views.release(&self.tree);
+        if self.tree.flush(&flushing, forget).map_err(|error| self.error(error))?.is_some() {
+            self.common.counts.flushed();
+            self.restless.store(true, Ordering::Release);
+        }
+        self.memory.sealed.fetch_sub(bytes, Ordering::Relaxed);
+        self.common.budget.give_back(bytes);
         self.flushed.fetch_max(through, Ordering::AcqRel);
+        drop(flushing);
         self.settle()?;
         Ok(SequenceNumber(through.saturating_sub(1)))
     }
 
-    pub(crate) fn compact(
-        &self,
-        strategy: Arc<lsm_tree::compaction::Leveled>,
-    ) -> Result<(), EngineError> {
-        self.tree.compact(strategy, self.watermark()).map_err(|error| self.error(error))?;
-        self.settle()
+    /// Seals the memtable, between two batches. Returns the number below which everything is in
+    /// sealed memtables or on disk, and the bytes that were sealed.
+    fn seal(&self) -> (u64, u64) {
+        let _writer = self.writer.lock();
+        self.tree.rotate_memtable();
+        let bytes = self.memory.active.swap(0, Ordering::Relaxed);
+        self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);
+        *self.oldest.lock() = None;
+        (self.views.published(), bytes)
+    }
+
+    /// One compaction, if there is a reason for one. Returns whether something changed.
+    pub(crate) fn compact(&self) -> Result<bool, EngineError> {
+        let _compacting = self.compacting.lock();
+        self.restless.store(false, Ordering::Release);
+        let before = self.tree.current_version().id();
+        let forget = self.views.release(&self.tree);
+        let strategy = self.common.strategy.clone();
+        self.tree.compact(strategy, forget).map_err(|error| self.error(error))?;
+        let changed = self.tree.current_version().id() != before;
+        if changed {
+            self.common.counts.compacted();
+            self.restless.store(true, Ordering::Release);
+            self.settle()?;
+        }
+        Ok(changed)
     }
 
     /// Publishes past the numbers that the tree took for itself, and lets old versions go: an
@@ -130,23 +186,61 @@ impl Volume {
     fn settle(&self) -> Result<(), EngineError> {
         {
             let _writer = self.writer.lock();
-            self.published.fetch_max(self.counter.get(), Ordering::AcqRel);
+            self.views.publish(self.counter.get());
         }
-        let watermark = self.watermark();
+        self.level0_runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
+        let forget = self.views.release(&self.tree);
         self.tree
             .get_version_history_lock()
-            .maintenance(&self.path, watermark)
+            .maintenance(&self.path, forget)
             .map_err(|error| self.error(error))
     }
 
-    pub(crate) fn drop_range(&self, range: &KeyRange) -> Result<(), EngineError> {
-        let bounds = bounds(range);
-        self.tree.drop_range::<Bytes, _>(bounds).map_err(|error| self.error(error))?;
-        self.settle()
+    /// From now on compactions remove what is inside `range`, and [`Volume::free`] does it soon.
+    pub(crate) fn drop_range(&self, range: &KeyRange) {
+        self.dropped.write().push(range.clone());
+    }
+
+    /// Whether a dropped range still takes space.
+    pub(crate) fn has_dropped(&self) -> bool {
+        self.freed.load(Ordering::Acquire) < self.dropped.read().len()
+    }
+
+    /// Frees the dropped ranges: whole tables at once, the rest by a compaction of everything.
+    pub(crate) fn free(&self) -> Result<(), EngineError> {
+        self.flush()?;
+        let _compacting = self.compacting.lock();
+        let dropped = self.dropped.read().clone();
+        for range in dropped.iter().skip(self.freed.load(Ordering::Acquire)) {
+            let freed = self.tree.drop_range::<Bytes, _>(bounds(range));
+            freed.map_err(|error| self.error(error))?;
+        }
+        self.settle()?;
+        if dropped.iter().any(|range| self.has_tables_in(range)) {
+            let forget = self.views.release(&self.tree);
+            let compacted = self.tree.major_compact(TABLE_BYTES, forget);
+            compacted.map_err(|error| self.error(error))?;
+            self.common.counts.compacted();
+            self.settle()?;
+        }
+        self.freed.store(dropped.len(), Ordering::Release);
+        Ok(())
+    }
+
+    fn has_tables_in(&self, range: &KeyRange) -> bool {
+        let (start, end) = bounds(range);
+        let bounds = (start.as_ref().map(|key| &key[..]), end.as_ref().map(|key| &key[..]));
+        let version = self.tree.current_version();
+        version.iter_tables().any(|table| table.metadata.key_range.overlaps_with_bounds(&bounds))
     }
 
     pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.memtable_bytes.load(Ordering::Relaxed)
+        self.memory.active.load(Ordering::Relaxed) + self.memory.sealed.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that a flush would write.
+    pub(crate) fn active_bytes(&self) -> u64 {
+        self.memory.active.load(Ordering::Relaxed)
     }
 
     pub(crate) fn oldest_change(&self) -> Option<Instant> {
@@ -154,89 +248,27 @@ impl Volume {
     }
 
     pub(crate) fn level0_runs(&self) -> usize {
-        self.tree.l0_run_count()
+        self.level0_runs.load(Ordering::Relaxed)
+    }
+
+    /// Whether a compaction may have something to do.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.restless.load(Ordering::Acquire)
     }
 
     pub(crate) fn stats(&self) -> VolumeStats {
         VolumeStats {
             memtable_bytes: self.memtable_bytes(),
             disk_bytes: self.tree.disk_space(),
-            published: SequenceNumber(self.published.load(Ordering::Acquire).saturating_sub(1)),
+            published: SequenceNumber(self.views.published().saturating_sub(1)),
             flushed: SequenceNumber(self.flushed.load(Ordering::Acquire).saturating_sub(1)),
             level0_runs: self.level0_runs() as u64,
         }
-    }
-
-    /// The files go when nobody reads them any more.
-    pub(crate) fn abandon(&self) {
-        self.gone.store(true, Ordering::Release);
     }
 }
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        if self.gone.load(Ordering::Acquire) {
-            // What can't be removed now is removed at the next start, by its name.
-            if let Err(error) = std::fs::remove_dir_all(&self.path) {
-                tracing::warn!(volume = self.id.0, %error, "a deleted volume can't be removed yet");
-            }
-        }
-    }
-}
-
-/// The last change of each key: within one number the tree could not tell them apart.
-fn last_changes(changes: Vec<(Bytes, Option<Bytes>)>) -> Vec<(Bytes, Option<Bytes>)> {
-    let mut indexed: Vec<_> = changes.into_iter().enumerate().collect();
-    indexed.sort_by(|(place, (key, _)), (other_place, (other, _))| {
-        key.cmp(other).then(other_place.cmp(place))
-    });
-    indexed.dedup_by(|(_, (later, _)), (_, (kept, _))| later == kept);
-    indexed.into_iter().map(|(_, change)| change).collect()
-}
-
-fn bounds(range: &KeyRange) -> (Bound<Bytes>, Bound<Bytes>) {
-    let end =
-        if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(range.end.clone()) };
-    (Bound::Included(range.start.clone()), end)
-}
-
-/// A view of a volume; holds on to the versions that it can see.
-pub(crate) struct LsmSnapshot {
-    volume: Arc<Volume>,
-    at: u64,
-}
-
-impl Drop for LsmSnapshot {
-    fn drop(&mut self) {
-        let mut open = self.volume.open.lock();
-        if let Some(count) = open.get_mut(&self.at) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.at);
-            }
-        }
-    }
-}
-
-impl Snapshot for LsmSnapshot {
-    fn sequence(&self) -> SequenceNumber {
-        SequenceNumber(self.at.saturating_sub(1))
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let found = self.volume.tree.get(key, self.at).map_err(|error| self.volume.error(error))?;
-        Ok(found.map(Bytes::from))
-    }
-
-    fn scan(&self, range: &KeyRange, reverse: bool) -> Box<dyn Iterator<Item = Item> + Send + '_> {
-        if range.is_empty() {
-            return Box::new(std::iter::empty());
-        }
-        let items = self.volume.tree.range::<Bytes, _>(bounds(range), self.at, None);
-        let read = |guard: lsm_tree::IterGuardImpl| {
-            let (key, value) = guard.into_inner().map_err(|error| self.volume.error(error))?;
-            Ok((Bytes::from(key), Bytes::from(value)))
-        };
-        if reverse { Box::new(items.rev().map(read)) } else { Box::new(items.map(read)) }
+        self.common.budget.give_back(self.memtable_bytes());
     }
 }

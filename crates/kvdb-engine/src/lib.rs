@@ -10,14 +10,21 @@
 //!   to some sequence number, never a part of one, never one without those before it;
 //! - the applied index of a replica is a record of the same batch as the data that it speaks of.
 
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod error;
 mod memory;
+mod stats;
 
+pub use error::EngineError;
 pub use memory::MemoryEngine;
+pub use stats::{EngineTotals, VolumeStats};
 
 use bytes::Bytes;
 use kvdb_model::{KeyRange, VolumeId};
-use thiserror::Error;
+
+/// The longest key that an engine stores, in bytes; the shortest has one.
+pub const MAX_KEY_BYTES: usize = u16::MAX as usize;
 
 /// The number of a batch within its volume. Rises with each batch; the same after a restart only
 /// for batches that were flushed.
@@ -46,38 +53,26 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
+
+    /// Whether every key can be stored. Engines ask before they take a number for the batch.
+    ///
+    /// # Errors
+    /// [`EngineError::KeyLength`].
+    pub fn check(&self) -> Result<(), EngineError> {
+        self.changes.iter().try_for_each(|(key, _)| check_key(key))
+    }
 }
 
-/// What can go wrong. All but the first two mean that the process should stop: the store can't
-/// say any more what it holds.
-#[derive(Debug, Error)]
-pub enum EngineError {
-    /// No such volume, or one that is whole no more (its manifest is gone): it is to be rebuilt
-    /// from a snapshot.
-    #[error("volume {0} is not there")]
-    VolumeMissing(VolumeId),
-    /// The volume exists already.
-    #[error("volume {0} exists already")]
-    VolumeExists(VolumeId),
-    /// Keys for an ingestion didn't rise.
-    #[error("ingested keys must rise; {0} does not")]
-    NotAscending(String),
-    /// Something on disk isn't what was written.
-    #[error("volume {volume} is damaged: {what}")]
-    Damaged {
-        /// The volume.
-        volume: VolumeId,
-        /// What is wrong, with file and place where known.
-        what: String,
-    },
-    /// The operating system refused.
-    #[error("i/o error in {place}: {source}")]
-    Io {
-        /// File or operation.
-        place: String,
-        /// The cause.
-        source: std::io::Error,
-    },
+/// Whether an engine can store `key`.
+///
+/// # Errors
+/// [`EngineError::KeyLength`].
+pub fn check_key(key: &[u8]) -> Result<(), EngineError> {
+    if (1..=MAX_KEY_BYTES).contains(&key.len()) {
+        Ok(())
+    } else {
+        Err(EngineError::KeyLength(key.len()))
+    }
 }
 
 /// One key and value of an ordered walk, or the error that ended it.
@@ -99,21 +94,6 @@ pub trait Snapshot: Send + Sync {
     fn scan(&self, range: &KeyRange, reverse: bool) -> Box<dyn Iterator<Item = Item> + Send + '_>;
 }
 
-/// Figures about one volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeStats {
-    /// Bytes in memtables, sealed ones included.
-    pub memtable_bytes: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// The last batch that became visible.
-    pub published: SequenceNumber,
-    /// All batches up to here survive a crash.
-    pub flushed: SequenceNumber,
-    /// Runs in level 0; writes are slowed, then held, as it grows.
-    pub level0_runs: u64,
-}
-
 /// An ordered store of volumes. Safe to share between threads; batches of one volume must come
 /// from one thread at a time.
 pub trait Engine: Send + Sync + 'static {
@@ -130,16 +110,16 @@ pub trait Engine: Send + Sync + 'static {
     /// it survives a crash. On an error nothing of the volume is left.
     ///
     /// # Errors
-    /// [`EngineError::VolumeExists`], [`EngineError::NotAscending`], the first error among
-    /// `items`, or an i/o error.
+    /// [`EngineError::VolumeExists`], [`EngineError::NotAscending`], [`EngineError::KeyLength`],
+    /// the first error among `items`, or an i/o error.
     fn ingest_volume(
         &self,
         volume: VolumeId,
         items: &mut dyn Iterator<Item = Item>,
     ) -> Result<(), EngineError>;
 
-    /// Deletes a volume with all that it holds. Open snapshots of it stay readable. Deleting what
-    /// isn't there is fine.
+    /// Deletes a volume with all that it holds, durably. Open snapshots of it stay readable, and
+    /// may keep its id taken until they are closed. Deleting what isn't there is fine.
     ///
     /// # Errors
     /// An i/o error.
@@ -149,7 +129,8 @@ pub trait Engine: Send + Sync + 'static {
     /// flush. May wait, for a bounded time, while flushes and compactions fall behind.
     ///
     /// # Errors
-    /// [`EngineError::VolumeMissing`], or an i/o error.
+    /// [`EngineError::VolumeMissing`]; [`EngineError::KeyLength`], and nothing of the batch is
+    /// written; or an i/o error.
     fn write(&self, volume: VolumeId, batch: Batch) -> Result<SequenceNumber, EngineError>;
 
     /// The state of a volume now.
@@ -158,21 +139,22 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError::VolumeMissing`].
     fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError>;
 
-    /// Makes everything written so far to a volume durable.
+    /// Makes everything written so far to a volume durable, and returns up to which batch.
     ///
     /// # Errors
     /// [`EngineError::VolumeMissing`], or an i/o error.
     fn flush(&self, volume: VolumeId) -> Result<SequenceNumber, EngineError>;
 
     /// Frees what is inside `range`, in the background. What is inside reads as undefined from
-    /// now on, until it is gone: only for ranges that nobody reads any more.
+    /// now on, until it is gone: only for ranges that nobody reads or writes any more. Forgotten
+    /// by a crash before the space was freed: ask again after a restart.
     ///
     /// # Errors
     /// [`EngineError::VolumeMissing`], or an i/o error.
     fn drop_range(&self, volume: VolumeId, range: &KeyRange) -> Result<(), EngineError>;
 
-    /// One round of background work: flushes what is over budget or too old, compacts. Returns
-    /// whether more is waiting. Called by the maintenance thread only.
+    /// One round of background work: flushes what is over budget or too old, compacts, removes
+    /// deleted volumes. Returns whether more may be waiting. Called by the maintenance thread only.
     ///
     /// # Errors
     /// An i/o error.
@@ -186,4 +168,9 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// [`EngineError::VolumeMissing`].
     fn stats(&self, volume: VolumeId) -> Result<VolumeStats, EngineError>;
+
+    /// Counts of what the engine has done since it was opened. All zero where nothing is counted.
+    fn totals(&self) -> EngineTotals {
+        EngineTotals::default()
+    }
 }

@@ -1,7 +1,12 @@
 //! The engine of tests and of the simulator: in memory, with the durability of the real one. A
-//! [`MemoryEngine::crash`] keeps what was flushed or ingested and forgets the rest.
+//! [`MemoryEngine::crash`] keeps what was flushed or ingested and forgets the rest;
+//! [`MemoryEngine::crash_through`] also keeps, of each volume, some batches that a background
+//! flush might have reached.
+//!
+//! A key holds all its values that a snapshot, or a crash at any batch since the last flush, can
+//! still show. So memory grows with the writes since the last flush, and shrinks with a flush.
 
-use crate::{Batch, Engine, EngineError, Item, SequenceNumber, Snapshot, VolumeStats};
+use crate::{Batch, Engine, EngineError, Item, SequenceNumber, Snapshot, VolumeStats, check_key};
 use bytes::Bytes;
 use kvdb_model::{KeyRange, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +21,7 @@ struct Volume {
     keys: BTreeMap<Bytes, Versions>,
     published: u64,
     flushed: u64,
-    /// Keys that changed since the last flush, whose older versions are still needed.
+    /// Keys with values that a flush makes superfluous.
     unflushed: BTreeSet<Bytes>,
     unflushed_bytes: u64,
     /// Open snapshots by sequence number.
@@ -40,33 +45,60 @@ impl Volume {
             self.unflushed_bytes += (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
             let versions = self.keys.entry(key.clone()).or_default();
             versions.insert(self.published, value);
-            // Of those at or below the watermark only the last can still be read.
-            if let Some(last) = versions.range(..=watermark).next_back().map(|(at, _)| *at) {
-                *versions = versions.split_off(&last);
-            }
+            Self::prune(versions, watermark);
             self.unflushed.insert(key);
         }
         SequenceNumber(self.published)
     }
 
-    fn flush(&mut self, through: u64) {
-        self.flushed = self.flushed.max(through.min(self.published));
-        if self.flushed == self.published {
-            self.unflushed.clear();
-            self.unflushed_bytes = 0;
+    /// Of the versions at or below the watermark only the last can still be read.
+    fn prune(versions: &mut Versions, watermark: u64) {
+        if let Some(last) = versions.range(..=watermark).next_back().map(|(at, _)| *at) {
+            *versions = versions.split_off(&last);
         }
     }
 
-    fn crashed(&self) -> Volume {
+    fn flush(&mut self, through: u64) {
+        self.flushed = self.flushed.max(through.min(self.published));
+        if self.flushed < self.published {
+            return;
+        }
+        self.unflushed_bytes = 0;
+        let watermark = self.watermark();
+        for key in std::mem::take(&mut self.unflushed) {
+            let Some(versions) = self.keys.get_mut(&key) else { continue };
+            Self::prune(versions, watermark);
+            let removed = versions.len() == 1 && versions.values().all(Option::is_none);
+            if removed && versions.keys().all(|at| *at <= watermark) {
+                self.keys.remove(&key);
+            } else if versions.len() > 1 {
+                // A snapshot holds on to them: the next flush looks again.
+                self.unflushed.insert(key);
+            }
+        }
+    }
+
+    fn crashed(&self, through: u64) -> Volume {
+        let kept = through.clamp(self.flushed, self.published);
         let keys = self
             .keys
             .iter()
             .filter_map(|(key, versions)| {
-                let value = Volume::at(versions, self.flushed)?;
-                Some((key.clone(), Versions::from([(self.flushed, Some(value.clone()))])))
+                let value = Volume::at(versions, kept)?;
+                Some((key.clone(), Versions::from([(kept, Some(value.clone()))])))
             })
             .collect();
-        Volume { keys, published: self.flushed, flushed: self.flushed, ..Volume::default() }
+        Volume { keys, published: kept, flushed: kept, ..Volume::default() }
+    }
+
+    fn stats(&self) -> VolumeStats {
+        VolumeStats {
+            memtable_bytes: self.unflushed_bytes,
+            disk_bytes: 0,
+            published: SequenceNumber(self.published),
+            flushed: SequenceNumber(self.flushed),
+            level0_runs: 0,
+        }
     }
 }
 
@@ -93,12 +125,28 @@ impl MemoryEngine {
         lock(&self.volumes).get(&volume).cloned().ok_or(EngineError::VolumeMissing(volume))
     }
 
-    /// What is left after a crash. This engine and its snapshots stay as they are.
+    /// What is left after a crash: of each volume what was flushed or ingested. This engine and
+    /// its snapshots stay as they are.
     #[must_use]
     pub fn crash(&self) -> MemoryEngine {
+        self.crash_through(|_, stats| stats.flushed)
+    }
+
+    /// What is left after a crash that a background flush came just before: `kept` says, volume
+    /// by volume in ascending order, through which batch. What it says is brought between the
+    /// flushed and the published batch. With `kept` drawn from a seed the outcome is that seed's.
+    #[must_use]
+    pub fn crash_through(
+        &self,
+        mut kept: impl FnMut(VolumeId, VolumeStats) -> SequenceNumber,
+    ) -> MemoryEngine {
         let volumes = lock(&self.volumes)
             .iter()
-            .map(|(id, volume)| (*id, Arc::new(Mutex::new(lock(volume).crashed()))))
+            .map(|(id, volume)| {
+                let volume = lock(volume);
+                let through = kept(*id, volume.stats());
+                (*id, Arc::new(Mutex::new(volume.crashed(through.0))))
+            })
             .collect();
         MemoryEngine { volumes: Arc::new(Mutex::new(volumes)) }
     }
@@ -213,6 +261,7 @@ impl Engine for MemoryEngine {
         let mut keys: BTreeMap<Bytes, Versions> = BTreeMap::new();
         for item in items {
             let (key, value) = item?;
+            check_key(&key)?;
             if keys.last_key_value().is_some_and(|(last, _)| *last >= key) {
                 return Err(EngineError::NotAscending(key.escape_ascii().to_string()));
             }
@@ -229,6 +278,7 @@ impl Engine for MemoryEngine {
     }
 
     fn write(&self, volume: VolumeId, batch: Batch) -> Result<SequenceNumber, EngineError> {
+        batch.check()?;
         Ok(lock(&*self.volume(volume)?).write(batch))
     }
 
@@ -263,14 +313,80 @@ impl Engine for MemoryEngine {
     fn wait_for_work(&self, _timeout: std::time::Duration) {}
 
     fn stats(&self, volume: VolumeId) -> Result<VolumeStats, EngineError> {
-        let shared = self.volume(volume)?;
-        let volume = lock(&shared);
-        Ok(VolumeStats {
-            memtable_bytes: volume.unflushed_bytes,
-            disk_bytes: 0,
-            published: SequenceNumber(volume.published),
-            flushed: SequenceNumber(volume.flushed),
-            level0_runs: 0,
-        })
+        Ok(lock(&*self.volume(volume)?).stats())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{Subject, run_all};
+
+    const VOLUME: VolumeId = VolumeId(1);
+
+    struct InMemory(MemoryEngine);
+
+    impl Subject for InMemory {
+        type Engine = MemoryEngine;
+
+        fn engine(&self) -> &MemoryEngine {
+            &self.0
+        }
+
+        fn crash(&mut self) {
+            self.0 = self.0.crash();
+        }
+    }
+
+    #[test]
+    fn the_memory_engine_conforms() {
+        run_all(|| InMemory(MemoryEngine::new()));
+    }
+
+    fn write(engine: &MemoryEngine, key: &str, value: Option<&str>) -> SequenceNumber {
+        let change = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+        let changes = vec![(Bytes::copy_from_slice(key.as_bytes()), change)];
+        engine.write(VOLUME, Batch { changes }).unwrap()
+    }
+
+    fn keys(engine: &MemoryEngine) -> Vec<Bytes> {
+        let snapshot = engine.snapshot(VOLUME).unwrap();
+        snapshot.scan(&KeyRange::ALL, false).map(|item| item.unwrap().0).collect()
+    }
+
+    #[test]
+    fn a_crash_can_keep_a_part_of_what_was_not_flushed() {
+        let engine = MemoryEngine::new();
+        engine.create_volume(VOLUME).unwrap();
+        write(&engine, "a", Some("1"));
+        let flushed = engine.flush(VOLUME).unwrap();
+        let kept = write(&engine, "b", Some("2"));
+        let lost = write(&engine, "c", Some("3"));
+        assert_eq!(keys(&engine.crash()), ["a"]);
+        assert_eq!(keys(&engine.crash_through(|_, _| kept)), ["a", "b"]);
+        // Never less than what was flushed, never more than what was written.
+        assert_eq!(keys(&engine.crash_through(|_, _| SequenceNumber(0))), ["a"]);
+        let all = engine.crash_through(|_, _| SequenceNumber(u64::MAX));
+        assert_eq!(keys(&all), ["a", "b", "c"]);
+        assert_eq!(all.stats(VOLUME).unwrap().flushed, lost);
+        assert!(flushed < kept);
+    }
+
+    #[test]
+    fn a_flush_frees_what_no_snapshot_can_see() {
+        let engine = MemoryEngine::new();
+        engine.create_volume(VOLUME).unwrap();
+        write(&engine, "gone", Some("1"));
+        let before = engine.snapshot(VOLUME).unwrap();
+        write(&engine, "gone", None);
+        write(&engine, "kept", Some("2"));
+        let held = |engine: &MemoryEngine| lock(&engine.volume(VOLUME).unwrap()).keys.len();
+        engine.flush(VOLUME).unwrap();
+        assert_eq!(before.get(b"gone").unwrap(), Some(Bytes::from_static(b"1")));
+        assert_eq!(held(&engine), 2);
+        drop(before);
+        engine.flush(VOLUME).unwrap();
+        assert_eq!(held(&engine), 1);
+        assert_eq!(keys(&engine), ["kept"]);
     }
 }

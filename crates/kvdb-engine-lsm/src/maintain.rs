@@ -1,0 +1,81 @@
+//! The work in the background: what to flush, what to compact, and when.
+
+use crate::engine::Shared;
+use crate::volume::Volume;
+use kvdb_engine::EngineError;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Shared {
+    /// One round. Flushes come first: writes wait for them.
+    pub(crate) fn maintain(&self) -> Result<bool, EngineError> {
+        self.work.take();
+        self.remove_deleted()?;
+        let mut worked = false;
+        if let Some(volume) = self.due(|_| true) {
+            volume.flush()?;
+            self.relieve();
+            worked = true;
+        }
+        if let Some(volume) = self.find(|volume| volume.has_dropped()) {
+            volume.free()?;
+            worked = true;
+        }
+        if let Some(volume) = self.most_restless() {
+            volume.compact()?;
+            self.relieve();
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Between two items of a compaction that has read `bytes` since it was last here.
+    pub(crate) fn between_items(&self, bytes: u64) -> Result<(), EngineError> {
+        self.common.counts.compacting(bytes);
+        self.work.take();
+        // A crowded one would have to be compacted first, and this is a compaction already.
+        while let Some(volume) = self.due(|volume| !volume.is_crowded()) {
+            volume.flush_only()?;
+            self.relieve();
+        }
+        if !self.is_pressed() {
+            let rest = self.pace.lock().rest(bytes, Instant::now());
+            self.work.wait(rest);
+        }
+        Ok(())
+    }
+
+    /// What to flush next: over budget the largest, else the oldest that has waited too long.
+    fn due(&self, may: impl Fn(&Volume) -> bool) -> Option<Arc<Volume>> {
+        let volumes = self.volumes.read();
+        let candidates = volumes.values().filter(|volume| may(volume));
+        if self.common.budget.is_over() {
+            return candidates
+                .filter(|volume| volume.active_bytes() > 0)
+                .max_by_key(|volume| volume.active_bytes())
+                .cloned();
+        }
+        candidates
+            .filter_map(|volume| Some((volume.oldest_change()?, volume)))
+            .filter(|(since, _)| since.elapsed() >= self.config.flush_age)
+            .min_by_key(|(since, _)| *since)
+            .map(|(_, volume)| volume.clone())
+    }
+
+    fn find(&self, wanted: impl Fn(&Volume) -> bool) -> Option<Arc<Volume>> {
+        self.volumes.read().values().find(|volume| wanted(volume)).cloned()
+    }
+
+    fn most_restless(&self) -> Option<Arc<Volume>> {
+        let volumes = self.volumes.read();
+        let restless = volumes.values().filter(|volume| volume.is_restless());
+        restless.max_by_key(|volume| volume.level0_runs()).cloned()
+    }
+
+    /// Writes wait, or will soon: no time to rest.
+    fn is_pressed(&self) -> bool {
+        let many = self.config.stall_at_runs / 2;
+        self.common.budget.is_over()
+            || self.volumes.read().values().any(|volume| volume.level0_runs() >= many)
+    }
+}
