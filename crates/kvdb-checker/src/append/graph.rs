@@ -48,11 +48,16 @@ pub enum CycleKind {
 pub(super) type Cycle = Vec<(usize, Dependency)>;
 
 /// Transactions are the first nodes; then come nodes that only pass on: one a moment at which
-/// something returns, one a list for the appends that no read has seen. They keep the number of edges
-/// linear.
+/// something returns, two an append that no read has seen. They keep the number of edges linear.
 pub(super) struct Graph {
     transactions: usize,
     edges: Vec<Vec<(usize, Dependency)>>,
+}
+
+/// See [`Graph::gates_to`].
+struct Gates {
+    up_to: Vec<usize>,
+    from: Vec<usize>,
 }
 
 /// Breadth-first searches for a short cycle in one tangle, at most.
@@ -93,7 +98,7 @@ impl Graph {
                 self.add(last, writer, Dependency::WriteWrite);
             }
         }
-        let mut after_all = None;
+        let mut gates = None;
         for (reader, read) in &list.reads {
             if !list.order.starts_with(read) {
                 continue;
@@ -109,15 +114,37 @@ impl Graph {
                 Some(&writer) => self.add(*reader, writer, Dependency::ReadWrite),
                 None if unseen.is_empty() => {}
                 None => {
-                    let gate = *after_all.get_or_insert_with(|| self.fresh());
-                    self.add(*reader, gate, Dependency::ReadWrite);
+                    let gates = gates.get_or_insert_with(|| self.gates_to(&unseen));
+                    self.add_all_but_itself(*reader, &unseen, gates);
                 }
             }
         }
-        if let Some(gate) = after_all {
-            for writer in unseen {
-                self.add(gate, writer, Dependency::ReadWrite);
+    }
+
+    /// Two chains of nodes: the one at each place leads to all writers up to there, or from there.
+    fn gates_to(&mut self, writers: &[usize]) -> Gates {
+        let up_to: Vec<usize> = writers.iter().map(|_| self.fresh()).collect();
+        let from: Vec<usize> = writers.iter().map(|_| self.fresh()).collect();
+        for (place, writer) in writers.iter().enumerate() {
+            self.add(up_to[place], *writer, Dependency::ReadWrite);
+            self.add(from[place], *writer, Dependency::ReadWrite);
+            if let Some(before) = place.checked_sub(1) {
+                self.add(up_to[place], up_to[before], Dependency::ReadWrite);
+                self.add(from[before], from[place], Dependency::ReadWrite);
             }
+        }
+        Gates { up_to, from }
+    }
+
+    /// The reader comes before all writers, except that its own append follows its read.
+    fn add_all_but_itself(&mut self, reader: usize, writers: &[usize], gates: &Gates) {
+        let (before, after) = match writers.binary_search(&reader) {
+            Ok(own) => (own.checked_sub(1), own + 1),
+            Err(_) => (None, 0),
+        };
+        let before = before.map(|place| gates.up_to[place]);
+        for gate in before.into_iter().chain(gates.from.get(after).copied()) {
+            self.add(reader, gate, Dependency::ReadWrite);
         }
     }
 

@@ -9,35 +9,36 @@
 //! A. Zeller and R. Hildebrandt's delta debugging, IEEE TSE 28(2), 2002, with one element at a time.)
 
 use crate::data::Data;
-use crate::register::model::{Change, Guard, Product, State, Told, Values};
+use crate::register::model::{Change, Guard, State, Told};
 use crate::register::search::{Deepest, Found, search};
 use crate::register::timeline::{Entry, Rank, Timeline};
+use crate::register::{order, zones};
 use std::collections::BTreeSet;
 
-/// Configurations that one attempt may enter.
-const STEPS_PER_ATTEMPT: u64 = 20_000;
-/// Attempts at leaving one operation out.
-const ATTEMPTS: usize = 300;
+/// Configurations that one attempt may enter, and all attempts together.
+const STEPS_PER_ATTEMPT: u64 = 5_000;
+const STEPS: u64 = 500_000;
+/// Sums of increments of unknown outcome that are looked at.
+const SUMS: usize = 64;
 /// Operations that are shown where no smaller core is found.
 const SHOWN: usize = 40;
 
 /// Numbers in the history of operations that can't be ordered.
 pub(crate) fn core_of(timeline: &Timeline, deepest: &Deepest) -> Vec<usize> {
+    let mut steps = STEPS;
     let cut = cut_after(timeline, deepest.rank);
-    let (mut core, start) = match cut_before(&cut) {
+    let (mut core, start) = match cut_before(&cut, &mut steps) {
         Some(window) => (window, Start::Anything),
         None => (cut, Start::Absent),
     };
-    let mut attempts = ATTEMPTS;
     // The latest first: what is near the failure is more likely to be left in the end.
     for place in (0..core.entries.len()).rev() {
-        if attempts == 0 || !may_relax(&core.entries[place], start) {
+        if steps == 0 || !is_answered(&core.entries[place]) {
             continue;
         }
-        attempts -= 1;
         let mut fewer = core.clone();
         relax(&mut fewer.entries[place]);
-        if is_wrong(&fewer, start) {
+        if is_wrong(&fewer, start, &mut steps) {
             core = fewer;
         }
     }
@@ -67,17 +68,14 @@ fn cut_after(timeline: &Timeline, rank: Rank) -> Timeline {
 }
 
 /// The shortest end of a history (by doubling) that is wrong whatever the key held before it.
-fn cut_before(timeline: &Timeline) -> Option<Timeline> {
-    if !starts_can_be_listed(timeline) {
-        return None;
-    }
+fn cut_before(timeline: &Timeline, steps: &mut u64) -> Option<Timeline> {
     let mut returns: Vec<Rank> =
         timeline.entries.iter().filter_map(|entry| entry.returned).collect();
     returns.sort_unstable_by(|first, second| second.cmp(first));
     let mut kept = 2;
     while let Some(&last_dropped) = returns.get(kept) {
         let window = from(timeline, last_dropped);
-        if is_wrong(&window, Start::Anything) {
+        if is_wrong(&window, Start::Anything, steps) {
             return Some(window);
         }
         kept *= 2;
@@ -85,7 +83,8 @@ fn cut_before(timeline: &Timeline) -> Option<Timeline> {
     None
 }
 
-/// The part of a history after a return. What was under way then may have taken effect before.
+/// The part of a history after a return. What was under way then may have taken effect before. That
+/// something was no number, or too large a one, isn't held against it.
 fn from(timeline: &Timeline, last_dropped: Rank) -> Timeline {
     let mut entries: Vec<Entry> = timeline
         .entries
@@ -96,7 +95,10 @@ fn from(timeline: &Timeline, last_dropped: Rank) -> Timeline {
     for entry in entries.iter_mut().filter(|entry| entry.called < last_dropped) {
         entry.returned = None;
     }
-    entries.retain(|entry| entry.returned.is_some() || !entry.action.is_pure());
+    entries.retain(|entry| {
+        let was_no_number = entry.action.told.wrong_value == Some(true);
+        !was_no_number && (entry.returned.is_some() || !entry.action.is_pure())
+    });
     Timeline { entries, values: timeline.values.clone() }
 }
 
@@ -105,54 +107,68 @@ fn relax(entry: &mut Entry) {
     entry.action.told = Told::default();
 }
 
-/// An increment of unknown outcome could start from any number: too many to list.
-fn may_relax(entry: &Entry, start: Start) -> bool {
-    let counts = matches!(entry.action.change, Change::Increment(_));
-    is_answered(entry) && !(counts && start == Start::Anything)
-}
-
 fn is_answered(entry: &Entry) -> bool {
     entry.returned.is_some() || entry.action.told != Told::default()
 }
 
-/// Whether there is certainly no order, within a small budget.
-fn is_wrong(timeline: &Timeline, start: Start) -> bool {
+/// Whether there is certainly no order, within a small part of the budget.
+fn is_wrong(timeline: &Timeline, start: Start, steps: &mut u64) -> bool {
     let mut timeline = timeline.clone();
     let starts = match start {
-        Start::Absent => vec![State::ABSENT],
+        Start::Absent => Some(vec![State::ABSENT]),
         Start::Anything => possible_starts(&mut timeline),
     };
-    let mut steps = STEPS_PER_ATTEMPT;
-    starts
-        .into_iter()
-        .all(|start| matches!(search(&mut timeline, None, start, &mut steps), Found::Nothing(_)))
+    let clusters = zones::clusters_of(&mut timeline);
+    let hints = order::hints_of(&mut timeline, &clusters).pop();
+    let allowed = STEPS_PER_ATTEMPT.min(*steps);
+    let mut left = allowed;
+    let is_wrong = starts.is_some_and(|starts| {
+        starts.into_iter().all(|start| {
+            let found = search(&mut timeline, hints.as_ref(), start, &mut left);
+            matches!(found, Found::Nothing(_))
+        })
+    });
+    // Each attempt costs something, so that there is an end to them.
+    *steps = steps.saturating_sub(allowed - left + 100);
+    is_wrong
 }
 
-/// Whether [`possible_starts`] stands for everything that the key may hold: no answer depends on a
-/// number that it doesn't name.
-fn starts_can_be_listed(timeline: &Timeline) -> bool {
-    let mut values = timeline.values.clone();
-    let hidden = |entry: &Entry, values: &mut Values| {
-        entry.action.told.wrong_value == Some(true)
-            || entry.action.product(values) == Product::AnyNumber
-    };
-    !values.has_odd_numbers() && !timeline.entries.iter().any(|entry| hidden(entry, &mut values))
-}
-
-/// All states that an operation tells from others, and one that none does.
-fn possible_starts(timeline: &mut Timeline) -> Vec<State> {
+/// States that stand for everything that the key may hold: those that an operation tells from
+/// others, numbers from which increments may lead to such, a number and a text that mean nothing to
+/// any. `None` if they are too many to list.
+fn possible_starts(timeline: &mut Timeline) -> Option<Vec<State>> {
     let values = &mut timeline.values;
-    let mut starts = BTreeSet::from([State::ABSENT, values.number_state(0)]);
+    if values.has_odd_numbers() {
+        return None;
+    }
+    let mut told = BTreeSet::from([State::ABSENT, values.number_state(0)]);
+    let mut sums = BTreeSet::from([0]);
     for entry in &timeline.entries {
-        starts.extend(entry.action.observed(values));
+        told.extend(entry.action.observed(values));
         if let Guard::Is(value) = entry.action.guard {
-            starts.insert(value);
+            told.insert(value);
+        }
+        if let Change::Increment(delta) = entry.action.change {
+            let more: Vec<i64> =
+                sums.iter().filter_map(|sum: &i64| sum.checked_add(delta)).collect();
+            sums.extend(more);
+        }
+        if sums.len() > SUMS {
+            return None;
         }
     }
+    let mut starts = told.clone();
+    let numbers: Vec<i64> = told.into_iter().filter_map(|state| values.number(state)).collect();
+    for number in &numbers {
+        let before = sums.iter().filter_map(|sum| number.checked_sub(*sum));
+        starts.extend(before.map(|before| values.number_state(before)));
+    }
+    let far = numbers.iter().chain(&sums).map(|number| number.unsigned_abs() / 2).max()?;
+    starts.insert(values.number_state(i64::try_from(far).ok()?.checked_mul(8)?.checked_add(8)?));
     let mut other = String::from("something else");
     while values.knows(&Data::from(other.as_str())) {
         other.push('.');
     }
     starts.insert(values.intern(&Data::from(other)));
-    starts.into_iter().collect()
+    Some(starts.into_iter().collect())
 }

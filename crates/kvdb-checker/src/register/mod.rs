@@ -3,8 +3,8 @@
 //! Keys are independent of each other, so each is checked alone (linearizability is local: M.
 //! Herlihy and J. Wing, "Linearizability: A Correctness Condition for Concurrent Objects", ACM
 //! TOPLAS 12(3), 1990). For one key: `timeline` lays its operations out in time, `zones` looks for
-//! what is impossible at a glance, `search` looks for a witness, and `explain` makes a failure small
-//! enough to read.
+//! what is impossible at a glance, `order` guesses what to try first, `search` looks for a witness with
+//! the help of `wanted`, and `explain` makes a failure small enough to read.
 //!
 //! Every key starts out absent. The verdict for a key is exact, but for a budget: finding a witness
 //! is NP-complete (Gibbons and Korach), so a search that goes on for too long ends as undecided, with
@@ -12,6 +12,8 @@
 
 mod explain;
 mod model;
+mod needs;
+mod order;
 mod search;
 mod timeline;
 mod wanted;
@@ -22,6 +24,7 @@ use crate::history::{History, OpId, Operation};
 use crate::table::{Held, write_table};
 use crate::verdict::Verdict;
 use model::State;
+use order::Hints;
 use search::Found;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -176,18 +179,17 @@ fn check_key(
             return violated(ViolationKind::TriesDisagree, vec![first, second]);
         }
     };
-    let mut hints = None;
+    let mut advice = Vec::new();
     if options.shortcuts {
-        match zones::survey(&mut timeline) {
-            Ok(found) => hints = Some(found),
-            Err(contradiction) => {
-                let (kind, entries) = describe(&contradiction, &timeline, all);
-                let sources = entries.into_iter().map(|entry| timeline.entries[entry].source);
-                return violated(kind, sources.collect());
-            }
+        let clusters = zones::clusters_of(&mut timeline);
+        if let Some(contradiction) = zones::contradiction(&mut timeline, &clusters) {
+            let (kind, entries) = describe(&contradiction, &timeline, all);
+            let sources = entries.into_iter().map(|entry| timeline.entries[entry].source);
+            return violated(kind, sources.collect());
         }
+        advice = order::hints_of(&mut timeline, &clusters);
     }
-    match search::search(&mut timeline, hints.as_ref(), State::ABSENT, steps) {
+    match search_with(&mut timeline, &advice, steps) {
         Found::Witness => KeyVerdict::Ok,
         Found::OutOfSteps => KeyVerdict::Undecided,
         Found::Nothing(deepest) => {
@@ -199,6 +201,24 @@ fn check_key(
             violated(kind, explain::core_of(&timeline, &deepest))
         }
     }
+}
+
+/// Follows each advice for a while, the last one for as long as the budget lasts. Each search is
+/// complete by itself.
+fn search_with(timeline: &mut Timeline, advice: &[Hints], steps: &mut u64) -> Found {
+    let Some((last, others)) = advice.split_last() else {
+        return search::search(timeline, None, State::ABSENT, steps);
+    };
+    for hints in others {
+        let allowed = (*steps / 4).min(3 * timeline.entries.len() as u64 + 1000);
+        let mut left = allowed;
+        let found = search::search(timeline, Some(hints), State::ABSENT, &mut left);
+        *steps -= allowed - left;
+        if found != Found::OutOfSteps {
+            return found;
+        }
+    }
+    search::search(timeline, Some(last), State::ABSENT, steps)
 }
 
 fn describe(

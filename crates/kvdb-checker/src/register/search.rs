@@ -20,16 +20,20 @@
 //!   So of thousands of them only those matter that somebody waits for (`wanted.rs`).
 //! - **Equal operations** are interchangeable: of those under way only the one that returns first is
 //!   tried, of those of unknown outcome the one that was called first.
-//! - **Hints** (`zones.rs`) say what to try first.
+//! - **Lost causes**: where an operation under way needs a state other than the present one, and nothing
+//!   is left that could lead there, there is nothing to try (`needs.rs`).
+//! - **Hints** (`order.rs`) say what to try first.
 //! - A set of operations is remembered as the exclusive or of 128-bit keys, one an operation, so that
 //!   a configuration takes 32 bytes and not a bit for each of 100,000 operations (A. Zobrist, "A New
 //!   Hashing Method with Application for Game Playing", 1970). With 10^9 configurations the chance
 //!   that any two are mistaken for each other is about 10^-21.
 
-use crate::register::model::{Action, State};
+use crate::register::model::{Action, Product, State};
+use crate::register::needs::Needs;
+use crate::register::order::Hints;
 use crate::register::timeline::{Rank, Timeline};
 use crate::register::wanted::Unknowns;
-use crate::register::zones::Hints;
+use crate::register::zones::NEVER;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// How a search ended.
@@ -69,6 +73,9 @@ pub(crate) fn search(
 }
 
 const NONE: u32 = u32::MAX;
+
+/// The hint of what should be next.
+const NOW: (i64, i64) = (i64::MIN, 0);
 
 /// A node of the list: a call or a return of an operation that returned.
 #[derive(Clone, Copy)]
@@ -110,11 +117,11 @@ struct Frame {
 
 struct Search<'a> {
     timeline: &'a mut Timeline,
-    hints: Option<&'a Hints>,
+    advice: Advice,
     nodes: Vec<Node>,
     head: u32,
-    classes: Vec<u32>,
     unknowns: Unknowns,
+    needs: Needs,
     seen: FxHashSet<(u128, State, Option<State>)>,
     frames: Vec<Frame>,
     choices: Vec<Choice>,
@@ -122,6 +129,49 @@ struct Search<'a> {
     /// Operations under way in the current configuration, by entry; and of each class the first.
     candidates: Vec<u32>,
     first_of_class: FxHashMap<u32, u32>,
+}
+
+/// Which operations are equal, and when to try the next of them. As they are interchangeable the
+/// lowest hint of a class goes to whichever is taken first.
+struct Advice {
+    /// By entry.
+    classes: Vec<u32>,
+    /// Of each class: the hints of its entries in order, and how many of them are taken.
+    hints: Vec<(Vec<(i64, i64)>, usize)>,
+}
+
+impl Advice {
+    fn new(timeline: &Timeline, hints: Option<&Hints>) -> Self {
+        let mut by_action: FxHashMap<(Action, bool), u32> = FxHashMap::default();
+        let mut advice =
+            Advice { classes: Vec::with_capacity(timeline.entries.len()), hints: Vec::new() };
+        for (place, entry) in timeline.entries.iter().enumerate() {
+            let class = *by_action
+                .entry((entry.action, entry.returned.is_some()))
+                .or_insert(advice.hints.len() as u32);
+            if class as usize == advice.hints.len() {
+                advice.hints.push((Vec::new(), 0));
+            }
+            advice.classes.push(class);
+            let hint = hints.map_or((entry.called as i64, 0), |hints| hints[place]);
+            advice.hints[class as usize].0.push(hint);
+        }
+        advice.hints.iter_mut().for_each(|(hints, _)| hints.sort_unstable());
+        advice
+    }
+
+    fn hint(&self, entry: usize) -> (i64, i64) {
+        let (hints, taken) = &self.hints[self.classes[entry] as usize];
+        hints[*taken]
+    }
+
+    fn take(&mut self, entry: usize) {
+        self.hints[self.classes[entry] as usize].1 += 1;
+    }
+
+    fn give_back(&mut self, entry: usize) {
+        self.hints[self.classes[entry] as usize].1 -= 1;
+    }
 }
 
 /// A fixed, well-mixed number for each input (Steele, Lea and Flood's splitmix64).
@@ -139,24 +189,20 @@ fn key(kind: u64, first: u64, second: u64) -> u128 {
 }
 
 impl<'a> Search<'a> {
-    fn new(timeline: &'a mut Timeline, hints: Option<&'a Hints>, initial: State) -> Self {
-        let mut by_action: FxHashMap<Action, u32> = FxHashMap::default();
-        let mut classes = Vec::with_capacity(timeline.entries.len());
-        for entry in &timeline.entries {
-            let fresh = by_action.len() as u32;
-            classes.push(*by_action.entry(entry.action).or_insert(fresh));
-        }
+    fn new(timeline: &'a mut Timeline, hints: Option<&Hints>, initial: State) -> Self {
+        let advice = Advice::new(timeline, hints);
         let unknowns = Unknowns::new(timeline);
+        let needs = Needs::new(timeline);
         let (nodes, head) = list_of(timeline);
         let deepest = Deepest { rank: 0, entry: 0, states: Vec::new() };
         let first = Frame { state: initial, without: None, set: 0, by: None, choices: 0, next: 0 };
         Search {
             timeline,
-            hints,
+            advice,
             nodes,
             head,
-            classes,
             unknowns,
+            needs,
             seen: FxHashSet::default(),
             frames: vec![first],
             choices: Vec::new(),
@@ -207,8 +253,17 @@ impl<'a> Search<'a> {
             return false;
         }
         match choice.next {
-            Move::Known(entry) => self.lift(entry),
-            Move::Unknown(class) => self.unknowns.take(class),
+            Move::Known(entry) => {
+                self.needs.take(entry as usize);
+                self.advice.take(entry as usize);
+                self.lift(entry);
+            }
+            Move::Unknown(class) => {
+                let entry = self.unknowns.next_of(class).1;
+                self.needs.take(entry);
+                self.advice.take(entry);
+                self.unknowns.take(class);
+            }
         }
         self.frames.push(Frame {
             state: choice.leads_to,
@@ -226,8 +281,17 @@ impl<'a> Search<'a> {
         let Some(frame) = self.frames.pop() else { return };
         self.choices.truncate(frame.choices);
         match frame.by {
-            Some(Move::Known(entry)) => self.unlift(entry),
-            Some(Move::Unknown(class)) => self.unknowns.give_back(class),
+            Some(Move::Known(entry)) => {
+                self.unlift(entry);
+                self.advice.give_back(entry as usize);
+                self.needs.give_back(entry as usize);
+            }
+            Some(Move::Unknown(class)) => {
+                self.unknowns.give_back(class);
+                let entry = self.unknowns.next_of(class).1;
+                self.advice.give_back(entry);
+                self.needs.give_back(entry);
+            }
             None => {}
         }
     }
@@ -237,6 +301,12 @@ impl<'a> Search<'a> {
         let frame = self.frames.last().expect("the path starts with a configuration");
         let (state, without, start) = (frame.state, frame.without, frame.choices);
         let (boundary, blocking) = self.gather();
+        let lost = self.needs.lost(&self.candidates, state, &self.timeline.values);
+        let lost = lost.map(|entry| (self.timeline.entries[entry].returned, entry)).min();
+        if let Some((Some(returned), entry)) = lost {
+            self.note_depth(returned, entry, state);
+            return;
+        }
         self.note_depth(boundary, blocking, state);
         for place in 0..self.candidates.len() {
             let entry = self.candidates[place];
@@ -247,10 +317,10 @@ impl<'a> Search<'a> {
                 self.choices.push(Choice { next: Move::Known(entry), leads_to, hint: (0, 0) });
                 return;
             }
-            let hint = self.hint(entry);
+            let hint = self.advice.hint(entry as usize);
             self.choices.push(Choice { next: Move::Known(entry), leads_to, hint });
         }
-        self.choose_unknown(state, without, boundary);
+        self.choose_unknown(state, without, boundary, blocking);
         self.choices[start..].sort_by_key(|choice| choice.hint);
     }
 
@@ -271,10 +341,21 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn choose_unknown(&mut self, state: State, without: Option<State>, boundary: Rank) {
+    fn choose_unknown(
+        &mut self,
+        state: State,
+        without: Option<State>,
+        boundary: Rank,
+        blocking: usize,
+    ) {
         if self.unknowns.is_empty() {
             return;
         }
+        // Where nothing says when it took effect, and it alone leads on, it is time for it now.
+        let now = self.needs.of(blocking).map(Product::One).filter(|needed| {
+            let leads_on = |entry: &u32| self.needs.product(*entry as usize) == *needed;
+            !self.candidates.iter().any(leads_on)
+        });
         let entries = &self.timeline.entries;
         let actions: Vec<Action> =
             self.candidates.iter().map(|entry| entries[*entry as usize].action).collect();
@@ -283,18 +364,14 @@ impl<'a> Search<'a> {
             let (action, entry) = self.unknowns.next_of(class);
             match self.goes_otherwise(action, state, without) {
                 Some(leads_to) if leads_to != state => {
-                    let hint = self.hint(entry as u32);
+                    let mut hint = self.advice.hint(entry);
+                    if hint.0 == NEVER && now == Some(self.needs.product(entry)) {
+                        hint = NOW;
+                    }
                     self.choices.push(Choice { next: Move::Unknown(class), leads_to, hint });
                 }
                 _ => {}
             }
-        }
-    }
-
-    fn hint(&self, entry: u32) -> (i64, i64) {
-        match self.hints {
-            Some(hints) => hints[entry as usize],
-            None => (self.timeline.entries[entry as usize].called as i64, 0),
         }
     }
 
@@ -309,7 +386,7 @@ impl<'a> Search<'a> {
             if node.is_return {
                 break;
             }
-            let class = self.classes[node.entry as usize];
+            let class = self.advice.classes[node.entry as usize];
             let first = self.first_of_class.entry(class).or_insert(node.entry);
             if self.timeline.entries[node.entry as usize].returned
                 < self.timeline.entries[*first as usize].returned
@@ -319,7 +396,7 @@ impl<'a> Search<'a> {
             self.candidates.push(node.entry);
             place = node.next;
         }
-        let (classes, first) = (&self.classes, &self.first_of_class);
+        let (classes, first) = (&self.advice.classes, &self.first_of_class);
         self.candidates.retain(|entry| first[&classes[*entry as usize]] == *entry);
         let blocking = self.nodes[place as usize].entry as usize;
         let boundary = self.timeline.entries[blocking].returned;
