@@ -12,11 +12,14 @@ use kvdb_gateway::GatewayConfig;
 use kvdb_node::NodeConfig;
 use kvdb_runtime::logging::{self, LogFormat};
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_wire::transport;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::task::JoinSet;
+
+const COORDINATORS: &str = "--coordinators";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -246,6 +249,22 @@ fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
+/// Addresses of others, each of which can be one.
+fn addresses(text: &str, flag: &str) -> Result<Vec<String>, Failure> {
+    let addresses = list(text);
+    if addresses.is_empty() {
+        return Err(format!("{flag} names nobody; the form is host:port,host:port").into());
+    }
+    for address in &addresses {
+        check_address(address, flag)?;
+    }
+    Ok(addresses)
+}
+
+fn check_address(address: &str, flag: &str) -> Result<(), Failure> {
+    transport::endpoint(address).map(|_| ()).map_err(|error| format!("{flag}: {error}").into())
+}
+
 fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
     list(text)
         .into_iter()
@@ -253,6 +272,7 @@ fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
             let bad = || format!("--peers has {part:?}; the form is 1=host:port,2=host:port");
             let (id, address) = part.split_once('=').ok_or_else(bad)?;
             let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0).ok_or_else(bad)?;
+            check_address(address.trim(), "--peers")?;
             Ok((id, address.trim().to_owned()))
         })
         .collect()
@@ -272,7 +292,10 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
         listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7201".to_owned()),
         advertise: args.advertise.or(file.advertise),
         http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7281".to_owned()),
-        coordinators: list(&needed(args.coordinators.or(file.coordinators), "--coordinators")?),
+        coordinators: addresses(
+            &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
+            COORDINATORS,
+        )?,
         data: needed(args.data.or(file.data), "--data")?,
         zone: args.zone.or(file.zone).unwrap_or_default(),
     })
@@ -282,7 +305,10 @@ fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
     Ok(GatewayConfig {
         listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7400".to_owned()),
         http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7480".to_owned()),
-        coordinators: list(&needed(args.coordinators.or(file.coordinators), "--coordinators")?),
+        coordinators: addresses(
+            &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
+            COORDINATORS,
+        )?,
     })
 }
 
@@ -385,7 +411,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_are_read_and_bad_ones_named() {
+    fn addresses_are_read_and_bad_ones_named() {
+        let refused = addresses("127.0.0.1:7101,bad", "--coordinators").unwrap_err().to_string();
+        assert!(refused.contains("--coordinators") && refused.contains("\"bad\""), "{refused}");
+        assert!(addresses(" , ", "--coordinators").is_err());
+        assert!(parse_peers("1=nowhere").unwrap_err().to_string().contains("nowhere"));
         let peers = parse_peers("1=a:1, 2=b:2").unwrap();
         assert_eq!(peers, BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]));
         for bad in ["a:1", "0=a:1", "x=a:1"] {
