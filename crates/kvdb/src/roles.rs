@@ -55,7 +55,7 @@ pub(crate) struct CommonArgs {
     #[arg(long, env = "KVDB_LOG")]
     log: Option<String>,
     /// Threads for the network, beside a node's own for log, replication and storage
-    /// [default: half the cores]
+    /// [default: the cores]
     #[arg(long, env = "KVDB_NETWORK_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
     network_threads: Option<u16>,
 }
@@ -182,7 +182,7 @@ pub(crate) fn run(role: Role) -> ExitCode {
 
 fn start(role: Role) -> Result<(), Failure> {
     let mut file = settings(role.common(), role.usual_log())?;
-    let threads = file.network_threads.take().map_or_else(threads::usual, usize::from);
+    let threads = file.network_threads.take().map_or_else(threads::of_a_server, usize::from);
     if threads == 0 {
         return Err("network_threads must be at least 1".into());
     }
@@ -192,6 +192,7 @@ fn start(role: Role) -> Result<(), Failure> {
         Role::Node(args) => Part::Node(node(args, file)?),
         Role::Gateway(args) => Part::Gateway(gateway(args, file)?),
     };
+    threads::run_in_batches();
     let runtime = threads::runtime(threads)?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 /// Runs one command to its end.
 pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failure> {
-    let runtime = threads::runtime(threads::usual())
+    let runtime = threads::runtime(threads::of_a_client())
         .map_err(|error| Failure::Unavailable(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         match command {
