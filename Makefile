@@ -4,7 +4,7 @@ KVDB ?= target/release/kvdb
 SHARDS ?= 8
 SEEDS ?= 1000
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim planted verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -15,6 +15,7 @@ help:
 	@echo "smoke-test      put, get, scan and delete against the running cluster"
 	@echo "test            everything that CI tests"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
+	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
 	@echo "verify          formatting, lints and docs, without editing anything"
 	@echo "fix             format and apply lint fixes"
 
@@ -42,6 +43,10 @@ test:
 sim:
 	cargo build --release --locked -p kvdb-sim
 	@target/release/kvdb-sim $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS))
+
+planted:
+	cargo build --release --locked -p kvdb-sim --features planted --bin kvdb-planted
+	@target/release/kvdb-planted
 
 verify:
 	cargo fmt --all --check

@@ -17,6 +17,7 @@ pub mod key;
 pub mod limits;
 pub mod log;
 pub mod map;
+pub mod planted;
 pub mod refusal;
 pub mod version;
 

@@ -11,6 +11,7 @@
 //! with a mark that makes voters ignore their promise.
 
 use kvdb_model::Term;
+use kvdb_model::planted::{Bug, has};
 
 #[derive(Debug, Default)]
 pub(crate) struct Lease {
@@ -34,12 +35,15 @@ impl Lease {
 
     /// A transfer starts: no lease again in this term.
     pub(crate) fn give_up(&mut self, term: Term) {
+        if has(Bug::TransferKeepsLease) {
+            return;
+        }
         self.given_up = Some(term);
         self.until_us = 0;
     }
 
     pub(crate) fn holds(&self, now_us: u64) -> bool {
-        now_us < self.until_us
+        now_us < self.until_us || (self.until_us > 0 && has(Bug::LeaseWithoutEnd))
     }
 }
 

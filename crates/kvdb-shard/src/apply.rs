@@ -17,6 +17,7 @@ use crate::shard::Shard;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
 use kvdb_model::codec::DecodeError;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation, OperationOutcome,
     RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, VolumeId, Write,
@@ -115,6 +116,11 @@ impl<M: Machine> Shard<M> {
 
     fn finish(&self, run: Option<Run>) -> Result<Option<SequenceNumber>, ApplyError> {
         let Some(run) = run else { return Ok(None) };
+        if has(Bug::AppliedAheadOfData) {
+            let mut ahead = Batch::default();
+            self.state.write(self.replica, &mut ahead);
+            self.engine.write(self.volume, ahead)?;
+        }
         let mut batch = run.into_batch();
         self.state.write(self.replica, &mut batch);
         Ok(Some(self.engine.write(self.volume, batch)?))

@@ -2,6 +2,7 @@
 
 use crate::record::Record;
 use bytes::Bytes;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{Action, Condition, Operation, Previous, Refusal, Version, WriteResult};
 
 pub(crate) const NOT_A_NUMBER: &str = "the value is not an integer or is out of range";
@@ -56,6 +57,7 @@ pub(crate) fn effect_of(
         Action::Delete if current.is_none() => {
             return Ok(Effect { result: unapplied(operation, None), change: None });
         }
+        Action::Delete if has(Bug::DeleteLost) => return Ok(Effect { result, change: None }),
         Action::Delete => Change::Remove,
         Action::Increment { delta } => {
             let (counter, record) = increment(current, *delta, version)?;
@@ -87,6 +89,7 @@ fn previous(operation: &Operation, current: Option<&Record>) -> Option<Previous>
 fn holds(condition: Option<&Condition>, current: Option<&Record>) -> bool {
     match condition {
         None => true,
+        Some(_) if has(Bug::ConditionIgnored) => true,
         Some(Condition::IfAbsent) => current.is_none(),
         Some(Condition::IfPresent) => current.is_some(),
         Some(Condition::IfVersion(version)) => {

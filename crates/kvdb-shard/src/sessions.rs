@@ -34,6 +34,7 @@ use crate::seal::{seal, unseal};
 use crate::shard::OpenError;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Snapshot};
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{Operation, OperationOutcome, Refusal, ReplicaId, RequestTag, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -119,6 +120,9 @@ impl Sessions {
         replica: ReplicaId,
     ) -> Result<Self, OpenError> {
         let mut sessions = Sessions::new(limits);
+        if has(Bug::WindowLostAtRestart) {
+            return Ok(sessions);
+        }
         for item in snapshot.scan(&kind_range(replica, Kind::Request), false) {
             let (key, stored) = item?;
             let content = unseal(Kind::Request, &key, &stored)?;
@@ -226,7 +230,7 @@ impl Sessions {
     fn forget_acknowledged(&mut self, replica: ReplicaId, client: &Bytes, batch: &mut Batch) {
         while let Some(session) = self.clients.get(client)
             && let Some((&sequence, _)) = session.requests.first_key_value()
-            && sequence < session.acked_below
+            && (sequence < session.acked_below || has(Bug::WindowForgetsEarly))
         {
             self.take(client, sequence);
             batch.delete(request_key(replica, client, sequence));

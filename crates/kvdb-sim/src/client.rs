@@ -9,6 +9,7 @@ use bytes::Bytes;
 use kvdb_checker::{
     Answer, Call as Checked, ClientId, Condition as CheckedCondition, OpId, Time, Written,
 };
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     Action, Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, Version, Write,
 };
@@ -198,6 +199,10 @@ impl World {
             return self.failed(id, Failure::NotSent, None);
         };
         current.node = Some(node);
+        if has(Bug::RetryWithoutId) {
+            client.sequence += 1;
+            current.tag.sequence = client.sequence;
+        }
         let ask = match &current.what {
             What::Get => Ask::Get { epoch: route.epoch, key: current.routing_key.clone() },
             What::Write(operation) => Ask::Write(Write {

@@ -1,5 +1,6 @@
 //! One coordinator or node: what is on its disk, and what is in its memory while it runs.
 
+use crate::dice::Dice;
 use crate::disk::SharedDisk;
 use crate::machine::{SharedControl, SimMachine};
 use crate::packet::{Ask, Snapshot};
@@ -258,8 +259,22 @@ impl Process {
             Some(seed) => self.disk.lose_power(seed),
             None => self.disk.be_killed(),
         }
+        if let Some(seed) = power {
+            self.flush_some(&mut Dice::new(seed));
+        }
         // Memtables are memory: gone either way.
         self.engine = self.engine.crash();
+    }
+
+    /// Flushes that were under way: whole batches, up to any of them.
+    fn flush_some(&self, dice: &mut Dice) {
+        for volume in self.engine.volumes() {
+            let Ok(stats) = self.engine.stats(volume) else { continue };
+            let unflushed = stats.published.0.saturating_sub(stats.flushed.0);
+            let through = SequenceNumber(stats.flushed.0 + dice.below(unflushed + 1));
+            // It was listed just now.
+            let _ = self.engine.flush_through(volume, through);
+        }
     }
 
     pub(crate) fn now(&self, world_us: u64) -> Now {

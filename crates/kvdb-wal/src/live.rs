@@ -4,6 +4,7 @@
 //! gives is by construction what was there.
 
 use bytes::Bytes;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     HardState, LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, VolumeId, WalRecord,
 };
@@ -92,6 +93,9 @@ impl LiveState {
             },
             WalRecord::HardState { replica: id, state: replica.hard_state },
         ];
+        if has(Bug::RewriteForgetsVote) {
+            records.pop();
+        }
         records.extend(
             replica
                 .entries

@@ -7,6 +7,7 @@ use crate::host::Outbox;
 use crate::input::{ConfOutcome, Rejection};
 use crate::membership::conf_state_of;
 use bytes::Bytes;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId};
 use raft::eraftpb::{Entry, Message, MessageType};
 
@@ -167,6 +168,7 @@ impl<T> Group<T> {
     }
 
     pub(crate) fn flushed(&mut self, config: &HostConfig, applied: LogIndex, out: &mut Outbox<T>) {
+        let applied = if has(Bug::FlushOverstated) { self.applied } else { applied };
         self.flushed = self.flushed.max(applied.min(self.applied));
         self.compact(config, out);
     }

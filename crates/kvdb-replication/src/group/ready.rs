@@ -18,6 +18,7 @@ use crate::convert::{entry_to_model, hard_state_to_model};
 use crate::effect::{ApplyTask, CommittedEntry, Effect, PeerMessage};
 use crate::host::Outbox;
 use crate::input::{Now, Rejection};
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{LogEntry, LogIndex, ReplicaId, Term, WalRecord};
 use protobuf::Message as _;
 use raft::StateRole;
@@ -152,7 +153,7 @@ impl<T> Group<T> {
         if !self.raw.raft.commit_to_current_term() {
             return;
         }
-        if self.lease.holds(now.boot_us) {
+        if self.lease.holds(now.boot_us) || has(Bug::ReadIndexSkipped) {
             self.reads.confirm_arrived(LogIndex(self.raw.raft.raft_log.committed));
         } else if let Some(round) = self.reads.start_round(self.term(), now.boot_us) {
             self.raw.read_index(round.to_le_bytes().to_vec());
@@ -172,7 +173,8 @@ impl<T> Group<T> {
     }
 
     fn serve_reads(&mut self, out: &mut Outbox<T>) {
-        let tickets = self.reads.take_ready(self.applied);
+        let applied = if has(Bug::ReadBeforeApply) { LogIndex(u64::MAX) } else { self.applied };
+        let tickets = self.reads.take_ready(applied);
         if !tickets.is_empty() {
             out.effects.push(Effect::ReadReady { shard: self.shard, tickets });
         }
@@ -202,7 +204,7 @@ impl<T> Group<T> {
         }
         let term = if ready.must_sync() { self.record(&entries, out) } else { None };
         self.raw.mut_store().append(&entries);
-        let batch = if ready.must_sync() {
+        let batch = if ready.must_sync() && !has(Bug::AcknowledgeBeforeSync) {
             Some(out.next_batch)
         } else {
             // Nothing of its own to persist; but in order after what there is.
@@ -241,7 +243,10 @@ impl<T> Group<T> {
         if !std::mem::take(&mut self.hard_state_dirty) {
             return None;
         }
-        let state = self.raw.store().hard_state();
+        let mut state = self.raw.store().hard_state();
+        if has(Bug::VoteNotStored) {
+            state.vote = ReplicaId(0);
+        }
         out.records.push(WalRecord::HardState { replica: self.replica, state });
         Some(state.term)
     }

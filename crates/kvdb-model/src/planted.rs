@@ -1,0 +1,103 @@
+//! Bugs planted on purpose, to see that the nets catch them.
+//!
+//! Only with the feature `planted` can a bug be there, and only on a thread that asked for it:
+//! without the feature [`has`] is the constant `false`, and nothing of a bug is compiled.
+
+/// A bug that some product of this kind had, or could have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it; `Bug::what` says it in words")]
+pub enum Bug {
+    AcknowledgeBeforeSync,
+    LeaseWithoutEnd,
+    ReadIndexSkipped,
+    ReadBeforeApply,
+    TransferKeepsLease,
+    VoteNotStored,
+    TornFrameAccepted,
+    RewriteForgetsVote,
+    FlushOverstated,
+    AppliedAheadOfData,
+    WindowLostInSnapshot,
+    WindowLostAtRestart,
+    WindowForgetsEarly,
+    RetryWithoutId,
+    ConditionIgnored,
+    DeleteLost,
+    VersionsFromClockAlone,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 17] = [
+        Bug::AcknowledgeBeforeSync,
+        Bug::LeaseWithoutEnd,
+        Bug::ReadIndexSkipped,
+        Bug::ReadBeforeApply,
+        Bug::TransferKeepsLease,
+        Bug::VoteNotStored,
+        Bug::TornFrameAccepted,
+        Bug::RewriteForgetsVote,
+        Bug::FlushOverstated,
+        Bug::AppliedAheadOfData,
+        Bug::WindowLostInSnapshot,
+        Bug::WindowLostAtRestart,
+        Bug::WindowForgetsEarly,
+        Bug::RetryWithoutId,
+        Bug::ConditionIgnored,
+        Bug::DeleteLost,
+        Bug::VersionsFromClockAlone,
+    ];
+
+    /// What is wrong, in a few words.
+    pub fn what(self) -> &'static str {
+        match self {
+            Bug::AcknowledgeBeforeSync => "entries and votes count before they are synced",
+            Bug::LeaseWithoutEnd => "a read lease never ends within its term",
+            Bug::ReadIndexSkipped => "reads are served without asking a quorum",
+            Bug::ReadBeforeApply => "reads don't wait for what is committed to be applied",
+            Bug::TransferKeepsLease => "a leader keeps its lease while it hands over",
+            Bug::VoteNotStored => "a vote isn't in what is stored of it",
+            Bug::TornFrameAccepted => "the log takes frames whose checksum is wrong",
+            Bug::RewriteForgetsVote => "freeing a log segment forgets term and vote",
+            Bug::FlushOverstated => "the log is cut up to what is applied, not flushed",
+            Bug::AppliedAheadOfData => "the applied index is written ahead of its data",
+            Bug::WindowLostInSnapshot => "a snapshot leaves the request window out",
+            Bug::WindowLostAtRestart => "the request window is empty after a restart",
+            Bug::WindowForgetsEarly => "an answer is forgotten as soon as it is given",
+            Bug::RetryWithoutId => "a retry goes out under an id of its own",
+            Bug::ConditionIgnored => "a condition on a write isn't looked at",
+            Bug::DeleteLost => "a delete is acknowledged and not done",
+            Bug::VersionsFromClockAlone => "a new leader's versions may be below its log's",
+        }
+    }
+}
+
+/// Whether this bug is there.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn has(_bug: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "planted")]
+mod planting {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Whether this bug is there, on this thread.
+    pub fn has(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+
+    /// Plants a bug on this thread, or none.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use planting::{has, plant};
