@@ -1,9 +1,11 @@
 //! What must be true at every step, whatever happens.
 
+use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    LogEntry, LogIndex, MapVersion, MembershipEpoch, RangeEpoch, ReplicaId, ShardDescriptor,
-    ShardId, Term,
+    EntryKind, EntryPayload, HardState, LogEntry, LogIndex, MapVersion, MembershipEpoch,
+    RangeEpoch, ReplicaId, ShardDescriptor, ShardId, Term, Version,
 };
+use kvdb_replication::message::{Message, MessageType};
 use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -15,6 +17,12 @@ pub(crate) struct Checks {
     applied: BTreeMap<(ShardId, LogIndex), (Term, u64)>,
     /// The last entry that is durable, by place and shard.
     durable: BTreeMap<(usize, ShardId), LogIndex>,
+    /// Term and vote that are durable, by place and shard.
+    promised: BTreeMap<(usize, ShardId), HardState>,
+    /// The last entry whose effects are in what an engine has flushed, by place and shard.
+    flushed: BTreeMap<(usize, ShardId), LogIndex>,
+    /// The highest version in each entry.
+    versions: BTreeMap<(ShardId, LogIndex), Version>,
     map_versions: BTreeMap<(usize, u64), MapVersion>,
     epochs: BTreeMap<(usize, u64, ShardId), (RangeEpoch, MembershipEpoch)>,
     pub(crate) violations: Vec<String>,
@@ -40,6 +48,9 @@ impl Checks {
         let mut hasher = FxHasher::default();
         (&entry.data[..], &entry.context[..]).hash(&mut hasher);
         let seen = (entry.term, hasher.finish());
+        if entry.kind == EntryKind::Normal && !entry.data.is_empty() {
+            self.has_versions(shard, entry);
+        }
         let first = *self.applied.entry((shard, entry.index)).or_insert(seen);
         if first != seen {
             self.violated(format!(
@@ -49,9 +60,92 @@ impl Checks {
         }
     }
 
-    /// A process has synced a shard's log up to here (or started with it).
-    pub(crate) fn is_durable(&mut self, place: usize, shard: ShardId, last: LogIndex) {
+    /// Versions rise with the log, whoever led.
+    fn has_versions(&mut self, shard: ShardId, entry: &LogEntry) {
+        let Ok(payload) = EntryPayload::decode(entry.data.clone()) else {
+            return self.violated(format!("shard {shard}: entry {} can't be read", entry.index));
+        };
+        let before = self.versions.range(..(shard, entry.index)).next_back();
+        let before = before.filter(|((of, _), _)| *of == shard).map(|(_, last)| *last);
+        if before.is_some_and(|before| before >= payload.version) {
+            self.violated(format!(
+                "shard {shard}: entry {} has version {}, the one before {before:?}",
+                entry.index, payload.version
+            ));
+        }
+        self.versions.insert((shard, entry.index), payload.last_version());
+    }
+
+    /// A process has synced a shard's log up to here, with this term and vote.
+    pub(crate) fn is_durable(
+        &mut self,
+        place: usize,
+        shard: ShardId,
+        last: LogIndex,
+        state: HardState,
+    ) {
         self.durable.insert((place, shard), last);
+        self.promised.insert((place, shard), state);
+    }
+
+    /// An engine holds a shard's state up to here, durably.
+    pub(crate) fn is_flushed(&mut self, place: usize, shard: ShardId, applied: LogIndex) {
+        let last = self.flushed.entry((place, shard)).or_default();
+        *last = applied.max(*last);
+    }
+
+    /// A log begins after `start`: what came before must be in the engine.
+    pub(crate) fn log_begins(&mut self, place: usize, shard: ShardId, start: LogIndex) {
+        let flushed = self.flushed.get(&(place, shard)).copied().unwrap_or_default();
+        if start > INITIAL_POSITION.index.max(flushed) {
+            self.violated(format!(
+                "place {place} has cut the log of shard {shard} up to {start}, but flushed up to {flushed}"
+            ));
+        }
+    }
+
+    /// A process has started with this term and vote: it must not have forgotten any.
+    pub(crate) fn remembers(&mut self, place: usize, shard: ShardId, state: HardState) {
+        let Some(promised) = self.promised.get(&(place, shard)) else { return };
+        let forgot_vote = state.term == promised.term
+            && promised.vote != ReplicaId(0)
+            && state.vote != promised.vote;
+        if state.term < promised.term || forgot_vote {
+            self.violated(format!(
+                "place {place} has forgotten its vote in shard {shard}: {promised:?}, now {state:?}"
+            ));
+        }
+    }
+
+    /// What a replica tells others must be on its disk: votes, and entries that it has.
+    pub(crate) fn says(&mut self, place: usize, shard: ShardId, message: &Message) {
+        if message.reject {
+            return;
+        }
+        match message.get_msg_type() {
+            MessageType::MsgRequestVoteResponse => {
+                let promised = self.promised.get(&(place, shard)).copied().unwrap_or_default();
+                let kept = promised.term > Term(message.term)
+                    || (promised.term == Term(message.term)
+                        && promised.vote == ReplicaId(message.to));
+                if !kept {
+                    self.violated(format!(
+                        "place {place} votes for replica {} in shard {shard}, term {}, with {promised:?} on its disk",
+                        message.to, message.term
+                    ));
+                }
+            }
+            MessageType::MsgAppendResponse => {
+                let last = self.durable.get(&(place, shard)).copied().unwrap_or_default();
+                if LogIndex(message.index) > last {
+                    self.violated(format!(
+                        "place {place} acknowledges entry {} of shard {shard}; its disk has {last}",
+                        message.index
+                    ));
+                }
+            }
+            _ => {}
+        }
     }
 
     /// What is acknowledged is durable on a majority of the voters.

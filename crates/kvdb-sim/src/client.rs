@@ -23,7 +23,7 @@ const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
 /// Of 1000 attempts, how many go to any node.
-const STRAYING: u64 = 50;
+const STRAYING: u64 = 150;
 const REFRESH_US: u64 = 200_000;
 const LONGEST_THOUGHT_US: u64 = 30_000;
 const VALID_MS: u64 = 5 * 60 * 1000;

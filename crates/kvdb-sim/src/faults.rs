@@ -1,8 +1,10 @@
 //! What goes wrong, and for how long.
 
 use crate::network::Place;
+use crate::process::{USUAL_APPLY_US, USUAL_SYNC_US};
 use crate::world::{CLIENTS, COORDINATORS, Event, NODES, PROCESSES, World};
 use kvdb_engine::Engine;
+use kvdb_replication::Input;
 
 const EVERYWHERE: usize = PROCESSES + CLIENTS;
 
@@ -11,6 +13,7 @@ const EVERYWHERE: usize = PROCESSES + CLIENTS;
 pub(crate) enum Fault {
     Network,
     SlowDisk(Place),
+    SlowApply(Place),
 }
 
 impl World {
@@ -23,7 +26,7 @@ impl World {
         self.schedule(next_us, Event::Disturb);
         let place = self.dice.below(PROCESSES as u64) as usize;
         let lasts_us = self.dice.between(50_000, 3_000_000);
-        let kind = match self.dice.below(12) {
+        let kind = match self.dice.below(14) {
             0 | 1 => self.kill(place, lasts_us),
             2 | 3 => self.cut_power(place, lasts_us),
             4 => self.cut_all_power(lasts_us),
@@ -33,6 +36,8 @@ impl World {
             8 => self.lose_packets(lasts_us),
             9 => self.jump_clock(place),
             10 => self.slow_disk(place, lasts_us),
+            11 => self.slow_apply(place, lasts_us),
+            12 => self.hand_over_deaf(),
             _ => self.break_disk(place),
         };
         *self.faults.entry(kind).or_default() += 1;
@@ -113,7 +118,7 @@ impl World {
         self.network.loss = self.dice.below(200);
         self.network.doubled = self.dice.below(200);
         self.network.straggling = self.dice.below(50);
-        self.network.jitter_us = self.dice.below(20_000);
+        self.network.jitter_us = self.dice.below(60_000);
         self.schedule(lasts_us, Event::Undo(Fault::Network));
         "lossy network"
     }
@@ -130,6 +135,32 @@ impl World {
         "slow disk"
     }
 
+    fn slow_apply(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        self.processes[place].apply_us = self.dice.between(5_000, 200_000);
+        self.schedule(lasts_us, Event::Undo(Fault::SlowApply(place)));
+        "slow apply"
+    }
+
+    /// A leader hands over and doesn't hear what comes of it.
+    fn hand_over_deaf(&mut self) -> &'static str {
+        let leads = |place: &Place| {
+            let core = self.processes[*place].core.as_ref();
+            core.and_then(|core| core.shards.keys().copied().find(|shard| core.leads(*shard)))
+        };
+        let leaders: Vec<_> = (COORDINATORS..PROCESSES)
+            .filter_map(|place| leads(&place).map(|shard| (place, shard)))
+            .collect();
+        let chosen = self.dice.below(leaders.len() as u64) as usize;
+        if let Some((place, shard)) = leaders.get(chosen).copied() {
+            for other in (0..PROCESSES).filter(|other| *other != place) {
+                self.network.cut(other, place);
+            }
+            self.feed(place, Input::TransferLeader { shard, to: None });
+            self.schedule(500_000, Event::Undo(Fault::Network));
+        }
+        "deaf hand-over"
+    }
+
     fn break_disk(&mut self, place: Place) -> &'static str {
         if self.processes[place].core.is_some() {
             self.processes[place].disk.fail_after(self.dice.below(40));
@@ -140,7 +171,8 @@ impl World {
     pub(crate) fn undo(&mut self, fault: Fault) {
         match fault {
             Fault::Network => self.network.heal(),
-            Fault::SlowDisk(place) => self.processes[place].sync_us = 1000,
+            Fault::SlowDisk(place) => self.processes[place].sync_us = USUAL_SYNC_US,
+            Fault::SlowApply(place) => self.processes[place].apply_us = USUAL_APPLY_US,
         }
     }
 
@@ -149,7 +181,8 @@ impl World {
         self.stormy = false;
         self.network.heal();
         for place in 0..COORDINATORS + NODES {
-            self.processes[place].sync_us = 1000;
+            self.processes[place].sync_us = USUAL_SYNC_US;
+            self.processes[place].apply_us = USUAL_APPLY_US;
             self.schedule(0, Event::Resume { place });
             self.schedule(1, Event::Restart { place });
         }

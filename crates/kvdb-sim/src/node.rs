@@ -206,7 +206,7 @@ impl World {
         let judged = judged.into_iter();
         commands
             .extend(judged.map(|(node, status)| ControlCommand::SetNodeStatus { node, status }));
-        if self.stormy && self.dice.chance(50) && !map.shards.is_empty() {
+        if self.stormy && self.dice.chance(200) && !map.shards.is_empty() {
             let shard = ShardId(self.dice.between(1, u64::from(SHARDS)));
             let node = NodeId(self.dice.between(1, (PROCESSES - COORDINATORS) as u64));
             commands.push(ControlCommand::SetShardLeader { shard, node });

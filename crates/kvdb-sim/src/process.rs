@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 /// Small, so that segments roll, are rewritten and are freed within seconds.
 const SEGMENT_BYTES: u64 = 64 * 1024;
+pub(crate) const USUAL_SYNC_US: u64 = 1000;
+pub(crate) const USUAL_APPLY_US: u64 = 300;
 const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// Who waits for the outcome of a proposal or a read.
@@ -75,6 +77,8 @@ pub(crate) struct Process {
     pub(crate) inbox: Vec<Event>,
     /// Longest time of a sync, in microseconds.
     pub(crate) sync_us: u64,
+    /// Longest time of an apply task, in microseconds.
+    pub(crate) apply_us: u64,
 }
 
 /// What the process knows of a replica beside its threads.
@@ -140,7 +144,8 @@ impl Process {
             core: None,
             paused: false,
             inbox: Vec::new(),
-            sync_us: 1000,
+            sync_us: USUAL_SYNC_US,
+            apply_us: USUAL_APPLY_US,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::process::{Core, Standing, Taken, Ticket};
 use crate::world::{Event, World};
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
-use kvdb_model::{LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
+use kvdb_model::{LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole,
@@ -16,7 +16,6 @@ use kvdb_shard::{ChunkReader, CommandOutcome, SnapshotWriter, View};
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
 const LEAST_SYNC_US: u64 = 150;
-const LONGEST_APPLY_US: u64 = 300;
 
 impl World {
     /// Carries out what a process's host wants done.
@@ -33,6 +32,7 @@ impl World {
     fn start_threads(&mut self, place: Place) {
         let life = self.processes[place].life;
         let sync_us = self.processes[place].sync_us;
+        let apply_us = self.processes[place].apply_us;
         let Some(core) = &mut self.processes[place].core else { return };
         if core.syncing.is_none() && !core.waiting.is_empty() {
             let records = std::mem::take(&mut core.waiting);
@@ -46,7 +46,7 @@ impl World {
         let Some(core) = &mut self.processes[place].core else { return };
         if !core.applying && !core.tasks.is_empty() {
             core.applying = true;
-            let after_us = 20 + self.dice.below(LONGEST_APPLY_US);
+            let after_us = 20 + self.dice.below(apply_us);
             self.schedule(after_us, Event::Apply { place, life });
         }
     }
@@ -71,8 +71,11 @@ impl World {
     pub(crate) fn note_durable(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
         for found in core.wal.live().replicas.values() {
+            if found.volume.is_some() {
+                self.checks.log_begins(place, found.shard, found.start.index);
+            }
             // One batch is at the disk at a time, so all that was appended is synced now.
-            self.checks.is_durable(place, found.shard, found.last_index());
+            self.checks.is_durable(place, found.shard, found.last_index(), found.hard_state);
         }
     }
 
@@ -84,6 +87,9 @@ impl World {
                 core.waiting.extend(records);
             }
             Effect::Send { to, messages } => {
+                for one in &messages {
+                    self.checks.says(place, one.shard, &one.message);
+                }
                 if let Some(target) = self.place_of(place, to) {
                     self.send(place, target, Packet::Raft(messages));
                 }
@@ -308,8 +314,12 @@ impl World {
             core.forget_volume(*volume);
             return;
         };
+        // Writing it out takes time, in which more is applied.
         for (shard, replica, applied) in core.flushed(*volume, through) {
-            self.feed(place, Input::Flushed { shard, replica, applied });
+            self.checks.is_flushed(place, shard, applied);
+            let flushed = Event::Flushed { place, life, shard, replica, applied };
+            let after_us = self.dice.below(200_000);
+            self.schedule(after_us, flushed);
         }
     }
 
@@ -391,6 +401,8 @@ impl World {
             self.checks.violations.push(format!("a good snapshot is refused: {error}"));
             return false;
         }
+        let position = snapshot.message.get_snapshot().get_metadata().index;
+        self.checks.is_flushed(place, snapshot.shard, LogIndex(position));
         self.tell(|world| {
             let name = &world.processes[place].name;
             format!("{name} takes in a snapshot of shard {}", snapshot.shard)

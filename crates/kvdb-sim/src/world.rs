@@ -9,7 +9,7 @@ use crate::packet::Packet;
 use crate::process::{Process, Ticket};
 use kvdb_checker::{History, Recorder};
 use kvdb_control::Liveness;
-use kvdb_model::NodeId;
+use kvdb_model::{LogIndex, NodeId, ReplicaId, ShardId};
 use kvdb_replication::Input;
 use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
@@ -39,6 +39,14 @@ pub(crate) enum Event {
     Apply {
         place: Place,
         life: u64,
+    },
+    /// A flush is on disk.
+    Flushed {
+        place: Place,
+        life: u64,
+        shard: ShardId,
+        replica: ReplicaId,
+        applied: LogIndex,
     },
     /// The maintenance thread looks around.
     Maintain {
@@ -93,6 +101,7 @@ impl Event {
         match self {
             Event::Synced { place, .. }
             | Event::Apply { place, .. }
+            | Event::Flushed { place, .. }
             | Event::Maintain { place, .. }
             | Event::Duty { place, .. }
             | Event::TransferTimeout { place, .. } => Some(*place),
@@ -206,6 +215,9 @@ impl World {
             Event::Synced { place, life } if self.lives(place, life) => self.synced(place),
             Event::Apply { place, life } if self.lives(place, life) => self.apply_next(place),
             Event::Maintain { place, life } if self.lives(place, life) => self.maintain(place),
+            Event::Flushed { place, life, shard, replica, applied } if self.lives(place, life) => {
+                self.feed(place, Input::Flushed { shard, replica, applied });
+            }
             Event::Duty { place, life } if self.lives(place, life) => self.duty(place),
             Event::Deliver { from, to, packet } => self.deliver(from, to, packet),
             Event::TransferTimeout { place, life, transfer } if self.lives(place, life) => {
@@ -261,6 +273,7 @@ impl World {
         }
         let life = self.processes[place].life;
         self.tell(|world| format!("{} starts", world.processes[place].name));
+        self.check_memory(place);
         self.note_durable(place);
         if self.processes[place].is_coordinator && first {
             self.found_coordinators(place);
@@ -269,6 +282,13 @@ impl World {
         self.schedule(after_us, Event::Duty { place, life });
         self.schedule(100_000, Event::Maintain { place, life });
         self.settle(place);
+    }
+
+    fn check_memory(&mut self, place: Place) {
+        let Some(core) = &self.processes[place].core else { return };
+        for found in core.wal.live().replicas.values() {
+            self.checks.remembers(place, found.shard, found.hard_state);
+        }
     }
 
     /// Ends a process; it comes back after a while.
@@ -287,7 +307,12 @@ impl World {
             return;
         }
         self.tell(|world| format!("{} goes on", world.processes[place].name));
+        let deaf = self.dice.chance(500);
         for event in std::mem::take(&mut self.processes[place].inbox) {
+            // Connections that were silent for long are closed by their other ends.
+            if deaf && matches!(event, Event::Deliver { packet: Packet::Raft(_), .. }) {
+                continue;
+            }
             self.happen(event);
         }
     }
