@@ -42,11 +42,11 @@ test:
 
 sim:
 	cargo build --release --locked -p kvdb-sim
-	@target/release/kvdb-sim $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS))
+	@cargo run --quiet --release --locked -p kvdb-sim --bin kvdb-sim -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS))
 
 planted:
 	cargo build --release --locked -p kvdb-sim --features planted --bin kvdb-planted
-	@target/release/kvdb-planted
+	@cargo run --quiet --release --locked -p kvdb-sim --features planted --bin kvdb-planted
 
 verify:
 	cargo fmt --all --check
