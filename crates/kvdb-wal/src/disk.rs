@@ -61,7 +61,7 @@ const PREPARE_BYTES: u64 = 1024 * 1024;
 pub struct FileDisk {
     folder: PathBuf,
     open: BTreeMap<u64, Segment>,
-    spares: Vec<PathBuf>,
+    spares: Vec<Spare>,
     next_spare: u64,
 }
 
@@ -72,10 +72,17 @@ struct Segment {
     prepared: u64,
 }
 
+/// A file to be used again.
+struct Spare {
+    path: PathBuf,
+    /// Blocks below this have been written.
+    prepared: u64,
+}
+
 impl Segment {
-    fn new(file: File) -> io::Result<Self> {
+    fn new(file: File, prepared: u64) -> io::Result<Self> {
         let size_bytes = file.metadata()?.len();
-        Ok(Segment { file, size_bytes, prepared: 0 })
+        Ok(Segment { file, size_bytes, prepared })
     }
 
     /// Writes zeros from `end`, where the log will go on, if blocks beyond it may not be written
@@ -110,10 +117,10 @@ impl FileDisk {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if let Some(number) = name.strip_prefix("spare-").and_then(|n| n.parse::<u64>().ok()) {
                 disk.next_spare = disk.next_spare.max(number + 1);
-                disk.spares.push(path);
+                disk.spares.push(Spare { path, prepared: 0 });
             } else if let Some(id) = segment_id(&name) {
                 let file = OpenOptions::new().read(true).write(true).open(&path)?;
-                disk.open.insert(id, Segment::new(file)?);
+                disk.open.insert(id, Segment::new(file, 0)?);
             }
         }
         Ok(disk)
@@ -162,12 +169,14 @@ impl Disk for FileDisk {
 
     fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()> {
         let path = self.path(segment);
+        let mut prepared = 0;
         if let Some(spare) = self.spares.pop() {
-            std::fs::rename(&spare, &path)?;
+            std::fs::rename(&spare.path, &path)?;
+            prepared = spare.prepared;
         }
         match self.make(&path, size_bytes) {
             Ok(file) => {
-                self.open.insert(segment, Segment::new(file)?);
+                self.open.insert(segment, Segment::new(file, prepared)?);
                 self.sync_folder()
             }
             Err(error) => {
@@ -196,13 +205,13 @@ impl Disk for FileDisk {
     }
 
     fn remove(&mut self, segment: u64) -> io::Result<()> {
-        self.open.remove(&segment);
+        let prepared = self.open.remove(&segment).map_or(0, |segment| segment.prepared);
         let path = self.path(segment);
         if self.spares.len() < SPARES {
             let spare = self.folder.join(format!("spare-{}", self.next_spare));
             self.next_spare += 1;
             std::fs::rename(&path, &spare)?;
-            self.spares.push(spare);
+            self.spares.push(Spare { path: spare, prepared });
         } else {
             std::fs::remove_file(&path)?;
         }
