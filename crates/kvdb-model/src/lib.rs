@@ -6,7 +6,7 @@
 //! `kvdb-wire`) or how it is kept (that is `kvdb-wal` and the engines).
 //!
 //! Reading order: [`id`], [`key`], [`descriptor`], [`map`] for what the cluster *is*;
-//! [`version`], [`command`], [`refusal`] for what an operation does; [`log`] for what replication
+//! [`version`], [`command`], [`refusal`] for what an operation does; [`task`] for how shards change; [`log`] for what replication
 //! asks the write-ahead log to remember; [`codec`] for how small things become bytes.
 
 pub mod codec;
@@ -19,6 +19,7 @@ pub mod log;
 pub mod map;
 pub mod planted;
 pub mod refusal;
+pub mod task;
 pub mod version;
 
 pub use command::{
@@ -34,4 +35,5 @@ pub use map::{
     DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
 };
 pub use refusal::{Refusal, RetryClass};
+pub use task::{ShardTask, SplitPlan, Step, Work, next_step};
 pub use version::{HybridClock, Version};

@@ -1,0 +1,332 @@
+//! What the coordinators ask of a shard's leader, and the next step towards it.
+//!
+//! A task names a goal, not a step: whoever leads the shard compares the goal with the descriptor
+//! as applied and does what is due. So a task can be given twice, to a new leader, or again after
+//! a crash, and a step that was done already isn't done again.
+//!
+//! The way of a membership change (Ongaro's dissertation, sections 4.2.1 and 4.3): new replicas
+//! learn until they have caught up; then voters change, by a joint configuration where more than
+//! one does; then the joint configuration is left. A leader that isn't to stay hands over first.
+
+use crate::descriptor::{Replica, Role, ShardDescriptor};
+use crate::id::{MembershipEpoch, OperatorId, ReplicaId, ShardId};
+use bytes::Bytes;
+
+/// Something to be done with a shard, by its leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardTask {
+    /// Which operator wants it; 0 for what tidies up after one.
+    pub operator: OperatorId,
+    /// The shard.
+    pub shard: ShardId,
+    /// What.
+    pub work: Work,
+}
+
+/// The goal of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// These replicas, all of them voters, and no others.
+    Replicas(Vec<Replica>),
+    /// Leadership is here.
+    Lead(ReplicaId),
+    /// The upper part of the range is a shard of its own.
+    Split(SplitPlan),
+}
+
+/// How a shard is to be split.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SplitPlan {
+    /// The first routing key of the child; strictly inside the parent's range.
+    pub at: Bytes,
+    /// The child's id.
+    pub child: ShardId,
+    /// The child's replicas: one on each node that has one of the parent, all voters.
+    pub replicas: Vec<Replica>,
+    /// The parent's membership epoch for which `replicas` was made.
+    pub membership_epoch: MembershipEpoch,
+}
+
+/// What is due now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The goal is reached.
+    Done,
+    /// Something must happen first.
+    Wait(&'static str),
+    /// Propose these replicas.
+    Change(Vec<Replica>),
+    /// Hand leadership to this replica.
+    HandOver(ReplicaId),
+    /// Propose the split.
+    Split(SplitPlan),
+    /// It can't be done any more: the shard has changed under it.
+    Impossible(&'static str),
+}
+
+/// The next step of a task, for the replica `own` that leads the shard with this descriptor.
+/// `caught_up` says whether another replica has (nearly) all of the log.
+pub fn next_step(
+    work: &Work,
+    descriptor: &ShardDescriptor,
+    own: ReplicaId,
+    caught_up: &dyn Fn(ReplicaId) -> bool,
+) -> Step {
+    match work {
+        Work::Replicas(goal) => next_membership(goal, &descriptor.replicas, own, caught_up),
+        Work::Lead(to) if *to == own => Step::Done,
+        Work::Lead(to) => match descriptor.replica(*to).map(|replica| replica.role) {
+            Some(Role::Voter | Role::Incoming) if caught_up(*to) => Step::HandOver(*to),
+            Some(Role::Voter | Role::Incoming) => Step::Wait("the replica catches up"),
+            _ => Step::Impossible("the replica has no vote in the shard"),
+        },
+        Work::Split(plan) => next_split(plan, descriptor),
+    }
+}
+
+fn next_split(plan: &SplitPlan, descriptor: &ShardDescriptor) -> Step {
+    if descriptor.range.end == plan.at {
+        return Step::Done;
+    }
+    if descriptor.membership_epoch != plan.membership_epoch {
+        return Step::Impossible("the shard's replicas have changed since");
+    }
+    if !descriptor.range.contains(&plan.at) || descriptor.range.start == plan.at {
+        return Step::Impossible("the key is not inside the shard's range");
+    }
+    Step::Split(plan.clone())
+}
+
+fn with_role(replica: &Replica, role: Role) -> Replica {
+    Replica { role, ..*replica }
+}
+
+fn next_membership(
+    goal: &[Replica],
+    current: &[Replica],
+    own: ReplicaId,
+    caught_up: &dyn Fn(ReplicaId) -> bool,
+) -> Step {
+    let wanted = |replica: &Replica| goal.iter().any(|to| to.replica_id == replica.replica_id);
+    let stays = current.iter().find(|replica| replica.replica_id == own);
+    let heir = || {
+        let votes = |replica: &&Replica| {
+            matches!(replica.role, Role::Voter | Role::Incoming) && wanted(replica)
+        };
+        let heir = current.iter().filter(votes).find(|replica| caught_up(replica.replica_id));
+        heir.map_or(Step::Wait("no replica that stays has caught up"), |replica| {
+            Step::HandOver(replica.replica_id)
+        })
+    };
+    if current.iter().any(|replica| matches!(replica.role, Role::Incoming | Role::Outgoing)) {
+        if stays.is_none_or(|replica| replica.role == Role::Outgoing) {
+            return heir();
+        }
+        return Step::Change(left(current));
+    }
+    let missing: Vec<&Replica> = goal
+        .iter()
+        .filter(|to| !current.iter().any(|replica| replica.replica_id == to.replica_id))
+        .collect();
+    if !missing.is_empty() {
+        return learners_come(current, &missing, own);
+    }
+    let comes = |replica: &&Replica| replica.role == Role::Learner && wanted(replica);
+    if current.iter().filter(comes).any(|replica| !caught_up(replica.replica_id)) {
+        return Step::Wait("new replicas catch up");
+    }
+    let coming: Vec<ReplicaId> =
+        current.iter().filter(comes).map(|replica| replica.replica_id).collect();
+    let leaves = |replica: &&Replica| !wanted(replica);
+    let leaving = current.iter().filter(leaves).filter(|replica| replica.role == Role::Voter);
+    let leaving: Vec<ReplicaId> = leaving.map(|replica| replica.replica_id).collect();
+    if coming.is_empty() && current.iter().all(|replica| wanted(replica)) {
+        return Step::Done;
+    }
+    if leaving.contains(&own) {
+        let voters_stay =
+            current.iter().any(|replica| replica.role == Role::Voter && wanted(replica));
+        if voters_stay || coming.is_empty() {
+            return heir();
+        }
+        // Nobody who stays may lead yet: they get their votes first, and nobody goes.
+        return Step::Change(voters_change(current, &coming, &[]));
+    }
+    Step::Change(voters_change(current, &coming, &leaving))
+}
+
+/// The replicas once a joint configuration is left.
+pub fn left(current: &[Replica]) -> Vec<Replica> {
+    current
+        .iter()
+        .filter(|replica| replica.role != Role::Outgoing)
+        .map(|replica| match replica.role {
+            Role::Learner => *replica,
+            _ => with_role(replica, Role::Voter),
+        })
+        .collect()
+}
+
+/// Two replicas never share a node: whoever is in a newcomer's place goes first.
+fn learners_come(current: &[Replica], missing: &[&Replica], own: ReplicaId) -> Step {
+    let in_the_way = |replica: &&Replica| {
+        missing.iter().any(|to| to.node_id == replica.node_id) && replica.replica_id != own
+    };
+    if let Some(old) = current.iter().find(in_the_way) {
+        let rest = current.iter().filter(|replica| replica.replica_id != old.replica_id);
+        return Step::Change(rest.copied().collect());
+    }
+    if missing.iter().any(|to| current.iter().any(|replica| replica.node_id == to.node_id)) {
+        return Step::Impossible("the leader's own node is to get another replica of the shard");
+    }
+    let mut replicas = current.to_vec();
+    replicas.extend(missing.iter().map(|to| with_role(to, Role::Learner)));
+    Step::Change(replicas)
+}
+
+/// One voter changes in a single step, more by a joint configuration. Learners that nobody wants
+/// go with the last step.
+fn voters_change(current: &[Replica], coming: &[ReplicaId], leaving: &[ReplicaId]) -> Vec<Replica> {
+    let joint = coming.len() + leaving.len() > 1;
+    let stranger =
+        |replica: &&Replica| replica.role == Role::Learner && !coming.contains(&replica.replica_id);
+    current
+        .iter()
+        .filter(|replica| joint || !stranger(replica))
+        .filter(|replica| joint || !leaving.contains(&replica.replica_id))
+        .map(|replica| {
+            if coming.contains(&replica.replica_id) {
+                with_role(replica, if joint { Role::Incoming } else { Role::Voter })
+            } else if leaving.contains(&replica.replica_id) {
+                with_role(replica, Role::Outgoing)
+            } else {
+                *replica
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn voter(node: u64, id: u64) -> Replica {
+        Replica { node_id: NodeId(node), replica_id: ReplicaId(id), role: Role::Voter }
+    }
+
+    fn voters(replicas: &[Replica]) -> BTreeSet<ReplicaId> {
+        replicas
+            .iter()
+            .filter(|replica| matches!(replica.role, Role::Voter | Role::Incoming))
+            .map(|replica| replica.replica_id)
+            .collect()
+    }
+
+    fn outgoing(replicas: &[Replica]) -> BTreeSet<ReplicaId> {
+        replicas
+            .iter()
+            .filter(|replica| matches!(replica.role, Role::Voter | Role::Outgoing))
+            .map(|replica| replica.replica_id)
+            .collect()
+    }
+
+    /// Whether raft would take the step: at most one voter without a joint configuration, one
+    /// entered from a plain one only and left whole.
+    fn is_lawful(from: &[Replica], to: &[Replica]) -> bool {
+        let was_joint = voters(from) != outgoing(from);
+        let is_joint = voters(to) != outgoing(to);
+        match (was_joint, is_joint) {
+            (false, false) => voters(from).symmetric_difference(&voters(to)).count() <= 1,
+            (false, true) => outgoing(to) == voters(from),
+            (true, false) => voters(to) == voters(from),
+            (true, true) => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_goal_is_reached_by_lawful_steps(
+            first in prop::collection::btree_set(1u64..8, 1..5),
+            goal in prop::collection::btree_set(1u64..8, 1..5),
+            leader in any::<prop::sample::Index>(),
+        ) {
+            let mut current: Vec<Replica> = first.iter().map(|node| voter(*node, *node)).collect();
+            // A node that has a replica keeps it; others get new ones.
+            let goal: Vec<Replica> = goal.iter().map(|node| {
+                voter(*node, if first.contains(node) { *node } else { node + 100 })
+            }).collect();
+            let mut own = current[leader.index(current.len())].replica_id;
+            let mut steps = 0;
+            loop {
+                steps += 1;
+                prop_assert!(steps < 12, "no end: {current:?}");
+                match next_membership(&goal, &current, own, &|_| true) {
+                    Step::Done => break,
+                    Step::Change(next) => {
+                        prop_assert!(is_lawful(&current, &next), "{current:?} to {next:?}");
+                        prop_assert!(next.iter().any(|replica| replica.replica_id == own), "the leader removes itself");
+                        let nodes: BTreeSet<_> = next.iter().map(|replica| replica.node_id).collect();
+                        prop_assert_eq!(nodes.len(), next.len());
+                        current = next;
+                    }
+                    Step::HandOver(to) => {
+                        prop_assert!(voters(&current).contains(&to));
+                        prop_assert_ne!(to, own);
+                        own = to;
+                    }
+                    other => prop_assert!(false, "{other:?} with {current:?}"),
+                }
+            }
+            prop_assert_eq!(voters(&current), goal.iter().map(|replica| replica.replica_id).collect());
+            prop_assert!(current.iter().all(|replica| replica.role == Role::Voter));
+        }
+
+        #[test]
+        fn a_goal_that_changes_on_the_way_is_reached_too(
+            goals in prop::collection::vec(prop::collection::btree_set(1u64..8, 1..5), 2..5),
+            after in prop::collection::vec(1usize..5, 5),
+        ) {
+            let mut current = vec![voter(1, 1)];
+            let mut own = ReplicaId(1);
+            let mut next_id = 100;
+            let last = goals.len() - 1;
+            for (number, nodes) in goals.iter().enumerate() {
+                let goal: Vec<Replica> = nodes.iter().map(|node| {
+                    let there = current.iter().find(|replica| {
+                        replica.node_id.0 == *node && replica.role != Role::Outgoing
+                    });
+                    let id = there.map_or_else(|| { next_id += 1; next_id }, |replica| replica.replica_id.0);
+                    voter(*node, id)
+                }).collect();
+                let most = if number == last { 20 } else { after[number] };
+                let mut reached = false;
+                for _ in 0..most {
+                    match next_membership(&goal, &current, own, &|_| true) {
+                        Step::Done => { reached = true; break }
+                        Step::Change(next) => {
+                            prop_assert!(is_lawful(&current, &next), "{current:?} to {next:?}");
+                            current = next;
+                        }
+                        Step::HandOver(to) => own = to,
+                        other => prop_assert!(false, "{other:?} with {current:?} to {goal:?}"),
+                    }
+                }
+                prop_assert!(number < last || reached, "{current:?} to {goal:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_votes_before_it_has_caught_up() {
+        let goal = [voter(1, 1), voter(2, 2), voter(4, 104)];
+        let current = [voter(1, 1), voter(2, 2), voter(3, 3)];
+        let step = next_membership(&goal, &current, ReplicaId(1), &|_| false);
+        let Step::Change(learning) = step else { panic!("{step:?}") };
+        assert_eq!(learning[3].role, Role::Learner);
+        let step = next_membership(&goal, &learning, ReplicaId(1), &|_| false);
+        assert_eq!(step, Step::Wait("new replicas catch up"));
+    }
+}
