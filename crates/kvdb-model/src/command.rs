@@ -8,6 +8,7 @@
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::id::RangeEpoch;
 use crate::refusal::Refusal;
+use crate::task::SplitPlan;
 use crate::version::Version;
 use bytes::Bytes;
 
@@ -94,6 +95,8 @@ pub enum Command {
     AdvanceTime,
     /// A command of the coordinators' state machine, encoded by `kvdb-control`.
     Control(Bytes),
+    /// Cuts the shard in two.
+    Split(SplitPlan),
 }
 
 impl Command {
@@ -118,6 +121,10 @@ impl Command {
                 out.u8(3);
                 out.bytes(bytes);
             }
+            Command::Split(plan) => {
+                out.u8(4);
+                plan.encode(&mut out);
+            }
         }
         out.finish()
     }
@@ -129,6 +136,7 @@ impl Command {
             }
             Command::AdvanceTime => 1,
             Command::Control(bytes) => bytes.len() + 11,
+            Command::Split(plan) => plan.at.len() + 64,
         }
     }
 
@@ -142,6 +150,7 @@ impl Command {
             1 => Command::Write(Write::decode(&mut input)?),
             2 => Command::AdvanceTime,
             3 => Command::Control(input.bytes()?),
+            4 => Command::Split(SplitPlan::decode(&mut input)?),
             other => return Err(DecodeError::unknown_tag("command", other)),
         };
         input.end()?;
@@ -418,6 +427,19 @@ mod tests {
                 }),
             Just(Command::AdvanceTime),
             any_bytes().prop_map(Command::Control),
+            (any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+                |(at, child, epoch, node)| {
+                    let node_id = crate::id::NodeId(node);
+                    let replica_id = crate::id::ReplicaId(child);
+                    let role = crate::descriptor::Role::Voter;
+                    Command::Split(SplitPlan {
+                        at,
+                        child: crate::id::ShardId(child),
+                        replicas: vec![crate::descriptor::Replica { node_id, replica_id, role }],
+                        membership_epoch: crate::id::MembershipEpoch(epoch),
+                    })
+                }
+            ),
         ]
     }
 

@@ -71,17 +71,7 @@ impl ShardDescriptor {
         out.bytes(&self.range.end);
         out.varint(self.range_epoch.0);
         out.varint(self.membership_epoch.0);
-        out.varint(self.replicas.len() as u64);
-        for replica in &self.replicas {
-            out.varint(replica.node_id.0);
-            out.varint(replica.replica_id.0);
-            out.u8(match replica.role {
-                Role::Voter => 0,
-                Role::Learner => 1,
-                Role::Incoming => 2,
-                Role::Outgoing => 3,
-            });
-        }
+        encode_replicas(&self.replicas, out);
     }
 
     /// The encoding as bytes of its own.
@@ -102,21 +92,7 @@ impl ShardDescriptor {
         let range = KeyRange { start: input.bytes()?, end: input.bytes()? };
         let range_epoch = RangeEpoch(input.varint()?);
         let membership_epoch = MembershipEpoch(input.varint()?);
-        let count = input.count(3)?;
-        let mut replicas = Vec::with_capacity(count);
-        for _ in 0..count {
-            replicas.push(Replica {
-                node_id: NodeId(input.varint()?),
-                replica_id: ReplicaId(input.varint()?),
-                role: match input.u8()? {
-                    0 => Role::Voter,
-                    1 => Role::Learner,
-                    2 => Role::Incoming,
-                    3 => Role::Outgoing,
-                    other => return Err(DecodeError::unknown_tag("replica role", other)),
-                },
-            });
-        }
+        let replicas = decode_replicas(input)?;
         Ok(ShardDescriptor {
             shard_id,
             keyspace_id,
@@ -126,4 +102,37 @@ impl ShardDescriptor {
             replicas,
         })
     }
+}
+
+pub(crate) fn encode_replicas(replicas: &[Replica], out: &mut Writer) {
+    out.varint(replicas.len() as u64);
+    for replica in replicas {
+        out.varint(replica.node_id.0);
+        out.varint(replica.replica_id.0);
+        out.u8(match replica.role {
+            Role::Voter => 0,
+            Role::Learner => 1,
+            Role::Incoming => 2,
+            Role::Outgoing => 3,
+        });
+    }
+}
+
+pub(crate) fn decode_replicas(input: &mut Reader) -> Result<Vec<Replica>, DecodeError> {
+    let count = input.count(3)?;
+    let mut replicas = Vec::with_capacity(count);
+    for _ in 0..count {
+        replicas.push(Replica {
+            node_id: NodeId(input.varint()?),
+            replica_id: ReplicaId(input.varint()?),
+            role: match input.u8()? {
+                0 => Role::Voter,
+                1 => Role::Learner,
+                2 => Role::Incoming,
+                3 => Role::Outgoing,
+                other => return Err(DecodeError::unknown_tag("replica role", other)),
+            },
+        });
+    }
+    Ok(replicas)
 }

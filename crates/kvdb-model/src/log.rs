@@ -72,6 +72,24 @@ pub enum WalRecord {
         /// as the replica lives, since the engine may lose what it hasn't flushed.
         birth: Bytes,
     },
+    /// A split gives a replica its state. It creates the replica, or brings up one that was created
+    /// by a message (whose hard state stays); one that has a log already stays as it is. Its log
+    /// starts at [`INITIAL_POSITION`], its volume is the parent's.
+    Split {
+        /// The child's replica.
+        replica: ReplicaId,
+        /// The child.
+        shard: ShardId,
+        /// The parent's volume.
+        volume: VolumeId,
+        /// The encoded descriptor that the child was born with.
+        birth: Bytes,
+        /// The parent's replica here.
+        parent: ReplicaId,
+        /// The entry of the parent's log that split it: it is committed. A restart applies the
+        /// parent's log up to it before the child starts.
+        index: LogIndex,
+    },
     /// Entries follow. An entry at an index that exists replaces it and all after it.
     Append {
         /// The replica.
@@ -118,6 +136,7 @@ impl WalRecord {
     pub fn replica(&self) -> ReplicaId {
         match self {
             WalRecord::Created { replica, .. }
+            | WalRecord::Split { replica, .. }
             | WalRecord::Append { replica, .. }
             | WalRecord::HardState { replica, .. }
             | WalRecord::Compacted { replica, .. }

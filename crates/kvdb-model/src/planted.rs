@@ -24,11 +24,12 @@ pub enum Bug {
     ConditionIgnored,
     DeleteLost,
     VersionsFromClockAlone,
+    WindowLostInSplit,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 18] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -46,6 +47,7 @@ impl Bug {
         Bug::ConditionIgnored,
         Bug::DeleteLost,
         Bug::VersionsFromClockAlone,
+        Bug::WindowLostInSplit,
     ];
 
     /// What is wrong, in a few words.
@@ -68,6 +70,7 @@ impl Bug {
             Bug::ConditionIgnored => "a condition on a write isn't looked at",
             Bug::DeleteLost => "a delete is acknowledged and not done",
             Bug::VersionsFromClockAlone => "a new leader's versions may be below its log's",
+            Bug::WindowLostInSplit => "a split leaves the request window out of the child",
         }
     }
 }

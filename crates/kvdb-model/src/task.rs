@@ -8,8 +8,10 @@
 //! learn until they have caught up; then voters change, by a joint configuration where more than
 //! one does; then the joint configuration is left. A leader that isn't to stay hands over first.
 
-use crate::descriptor::{Replica, Role, ShardDescriptor};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::descriptor::{Replica, Role, ShardDescriptor, decode_replicas, encode_replicas};
 use crate::id::{MembershipEpoch, OperatorId, ReplicaId, ShardId};
+use crate::key::KeyRange;
 use bytes::Bytes;
 
 /// Something to be done with a shard, by its leader.
@@ -45,6 +47,55 @@ pub struct SplitPlan {
     pub replicas: Vec<Replica>,
     /// The parent's membership epoch for which `replicas` was made.
     pub membership_epoch: MembershipEpoch,
+}
+
+impl SplitPlan {
+    pub(crate) fn encode(&self, out: &mut Writer) {
+        out.bytes(&self.at);
+        out.varint(self.child.0);
+        out.varint(self.membership_epoch.0);
+        encode_replicas(&self.replicas, out);
+    }
+
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let at = input.bytes()?;
+        let child = ShardId(input.varint()?);
+        let membership_epoch = MembershipEpoch(input.varint()?);
+        Ok(SplitPlan { at, child, replicas: decode_replicas(input)?, membership_epoch })
+    }
+
+    /// Parent and child after the split, or `None` if it is refused: the key isn't strictly inside
+    /// the range, or the shard's replicas aren't those that the plan was made for.
+    pub fn apply_to(&self, parent: &ShardDescriptor) -> Option<(ShardDescriptor, ShardDescriptor)> {
+        let plain = parent.replicas.iter().all(|replica| replica.role == Role::Voter);
+        let same_nodes = self.replicas.len() == parent.replicas.len()
+            && parent
+                .replicas
+                .iter()
+                .all(|replica| self.replicas.iter().any(|child| child.node_id == replica.node_id));
+        if parent.membership_epoch != self.membership_epoch
+            || !plain
+            || !same_nodes
+            || parent.shard_id == self.child
+            || !parent.range.contains(&self.at)
+            || parent.range.start == self.at
+        {
+            return None;
+        }
+        let range_epoch = parent.range_epoch.next();
+        let mut replicas = self.replicas.clone();
+        replicas.sort_by_key(|replica| replica.replica_id);
+        let child = ShardDescriptor {
+            shard_id: self.child,
+            keyspace_id: parent.keyspace_id,
+            range: KeyRange { start: self.at.clone(), end: parent.range.end.clone() },
+            range_epoch,
+            membership_epoch: MembershipEpoch(1),
+            replicas,
+        };
+        let range = KeyRange { start: parent.range.start.clone(), end: self.at.clone() };
+        Some((ShardDescriptor { range, range_epoch, ..parent.clone() }, child))
+    }
 }
 
 /// What is due now.

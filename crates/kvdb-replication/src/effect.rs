@@ -44,7 +44,7 @@ pub enum ApplyTask<T> {
         shard: ShardId,
         /// The replica.
         replica: ReplicaId,
-        /// Its volume, empty.
+        /// Its volume: empty, or that of the parent if a split has left its state there.
         volume: VolumeId,
         /// The encoded descriptor that it is born with.
         birth: Bytes,
@@ -188,4 +188,31 @@ pub struct GroupStatus {
     pub applied: LogIndex,
     /// The descriptor as of `applied`; `None` while it waits for its first snapshot.
     pub descriptor: Option<ShardDescriptor>,
+    /// As a leader: how far each replica is, itself included.
+    pub progress: Vec<ReplicaProgress>,
 }
+
+/// How far a replica is, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaProgress {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The last entry that it is known to have.
+    pub matched: LogIndex,
+    /// It has answered lately.
+    pub is_active: bool,
+}
+
+impl GroupStatus {
+    /// Whether a replica has nearly all of the log: what it lacks comes in a moment.
+    pub fn has_caught_up(&self, replica: ReplicaId) -> bool {
+        self.progress.iter().any(|progress| {
+            progress.replica == replica
+                && progress.is_active
+                && progress.matched.0 + CATCH_UP_ENTRIES >= self.committed.0
+        })
+    }
+}
+
+/// What a replica may lack and still count as caught up.
+const CATCH_UP_ENTRIES: u64 = 256;

@@ -22,7 +22,7 @@ mod snapshots;
 
 use crate::config::HostConfig;
 use crate::convert::entry_to_raft;
-use crate::effect::{GroupStatus, ReplicaRole};
+use crate::effect::{GroupStatus, ReplicaProgress, ReplicaRole};
 use crate::lease::Lease;
 use crate::membership::conf_state_of;
 use crate::proposals::Proposals;
@@ -215,6 +215,46 @@ impl<T> Group<T> {
             .or_else(|| self.routes.get(&replica).copied())
     }
 
+    /// Whether it waits for its first state, and nothing that it has promised is on its way to the
+    /// disk. (Otherwise a snapshot brings it up.)
+    pub(crate) fn may_be_born(&self) -> bool {
+        self.volume.is_none()
+            && !self.is_receiving()
+            && self.persisting.is_empty()
+            && !self.raw.has_ready()
+    }
+
+    /// Term and vote, as on their way to the disk.
+    pub(crate) fn hard_state(&self) -> HardState {
+        HardState {
+            term: self.term(),
+            vote: ReplicaId(self.raw.raft.vote),
+            commit: LogIndex(self.raw.raft.raft_log.committed),
+        }
+    }
+
+    /// The shard has been split: less belongs to it.
+    pub(crate) fn range_changed(&mut self, after: &ShardDescriptor) {
+        if let Some(descriptor) = &mut self.descriptor
+            && descriptor.range_epoch < after.range_epoch
+        {
+            descriptor.range = after.range.clone();
+            descriptor.range_epoch = after.range_epoch;
+        }
+    }
+
+    fn progress(&self) -> Vec<ReplicaProgress> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let of = |(id, progress): (&u64, &raft::Progress)| ReplicaProgress {
+            replica: ReplicaId(*id),
+            matched: LogIndex(progress.matched),
+            is_active: progress.recent_active || *id == self.replica.0,
+        };
+        self.raw.raft.prs().iter().map(of).collect()
+    }
+
     pub(crate) fn status(&self) -> GroupStatus {
         GroupStatus {
             shard: self.shard,
@@ -226,6 +266,7 @@ impl<T> Group<T> {
             committed: LogIndex(self.raw.raft.raft_log.committed),
             applied: self.applied,
             descriptor: self.descriptor.clone(),
+            progress: self.progress(),
         }
     }
 

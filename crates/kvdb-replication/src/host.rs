@@ -6,8 +6,8 @@ use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    HardState, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
-    WalRecord,
+    HardState, LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Version,
+    VolumeId, WalRecord,
 };
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
@@ -37,6 +37,15 @@ impl<T> Outbox<T> {
             why,
         }));
     }
+}
+
+/// What a new replica begins with.
+struct Birth {
+    descriptor: ShardDescriptor,
+    volume: VolumeId,
+    last_version: Version,
+    /// For a child of a split: the parent's replica and entry.
+    origin: Option<(ReplicaId, LogIndex)>,
 }
 
 /// All groups of a process. See the crate's head for the rules that it follows.
@@ -157,6 +166,15 @@ impl<T> Host<T> {
             }
             Input::Create { descriptor, volume, campaign } => {
                 self.create(descriptor, volume, campaign);
+            }
+            Input::Split { parent, parent_replica, index, child, volume, last_version } => {
+                let birth = Birth {
+                    descriptor: child,
+                    volume,
+                    last_version,
+                    origin: Some((parent_replica, index)),
+                };
+                self.split(parent, birth);
             }
             Input::Destroy { shard, replica } => self.destroy(shard, replica),
             Input::TransferLeader { shard, to } => self.transfer_leader(shard, to),
@@ -381,9 +399,7 @@ impl<T> Host<T> {
             let old = group.replica;
             self.destroy(shard, old);
         }
-        if receiver.0 == 0
-            || self.tombstones.get(&shard).is_some_and(|highest| receiver <= *highest)
-        {
+        if receiver.0 == 0 || self.is_buried(shard, receiver) {
             return false;
         }
         self.out.records.push(WalRecord::Created {
@@ -412,28 +428,85 @@ impl<T> Host<T> {
     }
 
     fn create(&mut self, descriptor: ShardDescriptor, volume: VolumeId, campaign: bool) {
-        let shard = descriptor.shard_id;
-        let own = descriptor.replica_on(self.config.node_id).map(|replica| replica.replica_id);
-        let admissible = own.filter(|replica| {
-            !self.groups.contains_key(&shard)
-                && self.tombstones.get(&shard).is_none_or(|highest| replica > highest)
+        let birth = Birth { descriptor, volume, last_version: Version::ZERO, origin: None };
+        let shard = birth.descriptor.shard_id;
+        let admissible = self.own_replica(&birth.descriptor).filter(|replica| {
+            !self.groups.contains_key(&shard) && !self.is_buried(shard, *replica)
         });
-        let Some(replica) = admissible else {
-            self.out.effects.push(Effect::DropVolume(volume));
-            return;
+        match admissible {
+            Some(replica) => self.bear(replica, birth, HardState::default(), campaign),
+            None => self.out.effects.push(Effect::DropVolume(volume)),
+        }
+    }
+
+    fn split(&mut self, parent: ShardDescriptor, birth: Birth) {
+        let leads = match self.touch(parent.shard_id) {
+            Some(group) => {
+                let campaign = group.is_leader();
+                group.range_changed(&parent);
+                campaign
+            }
+            None => false,
         };
+        let shard = birth.descriptor.shard_id;
+        let Some(replica) = self.own_replica(&birth.descriptor) else { return };
+        let here = self.groups.get(&shard);
+        if here.is_some_and(|group| group.replica == replica && !group.may_be_born()) {
+            return;
+        }
+        if here.is_some_and(|group| group.replica > replica) || self.is_buried(shard, replica) {
+            let volume = Some(birth.volume);
+            self.out.effects.push(Effect::Apply(ApplyTask::Close { shard, replica, volume }));
+            return;
+        }
+        // One that a message has created may have voted: that stays.
+        let mut stored = HardState::default();
+        if here.is_some_and(|group| group.replica == replica) {
+            if let Some(mut group) = self.groups.remove(&shard) {
+                stored = group.hard_state();
+                group.close(&mut self.out);
+            }
+            self.awaiting_apply.remove(&shard);
+        } else if let Some(old) = here.map(|group| group.replica) {
+            self.destroy(shard, old);
+        }
+        self.bear(replica, birth, stored, leads);
+    }
+
+    fn own_replica(&self, descriptor: &ShardDescriptor) -> Option<ReplicaId> {
+        descriptor.replica_on(self.config.node_id).map(|replica| replica.replica_id)
+    }
+
+    fn is_buried(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        self.tombstones.get(&shard).is_some_and(|highest| replica <= *highest)
+    }
+
+    /// A replica begins its life with a state of its own.
+    fn bear(&mut self, replica: ReplicaId, from: Birth, stored: HardState, campaign: bool) {
+        let Birth { descriptor, volume, last_version, origin } = from;
+        let shard = descriptor.shard_id;
         let birth = descriptor.to_bytes();
-        let hard_state = HardState {
+        let first = HardState {
             term: INITIAL_POSITION.term,
             vote: ReplicaId(0),
             commit: INITIAL_POSITION.index,
         };
-        self.out.records.push(WalRecord::Created {
-            replica,
-            shard,
-            volume: Some(volume),
-            start: INITIAL_POSITION,
-            birth: birth.clone(),
+        let hard_state = if stored.term >= first.term {
+            HardState { commit: first.commit, ..stored }
+        } else {
+            first
+        };
+        self.out.records.push(match origin {
+            Some((parent, index)) => {
+                WalRecord::Split { replica, shard, volume, birth: birth.clone(), parent, index }
+            }
+            None => WalRecord::Created {
+                replica,
+                shard,
+                volume: Some(volume),
+                start: INITIAL_POSITION,
+                birth: birth.clone(),
+            },
         });
         self.out.records.push(WalRecord::HardState { replica, state: hard_state });
         self.out.effects.push(Effect::Apply(ApplyTask::Open {
@@ -443,21 +516,19 @@ impl<T> Host<T> {
             birth,
             start: INITIAL_POSITION,
         }));
-        self.insert(
-            RecoveredGroup {
-                replica,
-                shard,
-                volume: Some(volume),
-                hard_state,
-                start: INITIAL_POSITION,
-                entries: Vec::new(),
-                applied: INITIAL_POSITION,
-                descriptor: Some(descriptor),
-                last_version: Version::ZERO,
-                engine_lost: false,
-            },
-            false,
-        );
+        let group = RecoveredGroup {
+            replica,
+            shard,
+            volume: Some(volume),
+            hard_state,
+            start: INITIAL_POSITION,
+            entries: Vec::new(),
+            applied: INITIAL_POSITION,
+            descriptor: Some(descriptor),
+            last_version,
+            engine_lost: false,
+        };
+        self.insert(group, false);
         if campaign && let Some(group) = self.touch(shard) {
             group.campaign();
         }

@@ -89,6 +89,23 @@ pub enum Input<T> {
         /// Stand for election at once, so that the new shard needn't wait for a timeout.
         campaign: bool,
     },
+    /// The shard has applied a split: the child's replica, whose state is in the parent's volume
+    /// already, begins. Ignored if that replica has begun by other means; closed if it may not be
+    /// here any more. It stands for election at once if the parent's replica leads.
+    Split {
+        /// The parent after the split.
+        parent: ShardDescriptor,
+        /// The parent's replica here; 0 if it is not known any more.
+        parent_replica: ReplicaId,
+        /// The entry of the parent's log that split it.
+        index: LogIndex,
+        /// The child.
+        child: ShardDescriptor,
+        /// The volume that both share.
+        volume: VolumeId,
+        /// The highest version in the child.
+        last_version: Version,
+    },
     /// Remove a replica for good.
     Destroy {
         /// The shard.

@@ -51,8 +51,8 @@ mod store;
 
 pub use config::{HostConfig, HostConfigError};
 pub use effect::{
-    ApplyTask, CommittedEntry, Effect, GroupStatus, PeerMessage, PersistBatch, ReplicaRole,
-    SnapshotRefusal,
+    ApplyTask, CommittedEntry, Effect, GroupStatus, PeerMessage, PersistBatch, ReplicaProgress,
+    ReplicaRole, SnapshotRefusal,
 };
 pub use group::RecoveredGroup;
 pub use host::Host;

@@ -14,6 +14,7 @@ use crate::record::{Record, RecordDamage};
 use crate::seal::seal;
 use crate::sessions::{Room, reused};
 use crate::shard::Shard;
+use crate::split::Born;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
 use kvdb_model::codec::DecodeError;
@@ -60,6 +61,8 @@ pub enum CommandOutcome {
     TimeAdvanced(Version),
     /// The result of a control command.
     Controlled(Bytes),
+    /// The shard was cut in two, or the split was refused ([`SplitPlan::apply_to`]).
+    Split(Option<Box<Born>>),
 }
 
 /// What one entry came to.
@@ -71,6 +74,16 @@ pub struct EntryOutcome {
     pub commands: Vec<CommandOutcome>,
     /// For a membership entry: the new descriptor, or `None` if it was refused.
     pub membership: Option<Option<ShardDescriptor>>,
+}
+
+impl EntryOutcome {
+    /// The shard that the entry has split off, if it has.
+    pub fn born(&self) -> Option<&Born> {
+        self.commands.iter().find_map(|command| match command {
+            CommandOutcome::Split(born) => born.as_deref(),
+            _ => None,
+        })
+    }
 }
 
 /// What a run of entries came to.
@@ -176,6 +189,10 @@ impl<M: Machine> Shard<M> {
                 }
                 Command::AdvanceTime => CommandOutcome::TimeAdvanced(version),
                 Command::Control(command) => self.apply_control(run, &command, version),
+                Command::Split(plan) => {
+                    let born = self.apply_split(&plan, version, &mut run.records);
+                    CommandOutcome::Split(born.map(Box::new))
+                }
             });
             version = next;
         }

@@ -77,6 +77,17 @@ pub(crate) fn replica_range(replica: ReplicaId) -> KeyRange {
     KeyRange::with_prefix(&replica_prefix(replica, 0))
 }
 
+/// The records of all replicas.
+pub(crate) fn all_replicas() -> KeyRange {
+    KeyRange::with_prefix(&[REPLICA])
+}
+
+/// Whose record this is.
+pub(crate) fn replica_of(key: &[u8]) -> Option<ReplicaId> {
+    let id = key.strip_prefix(&[REPLICA])?.first_chunk()?;
+    Some(ReplicaId(u64::from_be_bytes(*id)))
+}
+
 /// All records of one kind.
 pub(crate) fn kind_range(replica: ReplicaId, kind: Kind) -> KeyRange {
     let start = record_key(replica, kind, &[]);

@@ -16,7 +16,7 @@
 //!
 //! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
 //! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
-//! travels. Left out: who may propose, and when a read may be served (`kvdb-replication`);
+//! travels, `split` for how it becomes two. Left out: who may propose, and when a read may be served (`kvdb-replication`);
 //! when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
 //! a [`Machine`].
 
@@ -32,6 +32,7 @@ mod seal;
 mod sessions;
 mod shard;
 mod snapshot;
+mod split;
 
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use machine::{ControlOutcome, Machine, NoControl};
@@ -40,3 +41,4 @@ pub use read::{ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, View, 
 pub use record::{Record, RecordDamage};
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};
+pub use split::{Born, is_in, left_behind, replicas_in};

@@ -227,6 +227,19 @@ impl Sessions {
         self.forget_acknowledged(replica, client, batch);
     }
 
+    /// Writes all that is remembered as records of another replica.
+    pub(crate) fn copy_to(&self, replica: ReplicaId, batch: &mut Batch) {
+        for (client, session) in &self.clients {
+            for (sequence, held) in &session.requests {
+                let suffix = request_suffix(client, *sequence);
+                batch.put(
+                    request_key(replica, client, *sequence),
+                    seal(Kind::Request, &suffix, &held.request.encode()),
+                );
+            }
+        }
+    }
+
     fn forget_acknowledged(&mut self, replica: ReplicaId, client: &Bytes, batch: &mut Batch) {
         while let Some(session) = self.clients.get(client)
             && let Some((&sequence, _)) = session.requests.first_key_value()

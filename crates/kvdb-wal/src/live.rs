@@ -4,6 +4,7 @@
 //! gives is by construction what was there.
 
 use bytes::Bytes;
+use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     HardState, LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, VolumeId, WalRecord,
@@ -19,6 +20,8 @@ pub struct LiveReplica {
     pub volume: Option<VolumeId>,
     /// The encoded descriptor that it was born with.
     pub birth: Bytes,
+    /// The parent's replica, and the entry of its log by which this one was split off.
+    pub origin: Option<(ReplicaId, LogIndex)>,
     /// Where its log starts.
     pub start: LogPosition,
     /// The last hard state.
@@ -96,6 +99,10 @@ impl LiveState {
         if has(Bug::RewriteForgetsVote) {
             records.pop();
         }
+        if let (Some((parent, index)), Some(volume)) = (replica.origin, replica.volume) {
+            let (shard, birth) = (replica.shard, replica.birth.clone());
+            records.push(WalRecord::Split { replica: id, shard, volume, birth, parent, index });
+        }
         records.extend(
             replica
                 .entries
@@ -126,17 +133,24 @@ impl LiveState {
                 }
                 self.name_volume(*volume);
                 let created = LiveReplica {
-                    shard: *shard,
                     volume: *volume,
                     birth: birth.clone(),
                     start: *start,
-                    hard_state: HardState::default(),
-                    entries: VecDeque::new(),
-                    segments: VecDeque::new(),
-                    base_segment: segment,
-                    hard_state_segment: segment,
+                    ..LiveReplica::empty(*shard, segment)
                 };
                 self.replicas.insert(*replica, created);
+            }
+            WalRecord::Split { replica, shard, volume, birth, parent, index } => {
+                self.name_volume(Some(*volume));
+                let child =
+                    self.replicas.entry(*replica).or_insert(LiveReplica::empty(*shard, segment));
+                if child.start.index < INITIAL_POSITION.index {
+                    child.volume = Some(*volume);
+                    child.birth = birth.clone();
+                    child.start = INITIAL_POSITION;
+                }
+                child.origin = Some((*parent, *index));
+                child.pin_base(segment);
             }
             WalRecord::Append { replica, entries } => {
                 self.replica(*replica)?.append(entries, segment)?;
@@ -153,6 +167,7 @@ impl LiveState {
                 self.name_volume(Some(*volume));
                 let replica = self.replica(*replica)?;
                 replica.volume = Some(*volume);
+                replica.origin = None;
                 replica.start = *start;
                 replica.entries.clear();
                 replica.segments.clear();
@@ -182,6 +197,21 @@ impl LiveState {
 }
 
 impl LiveReplica {
+    fn empty(shard: ShardId, segment: u64) -> Self {
+        LiveReplica {
+            shard,
+            volume: None,
+            birth: Bytes::new(),
+            origin: None,
+            start: LogPosition::default(),
+            hard_state: HardState::default(),
+            entries: VecDeque::new(),
+            segments: VecDeque::new(),
+            base_segment: segment,
+            hard_state_segment: segment,
+        }
+    }
+
     fn oldest_segment(&self) -> u64 {
         let entries = self.segments.front().copied().unwrap_or(u64::MAX);
         self.base_segment.min(self.hard_state_segment).min(entries)

@@ -56,6 +56,15 @@ pub(crate) fn encode(record: &WalRecord, out: &mut Writer) {
             out.varint(replica.0);
             out.varint(shard.0);
         }
+        WalRecord::Split { replica, shard, volume, birth, parent, index } => {
+            out.u8(7);
+            out.varint(replica.0);
+            out.varint(shard.0);
+            out.varint(volume.0);
+            out.bytes(birth);
+            out.varint(parent.0);
+            out.varint(index.0);
+        }
     }
 }
 
@@ -120,6 +129,14 @@ fn decode(input: &mut Reader) -> Result<WalRecord, DecodeError> {
             WalRecord::VolumeSwitched { replica, volume, start: read_position(input)? }
         }
         6 => WalRecord::Destroyed { replica, shard: ShardId(input.varint()?) },
+        7 => WalRecord::Split {
+            replica,
+            shard: ShardId(input.varint()?),
+            volume: VolumeId(input.varint()?),
+            birth: input.bytes()?,
+            parent: ReplicaId(input.varint()?),
+            index: LogIndex(input.varint()?),
+        },
         other => return Err(DecodeError::unknown_tag("log record", other)),
     })
 }

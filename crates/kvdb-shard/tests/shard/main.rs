@@ -4,5 +4,6 @@ mod model;
 mod reads;
 mod replay;
 mod snapshots;
+mod splits;
 mod stories;
 mod support;

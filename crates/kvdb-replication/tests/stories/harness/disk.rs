@@ -59,6 +59,18 @@ impl Records {
                 };
                 self.replicas.insert(*replica, log);
             }
+            (WalRecord::Split { replica, shard, volume, birth, .. }, known) => {
+                let hard_state = known.map(|log| log.hard_state).unwrap_or_default();
+                let log = ReplicaLog {
+                    shard: *shard,
+                    volume: Some(*volume),
+                    birth: birth.clone(),
+                    start: kvdb_model::log::INITIAL_POSITION,
+                    entries: Vec::new(),
+                    hard_state,
+                };
+                self.replicas.insert(*replica, log);
+            }
             (WalRecord::Append { entries, .. }, Some(log)) => log.append(entries),
             (WalRecord::HardState { state, .. }, Some(log)) => log.hard_state = *state,
             (WalRecord::Compacted { through, .. }, Some(log)) => {

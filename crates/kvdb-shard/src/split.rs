@@ -1,0 +1,83 @@
+//! A shard becomes two: metadata only, in one batch.
+//!
+//! Both sides go on in the same volume. The batch that holds the parent's narrower range also
+//! holds the child's own records: its state, at the position where every new log starts, and a
+//! copy of the request window, so that a retry finds its answer on whichever side its key is now.
+//! A flush therefore takes the split as a whole or not at all: after a crash a volume has the
+//! child's state exactly if the parent's state in it is past the split.
+
+use crate::layout::{all_replicas, data_range, replica_of, replica_range};
+use crate::machine::Machine;
+use crate::shard::{OpenError, Shard, State};
+use kvdb_engine::{Batch, Snapshot};
+use kvdb_model::log::INITIAL_POSITION;
+use kvdb_model::planted::{Bug, has};
+use kvdb_model::{KeyRange, ReplicaId, ShardDescriptor, SplitPlan, Version};
+
+/// A shard that was split off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Born {
+    /// The parent after the split.
+    pub parent: ShardDescriptor,
+    /// The child.
+    pub child: ShardDescriptor,
+    /// The child's replica that lives in the volume of the parent's.
+    pub replica: ReplicaId,
+    /// Shard time of the child.
+    pub last_version: Version,
+}
+
+impl<M: Machine> Shard<M> {
+    /// Splits the shard, unless the plan doesn't fit it any more.
+    pub(crate) fn apply_split(
+        &mut self,
+        plan: &SplitPlan,
+        version: Version,
+        records: &mut Batch,
+    ) -> Option<Born> {
+        let (parent, child) = plan.apply_to(&self.state.descriptor)?;
+        let own_node = parent.replica(self.replica)?.node_id;
+        let replica = child.replica_on(own_node)?.replica_id;
+        let state =
+            State { applied: INITIAL_POSITION, last_version: version, descriptor: child.clone() };
+        state.write(replica, records);
+        if !has(Bug::WindowLostInSplit) {
+            self.sessions.copy_to(replica, records);
+        }
+        self.state.descriptor = parent.clone();
+        Some(Born { parent, child, replica, last_version: version })
+    }
+}
+
+/// Whether a volume holds a replica's state.
+///
+/// # Errors
+/// If its record can't be read.
+pub fn is_in(snapshot: &dyn Snapshot, replica: ReplicaId) -> Result<bool, OpenError> {
+    Ok(State::read(snapshot, replica)?.is_some())
+}
+
+/// The replicas whose state is in a volume: id, descriptor and shard time.
+///
+/// # Errors
+/// If a record can't be read.
+pub fn replicas_in(
+    snapshot: &dyn Snapshot,
+) -> Result<Vec<(ReplicaId, ShardDescriptor, Version)>, OpenError> {
+    let mut found = Vec::new();
+    let mut rest = all_replicas();
+    loop {
+        let Some(next) = snapshot.scan(&rest, false).next() else { return Ok(found) };
+        let Some(replica) = replica_of(&next?.0) else { return Ok(found) };
+        if let Some(state) = State::read(snapshot, replica)? {
+            found.push((replica, state.descriptor, state.last_version));
+        }
+        rest.start = replica_range(replica).end;
+    }
+}
+
+/// What a replica leaves behind in a volume that others go on using: ranges of engine keys that
+/// nobody reads any more.
+pub fn left_behind(replica: ReplicaId, range: &KeyRange) -> [KeyRange; 2] {
+    [data_range(range), replica_range(replica)]
+}
