@@ -25,11 +25,12 @@ pub enum Bug {
     DeleteLost,
     VersionsFromClockAlone,
     WindowLostInSplit,
+    ChildStartsBeforeParent,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 19] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -48,6 +49,7 @@ impl Bug {
         Bug::DeleteLost,
         Bug::VersionsFromClockAlone,
         Bug::WindowLostInSplit,
+        Bug::ChildStartsBeforeParent,
     ];
 
     /// What is wrong, in a few words.
@@ -71,6 +73,9 @@ impl Bug {
             Bug::DeleteLost => "a delete is acknowledged and not done",
             Bug::VersionsFromClockAlone => "a new leader's versions may be below its log's",
             Bug::WindowLostInSplit => "a split leaves the request window out of the child",
+            Bug::ChildStartsBeforeParent => {
+                "after a restart a child starts before its parent's log"
+            }
         }
     }
 }

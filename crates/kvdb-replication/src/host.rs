@@ -167,14 +167,11 @@ impl<T> Host<T> {
             Input::Create { descriptor, volume, campaign } => {
                 self.create(descriptor, volume, campaign);
             }
-            Input::Split { parent, parent_replica, index, child, volume, last_version } => {
-                let birth = Birth {
-                    descriptor: child,
-                    volume,
-                    last_version,
-                    origin: Some((parent_replica, index)),
-                };
-                self.split(parent, birth);
+            Input::Split { from, child, volume, last_version } => {
+                let origin = from.as_ref().map(|from| (from.replica, from.index));
+                let origin = Some(origin.unwrap_or_default());
+                let birth = Birth { descriptor: child, volume, last_version, origin };
+                self.split(from.map(|from| from.parent), birth);
             }
             Input::Destroy { shard, replica } => self.destroy(shard, replica),
             Input::TransferLeader { shard, to } => self.transfer_leader(shard, to),
@@ -439,15 +436,14 @@ impl<T> Host<T> {
         }
     }
 
-    fn split(&mut self, parent: ShardDescriptor, birth: Birth) {
-        let leads = match self.touch(parent.shard_id) {
-            Some(group) => {
-                let campaign = group.is_leader();
-                group.range_changed(&parent);
-                campaign
-            }
-            None => false,
-        };
+    fn split(&mut self, parent: Option<ShardDescriptor>, birth: Birth) {
+        let mut leads = false;
+        if let Some(parent) = parent
+            && let Some(group) = self.touch(parent.shard_id)
+        {
+            leads = group.is_leader();
+            group.range_changed(&parent);
+        }
         let shard = birth.descriptor.shard_id;
         let Some(replica) = self.own_replica(&birth.descriptor) else { return };
         let here = self.groups.get(&shard);

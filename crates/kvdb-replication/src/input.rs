@@ -26,6 +26,17 @@ pub struct ConfOutcome {
     pub descriptor: Option<ShardDescriptor>,
 }
 
+/// The entry that has split a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitFrom {
+    /// The parent after the split.
+    pub parent: ShardDescriptor,
+    /// The parent's replica here.
+    pub replica: ReplicaId,
+    /// The entry of the parent's log.
+    pub index: LogIndex,
+}
+
 /// An event for the host. `T` is the caller's ticket: handed back with the outcome of what it
 /// accompanied, exactly once.
 #[derive(Debug)]
@@ -93,12 +104,8 @@ pub enum Input<T> {
     /// already, begins. Ignored if that replica has begun by other means; closed if it may not be
     /// here any more. It stands for election at once if the parent's replica leads.
     Split {
-        /// The parent after the split.
-        parent: ShardDescriptor,
-        /// The parent's replica here; 0 if it is not known any more.
-        parent_replica: ReplicaId,
-        /// The entry of the parent's log that split it.
-        index: LogIndex,
+        /// Whence it comes; `None` if that isn't known any more (and its state is durable).
+        from: Option<SplitFrom>,
         /// The child.
         child: ShardDescriptor,
         /// The volume that both share.

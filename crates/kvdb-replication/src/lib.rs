@@ -56,7 +56,7 @@ pub use effect::{
 };
 pub use group::RecoveredGroup;
 pub use host::Host;
-pub use input::{ConfOutcome, Input, Now, Rejection};
+pub use input::{ConfOutcome, Input, Now, Rejection, SplitFrom};
 pub use membership::conf_state_of;
 
 /// The wire form of a Raft message: protobuf, as the `raft` crate defines it.

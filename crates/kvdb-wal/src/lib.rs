@@ -35,5 +35,5 @@ pub mod sim_disk;
 mod wal;
 
 pub use disk::{Disk, FileDisk};
-pub use live::{LiveReplica, LiveState};
+pub use live::{LiveReplica, LiveState, volumes_to_flush};
 pub use wal::{OpenError, Wal, WalConfig, WalError, WalStats};

@@ -9,7 +9,7 @@ use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     HardState, LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, VolumeId, WalRecord,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The live state of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,6 +194,37 @@ impl LiveState {
             .get_mut(&id)
             .ok_or_else(|| Inconsistent(format!("replica {id} was not created")))
     }
+}
+
+/// The volumes that must be flushed before these records are appended to a log in state `live`.
+///
+/// When a replica leaves a volume that a child of it lives in too, the log forgets the entries
+/// that the child's state came from: the engine must hold it durably first. The same where a child
+/// comes after its parent has gone.
+pub fn volumes_to_flush(live: &LiveState, records: &[WalRecord]) -> BTreeSet<VolumeId> {
+    let born = |volume: VolumeId| {
+        records.iter().any(
+            |record| matches!(record, WalRecord::Split { volume: shared, .. } if *shared == volume),
+        )
+    };
+    let leaves = |replica: &ReplicaId| {
+        let volume = live.replicas.get(replica)?.volume?;
+        let others = |(other, found): (&ReplicaId, &LiveReplica)| {
+            other != replica && found.volume == Some(volume)
+        };
+        (born(volume) || live.replicas.iter().any(others)).then_some(volume)
+    };
+    let due = |record: &WalRecord| match record {
+        WalRecord::Destroyed { replica, .. } | WalRecord::VolumeSwitched { replica, .. } => {
+            leaves(replica)
+        }
+        WalRecord::Split { volume, parent, .. } => {
+            let parent = live.replicas.get(parent);
+            parent.is_none_or(|parent| parent.volume != Some(*volume)).then_some(*volume)
+        }
+        _ => None,
+    };
+    records.iter().filter_map(due).collect()
 }
 
 impl LiveReplica {

@@ -6,9 +6,10 @@ use super::mailbox::{Receiver, Sender};
 use super::replicate::Event;
 use super::ticket::{Outcome, Ticket};
 use kvdb_engine::Engine;
-use kvdb_model::{LogEntry, LogPosition, ReplicaId, ShardId, VolumeId};
-use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input};
-use kvdb_shard::{CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter};
+use kvdb_model::log::INITIAL_POSITION;
+use kvdb_model::{LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, VolumeId};
+use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input, SplitFrom};
+use kvdb_shard::{Born, CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter, left_behind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,21 +48,16 @@ impl<M: Machine> Applier<M> {
             }
             ApplyTask::Entries { shard, replica, entries } => self.apply(shard, replica, entries),
             ApplyTask::Switch { shard, replica, volume, position, old } => {
-                self.shards.remove(&shard);
+                let left = self.shards.remove(&shard);
                 self.open(shard, replica, volume, &bytes::Bytes::new(), position);
                 self.report(shard, replica, position, Vec::new());
-                if let Some(old) = old {
-                    self.drop_volume(old);
-                }
+                self.leave(replica, left, old);
             }
             ApplyTask::Close { shard, replica, volume } => {
-                if self.shards.get(&shard).is_some_and(|open| open.replica() == replica) {
-                    self.shards.remove(&shard);
-                }
+                let is_open = self.shards.get(&shard).is_some_and(|open| open.replica() == replica);
+                let left = if is_open { self.shards.remove(&shard) } else { None };
                 self.shared.views.remove(shard, replica);
-                if let Some(volume) = volume {
-                    self.drop_volume(volume);
-                }
+                self.leave(replica, left, volume);
             }
         }
     }
@@ -74,6 +70,11 @@ impl<M: Machine> Applier<M> {
         birth: &bytes::Bytes,
         start: LogPosition,
     ) {
+        let is_open = |open: &&Shard<M>| open.replica() == replica && open.volume() == volume;
+        if let Some(open) = self.shards.get(&shard).filter(is_open) {
+            // A split has opened it.
+            return self.publish(open);
+        }
         let machine = (self.machine)();
         match Shard::open(self.engine.clone(), replica, volume, birth, start, machine) {
             Ok(opened) => {
@@ -110,10 +111,11 @@ impl<M: Machine> Applier<M> {
             Err(error) => fatal(&format!("shard {id} can't apply: {error}")),
         };
         if let Some(sequence) = applied.sequence {
-            let volume = shard.volume();
-            self.shared.flushes.note(volume, id, replica, sequence, applied.position.index);
+            self.shared.flushes.note(shard.volume(), id, replica, sequence, applied.position.index);
         }
+        let volume = shard.volume();
         let mut membership = Vec::new();
+        let mut children = Vec::new();
         let mut commands = 0;
         for entry in applied.entries {
             commands += entry.commands.len() as u64;
@@ -121,16 +123,63 @@ impl<M: Machine> Applier<M> {
             if let Some(descriptor) = &entry.membership {
                 membership.push(ConfOutcome { index: entry.index, descriptor: descriptor.clone() });
             }
+            if let Some(born) = entry.born() {
+                children.push((entry.index, born.clone()));
+            }
             answer(entry, waiting, applied.position);
         }
+        let changed = !membership.is_empty() || !children.is_empty();
         self.shared.metrics.applied_entries.inc_by(run.len() as u64);
         self.shared.metrics.applied_commands.inc_by(commands);
-        if !membership.is_empty()
-            && let Some(shard) = self.shards.get(&id)
-        {
+        for (index, born) in children {
+            self.child_born(replica, volume, index, born);
+        }
+        if changed && let Some(shard) = self.shards.get(&id) {
             self.publish(shard);
         }
         self.report(id, replica, applied.position, membership);
+    }
+
+    /// Opens the child at once: its volume is in use from now on.
+    fn child_born(&mut self, parent: ReplicaId, volume: VolumeId, index: LogIndex, born: Born) {
+        let Born { parent: after, child, replica, last_version } = born;
+        let shard = child.shard_id;
+        if !self.shards.contains_key(&shard) {
+            let machine = (self.machine)();
+            let none = bytes::Bytes::new();
+            match Shard::open(
+                self.engine.clone(),
+                replica,
+                volume,
+                &none,
+                INITIAL_POSITION,
+                machine,
+            ) {
+                Ok(opened) => {
+                    self.shards.insert(shard, opened);
+                }
+                Err(error) => fatal(&format!("shard {shard} can't be opened: {error}")),
+            }
+        }
+        tracing::info!(shard = after.shard_id.0, child = shard.0, "shard split");
+        let from = Some(SplitFrom { parent: after, replica: parent, index });
+        self.events.send(Event::Internal(Input::Split { from, child, volume, last_version }));
+    }
+
+    /// A replica has left its volume, which goes with the last one in it. Until then only what
+    /// nobody else reads is freed.
+    fn leave(&self, replica: ReplicaId, left: Option<Shard<M>>, volume: Option<VolumeId>) {
+        let Some(volume) = volume else { return };
+        if !self.shards.values().any(|shard| shard.volume() == volume) {
+            return self.drop_volume(volume);
+        }
+        if let Some(left) = left.filter(|left| left.volume() == volume) {
+            for range in left_behind(replica, &left.descriptor().range) {
+                if let Err(error) = self.engine.drop_range(volume, &range) {
+                    fatal(&format!("volume {volume} can't be cleaned: {error}"));
+                }
+            }
+        }
     }
 
     fn report(
@@ -190,6 +239,7 @@ fn answer(entry: EntryOutcome, tickets: Vec<Ticket>, position: LogPosition) {
             CommandOutcome::Written(outcomes) => Outcome::Written(outcomes),
             CommandOutcome::Controlled(result) => Outcome::Controlled(result),
             CommandOutcome::TimeAdvanced(_) => Outcome::TimeAdvanced(position),
+            CommandOutcome::Split(born) => Outcome::Split(born.is_some()),
         });
     }
 }

@@ -4,8 +4,9 @@ use super::Shared;
 use super::fatal::fatal;
 use super::mailbox::{Nothing, Receiver, Sender};
 use super::replicate::{Event, LogBatch};
+use kvdb_engine::{Engine, EngineError};
 use kvdb_replication::Input;
-use kvdb_wal::{FileDisk, Wal};
+use kvdb_wal::{FileDisk, Wal, volumes_to_flush};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ const IDLE_AFTER: Duration = Duration::from_millis(200);
 
 pub(crate) struct LogWriter {
     pub(crate) wal: Wal<FileDisk>,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) batches: Receiver<LogBatch>,
     pub(crate) events: Sender<Event>,
     pub(crate) shared: Arc<Shared>,
@@ -44,6 +46,13 @@ impl LogWriter {
     }
 
     fn write(&mut self, batch: LogBatch) {
+        for volume in volumes_to_flush(self.wal.live(), &batch.records) {
+            match self.engine.flush(volume) {
+                // Gone already: nobody is left in it.
+                Ok(_) | Err(EngineError::VolumeMissing(_)) => {}
+                Err(error) => fatal(&format!("volume {volume} can't be flushed: {error}")),
+            }
+        }
         let started = Instant::now();
         if let Err(error) = self.wal.append(&batch.records) {
             fatal(&format!("the write-ahead log can't be written: {error}"));

@@ -35,10 +35,10 @@ use apply::Applier;
 use flushes::Flushes;
 use kvdb_engine::{Engine, EngineError};
 use kvdb_engine_lsm::{LsmConfig, LsmEngine, LsmError};
-use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Version, VolumeId};
-use kvdb_replication::{GroupStatus, Host, HostConfig, Input, RecoveredGroup};
-use kvdb_shard::{Machine, OpenError, Shard, SnapshotWriter};
-use kvdb_wal::{FileDisk, LiveReplica, Wal, WalConfig};
+use kvdb_model::{NodeId, ReplicaId, ShardId, VolumeId};
+use kvdb_replication::{GroupStatus, Host, HostConfig, Input};
+use kvdb_shard::{Machine, SnapshotWriter};
+use kvdb_wal::{FileDisk, Wal, WalConfig};
 use log::LogWriter;
 use mailbox::{Sender, mailbox};
 use maintain::Maintainer;
@@ -132,32 +132,9 @@ pub enum DriveError {
     /// A volume.
     #[error(transparent)]
     Volume(#[from] EngineError),
-    /// A replica's state.
-    #[error("replica {replica} of shard {shard} can't be opened: {source}")]
-    Replica {
-        /// The shard.
-        shard: ShardId,
-        /// The replica.
-        replica: ReplicaId,
-        /// Why.
-        source: OpenError,
-    },
-    /// The engine holds more than the log: the log has lost bytes.
-    #[error(
-        "the log of replica {replica} of shard {shard} ends at {log_end}, but {applied} is applied: \
-         the log has lost synced bytes. This node's replicas must not vote again; rebuild them from \
-         the others with `kvdb admin replace NODE` and start with an empty directory"
-    )]
-    LogLost {
-        /// The shard.
-        shard: ShardId,
-        /// The replica.
-        replica: ReplicaId,
-        /// The last entry in the log.
-        log_end: u64,
-        /// The last entry applied.
-        applied: u64,
-    },
+    /// Log and engine together.
+    #[error(transparent)]
+    Recovery(#[from] kvdb_recovery::RecoveryError),
 }
 
 /// Too much waits already; nothing was submitted.
@@ -245,17 +222,22 @@ impl Drive {
             shared: shared.clone(),
             machine: Box::new(machine),
         };
-        let mut used = Vec::new();
-        for (replica, found) in &live.replicas {
-            used.extend(found.volume);
-            let group = applier.recover(*replica, found, &lost)?;
+        let recovered = kvdb_recovery::recover(&engine, &live, &lost, &*applier.machine)?;
+        for shard in recovered.lost {
+            tracing::error!(shard = shard.0, "its volume is lost: asking for a snapshot");
+        }
+        for note in recovered.replayed {
+            shared.flushes.note(note.volume, note.shard, note.replica, note.sequence, note.applied);
+        }
+        for group in recovered.groups {
             host.recover(group);
         }
-        for volume in engine.volumes().into_iter().chain(lost) {
-            // Named by no replica: what a crash between making and naming it left.
-            if !used.contains(&volume) {
-                engine.delete_volume(volume)?;
-            }
+        for shard in recovered.shards.values() {
+            applier.publish(shard);
+        }
+        applier.shards.extend(recovered.shards);
+        for volume in recovered.unused {
+            engine.delete_volume(volume)?;
         }
 
         let stop = Arc::new(AtomicBool::new(false));
@@ -272,8 +254,13 @@ impl Drive {
             offers: HashMap::new(),
             next_offer: 1,
         };
-        let log_writer =
-            LogWriter { wal, batches: log_queue, events: events.clone(), shared: shared.clone() };
+        let log_writer = LogWriter {
+            wal,
+            engine: engine.clone(),
+            batches: log_queue,
+            events: events.clone(),
+            shared: shared.clone(),
+        };
         let maintainer = Maintainer {
             engine: engine.clone(),
             events: events.clone(),
@@ -287,6 +274,14 @@ impl Drive {
             spawn("maintenance", move || maintainer.run()),
         ];
         let drive = Drive { events: events.clone(), shared, engine, node_id };
+        for child in recovered.unborn {
+            drive.inform(Event::Internal(Input::Split {
+                from: None,
+                child: child.descriptor,
+                volume: child.volume,
+                last_version: child.last_version,
+            }));
+        }
         Ok((drive, Threads { events, stop, handles }, network_queue))
     }
 
@@ -397,90 +392,4 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 
 fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, DriveError> {
     result.map_err(|source| DriveError::Io { path: path.to_owned(), source })
-}
-
-/// A replica whose engine state is gone, or behind what the log has forgotten.
-fn without_engine(replica: ReplicaId, found: &LiveReplica) -> RecoveredGroup {
-    RecoveredGroup {
-        replica,
-        shard: found.shard,
-        volume: found.volume,
-        hard_state: found.hard_state,
-        start: found.start,
-        entries: found.entries.iter().cloned().collect(),
-        applied: LogPosition::default(),
-        descriptor: None,
-        last_version: Version::ZERO,
-        engine_lost: found.volume.is_some(),
-    }
-}
-
-impl<M: Machine> Applier<M> {
-    /// Opens a replica after a restart.
-    fn recover(
-        &mut self,
-        replica: ReplicaId,
-        found: &LiveReplica,
-        lost: &[VolumeId],
-    ) -> Result<RecoveredGroup, DriveError> {
-        let group = without_engine(replica, found);
-        let Some(volume) = found.volume.filter(|volume| !lost.contains(volume)) else {
-            if group.engine_lost {
-                tracing::error!(shard = found.shard.0, "its volume is lost: asking for a snapshot");
-                return Ok(self.lost_group(group, found));
-            }
-            return Ok(group);
-        };
-        let opened = Shard::open(
-            self.engine.clone(),
-            replica,
-            volume,
-            &found.birth,
-            found.start,
-            (self.machine)(),
-        );
-        let shard = match opened {
-            Ok(shard) => shard,
-            Err(OpenError::Engine(EngineError::VolumeMissing(_))) => {
-                tracing::error!(shard = found.shard.0, "its volume is gone: asking for a snapshot");
-                return Ok(self.lost_group(group, found));
-            }
-            Err(source) => {
-                return Err(DriveError::Replica { shard: found.shard, replica, source });
-            }
-        };
-        let applied = shard.applied();
-        if applied.index > found.last_index() {
-            return Err(DriveError::LogLost {
-                shard: found.shard,
-                replica,
-                log_end: found.last_index().0,
-                applied: applied.index.0,
-            });
-        }
-        if applied.index < found.start.index {
-            tracing::error!(
-                shard = found.shard.0,
-                "its volume is behind its log: asking for a snapshot"
-            );
-            return Ok(self.lost_group(group, found));
-        }
-        let recovered = RecoveredGroup {
-            applied,
-            descriptor: Some(shard.descriptor().clone()),
-            last_version: shard.last_version(),
-            engine_lost: false,
-            ..group
-        };
-        self.publish(&shard);
-        self.shards.insert(found.shard, shard);
-        Ok(recovered)
-    }
-
-    /// The descriptor that it was born with tells at least who its peers were.
-    fn lost_group(&self, group: RecoveredGroup, found: &LiveReplica) -> RecoveredGroup {
-        let mut input = kvdb_model::codec::Reader::new(found.birth.clone());
-        let descriptor = kvdb_model::ShardDescriptor::decode(&mut input).ok();
-        RecoveredGroup { descriptor, ..group }
-    }
 }

@@ -15,6 +15,8 @@ pub enum Outcome {
     Controlled(Bytes),
     /// A membership change was applied, or refused because its epoch had passed.
     MembershipChanged(bool),
+    /// A split was applied, or refused because the shard had changed.
+    Split(bool),
     /// Shard time has advanced.
     TimeAdvanced(LogPosition),
     /// The read may be served from the shard's present state.
