@@ -1,9 +1,10 @@
 //! Commands, answers and errors, and their encoding (a format byte and postcard).
 
+use crate::operator::OperatorRequest;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, KeyspaceId, MapVersion, NodeId, NodeStatus, Partitioning, ShardDescriptor, ShardId,
-    Term,
+    ClusterId, KeyspaceId, MapVersion, MembershipEpoch, NodeId, NodeStatus, OperatorId,
+    Partitioning, ShardDescriptor, ShardId, Term,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -75,6 +76,44 @@ pub enum ControlCommand {
         /// The node.
         node: NodeId,
     },
+    /// Begins a change of the cluster.
+    StartOperator {
+        /// What is wanted.
+        request: OperatorRequest,
+        /// Why.
+        reason: String,
+        /// The operator that asks for it.
+        parent: Option<OperatorId>,
+        /// The proposer's clock, in milliseconds since 1970.
+        now_ms: u64,
+        /// It fails after so long.
+        time_limit_ms: u64,
+    },
+    /// Calls an operator off, with those that it has started. What was begun is tidied up.
+    CancelOperator {
+        /// Which.
+        id: OperatorId,
+        /// The proposer's clock.
+        now_ms: u64,
+    },
+    /// An operator has ended.
+    FinishOperator {
+        /// Which.
+        id: OperatorId,
+        /// Why it has failed, if it has.
+        failure: Option<String>,
+        /// The proposer's clock.
+        now_ms: u64,
+    },
+    /// An operator has come further.
+    NoteStep {
+        /// Which.
+        id: OperatorId,
+        /// How far.
+        what: String,
+        /// The proposer's clock.
+        now_ms: u64,
+    },
 }
 
 /// What a command came to.
@@ -88,6 +127,8 @@ pub enum ControlResponse {
     ShardsInitialised(bool, MapVersion),
     /// The keyspace's id.
     KeyspaceCreated(KeyspaceId, MapVersion),
+    /// The operator's id.
+    OperatorStarted(OperatorId, MapVersion),
 }
 
 /// Why a command is invalid. Nothing is changed.
@@ -147,6 +188,69 @@ pub enum ControlError {
         "node {0} was removed from the cluster; start it with an empty data directory to join as a new node"
     )]
     NodeRemoved(NodeId),
+    /// The caller has seen another state of the shard.
+    #[error("the membership epoch of shard {shard} is {current} now: look again, then decide")]
+    StaleEpoch {
+        /// The shard.
+        shard: ShardId,
+        /// Its epoch.
+        current: MembershipEpoch,
+    },
+    /// Two replicas on one node.
+    #[error("a node is named twice; the replicas of shard {shard} must be on distinct nodes")]
+    DuplicateNode {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The node can't take a replica.
+    #[error("node {node} is {status:?}: it can't take a replica")]
+    NodeUnusable {
+        /// The node.
+        node: NodeId,
+        /// How it is.
+        status: NodeStatus,
+    },
+    /// The node has a replica of the shard already.
+    #[error("node {node} has a replica of shard {shard} already")]
+    ReplicaThere {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// Another operator changes the shard.
+    #[error(
+        "operator {operator} changes shard {shard} now; wait for it, or `kvdb admin cancel {operator}`"
+    )]
+    ShardBusy {
+        /// The shard.
+        shard: ShardId,
+        /// The operator.
+        operator: OperatorId,
+    },
+    /// The shard has no leader yet, or its replicas are changing.
+    #[error("shard {0} is not ready for it yet: its replicas are being made or changed")]
+    ShardNotReady(ShardId),
+    /// The shard can't be split there.
+    #[error("shard {shard} can't be split: {why}")]
+    NotSplittable {
+        /// The shard.
+        shard: ShardId,
+        /// Why not.
+        why: String,
+    },
+    /// All is as it should be.
+    #[error("nothing to do: {0}")]
+    NothingToDo(String),
+    /// The same is being done.
+    #[error("operator {0} does that already")]
+    AlreadyUnderWay(OperatorId),
+    /// No such operator.
+    #[error("operator {0} does not exist, or ended long ago; `kvdb admin operators` lists them")]
+    UnknownOperator(OperatorId),
+    /// It has ended.
+    #[error("operator {0} has ended")]
+    OperatorEnded(OperatorId),
     /// The command can't be read by this version.
     #[error("the command can't be read by this version")]
     Unreadable,

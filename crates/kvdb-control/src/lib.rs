@@ -8,19 +8,29 @@
 //! State is kept as records ([`ControlState::changed_records`]), so that a command writes only
 //! what it changed.
 //!
+//! What takes more than one command is an [`Operator`]: a goal with a reason, kept as a record. The
+//! leader of the coordinators plans ([`Planner`]), the leaders of shards carry out
+//! ([`ControlState::tasks_of`]), and what they report closes the circle.
+//!
 //! Left out: who leads (replication), and time: missed heartbeats are judged by [`Liveness`] on
 //! the leader, which proposes what follows as a command.
 
+mod balance;
 mod command;
 mod history;
 mod liveness;
+mod operator;
 mod placement;
+mod planner;
 mod state;
 
+pub use balance::Proposal;
 pub use command::{
     ControlCommand, ControlError, ControlResponse, LedShard, decode_result, encode_result,
 };
 pub use history::{History, Since};
 pub use liveness::{Liveness, LivenessConfig};
+pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};
 pub use placement::place_replicas;
+pub use planner::{Observed, Planner, PlannerConfig};
 pub use state::{Applied, ControlState};

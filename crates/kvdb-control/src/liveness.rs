@@ -41,6 +41,11 @@ impl Liveness {
         self.heard.insert(node, now_ms);
     }
 
+    /// For how long each node that was ever heard (or missed) here is silent, in milliseconds.
+    pub fn silent_ms(&self, now_ms: u64) -> BTreeMap<NodeId, u64> {
+        self.heard.iter().map(|(node, last)| (*node, now_ms.saturating_sub(*last))).collect()
+    }
+
     /// The statuses that should change. What an operator has set (draining, removed) stays.
     pub fn judge(&mut self, map: &ShardMap, now_ms: u64) -> Vec<(NodeId, NodeStatus)> {
         let mut changes = Vec::new();

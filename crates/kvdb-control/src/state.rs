@@ -1,13 +1,14 @@
 //! The state, and what each command does to it.
 
 use crate::command::{ControlCommand, ControlError, ControlResponse, LedShard, decode, encode};
+use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
 use crate::placement::place_replicas;
 use bytes::Bytes;
 use kvdb_model::key::slot_start;
 use kvdb_model::{
     KeyRange, Keyspace, KeyspaceId, MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId,
-    NodeRecord, NodeStatus, Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT,
-    ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
+    NodeRecord, NodeStatus, OperatorId, Partitioning, RangeEpoch, Replica, ReplicaId, Role,
+    SLOT_COUNT, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,24 +18,26 @@ const DEFAULT_KEYSPACE: KeyspaceId = KeyspaceId(1);
 
 /// What never comes back: the next ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Counters {
+pub(crate) struct Counters {
     map_version: MapVersion,
     cluster_id: kvdb_model::ClusterId,
     next_node: NodeId,
-    next_shard: ShardId,
-    next_replica: ReplicaId,
+    pub(crate) next_shard: ShardId,
+    pub(crate) next_replica: ReplicaId,
     next_keyspace: KeyspaceId,
+    pub(crate) next_operator: OperatorId,
 }
 
 /// The cluster as the coordinators know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlState {
-    map: ShardMap,
-    counters: Counters,
+    pub(crate) map: ShardMap,
+    pub(crate) counters: Counters,
     /// Which node a registration token belongs to.
     tokens: BTreeMap<u128, NodeId>,
     /// Where leadership is wanted.
     wanted_leaders: BTreeMap<ShardId, NodeId>,
+    pub(crate) operators: BTreeMap<OperatorId, Operator>,
 }
 
 /// What a command did.
@@ -59,9 +62,11 @@ impl Default for ControlState {
                 next_shard: ShardId(1),
                 next_replica: ReplicaId(1),
                 next_keyspace: KeyspaceId(1),
+                next_operator: OperatorId(1),
             },
             tokens: BTreeMap::new(),
             wanted_leaders: BTreeMap::new(),
+            operators: BTreeMap::new(),
         }
     }
 }
@@ -72,6 +77,7 @@ const KEYSPACE: u8 = b'k';
 const SHARD: u8 = b's';
 const TOKEN: u8 = b't';
 const WANTED: u8 = b'w';
+const OPERATOR: u8 = b'o';
 
 fn record_key(kind: u8, id: &[u8]) -> Bytes {
     Bytes::from([&[kind], id].concat())
@@ -106,6 +112,9 @@ impl ControlState {
         for (shard, node) in &self.wanted_leaders {
             out.insert(record_key(WANTED, &shard.0.to_be_bytes()), encode(node));
         }
+        for (id, operator) in &self.operators {
+            out.insert(record_key(OPERATOR, &id.0.to_be_bytes()), encode(operator));
+        }
         out
     }
 
@@ -137,6 +146,10 @@ impl ControlState {
                 let shard = id.try_into().map_err(|_| unreadable())?;
                 let node = decode(value).map_err(|_| unreadable())?;
                 self.wanted_leaders.insert(ShardId(u64::from_be_bytes(shard)), node);
+            }
+            OPERATOR => {
+                let operator: Operator = decode(value).map_err(|_| unreadable())?;
+                self.operators.insert(operator.id, operator);
             }
             _ => return Err(unreadable()),
         }
@@ -217,6 +230,23 @@ impl ControlState {
                 ControlResponse::Done(self.map.version)
             }
             ControlCommand::SetShardLeader { shard, node } => self.want_leader(*shard, *node)?,
+            ControlCommand::StartOperator { request, reason, parent, now_ms, time_limit_ms } => {
+                let id = self.start_operator(request, reason, *parent, *now_ms, *time_limit_ms)?;
+                ControlResponse::OperatorStarted(id, self.map.version)
+            }
+            ControlCommand::CancelOperator { id, now_ms } => {
+                self.end_operator(*id, OperatorState::Cancelled, *now_ms)?;
+                ControlResponse::Done(self.map.version)
+            }
+            ControlCommand::FinishOperator { id, failure, now_ms } => {
+                let state = failure.clone().map_or(OperatorState::Done, OperatorState::Failed);
+                self.end_operator(*id, state, *now_ms)?;
+                ControlResponse::Done(self.map.version)
+            }
+            ControlCommand::NoteStep { id, what, now_ms } => {
+                self.note_step(*id, what, *now_ms)?;
+                ControlResponse::Done(self.map.version)
+            }
         };
         Ok((response, before.diff(&self.map)))
     }
@@ -233,6 +263,7 @@ impl ControlState {
             node.address == address
                 && Some(node.node_id) != known
                 && node.status != NodeStatus::Removed
+                && !self.is_being_replaced(node.node_id)
         });
         if let Some(other) = taken {
             return Err(ControlError::AddressTaken(address.to_owned(), other.node_id));
@@ -256,6 +287,11 @@ impl ControlState {
         Ok(ControlResponse::Registered(node_id, self.map.version))
     }
 
+    /// A machine whose disk is new comes back at its old address as another node.
+    fn is_being_replaced(&self, node: NodeId) -> bool {
+        self.running().any(|operator| operator.kind == OperatorKind::Replace { node })
+    }
+
     /// Higher epochs win for the same shard; where ranges overlap the higher range epoch wins.
     fn report(&mut self, node: NodeId, led: &[LedShard]) -> Result<ControlResponse, ControlError> {
         if !self.map.nodes.contains_key(&node) {
@@ -269,6 +305,7 @@ impl ControlState {
 
     fn fold(&mut self, node: NodeId, report: &LedShard) {
         let id = report.descriptor.shard_id;
+        self.fold_split(&report.descriptor);
         let outranked = self.map.shards.values().any(|other| {
             other.descriptor.shard_id != id
                 && other.descriptor.range.overlaps(&report.descriptor.range)
@@ -290,6 +327,56 @@ impl ControlState {
             if self.wanted_leaders.get(&id) == Some(&node) {
                 self.wanted_leaders.remove(&id);
             }
+        }
+    }
+
+    /// The first word of a split, from either side, puts both into the map: no key is without a
+    /// shard in between, and none has two.
+    fn fold_split(&mut self, report: &ShardDescriptor) {
+        let id = report.shard_id;
+        let split = match self.map.shards.get(&id) {
+            None => self.split_of(|_, plan| plan.child == id),
+            Some(record) if report.range_epoch > record.descriptor.range_epoch => {
+                self.split_of(|shard, plan| shard == id && plan.at == report.range.end)
+            }
+            Some(_) => None,
+        };
+        let Some((parent, plan)) = split else { return };
+        let Some(record) = self.map.shards.get_mut(&parent) else { return };
+        let Some((after, child)) = plan.apply_to(&record.descriptor) else { return };
+        if after.range_epoch > report.range_epoch {
+            return;
+        }
+        record.descriptor = after;
+        self.map.change(MapChange::Shard(ShardRecord {
+            descriptor: child,
+            leader: None,
+            leader_term: Term(0),
+            creating: false,
+        }));
+    }
+
+    /// As if an operator were done: for previews.
+    pub(crate) fn pretend(&mut self, request: &OperatorRequest) {
+        match request {
+            OperatorRequest::Move { shard, from, to } => {
+                if let Some(record) = self.map.shards.get_mut(shard) {
+                    let replicas = &mut record.descriptor.replicas;
+                    for replica in replicas.iter_mut().filter(|replica| replica.node_id == *from) {
+                        replica.node_id = *to;
+                    }
+                    if record.leader == Some(*from) {
+                        record.leader =
+                            record.descriptor.replicas.first().map(|first| first.node_id);
+                    }
+                }
+            }
+            OperatorRequest::Lead { shard, node } => {
+                if let Some(record) = self.map.shards.get_mut(shard) {
+                    record.leader = Some(*node);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -456,6 +543,7 @@ fn with_version(response: ControlResponse, version: MapVersion) -> ControlRespon
             ControlResponse::ShardsInitialised(made, version)
         }
         ControlResponse::KeyspaceCreated(id, _) => ControlResponse::KeyspaceCreated(id, version),
+        ControlResponse::OperatorStarted(id, _) => ControlResponse::OperatorStarted(id, version),
     }
 }
 

@@ -1,0 +1,565 @@
+//! Operators: what the coordinators do to the cluster, kept in their log until long after it ended.
+//!
+//! An operator names a goal. The shard's leader works towards it ([`kvdb_model::task`]), the
+//! leading coordinator sees in the map how far it is ([`crate::Planner`]). Both can change hands at
+//! any time: whoever is next reads the same record.
+
+use crate::command::ControlError;
+use crate::state::ControlState;
+use bytes::Bytes;
+use kvdb_model::task::left;
+use kvdb_model::{
+    MembershipEpoch, NodeId, NodeStatus, OperatorId, Partitioning, Replica, Role, SLOT_COUNT,
+    ShardDescriptor, ShardId, ShardTask, SplitPlan, Work, key::slot_start,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Operators that have ended are remembered up to this many.
+const MOST_ENDED: usize = 500;
+/// Steps that an operator remembers: the first ones and the last.
+const MOST_STEPS: usize = 64;
+/// Most replicas of a shard.
+const MOST_REPLICAS: usize = 7;
+
+/// What somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperatorRequest {
+    /// The shard's replicas are on these nodes, and nowhere else.
+    SetReplicas {
+        /// The shard.
+        shard: ShardId,
+        /// Distinct nodes, 1 to 7.
+        nodes: Vec<NodeId>,
+        /// The membership epoch that the caller has seen; `None` for any.
+        membership_epoch: Option<MembershipEpoch>,
+    },
+    /// One replica of the shard is elsewhere.
+    Move {
+        /// The shard.
+        shard: ShardId,
+        /// Where it is.
+        from: NodeId,
+        /// Where it is to be.
+        to: NodeId,
+    },
+    /// The shard is led from this node.
+    Lead {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The shard is cut in two.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The first *user* key of the upper part (in a hash keyspace: of its slot); the middle
+        /// slot of a hash keyspace if not given.
+        at: Option<Bytes>,
+    },
+    /// The node is emptied, and gets nothing any more.
+    Drain {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node is gone for good: everything that it held is rebuilt elsewhere, and it is removed.
+    Replace {
+        /// The node.
+        node: NodeId,
+    },
+    /// Replicas and leaders are spread evenly.
+    Rebalance,
+}
+
+/// What an operator does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperatorKind {
+    /// Changes the replicas of a shard.
+    Replicas {
+        /// The shard.
+        shard: ShardId,
+        /// What they were.
+        from: Vec<Replica>,
+        /// What they are to be: voters, all of them.
+        goal: Vec<Replica>,
+    },
+    /// Hands over the leadership of a shard.
+    Lead {
+        /// The shard.
+        shard: ShardId,
+        /// To the replica there.
+        to: Replica,
+    },
+    /// Splits a shard.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// How.
+        plan: SplitPlan,
+    },
+    /// Empties a node.
+    Drain {
+        /// The node.
+        node: NodeId,
+    },
+    /// Rebuilds elsewhere what a node held.
+    Replace {
+        /// The node.
+        node: NodeId,
+    },
+    /// Spreads replicas and leaders.
+    Rebalance,
+}
+
+impl OperatorKind {
+    /// The shard that it changes; none for one that starts others.
+    pub fn shard(&self) -> Option<ShardId> {
+        match self {
+            OperatorKind::Replicas { shard, .. }
+            | OperatorKind::Lead { shard, .. }
+            | OperatorKind::Split { shard, .. } => Some(*shard),
+            _ => None,
+        }
+    }
+
+    /// The node that it empties.
+    pub fn empties(&self) -> Option<NodeId> {
+        match self {
+            OperatorKind::Drain { node } | OperatorKind::Replace { node } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OperatorKind::Replicas { .. } => "set-replicas",
+            OperatorKind::Lead { .. } => "set-leader",
+            OperatorKind::Split { .. } => "split",
+            OperatorKind::Drain { .. } => "drain",
+            OperatorKind::Replace { .. } => "replace",
+            OperatorKind::Rebalance => "rebalance",
+        }
+    }
+
+    /// In a few words.
+    pub fn describe(&self) -> String {
+        let nodes = |replicas: &[Replica]| {
+            let nodes: Vec<_> =
+                replicas.iter().map(|replica| replica.node_id.to_string()).collect();
+            nodes.join(",")
+        };
+        match self {
+            OperatorKind::Replicas { shard, from, goal } => {
+                format!("shard {shard}: nodes {} to {}", nodes(from), nodes(goal))
+            }
+            OperatorKind::Lead { shard, to } => {
+                format!("shard {shard}: leader to node {}", to.node_id)
+            }
+            OperatorKind::Split { shard, plan } => {
+                format!("shard {shard}: split off shard {}", plan.child)
+            }
+            OperatorKind::Drain { node } => format!("node {node}: drain"),
+            OperatorKind::Replace { node } => format!("node {node}: replace"),
+            OperatorKind::Rebalance => "all nodes: rebalance".to_owned(),
+        }
+    }
+}
+
+/// How an operator stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperatorState {
+    /// It is under way.
+    Running,
+    /// Its goal is reached.
+    Done,
+    /// It has given up.
+    Failed(String),
+    /// Somebody has called it off.
+    Cancelled,
+}
+
+/// Something that an operator has come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorStep {
+    /// When, in milliseconds since 1970, by the coordinator's clock.
+    pub at_ms: u64,
+    /// What.
+    pub what: String,
+}
+
+/// A running or finished change of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operator {
+    /// Its number.
+    pub id: OperatorId,
+    /// The operator that has started it.
+    pub parent: Option<OperatorId>,
+    /// What it does.
+    pub kind: OperatorKind,
+    /// Why.
+    pub reason: String,
+    /// How it stands.
+    pub state: OperatorState,
+    /// When it began, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// When it ended; 0 while it runs.
+    pub ended_ms: u64,
+    /// It fails after so long.
+    pub time_limit_ms: u64,
+    /// What happened, in order.
+    pub steps: Vec<OperatorStep>,
+}
+
+impl Operator {
+    /// Whether it is under way.
+    pub fn is_running(&self) -> bool {
+        self.state == OperatorState::Running
+    }
+}
+
+impl ControlState {
+    /// All operators that are remembered, by id.
+    pub fn operators(&self) -> impl Iterator<Item = &Operator> {
+        self.operators.values()
+    }
+
+    /// One of them.
+    pub fn operator(&self, id: OperatorId) -> Option<&Operator> {
+        self.operators.get(&id)
+    }
+
+    /// Operators under way.
+    pub fn running(&self) -> impl Iterator<Item = &Operator> {
+        self.operators.values().filter(|operator| operator.is_running())
+    }
+
+    /// The operator that changes a shard now.
+    pub fn running_on(&self, shard: ShardId) -> Option<&Operator> {
+        self.running().find(|operator| operator.kind.shard() == Some(shard))
+    }
+
+    /// What is asked of the leaders on a node.
+    pub fn tasks_of(&self, node: NodeId) -> Vec<ShardTask> {
+        let led = self.map.shards.values().filter(|record| record.leader == Some(node));
+        led.filter_map(|record| self.task_of(&record.descriptor)).collect()
+    }
+
+    fn task_of(&self, descriptor: &ShardDescriptor) -> Option<ShardTask> {
+        let shard = descriptor.shard_id;
+        if let Some(operator) = self.running_on(shard) {
+            let work = match &operator.kind {
+                OperatorKind::Replicas { goal, .. } => Work::Replicas(goal.clone()),
+                OperatorKind::Lead { to, .. } => Work::Lead(to.replica_id),
+                OperatorKind::Split { plan, .. } => Work::Split(plan.clone()),
+                _ => return None,
+            };
+            return Some(ShardTask { operator: operator.id, shard, work });
+        }
+        if descriptor.replicas.iter().all(|replica| replica.role == Role::Voter) {
+            return None;
+        }
+        // What an operator that was called off has left: no newcomer stays.
+        let mut goal = left(&descriptor.replicas);
+        goal.retain(|replica| replica.role == Role::Voter);
+        Some(ShardTask { operator: OperatorId(0), shard, work: Work::Replicas(goal) })
+    }
+
+    pub(crate) fn start_operator(
+        &mut self,
+        request: &OperatorRequest,
+        reason: &str,
+        parent: Option<OperatorId>,
+        now_ms: u64,
+        time_limit_ms: u64,
+    ) -> Result<OperatorId, ControlError> {
+        let kind = self.decide(request)?;
+        if let OperatorRequest::Drain { node } = request
+            && let Some(record) = self.map.nodes.get_mut(node)
+        {
+            record.status = NodeStatus::Draining;
+        }
+        let id = self.counters.next_operator;
+        self.counters.next_operator = id.next();
+        let operator = Operator {
+            id,
+            parent,
+            kind,
+            reason: reason.chars().take(300).collect(),
+            state: OperatorState::Running,
+            started_ms: now_ms,
+            ended_ms: 0,
+            time_limit_ms,
+            steps: Vec::new(),
+        };
+        self.operators.insert(id, operator);
+        self.forget_old();
+        Ok(id)
+    }
+
+    fn forget_old(&mut self) {
+        let ended: Vec<OperatorId> = self
+            .operators
+            .values()
+            .filter(|operator| !operator.is_running())
+            .map(|operator| operator.id)
+            .collect();
+        for id in ended.iter().take(ended.len().saturating_sub(MOST_ENDED)) {
+            self.operators.remove(id);
+        }
+    }
+
+    pub(crate) fn end_operator(
+        &mut self,
+        id: OperatorId,
+        state: OperatorState,
+        now_ms: u64,
+    ) -> Result<(), ControlError> {
+        let operator = self.operators.get_mut(&id).ok_or(ControlError::UnknownOperator(id))?;
+        if !operator.is_running() {
+            return Err(ControlError::OperatorEnded(id));
+        }
+        operator.ended_ms = now_ms;
+        // A node that is gone for good leaves the cluster with its last replica.
+        if let (OperatorState::Done, OperatorKind::Replace { node }) = (&state, &operator.kind)
+            && let Some(record) = self.map.nodes.get_mut(node)
+        {
+            record.status = NodeStatus::Removed;
+        }
+        let called_off = matches!(state, OperatorState::Cancelled);
+        operator.state = state;
+        if called_off {
+            if let OperatorKind::Drain { node } = operator.kind
+                && let Some(record) = self.map.nodes.get_mut(&node)
+                && record.status == NodeStatus::Draining
+            {
+                record.status = NodeStatus::Alive;
+            }
+            let children: Vec<OperatorId> = self
+                .running()
+                .filter(|child| child.parent == Some(id))
+                .map(|child| child.id)
+                .collect();
+            for child in children {
+                self.end_operator(child, OperatorState::Cancelled, now_ms)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn note_step(
+        &mut self,
+        id: OperatorId,
+        what: &str,
+        at_ms: u64,
+    ) -> Result<(), ControlError> {
+        let operator = self.operators.get_mut(&id).ok_or(ControlError::UnknownOperator(id))?;
+        if !operator.is_running() {
+            return Err(ControlError::OperatorEnded(id));
+        }
+        if operator.steps.last().is_some_and(|last| last.what == what) {
+            return Ok(());
+        }
+        if operator.steps.len() >= MOST_STEPS {
+            operator.steps.remove(MOST_STEPS / 2);
+        }
+        operator.steps.push(OperatorStep { at_ms, what: what.chars().take(300).collect() });
+        Ok(())
+    }
+
+    fn decide(&mut self, request: &OperatorRequest) -> Result<OperatorKind, ControlError> {
+        match request {
+            OperatorRequest::SetReplicas { shard, nodes, membership_epoch } => {
+                let descriptor = self.free_shard(*shard)?;
+                let current = descriptor.membership_epoch;
+                if membership_epoch.is_some_and(|seen| seen != current) {
+                    return Err(ControlError::StaleEpoch { shard: *shard, current });
+                }
+                self.new_replicas(&descriptor, nodes)
+            }
+            OperatorRequest::Move { shard, from, to } => {
+                let descriptor = self.free_shard(*shard)?;
+                let on: Vec<NodeId> =
+                    descriptor.replicas.iter().map(|replica| replica.node_id).collect();
+                if !on.contains(from) {
+                    return Err(ControlError::NotAReplica { shard: *shard, node: *from, on });
+                }
+                if on.contains(to) {
+                    return Err(ControlError::ReplicaThere { shard: *shard, node: *to });
+                }
+                let nodes: Vec<NodeId> =
+                    on.iter().map(|node| if node == from { *to } else { *node }).collect();
+                self.new_replicas(&descriptor, &nodes)
+            }
+            OperatorRequest::Lead { shard, node } => {
+                let descriptor = self.free_shard(*shard)?;
+                let replica = descriptor.replica_on(*node);
+                let Some(to) = replica.filter(|replica| replica.role == Role::Voter) else {
+                    let on = descriptor.replicas.iter().map(|replica| replica.node_id).collect();
+                    return Err(ControlError::NotAReplica { shard: *shard, node: *node, on });
+                };
+                Ok(OperatorKind::Lead { shard: *shard, to: *to })
+            }
+            OperatorRequest::Split { shard, at } => {
+                let descriptor = self.free_shard(*shard)?;
+                self.plan_split(&descriptor, at.as_ref())
+            }
+            OperatorRequest::Drain { node } => {
+                self.may_be_emptied(*node)?;
+                Ok(OperatorKind::Drain { node: *node })
+            }
+            OperatorRequest::Replace { node } => {
+                self.may_be_emptied(*node)?;
+                Ok(OperatorKind::Replace { node: *node })
+            }
+            OperatorRequest::Rebalance => {
+                let running = self.running().find(|other| other.kind == OperatorKind::Rebalance);
+                match running {
+                    Some(other) => Err(ControlError::AlreadyUnderWay(other.id)),
+                    None => Ok(OperatorKind::Rebalance),
+                }
+            }
+        }
+    }
+
+    /// A shard that no other operator changes.
+    fn free_shard(&self, shard: ShardId) -> Result<ShardDescriptor, ControlError> {
+        let record = self.map.shards.get(&shard).ok_or(ControlError::UnknownShard(shard))?;
+        if let Some(other) = self.running_on(shard) {
+            return Err(ControlError::ShardBusy { shard, operator: other.id });
+        }
+        if record.creating {
+            return Err(ControlError::ShardNotReady(shard));
+        }
+        Ok(record.descriptor.clone())
+    }
+
+    fn may_be_emptied(&self, node: NodeId) -> Result<(), ControlError> {
+        let record = self.map.nodes.get(&node).ok_or(ControlError::UnknownNode(node))?;
+        if record.status == NodeStatus::Removed {
+            return Err(ControlError::NodeRemoved(node));
+        }
+        match self.running().find(|other| other.kind.empties() == Some(node)) {
+            Some(other) => Err(ControlError::AlreadyUnderWay(other.id)),
+            None => Ok(()),
+        }
+    }
+
+    fn new_replicas(
+        &mut self,
+        descriptor: &ShardDescriptor,
+        nodes: &[NodeId],
+    ) -> Result<OperatorKind, ControlError> {
+        let shard = descriptor.shard_id;
+        if nodes.is_empty() || nodes.len() > MOST_REPLICAS {
+            return Err(ControlError::OutOfRange {
+                field: "nodes".to_owned(),
+                value: nodes.len() as u64,
+                accepted: format!("1 to {MOST_REPLICAS}"),
+            });
+        }
+        let distinct: BTreeSet<&NodeId> = nodes.iter().collect();
+        if distinct.len() < nodes.len() {
+            return Err(ControlError::DuplicateNode { shard });
+        }
+        let current = left(&descriptor.replicas);
+        for node in nodes {
+            let record = self.map.nodes.get(node).ok_or(ControlError::UnknownNode(*node))?;
+            let stays = current.iter().any(|replica| replica.node_id == *node);
+            if !stays && record.status != NodeStatus::Alive {
+                return Err(ControlError::NodeUnusable { node: *node, status: record.status });
+            }
+        }
+        let on: BTreeSet<&NodeId> = current.iter().map(|replica| &replica.node_id).collect();
+        if on == distinct && current.len() == descriptor.replicas.len() {
+            return Err(ControlError::NothingToDo(format!(
+                "shard {shard} is on these nodes already"
+            )));
+        }
+        let mut goal = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let there = current.iter().find(|replica| replica.node_id == *node);
+            let replica_id = match there {
+                Some(replica) => replica.replica_id,
+                None => {
+                    let id = self.counters.next_replica;
+                    self.counters.next_replica = id.next();
+                    id
+                }
+            };
+            goal.push(Replica { node_id: *node, replica_id, role: Role::Voter });
+        }
+        goal.sort_by_key(|replica| replica.replica_id);
+        Ok(OperatorKind::Replicas { shard, from: descriptor.replicas.clone(), goal })
+    }
+
+    fn plan_split(
+        &mut self,
+        descriptor: &ShardDescriptor,
+        at: Option<&Bytes>,
+    ) -> Result<OperatorKind, ControlError> {
+        let shard = descriptor.shard_id;
+        let keyspace = descriptor.keyspace_id;
+        let partitioning = match self.map.keyspaces.get(&keyspace) {
+            Some(keyspace) => keyspace.partitioning,
+            None => return Err(ControlError::UnknownShard(shard)),
+        };
+        let range = &descriptor.range;
+        let at = match (partitioning, at) {
+            (Partitioning::Range, Some(key)) => partitioning.routing_key(keyspace, key),
+            (Partitioning::Range, None) => {
+                let why = "in a range keyspace the key must be given (--at KEY)";
+                return Err(ControlError::NotSplittable { shard, why: why.to_owned() });
+            }
+            (Partitioning::Hash, Some(key)) => slot_start(keyspace, kvdb_model::slot_of(key)),
+            (Partitioning::Hash, None) => {
+                let first = slot_at(&range.start).unwrap_or(0);
+                let end = slot_at(&range.end)
+                    .filter(|_| range.end.starts_with(&keyspace.0.to_be_bytes()))
+                    .unwrap_or(SLOT_COUNT);
+                if end.saturating_sub(first) < 2 {
+                    let why = "it has a single slot; keys of one slot stay together";
+                    return Err(ControlError::NotSplittable { shard, why: why.to_owned() });
+                }
+                slot_start(keyspace, first + (end - first) / 2)
+            }
+        };
+        if !range.contains(&at) || range.start == at {
+            let why = "the key is not strictly inside the shard's range".to_owned();
+            return Err(ControlError::NotSplittable { shard, why });
+        }
+        if descriptor.replicas.iter().any(|replica| replica.role != Role::Voter) {
+            return Err(ControlError::ShardNotReady(shard));
+        }
+        let child = self.counters.next_shard;
+        self.counters.next_shard = child.next();
+        let mut replicas = Vec::with_capacity(descriptor.replicas.len());
+        for replica in &descriptor.replicas {
+            let replica_id = self.counters.next_replica;
+            self.counters.next_replica = replica_id.next();
+            replicas.push(Replica { node_id: replica.node_id, replica_id, role: Role::Voter });
+        }
+        let membership_epoch = descriptor.membership_epoch;
+        let plan = SplitPlan { at, child, replicas, membership_epoch };
+        Ok(OperatorKind::Split { shard, plan })
+    }
+
+    /// The split that a child comes from, or that made its parent end at a key.
+    pub(crate) fn split_of(
+        &self,
+        is_it: impl Fn(ShardId, &SplitPlan) -> bool,
+    ) -> Option<(ShardId, SplitPlan)> {
+        self.operators.values().find_map(|operator| match &operator.kind {
+            OperatorKind::Split { shard, plan } if is_it(*shard, plan) => {
+                Some((*shard, plan.clone()))
+            }
+            _ => None,
+        })
+    }
+}
+
+/// The slot that a bound of a hash keyspace names.
+fn slot_at(bound: &[u8]) -> Option<u16> {
+    Some(u16::from_be_bytes(*bound.get(4..)?.first_chunk()?))
+}

@@ -1,0 +1,325 @@
+//! What is to be done next, and why: pure, from the state and what the leader has heard.
+//!
+//! Each round looks at the operators under way (what have they come to, are they done, too late?),
+//! at the nodes that are to be emptied, at nodes that are dead for too long, and, if everything is
+//! well, at the balance. What follows are commands for the log; each was tried on a copy of the
+//! state, so that they don't contradict each other.
+
+use crate::balance::{self, Proposal};
+use crate::command::{ControlCommand, ControlResponse};
+use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
+use crate::state::ControlState;
+use kvdb_model::{NodeId, NodeStatus, OperatorId, Role, ShardDescriptor, ShardId};
+use std::collections::BTreeMap;
+
+/// How eagerly the cluster mends and spreads itself.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannerConfig {
+    /// A node that is dead for so long is taken to be gone for good: its replicas are rebuilt.
+    pub repair_after_ms: u64,
+    /// Whether replicas and leaders are spread without being asked.
+    pub rebalance: bool,
+    /// Replicas that come to a node at a time.
+    pub moves_per_node: usize,
+    /// An operator on a shard fails after so long.
+    pub time_limit_ms: u64,
+}
+
+impl Default for PlannerConfig {
+    fn default() -> Self {
+        PlannerConfig {
+            repair_after_ms: 5 * 60 * 1000,
+            rebalance: true,
+            moves_per_node: 2,
+            time_limit_ms: 60 * 60 * 1000,
+        }
+    }
+}
+
+/// What the leading coordinator knows beside the state.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Milliseconds since 1970.
+    pub now_ms: u64,
+    /// For how long each node was not heard, in milliseconds.
+    pub silent_ms: BTreeMap<NodeId, u64>,
+    /// What shard leaders say can't be done, by operator.
+    pub impossible: BTreeMap<OperatorId, String>,
+}
+
+/// Plans.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planner {
+    /// How.
+    pub config: PlannerConfig,
+}
+
+/// A round under way: the state as it will be, and the commands that lead there.
+struct Round<'a> {
+    config: &'a PlannerConfig,
+    observed: &'a Observed,
+    state: ControlState,
+    commands: Vec<ControlCommand>,
+}
+
+impl Planner {
+    /// What to do now.
+    pub fn plan(&self, state: &ControlState, observed: &Observed) -> Vec<ControlCommand> {
+        let mut round =
+            Round { config: &self.config, observed, state: state.clone(), commands: Vec::new() };
+        let running: Vec<Operator> = state.running().cloned().collect();
+        for operator in &running {
+            round.look_at(operator);
+        }
+        for operator in &running {
+            round.lead_on(operator);
+        }
+        round.repair();
+        if self.config.rebalance {
+            round.rebalance(None);
+        }
+        round.commands
+    }
+
+    /// What [`OperatorRequest::Rebalance`] would do, in order, and why nothing more.
+    pub fn preview(&self, state: &ControlState) -> (Vec<Proposal>, String) {
+        balance::preview(state)
+    }
+}
+
+impl Round<'_> {
+    fn try_out(&mut self, command: ControlCommand) -> Option<ControlResponse> {
+        let applied = self.state.apply(&command);
+        let response = applied.result.ok()?;
+        self.commands.push(command);
+        Some(response)
+    }
+
+    fn finish(&mut self, id: OperatorId, failure: Option<String>) {
+        let now_ms = self.observed.now_ms;
+        self.try_out(ControlCommand::FinishOperator { id, failure, now_ms });
+    }
+
+    fn note(&mut self, operator: &Operator, what: String) {
+        if operator.steps.last().is_none_or(|last| last.what != what) {
+            let (id, now_ms) = (operator.id, self.observed.now_ms);
+            self.try_out(ControlCommand::NoteStep { id, what, now_ms });
+        }
+    }
+
+    fn start(
+        &mut self,
+        request: OperatorRequest,
+        reason: String,
+        parent: Option<OperatorId>,
+    ) -> bool {
+        let (now_ms, time_limit_ms) = (self.observed.now_ms, self.config.time_limit_ms);
+        let command =
+            ControlCommand::StartOperator { request, reason, parent, now_ms, time_limit_ms };
+        self.try_out(command).is_some()
+    }
+
+    /// What an operator on a shard has come to.
+    fn look_at(&mut self, operator: &Operator) {
+        let Some(shard) = operator.kind.shard() else { return };
+        let Some(record) = self.state.map().shards.get(&shard).cloned() else {
+            return self.finish(operator.id, Some("the shard is gone".to_owned()));
+        };
+        let done = match &operator.kind {
+            OperatorKind::Replicas { goal, .. } => {
+                self.note(operator, describe(&record.descriptor));
+                record.descriptor.replicas == *goal
+            }
+            OperatorKind::Lead { to, .. } => record.leader == Some(to.node_id),
+            OperatorKind::Split { plan, .. } => self.state.map().shards.contains_key(&plan.child),
+            _ => false,
+        };
+        let late_ms = self.observed.now_ms.saturating_sub(operator.started_ms);
+        if done {
+            self.finish(operator.id, None);
+        } else if let Some(why) = self.observed.impossible.get(&operator.id) {
+            self.finish(operator.id, Some(why.clone()));
+        } else if late_ms > operator.time_limit_ms {
+            let why = format!("not done within {} s", operator.time_limit_ms / 1000);
+            self.finish(operator.id, Some(why));
+        } else if let Some(lost) = self.lost_target(operator) {
+            self.finish(operator.id, Some(lost));
+        }
+    }
+
+    /// A newcomer that has died since: another place is better.
+    fn lost_target(&self, operator: &Operator) -> Option<String> {
+        let OperatorKind::Replicas { from, goal, .. } = &operator.kind else { return None };
+        let comes = |node: NodeId| !from.iter().any(|replica| replica.node_id == node);
+        goal.iter().filter(|replica| comes(replica.node_id)).find_map(|replica| {
+            let status = self.state.map().nodes.get(&replica.node_id)?.status;
+            let gone = matches!(status, NodeStatus::Dead | NodeStatus::Removed);
+            gone.then(|| format!("node {} is {status:?}", replica.node_id))
+        })
+    }
+
+    /// Operators that start others.
+    fn lead_on(&mut self, operator: &Operator) {
+        match &operator.kind {
+            OperatorKind::Drain { node } | OperatorKind::Replace { node } => {
+                self.empty(operator, *node);
+            }
+            OperatorKind::Rebalance => {
+                if !self.rebalance(Some(operator.id)) && !self.has_children(operator.id) {
+                    self.finish(operator.id, None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn has_children(&self, id: OperatorId) -> bool {
+        self.state.running().any(|child| child.parent == Some(id))
+    }
+
+    fn empty(&mut self, operator: &Operator, node: NodeId) {
+        let left = self.shards_on(node);
+        if left.is_empty() {
+            if !self.has_children(operator.id) {
+                self.finish(operator.id, None);
+            }
+            return;
+        }
+        let why = format!("operator {}: node {node} is to be empty", operator.id);
+        let stuck = self.move_away(node, &left, &why, Some(operator.id));
+        self.note(
+            operator,
+            match stuck {
+                Some(stuck) => format!("{} replicas left; {stuck}", left.len()),
+                None => format!("{} replicas left", left.len()),
+            },
+        );
+    }
+
+    /// Shards with a replica on a node, the most endangered first.
+    fn shards_on(&self, node: NodeId) -> Vec<ShardId> {
+        let map = self.state.map();
+        let lost = |descriptor: &ShardDescriptor| {
+            let dead = |node: &NodeId| {
+                map.nodes.get(node).is_none_or(|record| {
+                    matches!(record.status, NodeStatus::Dead | NodeStatus::Removed)
+                })
+            };
+            descriptor.replicas.iter().filter(|replica| dead(&replica.node_id)).count()
+        };
+        let mut shards: Vec<(usize, ShardId)> = map
+            .shards
+            .values()
+            .filter(|record| record.descriptor.replica_on(node).is_some())
+            .map(|record| (lost(&record.descriptor), record.descriptor.shard_id))
+            .collect();
+        shards.sort_by_key(|(lost, shard)| (std::cmp::Reverse(*lost), *shard));
+        shards.into_iter().map(|(_, shard)| shard).collect()
+    }
+
+    /// Starts moves as far as the limits allow; says what keeps one from starting, if something
+    /// other than a limit does.
+    fn move_away(
+        &mut self,
+        node: NodeId,
+        shards: &[ShardId],
+        why: &str,
+        parent: Option<OperatorId>,
+    ) -> Option<String> {
+        let mut stuck = None;
+        for shard in shards {
+            if self.state.running_on(*shard).is_some() {
+                continue;
+            }
+            let Some(record) = self.state.map().shards.get(shard) else { continue };
+            let descriptor = record.descriptor.clone();
+            let Some(to) = balance::target(&self.state, &descriptor, node) else {
+                stuck = Some(format!(
+                    "no node that is alive could take a replica of shard {shard}: start another one"
+                ));
+                continue;
+            };
+            if self.coming_to(to) >= self.config.moves_per_node {
+                continue;
+            }
+            let request = OperatorRequest::Move { shard: *shard, from: node, to };
+            self.start(request, why.to_owned(), parent);
+        }
+        stuck
+    }
+
+    fn coming_to(&self, node: NodeId) -> usize {
+        let comes = |operator: &&Operator| match &operator.kind {
+            OperatorKind::Replicas { from, goal, .. } => {
+                goal.iter().any(|replica| replica.node_id == node)
+                    && !from.iter().any(|replica| replica.node_id == node)
+            }
+            _ => false,
+        };
+        self.state.running().filter(comes).count()
+    }
+
+    /// Replicas on nodes that are dead for too long are rebuilt.
+    fn repair(&mut self) {
+        let limit_ms = self.config.repair_after_ms;
+        let gone: Vec<NodeId> = self
+            .state
+            .map()
+            .nodes
+            .values()
+            .filter(|node| node.status == NodeStatus::Dead)
+            .map(|node| node.node_id)
+            .filter(|node| {
+                self.observed.silent_ms.get(node).is_some_and(|silent| *silent >= limit_ms)
+            })
+            .collect();
+        for node in gone {
+            if self.state.running().any(|other| other.kind.empties() == Some(node)) {
+                continue;
+            }
+            let shards = self.shards_on(node);
+            let why = format!("node {node} is dead for more than {} s", limit_ms / 1000);
+            self.move_away(node, &shards, &why, None);
+        }
+    }
+
+    /// One step towards balance, if all is well otherwise. Whether one was started.
+    fn rebalance(&mut self, parent: Option<OperatorId>) -> bool {
+        if balance::why_not(&self.state, parent).is_some() {
+            return false;
+        }
+        match balance::next(&self.state) {
+            Some(Proposal { request, reason }) => self.start(request, reason, parent),
+            None => false,
+        }
+    }
+}
+
+fn describe(descriptor: &ShardDescriptor) -> String {
+    let words: Vec<String> = descriptor
+        .replicas
+        .iter()
+        .map(|replica| {
+            let role = match replica.role {
+                Role::Voter => "",
+                Role::Learner => " learns",
+                Role::Incoming => " comes",
+                Role::Outgoing => " goes",
+            };
+            format!("{}{role}", replica.node_id)
+        })
+        .collect();
+    format!("replicas on nodes {}", words.join(", "))
+}
+
+impl OperatorState {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OperatorState::Running => "running",
+            OperatorState::Done => "done",
+            OperatorState::Failed(_) => "failed",
+            OperatorState::Cancelled => "cancelled",
+        }
+    }
+}
