@@ -164,12 +164,14 @@ impl Round<'_> {
             OperatorKind::Drain { node } | OperatorKind::Replace { node } => {
                 self.empty(operator, *node);
             }
-            OperatorKind::Rebalance => {
-                if !self.rebalance(Some(operator.id)) && !self.has_children(operator.id) {
-                    self.finish(operator.id, None);
-                }
-            }
+            OperatorKind::Rebalance => self.balance(operator.id),
             _ => {}
+        }
+    }
+
+    fn balance(&mut self, id: OperatorId) {
+        if !self.rebalance(Some(id)) && !self.has_children(id) {
+            self.finish(id, None);
         }
     }
 

@@ -140,7 +140,8 @@ fn version_of(response: &ControlResponse) -> u64 {
         ControlResponse::Done(version)
         | ControlResponse::Registered(_, version)
         | ControlResponse::ShardsInitialised(_, version)
-        | ControlResponse::KeyspaceCreated(_, version) => version.0,
+        | ControlResponse::KeyspaceCreated(_, version)
+        | ControlResponse::OperatorStarted(_, version) => version.0,
     }
 }
 

@@ -26,11 +26,12 @@ pub enum Bug {
     VersionsFromClockAlone,
     WindowLostInSplit,
     ChildStartsBeforeParent,
+    LearnerVotesEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 20] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -50,6 +51,7 @@ impl Bug {
         Bug::VersionsFromClockAlone,
         Bug::WindowLostInSplit,
         Bug::ChildStartsBeforeParent,
+        Bug::LearnerVotesEarly,
     ];
 
     /// What is wrong, in a few words.
@@ -73,6 +75,7 @@ impl Bug {
             Bug::DeleteLost => "a delete is acknowledged and not done",
             Bug::VersionsFromClockAlone => "a new leader's versions may be below its log's",
             Bug::WindowLostInSplit => "a split leaves the request window out of the child",
+            Bug::LearnerVotesEarly => "a new replica gets its vote before it has the log",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

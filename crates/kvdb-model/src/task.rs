@@ -191,7 +191,7 @@ fn next_membership(
     let leaves = |replica: &&Replica| !wanted(replica);
     let leaving = current.iter().filter(leaves).filter(|replica| replica.role == Role::Voter);
     let leaving: Vec<ReplicaId> = leaving.map(|replica| replica.replica_id).collect();
-    if coming.is_empty() && current.iter().all(|replica| wanted(replica)) {
+    if coming.is_empty() && current.iter().all(&wanted) {
         return Step::Done;
     }
     if leaving.contains(&own) {
@@ -204,6 +204,15 @@ fn next_membership(
         return Step::Change(voters_change(current, &coming, &[]));
     }
     Step::Change(voters_change(current, &coming, &leaving))
+}
+
+/// Whether the map proves that a replica was removed from its shard: the shard's members have
+/// changed since those that it knows, and it isn't among them. (One that knows none yet may be too
+/// new for the map.)
+pub fn is_removed(replica: ReplicaId, knows: &ShardDescriptor, map: &ShardDescriptor) -> bool {
+    knows.shard_id == map.shard_id
+        && map.membership_epoch > knows.membership_epoch
+        && map.replica(replica).is_none()
 }
 
 /// The replicas once a joint configuration is left.

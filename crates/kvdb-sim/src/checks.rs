@@ -3,27 +3,31 @@
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
     EntryKind, EntryPayload, HardState, LogEntry, LogIndex, MapVersion, MembershipEpoch,
-    RangeEpoch, ReplicaId, ShardDescriptor, ShardId, Term, Version,
+    RangeEpoch, Replica, ReplicaId, Role, ShardDescriptor, ShardId, Term, Version,
 };
 use kvdb_replication::message::{Message, MessageType};
 use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
+/// A replica: ids are unique among data shards, and among coordinators.
+pub(crate) type Member = (ShardId, ReplicaId);
+
 /// Remembers what was seen, and says what contradicts it.
 #[derive(Default)]
 pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ShardId, LogIndex), (Term, u64)>,
-    /// The last entry that is durable, by place and shard.
-    durable: BTreeMap<(usize, ShardId), LogIndex>,
-    /// Term and vote that are durable, by place and shard.
-    promised: BTreeMap<(usize, ShardId), HardState>,
-    /// The last entry whose effects are in what an engine has flushed, by place and shard.
-    flushed: BTreeMap<(usize, ShardId), LogIndex>,
+    /// The last entry that is durable, by replica.
+    durable: BTreeMap<Member, LogIndex>,
+    /// Term and vote that are durable, by replica.
+    promised: BTreeMap<Member, HardState>,
+    /// The last entry whose effects are in what an engine has flushed, by replica.
+    flushed: BTreeMap<Member, LogIndex>,
     /// The highest version in each entry.
     versions: BTreeMap<(ShardId, LogIndex), Version>,
     map_versions: BTreeMap<(usize, u64), MapVersion>,
+    born: BTreeMap<ShardId, ShardDescriptor>,
     epochs: BTreeMap<(usize, u64, ShardId), (RangeEpoch, MembershipEpoch)>,
     pub(crate) violations: Vec<String>,
 }
@@ -77,69 +81,66 @@ impl Checks {
     }
 
     /// A process has synced a shard's log up to here, with this term and vote.
-    pub(crate) fn is_durable(
-        &mut self,
-        place: usize,
-        shard: ShardId,
-        last: LogIndex,
-        state: HardState,
-    ) {
-        self.durable.insert((place, shard), last);
-        self.promised.insert((place, shard), state);
+    pub(crate) fn is_durable(&mut self, member: Member, last: LogIndex, state: HardState) {
+        self.durable.insert(member, last);
+        self.promised.insert(member, state);
     }
 
     /// An engine holds a shard's state up to here, durably.
-    pub(crate) fn is_flushed(&mut self, place: usize, shard: ShardId, applied: LogIndex) {
-        let last = self.flushed.entry((place, shard)).or_default();
+    pub(crate) fn is_flushed(&mut self, member: Member, applied: LogIndex) {
+        let last = self.flushed.entry(member).or_default();
         *last = applied.max(*last);
     }
 
     /// A log begins after `start`: what came before must be in the engine.
-    pub(crate) fn log_begins(&mut self, place: usize, shard: ShardId, start: LogIndex) {
-        let flushed = self.flushed.get(&(place, shard)).copied().unwrap_or_default();
+    pub(crate) fn log_begins(&mut self, member: Member, start: LogIndex) {
+        let flushed = self.flushed.get(&member).copied().unwrap_or_default();
         if start > INITIAL_POSITION.index.max(flushed) {
             self.violated(format!(
-                "place {place} has cut the log of shard {shard} up to {start}, but flushed up to {flushed}"
+                "replica {} of shard {} has cut its log up to {start}, but flushed up to {flushed}",
+                member.1, member.0
             ));
         }
     }
 
     /// A process has started with this term and vote: it must not have forgotten any.
-    pub(crate) fn remembers(&mut self, place: usize, shard: ShardId, state: HardState) {
-        let Some(promised) = self.promised.get(&(place, shard)) else { return };
+    pub(crate) fn remembers(&mut self, member: Member, state: HardState) {
+        let Some(promised) = self.promised.get(&member) else { return };
         let forgot_vote = state.term == promised.term
             && promised.vote != ReplicaId(0)
             && state.vote != promised.vote;
         if state.term < promised.term || forgot_vote {
             self.violated(format!(
-                "place {place} has forgotten its vote in shard {shard}: {promised:?}, now {state:?}"
+                "replica {} of shard {} has forgotten its vote: {promised:?}, now {state:?}",
+                member.1, member.0
             ));
         }
     }
 
     /// What a replica tells others must be on its disk: votes, and entries that it has.
-    pub(crate) fn says(&mut self, place: usize, shard: ShardId, message: &Message) {
+    pub(crate) fn says(&mut self, shard: ShardId, message: &Message) {
+        let replica = ReplicaId(message.from);
         if message.reject {
             return;
         }
         match message.get_msg_type() {
             MessageType::MsgRequestVoteResponse => {
-                let promised = self.promised.get(&(place, shard)).copied().unwrap_or_default();
+                let promised = self.promised.get(&(shard, replica)).copied().unwrap_or_default();
                 let kept = promised.term > Term(message.term)
                     || (promised.term == Term(message.term)
                         && promised.vote == ReplicaId(message.to));
                 if !kept {
                     self.violated(format!(
-                        "place {place} votes for replica {} in shard {shard}, term {}, with {promised:?} on its disk",
+                        "replica {replica} votes for replica {} in shard {shard}, term {}, with {promised:?} on its disk",
                         message.to, message.term
                     ));
                 }
             }
             MessageType::MsgAppendResponse => {
-                let last = self.durable.get(&(place, shard)).copied().unwrap_or_default();
+                let last = self.durable.get(&(shard, replica)).copied().unwrap_or_default();
                 if LogIndex(message.index) > last {
                     self.violated(format!(
-                        "place {place} acknowledges entry {} of shard {shard}; its disk has {last}",
+                        "replica {replica} acknowledges entry {} of shard {shard}; its disk has {last}",
                         message.index
                     ));
                 }
@@ -148,16 +149,30 @@ impl Checks {
         }
     }
 
-    /// What is acknowledged is durable on a majority of the voters.
+    /// What is acknowledged is durable on a majority of the voters; of both halves while the
+    /// configuration is joint.
     pub(crate) fn acknowledged(&mut self, descriptor: &ShardDescriptor, index: LogIndex) {
         let shard = descriptor.shard_id;
-        let holders =
-            self.durable.iter().filter(|((_, of), last)| *of == shard && **last >= index).count();
-        let voters = descriptor.replicas.len();
-        if holders <= voters / 2 {
-            self.violated(format!(
-                "shard {shard}: entry {index} was acknowledged, but is durable on {holders} of {voters}"
-            ));
+        for half in [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]] {
+            let voters = descriptor.replicas.iter().filter(|replica| half.contains(&replica.role));
+            let has = |replica: &&Replica| {
+                self.durable.get(&(shard, replica.replica_id)).is_some_and(|last| *last >= index)
+            };
+            let (holders, voters) = (voters.clone().filter(has).count(), voters.count());
+            if holders <= voters / 2 {
+                self.violated(format!(
+                    "shard {shard}: entry {index} was acknowledged, but is durable on {holders} of {voters}"
+                ));
+            }
+        }
+    }
+
+    /// A split never gives a key to two shards: nobody was born twice, in two ways.
+    pub(crate) fn is_born(&mut self, child: &ShardDescriptor) {
+        let first = self.born.entry(child.shard_id).or_insert_with(|| child.clone());
+        if first != child {
+            let first = first.clone();
+            self.violated(format!("a shard was born twice: {first:?} and {child:?}"));
         }
     }
 

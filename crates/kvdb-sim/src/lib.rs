@@ -1,4 +1,4 @@
-//! A whole cluster in one thread, from one seed: three coordinators, three nodes, clients with a
+//! A whole cluster in one thread, from one seed: three coordinators, four nodes, clients with a
 //! gateway's routing core. Hosts, logs, state machines, control and routing are the real ones;
 //! disks, network, clocks and threads are simulated, and go wrong.
 //!
@@ -13,7 +13,8 @@
 //! together: every client must get its answers again, and replicas must hold the same bytes. In
 //! the end the history of all operations is checked for linearizability, key by key.
 //!
-//! Left out so far: splits, moves and membership changes, expiry, watches.
+//! All the while shards are split and their replicas moved, by operators that are called off now
+//! and then. Left out so far: expiry, watches, changes of the coordinators themselves.
 
 mod checks;
 mod client;

@@ -3,17 +3,24 @@
 use crate::network::Place;
 use crate::packet::{Ask, Call, Packet, Reply};
 use crate::process::Ticket;
-use crate::world::{COORDINATORS, Event, PROCESSES, SHARDS, World};
-use kvdb_control::{ControlCommand, LedShard, Liveness};
+use crate::world::{COORDINATORS, Event, NODES, PROCESSES, SHARDS, World};
+use kvdb_control::{
+    ControlCommand, LedShard, Liveness, Observed, OperatorRequest, Planner, PlannerConfig,
+};
 use kvdb_engine::Engine;
+use kvdb_model::planted::{Bug, has};
+use kvdb_model::task::is_removed;
 use kvdb_model::{
     ClusterId, Command, KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica,
-    ReplicaId, Role, ShardDescriptor, ShardId, ShardMap,
+    ReplicaId, Role, ShardDescriptor, ShardId, ShardMap, Step, next_step,
 };
 use kvdb_replication::Input;
+use kvdb_shard::MembershipChange;
 
 const HEARTBEAT_US: u64 = 500_000;
 const DUTY_US: u64 = 250_000;
+/// No more shards than this are made by splits.
+const MOST_SHARDS: usize = 10;
 
 /// The address of a place, as the map holds it.
 fn address_of(place: Place) -> String {
@@ -137,7 +144,7 @@ impl World {
         self.liveness[place].heard(node, now_ms);
         let Some(core) = &self.processes[place].core else { return };
         let report = ControlCommand::ReportShards { node, led };
-        let (tells, wanted) = core.control.with(|view| {
+        let (tells, wanted, tasks) = core.control.with(|view| {
             let mut trial = view.state.clone();
             let wanted: Vec<_> = view
                 .state
@@ -149,12 +156,12 @@ impl World {
                 })
                 .map(|(shard, to)| (*shard, *to))
                 .collect();
-            (trial.apply(&report).delta.is_some(), wanted)
+            (trial.apply(&report).delta.is_some(), wanted, view.state.tasks_of(node))
         });
         if tells {
             self.propose_control(place, &report, Ticket::Nobody);
         }
-        self.send(place, from, Packet::Reply(Reply::Heard(wanted)));
+        self.send(place, from, Packet::Reply(Reply::Heard(wanted, tasks)));
     }
 
     pub(crate) fn propose_control(
@@ -206,18 +213,120 @@ impl World {
         let judged = judged.into_iter();
         commands
             .extend(judged.map(|(node, status)| ControlCommand::SetNodeStatus { node, status }));
-        if self.stormy && self.dice.chance(200) && !map.shards.is_empty() {
-            let shard = ShardId(self.dice.between(1, u64::from(SHARDS)));
-            let node = NodeId(self.dice.between(1, (PROCESSES - COORDINATORS) as u64));
-            commands.push(ControlCommand::SetShardLeader { shard, node });
-            *self.faults.entry("leader wanted elsewhere").or_default() += 1;
+        let observed = Observed {
+            now_ms: self.processes[place].now(self.now_us).wall_ms,
+            silent_ms: self.liveness[place].silent_ms(now_ms),
+            ..Observed::default()
+        };
+        let rebalance = self.stormy;
+        let config = PlannerConfig { repair_after_ms: 15_000, rebalance, ..Default::default() };
+        let planner = Planner { config };
+        commands.extend(core.control.with(|view| planner.plan(&view.state, &observed)));
+        if self.stormy && !map.shards.is_empty() && self.dice.chance(250) {
+            commands.extend(self.meddle(place, &map, observed.now_ms));
         }
         for command in commands {
             self.propose_control(place, &command, Ticket::Nobody);
         }
     }
 
+    /// An operator who is never content.
+    fn meddle(&mut self, place: Place, map: &ShardMap, now_ms: u64) -> Option<ControlCommand> {
+        let shards: Vec<ShardId> = map.shards.keys().copied().collect();
+        let shard = shards[self.dice.below(shards.len() as u64) as usize];
+        let node = |dice: &mut crate::dice::Dice| NodeId(dice.between(1, NODES as u64 + 1));
+        let request = match self.dice.below(12) {
+            0..=2 => {
+                let node = node(&mut self.dice);
+                *self.faults.entry("leader wanted elsewhere").or_default() += 1;
+                return Some(ControlCommand::SetShardLeader { shard, node });
+            }
+            3..=5 => {
+                let (from, to) = (node(&mut self.dice), node(&mut self.dice));
+                OperatorRequest::Move { shard, from, to }
+            }
+            6..=7 if shards.len() < MOST_SHARDS => OperatorRequest::Split { shard, at: None },
+            8 => {
+                let but = self.dice.between(1, 2 * NODES as u64);
+                let nodes = (1..=NODES as u64).filter(|node| *node != but).map(NodeId).collect();
+                OperatorRequest::SetReplicas { shard, nodes, membership_epoch: None }
+            }
+            9 => OperatorRequest::Lead { shard, node: node(&mut self.dice) },
+            10 => {
+                let core = self.processes[place].core.as_ref()?;
+                let id = core
+                    .control
+                    .with(|view| view.state.running().last().map(|operator| operator.id))?;
+                *self.faults.entry("operator called off").or_default() += 1;
+                return Some(ControlCommand::CancelOperator { id, now_ms });
+            }
+            _ => return None,
+        };
+        *self.faults.entry("operator").or_default() += 1;
+        Some(ControlCommand::StartOperator {
+            request,
+            reason: "to see what happens".to_owned(),
+            parent: None,
+            now_ms,
+            time_limit_ms: 10_000,
+        })
+    }
+
     // ---- nodes --------------------------------------------------------------------------
+
+    /// The next step of each task, for shards that are led here.
+    fn do_tasks(&mut self, place: Place) {
+        let Some(core) = &self.processes[place].core else { return };
+        for task in core.asked.clone() {
+            let Some(core) = &self.processes[place].core else { return };
+            let Some(open) = core.shards.get(&task.shard).filter(|_| core.leads(task.shard)) else {
+                continue;
+            };
+            let (descriptor, own) = (open.descriptor().clone(), open.replica());
+            let status = core.host.status(task.shard);
+            let caught_up = |replica| {
+                status.as_ref().is_some_and(|status| status.has_caught_up(replica))
+                    || has(Bug::LearnerVotesEarly)
+            };
+            let shard = task.shard;
+            let ticket = Ticket::Nobody;
+            let input = match next_step(&task.work, &descriptor, own, &caught_up) {
+                Step::Change(replicas) => {
+                    let expected = descriptor.membership_epoch;
+                    let change = MembershipChange { expected, replicas: replicas.clone() };
+                    let context = change.to_bytes(&descriptor);
+                    *self.faults.entry("membership step").or_default() += 1;
+                    Input::ChangeMembership { shard, replicas, context, ticket }
+                }
+                Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
+                Step::Split(plan) => {
+                    let command = Command::Split(plan);
+                    let version_count = command.version_count();
+                    Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
+                }
+                Step::Done | Step::Wait(_) | Step::Impossible(_) => continue,
+            };
+            self.feed(place, input);
+        }
+    }
+
+    /// Replicas that the map proves to be removed go.
+    fn destroy_removed(&mut self, place: Place, map: &ShardMap) {
+        let Some(core) = &self.processes[place].core else { return };
+        let removed: Vec<(ShardId, ReplicaId)> = core
+            .shards
+            .values()
+            .filter(|open| {
+                map.shards.get(&open.shard_id()).is_some_and(|record| {
+                    is_removed(open.replica(), open.descriptor(), &record.descriptor)
+                })
+            })
+            .map(|open| (open.shard_id(), open.replica()))
+            .collect();
+        for (shard, replica) in removed {
+            self.feed(place, Input::Destroy { shard, replica });
+        }
+    }
 
     fn report(&mut self, place: Place) {
         let (call, also) = match (self.processes[place].node_id, &self.processes[place].core) {
@@ -262,8 +371,10 @@ impl World {
         match reply {
             Reply::Registered(_) => {}
             Reply::NotLeader => core.unanswered = true,
-            Reply::Heard(wanted) => {
+            Reply::Heard(wanted, tasks) => {
                 core.unanswered = false;
+                core.asked = tasks;
+                self.do_tasks(place);
                 for (shard, node) in wanted {
                     self.transfer(place, shard, node);
                 }
@@ -281,6 +392,7 @@ impl World {
                 if version != before {
                     self.checks.sees_map(place, life, version);
                     self.create_new_replicas(place, &map);
+                    self.destroy_removed(place, &map);
                 }
             }
         }

@@ -4,8 +4,8 @@ use crate::machine::News;
 use bytes::Bytes;
 use kvdb_control::LedShard;
 use kvdb_model::{
-    MapVersion, NodeId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId, Version, Write,
-    WriteResult,
+    MapVersion, NodeId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId, ShardTask,
+    Version, Write, WriteResult,
 };
 use kvdb_replication::PeerMessage;
 use kvdb_replication::message::Message;
@@ -65,8 +65,8 @@ pub(crate) enum Call {
 #[derive(Clone)]
 pub(crate) enum Reply {
     Registered(NodeId),
-    /// Leaderships that are wanted elsewhere.
-    Heard(Vec<(ShardId, NodeId)>),
+    /// Leaderships that are wanted elsewhere, and what else there is to do.
+    Heard(Vec<(ShardId, NodeId)>, Vec<ShardTask>),
     Map(News),
     /// Ask another one.
     NotLeader,

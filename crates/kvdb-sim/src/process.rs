@@ -7,15 +7,15 @@ use crate::packet::{Ask, Snapshot};
 use crate::world::Event;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
-use kvdb_model::codec::Reader;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardMap, Term, Version,
-    VolumeId, WalRecord,
+    LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardMap, ShardTask, Term,
+    Version, VolumeId, WalRecord,
 };
-use kvdb_replication::{ApplyTask, Host, HostConfig, Now, RecoveredGroup};
+use kvdb_recovery::Unborn;
+use kvdb_replication::{ApplyTask, Host, HostConfig, Now};
 use kvdb_router::MapCache;
 use kvdb_shard::Shard;
-use kvdb_wal::{LiveReplica, Wal, WalConfig};
+use kvdb_wal::{Wal, WalConfig};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -122,6 +122,8 @@ pub(crate) struct Core {
     pub(crate) unanswered: bool,
     next_volume: VolumeId,
     notes: BTreeMap<VolumeId, VecDeque<Note>>,
+    /// What the coordinators want done with shards that are led here.
+    pub(crate) asked: Vec<ShardTask>,
 }
 
 pub(crate) struct Taken {
@@ -153,7 +155,7 @@ impl Process {
     ///
     /// # Errors
     /// Why it refuses to start.
-    pub(crate) fn start(&mut self, seed: u64) -> Result<(), String> {
+    pub(crate) fn start(&mut self, seed: u64) -> Result<Vec<Unborn>, String> {
         let node_id = self.node_id.ok_or("it has no id yet")?;
         self.life += 1;
         let config = WalConfig { segment_bytes: SEGMENT_BYTES, max_segments: 4 };
@@ -166,24 +168,22 @@ impl Process {
         let control = SharedControl::default();
         let mut cache = MapCache::default();
         cache.snapshot(self.saved_map.clone());
-        let mut shards = BTreeMap::new();
-        for (replica, found) in &live.replicas {
-            let (group, shard) = self.recover(*replica, found, &control)?;
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
+        let is_coordinator = self.is_coordinator;
+        let machine = || machine_of(is_coordinator, &control);
+        let recovered = kvdb_recovery::recover(&engine, &live, &[], &machine)
+            .map_err(|error| error.to_string())?;
+        for group in recovered.groups {
             host.recover(group);
-            shards.extend(shard.map(|shard| (found.shard, shard)));
         }
-        let used = live.replicas.values().filter_map(|found| found.volume);
-        let used: Vec<VolumeId> = used.collect();
-        for volume in self.engine.volumes() {
-            if !used.contains(&volume) {
-                self.engine.delete_volume(volume).map_err(|error| error.to_string())?;
-            }
+        for volume in recovered.unused {
+            self.engine.delete_volume(volume).map_err(|error| error.to_string())?;
         }
         let highest = self.engine.volumes().into_iter().max().unwrap_or_default();
         self.core = Some(Core {
             host,
             wal,
-            shards,
+            shards: recovered.shards,
             standings: BTreeMap::new(),
             waiting: Vec::new(),
             waiting_number: 0,
@@ -200,58 +200,14 @@ impl Process {
             unanswered: false,
             next_volume: live.highest_volume().max(highest).next(),
             notes: BTreeMap::new(),
+            asked: Vec::new(),
         });
-        Ok(())
-    }
-
-    fn recover(
-        &self,
-        replica: ReplicaId,
-        found: &LiveReplica,
-        control: &SharedControl,
-    ) -> Result<(RecoveredGroup, Option<Shard<SimMachine>>), String> {
-        let birth = ShardDescriptor::decode(&mut Reader::new(found.birth.clone())).ok();
-        let lost = RecoveredGroup {
-            replica,
-            shard: found.shard,
-            volume: found.volume,
-            hard_state: found.hard_state,
-            start: found.start,
-            entries: found.entries.iter().cloned().collect(),
-            applied: LogPosition::default(),
-            descriptor: birth,
-            last_version: Version::ZERO,
-            engine_lost: found.volume.is_some(),
-        };
-        let Some(volume) = found.volume.filter(|volume| self.engine.volumes().contains(volume))
-        else {
-            let descriptor = lost.descriptor.clone().filter(|_| lost.engine_lost);
-            return Ok((RecoveredGroup { descriptor, ..lost }, None));
-        };
-        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
-        let machine = machine_of(self.is_coordinator, control);
-        let shard = Shard::open(engine, replica, volume, &found.birth, found.start, machine)
-            .map_err(|error| error.to_string())?;
-        let applied = shard.applied();
-        if applied.index > found.last_index() {
-            return Err(format!(
-                "the log of shard {} ends at {}, but {} is applied",
-                found.shard,
-                found.last_index(),
-                applied.index
-            ));
+        if let Some(core) = &mut self.core {
+            for note in recovered.replayed {
+                core.note(note.volume, note.shard, note.replica, note.sequence, note.applied);
+            }
         }
-        if applied.index < found.start.index {
-            return Ok((lost, None));
-        }
-        let group = RecoveredGroup {
-            applied,
-            descriptor: Some(shard.descriptor().clone()),
-            last_version: shard.last_version(),
-            engine_lost: false,
-            ..lost
-        };
-        Ok((group, Some(shard)))
+        Ok(recovered.unborn)
     }
 
     /// Ends the process at once; `power` loses what wasn't synced.
@@ -300,6 +256,12 @@ impl Process {
     ) -> Result<(), String> {
         let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
         let Some(core) = &mut self.core else { return Ok(()) };
+        let is_open =
+            |open: &Shard<SimMachine>| open.replica() == replica && open.volume() == volume;
+        if core.shards.get(&shard).is_some_and(is_open) {
+            // A split has opened it.
+            return Ok(());
+        }
         let machine = machine_of(self.is_coordinator, &core.control);
         let opened = Shard::open(engine, replica, volume, birth, start, machine)
             .map_err(|error| format!("shard {shard} can't be opened: {error}"))?;

@@ -1,9 +1,10 @@
 //! One seed's story, and its end.
 
-use crate::world::{CLIENTS, COORDINATORS, PROCESSES, World};
+use crate::process::Process;
+use crate::world::{CLIENTS, World};
 use kvdb_checker::Verdict;
 use kvdb_checker::register::{self, Options};
-use kvdb_model::ShardId;
+use kvdb_model::{Role, ShardDescriptor, ShardId};
 use kvdb_shard::digest;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -98,8 +99,10 @@ fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
             ));
         }
     }
-    one_leader_each(world)?;
-    replicas_agree(world)?;
+    let led = led_shards(world)?;
+    shards_tile(&led)?;
+    nothing_half_done(&led)?;
+    replicas_agree(world, &led)?;
     linearizable(world)
 }
 
@@ -110,42 +113,71 @@ fn nothing_violated(world: &World) -> Result<(), String> {
     }
 }
 
-fn shards(world: &World) -> Vec<ShardId> {
-    let mut shards: Vec<ShardId> = world
-        .processes
-        .iter()
-        .filter_map(|process| process.core.as_ref())
-        .flat_map(|core| core.shards.keys().copied())
-        .collect();
+/// Each shard as its leader in the end has it.
+fn led_shards(world: &World) -> Result<Vec<ShardDescriptor>, String> {
+    let cores = || world.processes.iter().filter_map(|process| process.core.as_ref());
+    let mut shards: Vec<ShardId> = cores().flat_map(|core| core.shards.keys().copied()).collect();
     shards.sort();
     shards.dedup();
-    shards
+    let mut led = Vec::new();
+    for shard in shards {
+        let mut leaders = cores().filter(|core| core.leads(shard));
+        let (Some(leader), None) = (leaders.next(), leaders.next()) else {
+            let count = cores().filter(|core| core.leads(shard)).count();
+            return Err(format!("shard {shard} has {count} leaders in the end"));
+        };
+        led.extend(leader.shards.get(&shard).map(|open| open.descriptor().clone()));
+    }
+    Ok(led)
 }
 
-fn one_leader_each(world: &World) -> Result<(), String> {
-    for shard in shards(world) {
-        let leaders = world.processes.iter().filter_map(|process| process.core.as_ref());
-        let leaders = leaders.filter(|core| core.leads(shard)).count();
-        if leaders != 1 {
-            return Err(format!("shard {shard} has {leaders} leaders in the end"));
-        }
+/// Every key of the keyspace belongs to exactly one shard.
+fn shards_tile(led: &[ShardDescriptor]) -> Result<(), String> {
+    let mut ranges: Vec<_> = led
+        .iter()
+        .filter(|descriptor| descriptor.shard_id != ShardId::CONTROL)
+        .map(|descriptor| (descriptor.range.clone(), descriptor.shard_id))
+        .collect();
+    ranges.sort();
+    match ranges.windows(2).find(|pair| pair[0].0.end != pair[1].0.start) {
+        Some(pair) => Err(format!("a gap or an overlap between shards: {pair:?}")),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What operators began is finished: every replica votes.
+fn nothing_half_done(led: &[ShardDescriptor]) -> Result<(), String> {
+    let is_plain = |descriptor: &&ShardDescriptor| {
+        descriptor.replicas.iter().any(|replica| replica.role != Role::Voter)
+    };
+    match led.iter().find(is_plain) {
+        Some(descriptor) => Err(format!("a change of replicas is never finished: {descriptor:?}")),
+        None => Ok(()),
+    }
 }
 
 /// Replicas at the same applied index hold the same bytes, and none is far behind.
-fn replicas_agree(world: &World) -> Result<(), String> {
-    for shard in shards(world) {
+fn replicas_agree(world: &World, led: &[ShardDescriptor]) -> Result<(), String> {
+    for descriptor in led {
+        let shard = descriptor.shard_id;
         let mut seen = BTreeMap::new();
         let mut furthest = 0;
         let mut least = u64::MAX;
-        let places =
-            if shard == ShardId::CONTROL { 0..COORDINATORS } else { COORDINATORS..PROCESSES };
-        for place in places {
-            let process = &world.processes[place];
-            let open = process.core.as_ref().and_then(|core| core.shards.get(&shard));
+        for replica in &descriptor.replicas {
+            let is_there = |process: &&Process| {
+                process.is_coordinator == (shard == ShardId::CONTROL)
+                    && process.node_id == Some(replica.node_id)
+            };
+            let process = world.processes.iter().find(is_there);
+            let open = process
+                .and_then(|process| process.core.as_ref())
+                .and_then(|core| core.shards.get(&shard))
+                .filter(|open| open.replica() == replica.replica_id);
             let Some(open) = open else {
-                return Err(format!("{} has no replica of shard {shard}", process.name));
+                return Err(format!(
+                    "node {} has no replica {} of shard {shard}",
+                    replica.node_id, replica.replica_id
+                ));
             };
             let snapshot = open.engine_snapshot().map_err(|error| error.to_string())?;
             let (position, digest) =
@@ -155,8 +187,8 @@ fn replicas_agree(world: &World) -> Result<(), String> {
             let first = *seen.entry(position.index).or_insert(digest);
             if first != digest {
                 return Err(format!(
-                    "shard {shard}: replicas differ at index {} ({} among them)",
-                    position.index, process.name
+                    "shard {shard}: replicas differ at index {} (node {} among them)",
+                    position.index, replica.node_id
                 ));
             }
         }

@@ -1,18 +1,21 @@
 //! What the threads of a process do: log, apply, maintenance, and carrying out what the
 //! replication host wants.
 
+use crate::machine::SimMachine;
 use crate::network::Place;
 use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
 use crate::process::{Core, Standing, Taken, Ticket};
 use crate::world::{Event, World};
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
+use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
-    ReplicaRole,
+    ReplicaRole, SplitFrom,
 };
-use kvdb_shard::{ChunkReader, CommandOutcome, SnapshotWriter, View};
+use kvdb_shard::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View, left_behind};
+use kvdb_wal::volumes_to_flush;
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
 const LEAST_SYNC_US: u64 = 150;
@@ -36,6 +39,11 @@ impl World {
         let Some(core) = &mut self.processes[place].core else { return };
         if core.syncing.is_none() && !core.waiting.is_empty() {
             let records = std::mem::take(&mut core.waiting);
+            let shared = volumes_to_flush(core.wal.live(), &records);
+            for volume in shared {
+                self.flush_volume(place, volume);
+            }
+            let Some(core) = &mut self.processes[place].core else { return };
             if core.wal.append(&records).is_err() {
                 return self.disk_fails(place);
             }
@@ -70,12 +78,13 @@ impl World {
 
     pub(crate) fn note_durable(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
-        for found in core.wal.live().replicas.values() {
+        for (replica, found) in &core.wal.live().replicas {
+            let member = (found.shard, *replica);
             if found.volume.is_some() {
-                self.checks.log_begins(place, found.shard, found.start.index);
+                self.checks.log_begins(member, found.start.index);
             }
             // One batch is at the disk at a time, so all that was appended is synced now.
-            self.checks.is_durable(place, found.shard, found.last_index(), found.hard_state);
+            self.checks.is_durable(member, found.last_index(), found.hard_state);
         }
     }
 
@@ -88,7 +97,7 @@ impl World {
             }
             Effect::Send { to, messages } => {
                 for one in &messages {
-                    self.checks.says(place, one.shard, &one.message);
+                    self.checks.says(one.shard, &one.message);
                 }
                 if let Some(target) = self.place_of(place, to) {
                     self.send(place, target, Packet::Raft(messages));
@@ -156,22 +165,20 @@ impl World {
             }
             ApplyTask::Switch { shard, replica, volume, position, old } => {
                 let empty = bytes::Bytes::new();
+                let left = core.shards.remove(&shard);
                 let opened =
                     self.processes[place].open_shard(shard, replica, volume, &empty, position);
-                if let Some(old) = old {
-                    self.drop_volume(place, old);
-                }
+                self.leave(place, replica, left, old);
                 self.feed(place, applied(shard, replica, position, Vec::new()));
                 opened
             }
             ApplyTask::Close { shard, replica, volume } => {
+                let mut left = None;
                 if core.shards.get(&shard).is_some_and(|open| open.replica() == replica) {
-                    core.shards.remove(&shard);
+                    left = core.shards.remove(&shard);
                     core.standings.remove(&shard);
                 }
-                if let Some(volume) = volume {
-                    self.drop_volume(place, volume);
-                }
+                self.leave(place, replica, left, volume);
                 Ok(())
             }
         };
@@ -212,6 +219,14 @@ impl World {
         }
         self.checks.has_descriptor(place, life, &descriptor);
         let mut membership = Vec::new();
+        let born: Vec<(LogIndex, Born)> = done
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry.index, entry.born()?.clone())))
+            .collect();
+        for (index, born) in born {
+            self.child_born(place, replica, volume, index, born)?;
+        }
         for entry in done.entries {
             let waiting = tickets.remove(&entry.index).unwrap_or_default();
             if let Some(descriptor) = entry.membership {
@@ -227,6 +242,54 @@ impl World {
         }
         self.feed(place, applied(shard, replica, done.position, membership));
         Ok(())
+    }
+
+    /// Opens the child at once: its volume is in use from now on.
+    fn child_born(
+        &mut self,
+        place: Place,
+        parent: ReplicaId,
+        volume: VolumeId,
+        index: LogIndex,
+        born: Born,
+    ) -> Result<(), String> {
+        let Born { parent: after, child, replica, last_version } = born;
+        self.checks.is_born(&child);
+        self.tell(|world| {
+            let name = &world.processes[place].name;
+            format!("{name} splits shard {}: shard {}", after.shard_id, child.shard_id)
+        });
+        *self.faults.entry("split").or_default() += 1;
+        let shard = child.shard_id;
+        let process = &mut self.processes[place];
+        if process.core.as_ref().is_some_and(|core| !core.shards.contains_key(&shard)) {
+            let none = bytes::Bytes::new();
+            process.open_shard(shard, replica, volume, &none, INITIAL_POSITION)?;
+        }
+        let from = Some(SplitFrom { parent: after, replica: parent, index });
+        self.feed_later(place, Input::Split { from, child, volume, last_version });
+        Ok(())
+    }
+
+    /// A replica has left its volume, which goes with the last one in it.
+    fn leave(
+        &mut self,
+        place: Place,
+        replica: ReplicaId,
+        left: Option<Shard<SimMachine>>,
+        volume: Option<VolumeId>,
+    ) {
+        let Some(volume) = volume else { return };
+        let Some(core) = &self.processes[place].core else { return };
+        if !core.shards.values().any(|shard| shard.volume() == volume) {
+            return self.drop_volume(place, volume);
+        }
+        if let Some(left) = left.filter(|left| left.volume() == volume) {
+            for range in left_behind(replica, &left.descriptor().range) {
+                // A volume that is in use is there.
+                let _ = self.processes[place].engine.drop_range(volume, &range);
+            }
+        }
     }
 
     fn answer_command(&mut self, place: Place, ticket: Ticket, outcome: CommandOutcome) {
@@ -304,19 +367,26 @@ impl World {
         let life = self.processes[place].life;
         let after_us = self.dice.between(50_000, 600_000);
         self.schedule(after_us, Event::Maintain { place, life });
-        let engine = self.processes[place].engine.clone();
         let Some(core) = &mut self.processes[place].core else { return };
         let volumes = core.noted_volumes();
         let Some(volume) = volumes.get(self.dice.below(volumes.len() as u64) as usize) else {
             return;
         };
-        let Ok(through) = engine.flush(*volume) else {
-            core.forget_volume(*volume);
+        let volume = *volume;
+        self.flush_volume(place, volume);
+    }
+
+    fn flush_volume(&mut self, place: Place, volume: VolumeId) {
+        let life = self.processes[place].life;
+        let engine = self.processes[place].engine.clone();
+        let Some(core) = &mut self.processes[place].core else { return };
+        let Ok(through) = engine.flush(volume) else {
+            core.forget_volume(volume);
             return;
         };
         // Writing it out takes time, in which more is applied.
-        for (shard, replica, applied) in core.flushed(*volume, through) {
-            self.checks.is_flushed(place, shard, applied);
+        for (shard, replica, applied) in core.flushed(volume, through) {
+            self.checks.is_flushed((shard, replica), applied);
             let flushed = Event::Flushed { place, life, shard, replica, applied };
             let after_us = self.dice.below(200_000);
             self.schedule(after_us, flushed);
@@ -402,7 +472,7 @@ impl World {
             return false;
         }
         let position = snapshot.message.get_snapshot().get_metadata().index;
-        self.checks.is_flushed(place, snapshot.shard, LogIndex(position));
+        self.checks.is_flushed((snapshot.shard, snapshot.to), LogIndex(position));
         self.tell(|world| {
             let name = &world.processes[place].name;
             format!("{name} takes in a snapshot of shard {}", snapshot.shard)

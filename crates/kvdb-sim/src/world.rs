@@ -10,13 +10,14 @@ use crate::process::{Process, Ticket};
 use kvdb_checker::{History, Recorder};
 use kvdb_control::Liveness;
 use kvdb_model::{LogIndex, NodeId, ReplicaId, ShardId};
+use kvdb_recovery::Unborn;
 use kvdb_replication::Input;
 use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
 pub(crate) const COORDINATORS: usize = 3;
-pub(crate) const NODES: usize = 3;
+pub(crate) const NODES: usize = 4;
 pub(crate) const PROCESSES: usize = COORDINATORS + NODES;
 pub(crate) const CLIENTS: usize = 5;
 pub(crate) const SHARDS: u32 = 4;
@@ -262,14 +263,20 @@ impl World {
         }
         let first = self.processes[place].life == 0;
         let seed = self.dice.any();
+        let mut unborn = Vec::new();
         let process = &mut self.processes[place];
         if process.node_id.is_none() {
             // A new node: it has to register first.
             process.life += 1;
-        } else if let Err(problem) = process.start(seed) {
-            let problem = format!("{} refuses to start: {problem}", process.name);
-            self.checks.violations.push(problem);
-            return;
+        } else {
+            match process.start(seed) {
+                Ok(children) => unborn = children,
+                Err(problem) => {
+                    let problem = format!("{} refuses to start: {problem}", process.name);
+                    self.checks.violations.push(problem);
+                    return;
+                }
+            }
         }
         let life = self.processes[place].life;
         self.tell(|world| format!("{} starts", world.processes[place].name));
@@ -281,13 +288,16 @@ impl World {
         let after_us = self.dice.below(20_000);
         self.schedule(after_us, Event::Duty { place, life });
         self.schedule(100_000, Event::Maintain { place, life });
+        for Unborn { descriptor: child, volume, last_version } in unborn {
+            self.feed(place, Input::Split { from: None, child, volume, last_version });
+        }
         self.settle(place);
     }
 
     fn check_memory(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
-        for found in core.wal.live().replicas.values() {
-            self.checks.remembers(place, found.shard, found.hard_state);
+        for (replica, found) in &core.wal.live().replicas {
+            self.checks.remembers((found.shard, *replica), found.hard_state);
         }
     }
 
