@@ -144,7 +144,10 @@ pub enum ControlError {
     #[error("address {0:?} is not of the form host:port")]
     BadAddress(String),
     /// Another node has the address.
-    #[error("address {0} belongs to node {1}")]
+    #[error(
+        "{0} belongs to node {1}; if the data of that node is lost, `kvdb admin replace {1}` makes \
+         room for a new one, otherwise give this node another address"
+    )]
     AddressTaken(String, NodeId),
     /// The shards were made before, in another number.
     #[error("the cluster has {0} shards already; they can be split, not made anew")]

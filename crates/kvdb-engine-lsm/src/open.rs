@@ -28,6 +28,24 @@ pub struct DamagedVolume {
 
 /// The file that marks a deleted volume.
 const GONE: &str = "gone";
+/// The file that marks a volume in which damage was met, and says what it was. Not all damage
+/// shows when a volume is opened.
+const DAMAGED: &str = "damaged";
+
+/// Marks a volume, as well as the disk lets it.
+pub(crate) fn mark_damaged(path: &Path, what: &str) {
+    if let Err(error) = files::write_whole(&path.join(DAMAGED), what.as_bytes()) {
+        tracing::warn!(path = %path.display(), %error, "can't be marked as damaged");
+    }
+}
+
+fn remembered_damage(path: &Path) -> std::io::Result<Option<String>> {
+    match fs::read_to_string(path.join(DAMAGED)) {
+        Ok(what) => Ok(Some(what)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
 impl LsmEngine {
     /// Opens the engine in `folder`, or makes one there. Volumes that are damaged are left aside;
@@ -66,7 +84,11 @@ impl Shared {
         volume: VolumeId,
         path: &Path,
     ) -> Result<Option<DamagedVolume>, LsmError> {
-        let damage = match io(path, manifest::damage(path))? {
+        let damage = match io(path, remembered_damage(path))? {
+            Some(what) => Some(format!("damage was met before: {what}")),
+            None => io(path, manifest::damage(path))?,
+        };
+        let damage = match damage {
             Some(damage) => damage,
             None => match self.open_tree(volume, path) {
                 Ok(opened) => {

@@ -97,8 +97,14 @@ impl Volume {
         }
     }
 
+    /// What an error of the tree means. Damage is written down: the next start leaves the volume
+    /// aside, and its replicas ask for a snapshot.
     pub(crate) fn error(&self, error: lsm_tree::Error) -> EngineError {
-        crate::error::of_tree(self.id, &self.path, error)
+        let error = crate::error::of_tree(self.id, &self.path, error);
+        if let EngineError::Damaged { what, .. } = &error {
+            crate::open::mark_damaged(&self.path, what);
+        }
+        error
     }
 
     /// Writes a batch whose keys have been checked. Returns its number, and whether it brought the

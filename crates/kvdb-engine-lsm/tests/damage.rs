@@ -105,6 +105,8 @@ fn flip_every_byte_of_the_table(subject: &mut OnDisk) {
         let mut flipped = whole.clone();
         flipped[place] ^= 1 << (place % 8);
         fs::write(table, &flipped).unwrap();
+        // What was met at the place before is forgotten.
+        let _ = fs::remove_file(subject.path("volumes/1/damaged"));
         subject.crash();
         match read(subject) {
             Ok(seen) => assert_eq!(seen, expected, "byte {place}"),
@@ -128,6 +130,31 @@ fn a_flipped_bit_in_a_compressed_table_never_shows_other_data() {
         (0..KEYS).map(|key| Ok((Bytes::from(format!("key {key:03}")), Bytes::from(vec![7; 100]))));
     subject.engine().ingest_volume(VOLUME, &mut items).unwrap();
     flip_every_byte_of_the_table(&mut subject);
+}
+
+#[test]
+fn damage_that_was_met_is_remembered_at_the_next_start() {
+    let mut subject = with_a_table();
+    let table = files(&subject, "volumes/1/tables").remove(0);
+    let whole = fs::read(&table).unwrap();
+    let mut flipped = whole.clone();
+    flipped[10] ^= 1;
+    fs::write(&table, &flipped).unwrap();
+    subject.crash();
+    // It shows only when the place is read.
+    assert_eq!(subject.engine().damaged(), []);
+    let read = subject.engine().snapshot(VOLUME).unwrap().get(b"key 000");
+    assert!(matches!(read, Err(EngineError::Damaged { .. })), "{read:?}");
+
+    subject.crash();
+    let damaged = subject.engine().damaged();
+    assert_eq!(damaged.len(), 1);
+    assert!(damaged[0].what.contains("damage was met before"), "{}", damaged[0].what);
+    // What takes its place is not concerned.
+    subject.engine().delete_volume(VOLUME).unwrap();
+    subject.engine().create_volume(VOLUME).unwrap();
+    subject.crash();
+    assert_eq!(subject.engine().damaged(), []);
 }
 
 #[test]

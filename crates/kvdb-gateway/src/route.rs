@@ -3,7 +3,7 @@
 use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
-use kvdb_model::{Keyspace, Limits, Refusal};
+use kvdb_model::{Keyspace, Limits, MapVersion, Refusal, ShardId};
 use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
 use kvdb_runtime::clock;
 use kvdb_runtime::coordinators::Coordinators;
@@ -53,6 +53,10 @@ impl Gateway {
         let routes = self.routes();
         match routes.keyspace(name) {
             Some(keyspace) => Ok(keyspace.clone()),
+            None if routes.version() == MapVersion(0) => {
+                let reason = "the gateway has not heard from the coordinators yet";
+                Err(Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason })
+            }
             None if !routes.has_shards() => {
                 self.map.refresh();
                 Err(Refusal::NotInitialised)

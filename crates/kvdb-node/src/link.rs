@@ -27,12 +27,16 @@ pub(crate) async fn register(
     known: Identity,
     coordinators: &Coordinators,
 ) -> Result<(ClusterId, NodeId), Status> {
+    let mut said = String::new();
     loop {
         match try_register(config, known, coordinators).await {
             Ok(registered) => return Ok(registered),
             Err(status) if status.code() == Code::InvalidArgument => return Err(status),
             Err(status) => {
-                tracing::info!(error = status.message(), "waiting for the coordinators");
+                if said != status.message() {
+                    tracing::warn!(error = status.message(), "waiting for the coordinators");
+                    said = status.message().to_owned();
+                }
                 tokio::time::sleep(REGISTER_AGAIN).await;
             }
         }
@@ -184,7 +188,45 @@ fn save(path: &Path, content: &[u8]) -> std::io::Result<()> {
 pub(crate) fn load_map(directory: &DataDirectory) -> Option<kvdb_model::ShardMap> {
     let content = std::fs::read(directory.path().join(MAP_FILE)).ok()?;
     let map = shard_map_from(proto::ShardMap::decode(&content[..]).ok()?).ok()?;
-    // Its version must not keep a fresher one away.
-    let old = kvdb_model::ShardMap { version: kvdb_model::MapVersion(0), ..map };
-    (old.cluster_id == directory.identity().cluster_id).then_some(old)
+    (map.cluster_id == directory.identity().cluster_id).then(|| as_a_hint(map))
+}
+
+/// An old map: its version must not keep a fresher one away, and which shards were new then says
+/// nothing about now. First replicas are created only on the word of the coordinators.
+fn as_a_hint(mut map: kvdb_model::ShardMap) -> kvdb_model::ShardMap {
+    map.version = kvdb_model::MapVersion(0);
+    for shard in map.shards.values_mut() {
+        shard.creating = false;
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::{
+        KeyRange, KeyspaceId, MapVersion, MembershipEpoch, RangeEpoch, ShardDescriptor, ShardMap,
+        ShardRecord, Term,
+    };
+
+    #[test]
+    fn an_old_map_never_says_that_a_shard_is_new() {
+        let descriptor = ShardDescriptor {
+            shard_id: ShardId(4),
+            keyspace_id: KeyspaceId(1),
+            range: KeyRange::ALL,
+            range_epoch: RangeEpoch(1),
+            membership_epoch: MembershipEpoch(1),
+            replicas: Vec::new(),
+        };
+        let shard = ShardRecord { descriptor, leader: None, leader_term: Term(0), creating: true };
+        let map = ShardMap {
+            version: MapVersion(9),
+            shards: [(ShardId(4), shard)].into(),
+            ..ShardMap::default()
+        };
+        let hint = as_a_hint(map);
+        assert_eq!(hint.version, MapVersion(0));
+        assert!(!hint.shards[&ShardId(4)].creating);
+    }
 }

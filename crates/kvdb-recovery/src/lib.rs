@@ -7,8 +7,8 @@
 //! # Rules
 //!
 //! - Applied above the end of the log: the log has lost synced bytes. The process doesn't start.
-//! - Applied below the start of the log, or the volume gone: the engine is lost. The replica keeps
-//!   its id and its vote, applies nothing, and asks its leader for a snapshot.
+//! - Applied below the start of the log, or the volume gone or damaged: the engine is lost. The
+//!   replica keeps its id and its vote, applies nothing, and asks its leader for a snapshot.
 //! - A child of a split has its state from the parent's apply. If the parent's flushed state is
 //!   before the split, the parent's log is applied up to it *first*: otherwise the parent's older
 //!   entries would come over the child's newer ones, in the volume that they share.
@@ -110,6 +110,8 @@ pub struct Recovered<M> {
     pub unborn: Vec<Unborn>,
     /// Replicas whose engine state is gone: they ask for a snapshot.
     pub lost: Vec<ShardId>,
+    /// What is wrong with volumes that were found damaged only now.
+    pub damage: Vec<String>,
     /// Volumes that no replica names: what a crash between making and naming them left.
     pub unused: Vec<VolumeId>,
 }
@@ -146,6 +148,7 @@ pub fn recover<M: Machine>(
             replayed: Vec::new(),
             unborn: Vec::new(),
             lost: Vec::new(),
+            damage: Vec::new(),
             unused: Vec::new(),
         },
     };
@@ -222,7 +225,7 @@ impl<M: Machine> Recovery<'_, M> {
     }
 
     fn open(
-        &self,
+        &mut self,
         replica: ReplicaId,
         found: &LiveReplica,
     ) -> Result<(RecoveredGroup, Option<Shard<M>>), RecoveryError> {
@@ -243,21 +246,19 @@ impl<M: Machine> Recovery<'_, M> {
         let Some(volume) = found.volume.filter(|volume| self.sound.contains(volume)) else {
             return Ok((bare, None));
         };
-        let failed = |source| RecoveryError::Replica { shard: found.shard, replica, source };
-        if found.origin.is_some() {
-            let snapshot = self.engine.snapshot(volume)?;
-            // The parent's apply has left its state here, or else it is lost: it is not empty.
-            if !is_in(&*snapshot, replica).map_err(failed)? {
+        let shard = match self.open_in(volume, replica, found) {
+            Ok(Some(shard)) => shard,
+            Ok(None) | Err(OpenError::Engine(EngineError::VolumeMissing(_))) => {
                 return Ok((bare, None));
             }
-        }
-        let machine = (self.machine)();
-        let opened =
-            Shard::open(self.engine.clone(), replica, volume, &found.birth, found.start, machine);
-        let shard = match opened {
-            Ok(shard) => shard,
-            Err(OpenError::Engine(EngineError::VolumeMissing(_))) => return Ok((bare, None)),
-            Err(source) => return Err(failed(source)),
+            Err(source) if is_damage(&source) => {
+                self.out.damage.push(format!("volume {volume}: {source}"));
+                self.sound.remove(&volume);
+                return Ok((bare, None));
+            }
+            Err(source) => {
+                return Err(RecoveryError::Replica { shard: found.shard, replica, source });
+            }
         };
         let applied = shard.applied();
         if applied.index > found.last_index() {
@@ -279,6 +280,25 @@ impl<M: Machine> Recovery<'_, M> {
             ..bare
         };
         Ok((group, Some(shard)))
+    }
+
+    /// The replica's state in its volume; nothing where a split has left none.
+    fn open_in(
+        &self,
+        volume: VolumeId,
+        replica: ReplicaId,
+        found: &LiveReplica,
+    ) -> Result<Option<Shard<M>>, OpenError> {
+        if found.origin.is_some() {
+            let snapshot = self.engine.snapshot(volume)?;
+            // The parent's apply has left its state here, or else it is lost: it is not empty.
+            if !is_in(&*snapshot, replica)? {
+                return Ok(None);
+            }
+        }
+        let machine = (self.machine)();
+        Shard::open(self.engine.clone(), replica, volume, &found.birth, found.start, machine)
+            .map(Some)
     }
 
     fn find_unborn(&mut self) -> Result<(), RecoveryError> {
@@ -313,4 +333,10 @@ impl<M: Machine> Recovery<'_, M> {
         }
         Ok(())
     }
+}
+
+/// Whether a replica can't be opened because its files are not what was written. Its log is whole:
+/// the leader has what is missing.
+fn is_damage(error: &OpenError) -> bool {
+    matches!(error, OpenError::Engine(EngineError::Damaged { .. }) | OpenError::Damage(_))
 }

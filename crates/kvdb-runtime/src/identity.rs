@@ -1,8 +1,11 @@
 //! The data directory of a process: whose it is.
 //!
-//! `IDENTITY`: magic, format (u32 LE), crc32c (u32 LE) over the rest, then role (u8), cluster id
-//! (u128 BE), node id (u64 BE), token (u128 BE). Replaced as a whole. `LOCK` is held while a
-//! process uses the directory.
+//! `IDENTITY`: magic, format (u32 LE), crc32c (u32 LE) over the rest, then role (u8; 128 is added
+//! once the log has begun), cluster id (u128 BE), node id (u64 BE), token (u128 BE). Replaced as a
+//! whole. `LOCK` is held while a process uses the directory.
+//!
+//! That the log has begun is written down because a process without its log has forgotten its
+//! votes: it must not begin another under the same number.
 
 use kvdb_model::{ClusterId, NodeId};
 use std::fs::{self, File};
@@ -13,6 +16,8 @@ use thiserror::Error;
 const MAGIC: &[u8; 8] = b"KVDBNODE";
 const FORMAT: u32 = 1;
 const BYTES: usize = 16 + 41;
+/// Added to the role once there is a log.
+const LOG_BEGAN: u8 = 128;
 
 /// What a directory's process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Identity {
     pub node_id: NodeId,
     /// By which it registers: the same on every try.
     pub token: u128,
+    /// Whether it has had a log: one that is missing is lost.
+    pub log_began: bool,
 }
 
 /// Why a directory can't be used.
@@ -67,6 +74,13 @@ pub enum IdentityError {
         "{0} is damaged; this process must not run on it. Rebuild it from its peers with `kvdb admin replace` and an empty directory"
     )]
     Damaged(PathBuf),
+    /// It has had a log, which isn't there.
+    #[error(
+        "{0}: the write-ahead log is gone. What is missing was promised to others: this process must \
+         not run without it. Put it back, or rebuild this node from the others with \
+         `kvdb admin replace NODE` and an empty directory"
+    )]
+    LogGone(PathBuf),
     /// It was made by a newer version.
     #[error("{path} has format {found}; this binary reads format {FORMAT}")]
     UnknownFormat {
@@ -120,6 +134,10 @@ impl DataDirectory {
         let identity = if began {
             let found = read(&file)?;
             check(path, &found, role, node_id)?;
+            let wal = path.join("wal");
+            if found.log_began && !has_segments(&wal)? {
+                return Err(IdentityError::LogGone(wal));
+            }
             Identity { node_id: found.node_id.max(node_id), ..found }
         } else {
             let mut token = [0; 16];
@@ -128,7 +146,7 @@ impl DataDirectory {
                 source: io::Error::other(error.to_string()),
             })?;
             let token = u128::from_be_bytes(token);
-            Identity { role, cluster_id: ClusterId::UNKNOWN, node_id, token }
+            Identity { role, cluster_id: ClusterId::UNKNOWN, node_id, token, log_began: false }
         };
         let directory = DataDirectory { path: path.to_owned(), identity, _lock: lock };
         directory.write()?;
@@ -166,11 +184,24 @@ impl DataDirectory {
         Ok(())
     }
 
+    /// Remembers that there is a log now. To be called before the process makes any promise.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn log_has_begun(&mut self) -> Result<(), IdentityError> {
+        if !self.identity.log_began {
+            self.identity.log_began = true;
+            self.write()?;
+        }
+        Ok(())
+    }
+
     fn write(&self) -> Result<(), IdentityError> {
-        let mut content = vec![match self.identity.role {
+        let role = match self.identity.role {
             Role::Coordinator => 1,
             Role::Node => 2,
-        }];
+        };
+        let mut content = vec![role | if self.identity.log_began { LOG_BEGAN } else { 0 }];
         content.extend_from_slice(&self.identity.cluster_id.0.to_be_bytes());
         content.extend_from_slice(&self.identity.node_id.0.to_be_bytes());
         content.extend_from_slice(&self.identity.token.to_be_bytes());
@@ -203,6 +234,19 @@ fn holds_other_things(path: &Path) -> Result<bool, IdentityError> {
     Ok(false)
 }
 
+fn has_segments(wal: &Path) -> Result<bool, IdentityError> {
+    let entries = match fs::read_dir(wal) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => at(wal, other)?,
+    };
+    for entry in entries {
+        if at(wal, entry)?.path().extension().is_some_and(|kind| kind == "wal") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn read(path: &Path) -> Result<Identity, IdentityError> {
     let bytes = at(path, fs::read(path))?;
     let damaged = || IdentityError::Damaged(path.to_owned());
@@ -225,7 +269,7 @@ fn read(path: &Path) -> Result<Identity, IdentityError> {
     let mut node = [0; 8];
     node.copy_from_slice(&bytes[33..41]);
     Ok(Identity {
-        role: match bytes[16] {
+        role: match bytes[16] & !LOG_BEGAN {
             1 => Role::Coordinator,
             2 => Role::Node,
             _ => return Err(damaged()),
@@ -233,6 +277,7 @@ fn read(path: &Path) -> Result<Identity, IdentityError> {
         cluster_id: ClusterId(wide(17)),
         node_id: NodeId(u64::from_be_bytes(node)),
         token: wide(41),
+        log_began: bytes[16] & LOG_BEGAN != 0,
     })
 }
 
@@ -264,9 +309,33 @@ mod tests {
         ));
         drop(directory);
         let again = DataDirectory::open(folder.path(), Role::Node, NodeId(0)).unwrap();
-        let expected =
-            Identity { role: Role::Node, cluster_id: ClusterId(7), node_id: NodeId(3), token };
+        let expected = Identity {
+            role: Role::Node,
+            cluster_id: ClusterId(7),
+            node_id: NodeId(3),
+            token,
+            log_began: false,
+        };
         assert_eq!(again.identity(), expected);
+    }
+
+    #[test]
+    fn a_directory_without_the_log_that_it_had_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || DataDirectory::open(folder.path(), Role::Node, NodeId(3));
+        let wal = folder.path().join("wal");
+        // One that never had a log may begin.
+        drop(open().unwrap());
+        fs::create_dir(&wal).unwrap();
+        fs::write(wal.join("1.wal"), "frames").unwrap();
+        open().unwrap().log_has_begun().unwrap();
+        assert!(open().unwrap().identity().log_began);
+        fs::remove_file(wal.join("1.wal")).unwrap();
+        fs::write(wal.join("spare-1"), "space").unwrap();
+        let refused = open().unwrap_err().to_string();
+        assert!(refused.contains("log is gone") && refused.contains("replace"), "{refused}");
+        fs::remove_dir_all(&wal).unwrap();
+        assert!(matches!(open(), Err(IdentityError::LogGone(path)) if path == wal));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::shutdown::Shutdown;
 use arc_swap::ArcSwap;
 use kvdb_model::{MapVersion, NodeId, ShardDescriptor, ShardId, ShardMap};
 use kvdb_router::{MapCache, Routes};
-use kvdb_wire::{map_delta_from, proto, shard_map_from};
+use kvdb_wire::{map_delta_from, proto, refusal_from_status, shard_map_from};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,28 @@ use tonic::{Request, Status};
 
 /// Pause after a watch has ended, before the map is polled and watched again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What keeps a process from following the map, said once.
+#[derive(Default)]
+struct Complaint {
+    said: std::collections::BTreeMap<String, String>,
+}
+
+impl Complaint {
+    fn about(&mut self, address: &str, why: &str) {
+        if self.said.get(address).is_none_or(|said| said != why) {
+            tracing::warn!(coordinator = address, why, "a coordinator can't be reached");
+            self.said.insert(address.to_owned(), why.to_owned());
+        }
+    }
+
+    fn is_settled(&mut self) {
+        if !self.said.is_empty() {
+            tracing::info!("the coordinators are reached again");
+            self.said.clear();
+        }
+    }
+}
 
 /// The map, shared.
 #[derive(Clone)]
@@ -81,23 +103,31 @@ impl ClusterMap {
 
     /// Follows the map until it is time to stop.
     pub async fn follow(self, coordinators: Coordinators, shutdown: Shutdown) {
+        let mut complaint = Complaint::default();
         loop {
             tokio::select! {
-                () = self.follow_once(&coordinators) => {}
+                () = self.follow_once(&coordinators, &mut complaint) => {}
                 () = shutdown.wait() => return,
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn follow_once(&self, coordinators: &Coordinators) {
+    async fn follow_once(&self, coordinators: &Coordinators, complaint: &mut Complaint) {
         let Ok((address, mut client)) = coordinators.client() else { return };
         let from_version = self.version().0;
         let request = Request::new(proto::WatchShardMapRequest { from_version });
         let mut updates = match client.watch_shard_map(request).await {
             Ok(updates) => updates.into_inner(),
-            Err(status) => return coordinators.failed(&address, &status),
+            Err(status) => {
+                // A hint at the leader is no reason to complain.
+                if refusal_from_status(&status).is_none() {
+                    complaint.about(&address, status.message());
+                }
+                return coordinators.failed(&address, &status);
+            }
         };
+        complaint.is_settled();
         loop {
             tokio::select! {
                 update = updates.message() => match update {

@@ -17,7 +17,8 @@ pub trait Disk {
     /// What to call a segment in messages.
     fn name(&self, segment: u64) -> String;
 
-    /// Makes a segment with room for `size_bytes`, durably. Its content is arbitrary.
+    /// Makes a segment with room for `size_bytes`, durably. Its content is arbitrary. It has its
+    /// full size from when it can first be seen: one that is shorter was damaged.
     ///
     /// # Errors
     /// As the operating system reports; nothing is left then.
@@ -135,6 +136,13 @@ impl FileDisk {
         open.map(|segment| &segment.file).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// A name for a file to be used later; nothing is made yet.
+    fn new_spare(&mut self) -> Spare {
+        let path = self.folder.join(format!("spare-{}", self.next_spare));
+        self.next_spare += 1;
+        Spare { path, prepared: 0 }
+    }
+
     fn sync_folder(&self) -> io::Result<()> {
         File::open(&self.folder)?.sync_all()
     }
@@ -168,19 +176,18 @@ impl Disk for FileDisk {
     }
 
     fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()> {
+        let spare = self.spares.pop().unwrap_or_else(|| self.new_spare());
         let path = self.path(segment);
-        let mut prepared = 0;
-        if let Some(spare) = self.spares.pop() {
-            std::fs::rename(&spare.path, &path)?;
-            prepared = spare.prepared;
-        }
-        match self.make(&path, size_bytes) {
+        let made = self
+            .make(&spare.path, size_bytes)
+            .and_then(|file| std::fs::rename(&spare.path, &path).map(|()| file));
+        match made {
             Ok(file) => {
-                self.open.insert(segment, Segment::new(file, prepared)?);
+                self.open.insert(segment, Segment::new(file, spare.prepared)?);
                 self.sync_folder()
             }
             Err(error) => {
-                let _ = std::fs::remove_file(&path);
+                let _ = std::fs::remove_file(&spare.path);
                 Err(error)
             }
         }
@@ -208,10 +215,9 @@ impl Disk for FileDisk {
         let prepared = self.open.remove(&segment).map_or(0, |segment| segment.prepared);
         let path = self.path(segment);
         if self.spares.len() < SPARES {
-            let spare = self.folder.join(format!("spare-{}", self.next_spare));
-            self.next_spare += 1;
-            std::fs::rename(&path, &spare)?;
-            self.spares.push(Spare { path: spare, prepared });
+            let spare = self.new_spare();
+            std::fs::rename(&path, &spare.path)?;
+            self.spares.push(Spare { prepared, ..spare });
         } else {
             std::fs::remove_file(&path)?;
         }

@@ -121,7 +121,7 @@ impl<D: Disk> Wal<D> {
     /// # Errors
     /// [`OpenError`]; nothing is changed then.
     pub fn open(mut disk: D, config: WalConfig) -> Result<(Self, LiveState), OpenError> {
-        let found = Recovered::read(&disk)?;
+        let found = Recovered::read(&disk, config.segment_bytes)?;
         // What was read may be in the page cache only; the next segment says that it is durable.
         for segment in found.segments.iter().rev().take(2) {
             open_io(&disk.name(*segment), disk.sync(*segment))?;
@@ -367,7 +367,7 @@ struct Recovered {
 }
 
 impl Recovered {
-    fn read<D: Disk>(disk: &D) -> Result<Self, OpenError> {
+    fn read<D: Disk>(disk: &D, segment_bytes: u64) -> Result<Self, OpenError> {
         let ids = open_io("the log", disk.segments())?;
         let mut frames: Vec<(u64, Frame)> = Vec::new();
         let mut segments = Vec::new();
@@ -386,6 +386,11 @@ impl Recovered {
                 ));
             }
             let content = Bytes::from(open_io(&disk.name(*id), disk.read(*id))?);
+            if (content.len() as u64) < segment_bytes {
+                // Its end may have been synced: what a crash leaves has its full size.
+                let what = format!("it was cut off; a segment has {segment_bytes} bytes");
+                return Err(damaged(disk, *id, content.len() as u64, what));
+            }
             let first_sequence = match parse_header(&content, *id) {
                 Header::Good { first_sequence } => first_sequence,
                 Header::Unknown { format } => {

@@ -1,5 +1,7 @@
 //! The log against a model: through crashes at every operation, torn pages and flipped bits.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it, in its helpers too")]
+
 use bytes::Bytes;
 use kvdb_model::{
     EntryKind, HardState, LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, Term, VolumeId,
@@ -372,6 +374,62 @@ fn a_missing_segment_in_the_middle_is_damage() {
     kvdb_wal::Disk::remove(&mut disk, 2).unwrap();
     let refused = Wal::open(disk, SMALL).err().unwrap();
     assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+}
+
+/// Fills a log on files, over several segments, and returns their paths.
+fn filled(folder: &std::path::Path, config: WalConfig) -> Vec<std::path::PathBuf> {
+    let (mut wal, _) = Wal::open(FileDisk::open(folder).unwrap(), config).unwrap();
+    wal.append(&[created(1)]).unwrap();
+    for index in 6..100 {
+        let entries = vec![entry(index, 5, 1000)];
+        wal.append(&[WalRecord::Append { replica: ReplicaId(1), entries }]).unwrap();
+    }
+    wal.sync().unwrap();
+    let mut segments: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "wal"))
+        .collect();
+    segments.sort();
+    segments
+}
+
+#[test]
+fn a_segment_that_was_cut_off_anywhere_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+    let segments = filled(folder.path(), config);
+    assert!(segments.len() > 1);
+    for segment in segments {
+        let whole = std::fs::read(&segment).unwrap();
+        for length in [0, 31, 32, 100, 5000, whole.len() - 1] {
+            let cut = std::fs::File::options().write(true).open(&segment).unwrap();
+            cut.set_len(length as u64).unwrap();
+            let refused = Wal::open(FileDisk::open(folder.path()).unwrap(), config).err().unwrap();
+            let named = segment.display().to_string();
+            assert!(
+                matches!(&refused, OpenError::Damaged { file, .. } if *file == named),
+                "{length} bytes of {named}: {refused}"
+            );
+            assert!(refused.to_string().contains("replace"), "{refused}");
+            std::fs::write(&segment, &whole).unwrap();
+        }
+    }
+    Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
+}
+
+#[test]
+fn a_segment_that_was_being_made_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+    filled(folder.path(), config);
+    // It has its name only when it has its size: until then it is spare space.
+    std::fs::write(folder.path().join("spare-7"), b"part of it").unwrap();
+    let (wal, found) = Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(99));
+    drop(wal);
+    assert!(!folder.path().join("spare-7").exists(), "the space is used");
+    Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
 }
 
 #[test]

@@ -267,16 +267,23 @@ fn check_address(address: &str, flag: &str) -> Result<(), Failure> {
 }
 
 fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
-    list(text)
-        .into_iter()
-        .map(|part| {
-            let bad = || format!("--peers has {part:?}; the form is 1=host:port,2=host:port");
-            let (id, address) = part.split_once('=').ok_or_else(bad)?;
-            let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0).ok_or_else(bad)?;
-            check_address(address.trim(), "--peers")?;
-            Ok((id, address.trim().to_owned()))
-        })
-        .collect()
+    let mut peers = BTreeMap::new();
+    for part in list(text) {
+        let bad = || format!("--peers has {part:?}; the form is 1=host:port,2=host:port");
+        let (id, address) = part.split_once('=').ok_or_else(bad)?;
+        let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0).ok_or_else(bad)?;
+        let address = address.trim();
+        check_address(address, "--peers")?;
+        if peers.values().any(|other| other == address) {
+            return Err(
+                format!("--peers names {address} twice; each coordinator has its own").into()
+            );
+        }
+        if peers.insert(id, address.to_owned()).is_some() {
+            return Err(format!("--peers names {id} twice; each coordinator has its own").into());
+        }
+    }
+    Ok(peers)
 }
 
 fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, Failure> {
@@ -422,6 +429,10 @@ mod tests {
         for bad in ["a:1", "0=a:1", "x=a:1"] {
             let message = parse_peers(bad).unwrap_err().to_string();
             assert!(message.contains(bad) && message.contains("1=host:port"), "{message}");
+        }
+        for twice in ["1=a:1,1=b:2", "1=a:1,2=a:1"] {
+            let message = parse_peers(twice).unwrap_err().to_string();
+            assert!(message.contains("twice"), "{message}");
         }
     }
 

@@ -53,9 +53,30 @@ impl<T> Group<T> {
         if message.from != 0 {
             self.routes.insert(ReplicaId(message.from), from_node);
         }
+        self.check_own_log(&message);
         self.settle_requested_snapshot(&message);
         // What raft refuses (a response of somebody who left) is of no consequence.
         let _ = self.raw.step(message);
+    }
+
+    /// A leader tells a follower of commits only as far as the follower has acknowledged.
+    ///
+    /// # Panics
+    /// If that is further than its log goes: it has lost what it had promised to keep.
+    fn check_own_log(&self, message: &Message) {
+        let ends_at = self.raw.raft.raft_log.last_index();
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= self.raw.raft.term
+            && message.commit > ends_at
+        {
+            panic!(
+                "the log of replica {} ends at {ends_at}, but its leader has heard it acknowledge \
+                 {}: synced bytes are lost, or an old copy of the data directory was put back. This \
+                 node's replicas must not vote again; rebuild them from the others with \
+                 `kvdb admin replace NODE` and start with an empty directory",
+                self.raw.raft.id, message.commit
+            );
+        }
     }
 
     pub(crate) fn propose(
