@@ -15,6 +15,7 @@ use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
+use kvdb_runtime::meter::Meter;
 use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wal::WalConfig;
@@ -89,6 +90,36 @@ fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
     }
 }
 
+/// The group that a directory belongs to is written in it: `--peers` says only where its members
+/// are.
+fn check_peers(peers: &BTreeMap<u64, String>, group: &ShardDescriptor) -> Result<(), String> {
+    let missing: Vec<String> = group
+        .replicas
+        .iter()
+        .filter(|replica| !peers.contains_key(&replica.node_id.0))
+        .map(|replica| replica.node_id.to_string())
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!(
+            "--peers must name all coordinators of the group: {} is missing",
+            missing.join(", ")
+        ));
+    }
+    let strangers: Vec<String> = peers
+        .keys()
+        .filter(|id| group.replica_on(NodeId(**id)).is_none())
+        .map(u64::to_string)
+        .collect();
+    if !strangers.is_empty() {
+        return Err(format!(
+            "--peers names {}, which this group of coordinators doesn't have; its members were \
+             chosen when it was first started",
+            strangers.join(", ")
+        ));
+    }
+    Ok(())
+}
+
 /// Runs a coordinator until it is told to stop.
 ///
 /// # Errors
@@ -109,6 +140,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let mut registry = Registry::default();
     let map_version = Gauge::<i64>::default();
     registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
+    let meter = Meter::new(&mut registry);
     let view = Arc::new(View::default());
     let machine_view = view.clone();
     let drive_config = DriveConfig {
@@ -124,6 +156,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     };
     let make_machine = move || ControlMachine::new(machine_view.clone());
     let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
+    directory.log_has_begun()?;
 
     let addresses: Arc<BTreeMap<NodeId, String>> =
         Arc::new(config.peers.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect());
@@ -135,6 +168,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         incarnation: kvdb_runtime::clock::now().boot_us,
     };
     tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
+    if let Some(group) =
+        drive.views().get(ShardId::CONTROL).and_then(|view| view.descriptor.clone())
+    {
+        check_peers(&config.peers, &group).map_err(CoordinatorError::Config)?;
+    }
     if drive.statuses().await.is_empty() {
         let lowest = config.peers.keys().next() == Some(&config.id);
         drive.create_replica(first_descriptor(&config.peers), lowest)?;
@@ -159,6 +197,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let stop = Shutdown::default();
     let stopping = stop.clone();
     let server = transport::server()
+        .layer(meter)
         .add_service(CoordinatorServer::new(member.clone()))
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
         .add_service(health_service)
@@ -206,4 +245,20 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("coordinator has stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_other_than_the_group_has_are_refused_by_number() {
+        let peers = |ids: &[u64]| ids.iter().map(|id| (*id, format!("host:{id}"))).collect();
+        let group = first_descriptor(&peers(&[1, 2, 3]));
+        assert_eq!(check_peers(&peers(&[1, 2, 3]), &group), Ok(()));
+        let missing = check_peers(&peers(&[1, 3]), &group).unwrap_err();
+        assert!(missing.contains("2 is missing"), "{missing}");
+        let stranger = check_peers(&peers(&[1, 2, 3, 4]), &group).unwrap_err();
+        assert!(stranger.contains("names 4"), "{stranger}");
+    }
 }

@@ -7,6 +7,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+/// Why requests are tried again, mostly.
+const CAUSES: [&str; 7] = [
+    "NOT_LEADER",
+    "SHARD_MOVED",
+    "STALE_EPOCH",
+    "SHARD_UNAVAILABLE",
+    "OVERLOADED",
+    "NOT_SENT",
+    "NO_ANSWER",
+];
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Cause {
     cause: &'static str,
@@ -39,6 +50,10 @@ impl Metrics {
             "Requests by method and result",
             metrics.requests.clone(),
         );
+        // What never happened is 0, and not missing.
+        for cause in CAUSES {
+            drop(metrics.retries.get_or_create(&Cause { cause }));
+        }
         registry.register("kvdb_retries", "Retries by cause", metrics.retries.clone());
         registry.register(
             "kvdb_request_seconds",

@@ -1,5 +1,6 @@
 //! Whether a request belongs here, and where else if not.
 
+use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kvdb_model::{KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardId};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 pub(crate) struct Access {
     pub(crate) drive: Drive,
     pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
     map: Arc<Mutex<MapCache>>,
     routes: Arc<ArcSwap<Routes>>,
 }
@@ -22,8 +24,9 @@ impl Access {
         drive: Drive,
         map: Arc<Mutex<MapCache>>,
         routes: Arc<ArcSwap<Routes>>,
+        metrics: Metrics,
     ) -> Self {
-        Access { drive, limits: Limits::default(), map, routes }
+        Access { drive, limits: Limits::default(), metrics, map, routes }
     }
 
     /// The routing key of a user key.

@@ -7,6 +7,7 @@
 
 mod access;
 mod link;
+mod metrics;
 mod operation;
 mod run;
 mod service;

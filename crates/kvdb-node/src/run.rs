@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::link;
+use crate::metrics::Metrics;
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
 use kvdb_replication::{HostConfig, Input};
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// How long a stopping node waits for others to take over what it leads.
@@ -89,7 +91,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let readiness = Readiness::default();
     readiness.wait_for("registration", "the coordinators have not answered yet");
     let mut registry = Registry::default();
-    let gauges = Gauges::new(&mut registry);
+    let map_version = Gauge::<i64>::default();
+    registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
+    let metrics = Metrics::new(&mut registry);
     // A node that knows who it is serves without the coordinators; a new one has to ask.
     let known = directory.identity();
     if known.node_id.0 == 0 {
@@ -110,6 +114,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         engine: LsmConfig::default(),
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
+    directory.log_has_begun()?;
 
     let map = ClusterMap::default();
     if let Some(remembered) = link::load_map(&directory) {
@@ -123,7 +128,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         coordinator: false,
         incarnation,
     };
-    let access = Access::new(drive.clone(), map.cache.clone(), map.routes.clone());
+    let access = Access::new(drive.clone(), map.cache.clone(), map.routes.clone(), metrics);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<NodeServer<Access>>().await;
@@ -149,7 +154,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tokio::spawn(peers::run(drive.clone(), neighbourhood, outgoing));
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
-    tokio::spawn(keep_registered(config.clone(), identity, coordinators.clone(), readiness));
+    let (refuse, mut refusals) = mpsc::channel(1);
+    let asking = keep_registered(config.clone(), identity, coordinators.clone(), readiness, refuse);
+    tokio::spawn(asking);
     tokio::spawn(link::heartbeats(
         drive.clone(),
         cluster_id,
@@ -160,12 +167,15 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tracing::info!(node = node_id.0, listen = config.listen, http = config.http, "node runs");
 
     let mut changes = map.changes();
-    let mut roles = drive.role_changes();
+    let mut refused = None;
     loop {
-        gauges.set(&drive, &map);
+        map_version.set(map.cache.lock().version().0 as i64);
         tokio::select! {
             _ = changes.changed() => {}
-            _ = roles.changed() => {}
+            Some(why) = refusals.recv() => {
+                refused = Some(why);
+                break;
+            }
             () = shutdown.wait() => break,
         }
     }
@@ -176,21 +186,24 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     http.abort();
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("node has stopped");
-    Ok(())
+    refused.map_or(Ok(()), |why| Err(NodeError::Refused(why)))
 }
 
-/// A node that starts again may have another address.
+/// A node that starts again may have another address. One that is refused (it was removed, or
+/// belongs to another cluster) is told to stop.
 async fn keep_registered(
     config: NodeConfig,
     identity: identity::Identity,
     coordinators: Coordinators,
     readiness: Readiness,
+    refuse: mpsc::Sender<String>,
 ) {
     match link::register(&config, identity, &coordinators).await {
         Ok(_) => readiness.ready("registration"),
         Err(status) => {
-            tracing::error!(error = status.message(), "the coordinators refuse this node");
             readiness.wait_for("registration", status.message());
+            let why = format!("{} (its directory: {})", status.message(), config.data.display());
+            let _ = refuse.send(why).await;
         }
     }
 }
@@ -203,33 +216,5 @@ async fn hand_over(drive: &Drive) {
     let handed_over = async { while leads() && roles.changed().await.is_ok() {} };
     if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
         tracing::warn!("not every shard has found another leader");
-    }
-}
-
-struct Gauges {
-    map_version: Gauge,
-    replicas: Gauge,
-    leaders: Gauge,
-}
-
-impl Gauges {
-    fn new(registry: &mut Registry) -> Self {
-        let gauges = Gauges {
-            map_version: Gauge::default(),
-            replicas: Gauge::default(),
-            leaders: Gauge::default(),
-        };
-        let Gauges { map_version, replicas, leaders } = &gauges;
-        registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
-        registry.register("kvdb_replicas", "Replicas on this node", replicas.clone());
-        registry.register("kvdb_leaders", "Shards led by this node", leaders.clone());
-        gauges
-    }
-
-    fn set(&self, drive: &Drive, map: &ClusterMap) {
-        let views = drive.views().all();
-        self.map_version.set(map.cache.lock().version().0 as i64);
-        self.replicas.set(views.len() as i64);
-        self.leaders.set(views.values().filter(|view| view.is_leader).count() as i64);
     }
 }

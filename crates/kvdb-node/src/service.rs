@@ -1,6 +1,7 @@
 //! The `Node` service, call by call.
 
 use crate::access::Access;
+use crate::metrics::Begun;
 use crate::operation::{Accepted, Finished, Pending};
 use crate::stream;
 use kvdb_model::{Command, Refusal, ShardId};
@@ -10,6 +11,7 @@ use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::proto::node_server::Node;
 use kvdb_wire::{proto, status_of};
+use std::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,6 +22,13 @@ pub(crate) fn overloaded() -> Refusal {
 impl Access {
     /// Carries out one operation.
     pub(crate) async fn carry_out(&self, asked: Asked) -> Result<Answer, Refusal> {
+        let begun = Begun::new(&asked, Instant::now());
+        let answer = self.carried_out(asked).await;
+        self.metrics.answered(begun, answer.as_ref().err());
+        answer
+    }
+
+    async fn carried_out(&self, asked: Asked) -> Result<Answer, Refusal> {
         let Accepted { pending, submit } = self.accept(asked)?;
         let (ticket, receiver) = Ticket::oneshot();
         let outcome = match submit.input(ticket) {

@@ -4,6 +4,7 @@
 //! sink, and the writing task turns all that have come into one message.
 
 use crate::access::Access;
+use crate::metrics::Begun;
 use crate::operation::{Accepted, Finished, Pending, Submit};
 use crate::service::overloaded;
 use kvdb_model::Refusal;
@@ -13,6 +14,7 @@ use kvdb_wire::{proto, refusal_to_proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -21,6 +23,14 @@ use tonic::{Status, Streaming};
 const MOST_WAITING: usize = 8192;
 /// Messages between writing task and network.
 const QUEUE: usize = 16;
+
+/// Whom an answer is for.
+#[derive(Clone, Copy)]
+struct Question {
+    /// The client's number for it.
+    id: u64,
+    begun: Begun,
+}
 
 /// What the replication and apply threads know of a stream.
 #[derive(Default)]
@@ -34,8 +44,8 @@ struct Sink {
 
 #[derive(Default)]
 struct State {
-    waiting: FxHashMap<u64, (u64, Pending)>,
-    done: Vec<(u64, Pending, Outcome)>,
+    waiting: FxHashMap<u64, (Question, Pending)>,
+    done: Vec<(Question, Pending, Outcome)>,
     ready: Vec<proto::NodeAnswer>,
     closed: bool,
 }
@@ -43,8 +53,8 @@ struct State {
 impl ReplySink for Sink {
     fn reply(&self, id: u64, outcome: Outcome) {
         let mut state = self.state.lock();
-        if let Some((asked_as, pending)) = state.waiting.remove(&id) {
-            state.done.push((asked_as, pending, outcome));
+        if let Some((question, pending)) = state.waiting.remove(&id) {
+            state.done.push((question, pending, outcome));
             drop(state);
             self.done.notify_one();
         }
@@ -52,11 +62,21 @@ impl ReplySink for Sink {
 }
 
 impl Sink {
-    fn answer(&self, id: u64, answer: Result<Answer, Refusal>) {
-        let answer = answer.unwrap_or_else(|refusal| Answer::Refusal(refusal_to_proto(&refusal)));
-        self.state.lock().ready.push(proto::NodeAnswer { id, answer: Some(answer) });
+    fn answer(&self, access: &Access, question: Question, answer: Result<Answer, Refusal>) {
+        let answer = answered(access, question, answer);
+        self.state.lock().ready.push(answer);
         self.done.notify_one();
     }
+}
+
+fn answered(
+    access: &Access,
+    question: Question,
+    answer: Result<Answer, Refusal>,
+) -> proto::NodeAnswer {
+    access.metrics.answered(question.begun, answer.as_ref().err());
+    let answer = answer.unwrap_or_else(|refusal| Answer::Refusal(refusal_to_proto(&refusal)));
+    proto::NodeAnswer { id: question.id, answer: Some(answer) }
 }
 
 /// Serves a stream until the client ends it.
@@ -74,9 +94,10 @@ pub(crate) fn serve(
 async fn read(access: Access, sink: Arc<Sink>, mut requests: Streaming<proto::NodeBatchRequest>) {
     let mut next = 0u64;
     while let Ok(Some(request)) = requests.message().await {
+        let now = Instant::now();
         for operation in request.operations {
             next += 1;
-            take(&access, &sink, next, operation);
+            take(&access, &sink, next, operation, now);
         }
         loop {
             let room = sink.room.notified();
@@ -90,25 +111,35 @@ async fn read(access: Access, sink: Arc<Sink>, mut requests: Streaming<proto::No
     sink.done.notify_one();
 }
 
-fn take(access: &Access, sink: &Arc<Sink>, number: u64, operation: proto::NodeOperation) {
+fn take(
+    access: &Access,
+    sink: &Arc<Sink>,
+    number: u64,
+    operation: proto::NodeOperation,
+    now: Instant,
+) {
     let id = operation.id;
     let Some(asked) = operation.operation else {
-        return sink.answer(id, Err(Refusal::invalid("operation", "is missing")));
+        let refusal = Refusal::invalid("operation", "is missing");
+        let answer = Some(Answer::Refusal(refusal_to_proto(&refusal)));
+        sink.state.lock().ready.push(proto::NodeAnswer { id, answer });
+        return sink.done.notify_one();
     };
+    let question = Question { id, begun: Begun::new(&asked, now) };
     let Accepted { pending, submit } = match access.accept(asked) {
         Ok(accepted) => accepted,
-        Err(refusal) => return sink.answer(id, Err(refusal)),
+        Err(refusal) => return sink.answer(access, question, Err(refusal)),
     };
     if matches!(submit, Submit::Nothing) {
-        sink.state.lock().done.push((id, pending, Outcome::ReadReady));
+        sink.state.lock().done.push((question, pending, Outcome::ReadReady));
         return sink.done.notify_one();
     }
-    sink.state.lock().waiting.insert(number, (id, pending));
+    sink.state.lock().waiting.insert(number, (question, pending));
     let ticket = Ticket::new(sink.clone(), number);
     let submitted = submit.input(ticket).map(|input| access.drive.submit(input));
     if let Some(Err(_)) = submitted {
         sink.state.lock().waiting.remove(&number);
-        sink.answer(id, Err(overloaded()));
+        sink.answer(access, question, Err(overloaded()));
     }
 }
 
@@ -134,8 +165,8 @@ async fn write(
             }
             continue;
         }
-        for (id, pending, outcome) in done {
-            if let Some(answer) = finish(&access, &sink, id, pending, outcome) {
+        for (question, pending, outcome) in done {
+            if let Some(answer) = finish(&access, &sink, question, pending, outcome) {
                 answers.push(answer);
             }
         }
@@ -152,7 +183,7 @@ async fn write(
 fn finish(
     access: &Access,
     sink: &Arc<Sink>,
-    id: u64,
+    question: Question,
     pending: Pending,
     outcome: Outcome,
 ) -> Option<proto::NodeAnswer> {
@@ -160,23 +191,29 @@ fn finish(
         (pending, outcome)
     } else {
         let answer = match access.finish(pending, outcome) {
-            Ok(Finished::Answer(answer)) => answer,
-            Err(refusal) => Answer::Refusal(refusal_to_proto(&refusal)),
+            Ok(Finished::Answer(answer)) => Ok(answer),
+            Err(refusal) => Err(refusal),
             Ok(Finished::NeedsTime(again)) => {
-                later(access, sink, id, again, Outcome::ReadReady);
+                later(access, sink, question, again, Outcome::ReadReady);
                 return None;
             }
         };
-        return Some(proto::NodeAnswer { id, answer: Some(answer) });
+        return Some(answered(access, question, answer));
     };
-    later(access, sink, id, pending, outcome);
+    later(access, sink, question, pending, outcome);
     None
 }
 
-fn later(access: &Access, sink: &Arc<Sink>, id: u64, pending: Pending, outcome: Outcome) {
+fn later(
+    access: &Access,
+    sink: &Arc<Sink>,
+    question: Question,
+    pending: Pending,
+    outcome: Outcome,
+) {
     let (access, sink) = (access.clone(), sink.clone());
     tokio::spawn(async move {
         let answer = access.conclude(pending, outcome).await;
-        sink.answer(id, answer);
+        sink.answer(&access, question, answer);
     });
 }

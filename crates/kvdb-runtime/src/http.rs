@@ -3,13 +3,17 @@
 use crate::shutdown::Shutdown;
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
 use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+
+/// What scrapers know the text format by.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What a process still waits for before it can serve.
 #[derive(Clone, Default)]
@@ -72,9 +76,11 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(shared): State<Shared>) -> Result<String, StatusCode> {
+async fn metrics(
+    State(shared): State<Shared>,
+) -> Result<([(HeaderName, &'static str); 1], String), StatusCode> {
     let mut out = String::new();
     prometheus_client::encoding::text::encode(&mut out, &shared.registry)
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok(out)
+    Ok(([(CONTENT_TYPE, OPEN_METRICS)], out))
 }

@@ -12,5 +12,6 @@ pub mod identity;
 pub mod listen;
 pub mod logging;
 pub mod map;
+pub mod meter;
 pub mod peers;
 pub mod shutdown;

@@ -100,8 +100,11 @@ pub async fn run(
                     tokio::spawn(feed_peer(drive.clone(), neighbourhood.clone(), to, receiver));
                     sender
                 });
+                let count = messages.len() as u64;
                 // A full queue is a slow peer: Raft takes it as loss.
-                let _ = stream.try_send(messages);
+                if stream.try_send(messages).is_err() {
+                    drive.shared().metrics.peer_messages_dropped.inc_by(count);
+                }
             }
             Outgoing::Snapshot { shard, to_node, message } => {
                 tokio::spawn(send_snapshot(
@@ -124,11 +127,17 @@ async fn feed_peer(
     mut queue: mpsc::Receiver<Vec<PeerMessage>>,
 ) {
     let mut pause = FIRST_PAUSE;
+    let mut said = String::new();
     loop {
         let result = stream_to(&drive, &neighbourhood, to, &mut queue, &mut pause).await;
         match result {
             Ok(()) => return,
-            Err(error) => tracing::debug!(peer = to.0, error, "stream ended"),
+            // Said once, and again when it has been heard from meanwhile.
+            Err(error) if error != said || pause == FIRST_PAUSE => {
+                tracing::warn!(peer = to.0, error, "a peer can't be reached");
+                said = error;
+            }
+            Err(error) => tracing::debug!(peer = to.0, error, "a peer can't be reached"),
         }
         drive.inform(Event::Internal(Input::PeerUnreachable(to)));
         tokio::time::sleep(pause).await;
@@ -177,7 +186,10 @@ async fn stream_to(
                 }
             }
             heard = answers.message() => match heard {
-                Ok(Some(_)) => *pause = FIRST_PAUSE,
+                Ok(Some(_)) => {
+                    tracing::info!(peer = to.0, "a peer is reached");
+                    *pause = FIRST_PAUSE;
+                }
                 Ok(None) => return Err("the peer has closed the stream".to_owned()),
                 Err(status) => return Err(status.message().to_owned()),
             },
@@ -224,7 +236,10 @@ async fn send_snapshot(
     };
     let delivered = result.is_ok();
     match result {
-        Ok(()) => tracing::info!(shard = shard.0, to = to_node.0, "snapshot delivered"),
+        Ok(()) => {
+            drive.shared().metrics.snapshots_sent.inc();
+            tracing::info!(shard = shard.0, to = to_node.0, "snapshot delivered");
+        }
         Err(why) => tracing::warn!(shard = shard.0, to = to_node.0, why, "snapshot not delivered"),
     }
     drive.inform(Event::Internal(Input::SnapshotSent { shard, to, delivered }));
@@ -344,6 +359,7 @@ async fn hear(
         };
         if drive.shared().peer_frames.fetch_add(1, Ordering::Relaxed) >= MAX_PEER_FRAMES {
             drive.shared().peer_frames.fetch_sub(1, Ordering::Relaxed);
+            drive.shared().metrics.peer_messages_dropped.inc_by(messages.len() as u64);
             continue;
         }
         drive.inform(Event::FromPeer { from_node, messages });
@@ -388,6 +404,7 @@ async fn receive_snapshot(
     let volume = drive.fresh_volume();
     let receiver = ReplicaId(message.to);
     ingest(drive, volume, receiver, frames).await?;
+    drive.shared().metrics.snapshots_received.inc();
     drive.inform(Event::Internal(Input::SnapshotIngested {
         from_node,
         shard,

@@ -8,6 +8,7 @@ use kvdb_engine::{Engine, EngineError};
 use kvdb_replication::Input;
 use kvdb_wal::{FileDisk, Wal, volumes_to_flush};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long after the last sync an idle log gets the marker that protects its tail.
@@ -61,7 +62,11 @@ impl LogWriter {
             fatal(&format!("the write-ahead log can't be synced: {error}"));
         }
         self.shared.metrics.log_syncs.observe(started.elapsed().as_secs_f64());
-        self.shared.metrics.log_segments.set(self.wal.stats().segments as i64);
+        let stats = self.wal.stats();
+        let metrics = &self.shared.metrics;
+        metrics.log_segments.set(stats.segments as i64);
+        metrics.log_bytes.inner().store(stats.appended_bytes, Ordering::Relaxed);
+        metrics.log_rewrites.inner().store(stats.rewrites, Ordering::Relaxed);
         self.events.send(Event::Internal(Input::Persisted(batch.number)));
     }
 

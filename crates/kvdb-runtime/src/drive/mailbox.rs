@@ -27,6 +27,9 @@ struct State<T> {
     receives: bool,
 }
 
+/// How much waits in a queue.
+pub(crate) type Depth = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// Where things are put in.
 pub(crate) struct Sender<T> {
     shared: Arc<Shared<T>>,
@@ -46,6 +49,15 @@ impl<T> Sender<T> {
         if state.receives {
             state.queue.push_back(item);
         }
+    }
+
+    /// A way to see how much waits, which keeps nobody receiving.
+    pub(crate) fn depth(&self) -> Depth
+    where
+        T: Send + 'static,
+    {
+        let shared = Arc::downgrade(&self.shared);
+        Box::new(move || shared.upgrade().map_or(0, |shared| shared.state.lock().queue.len()))
     }
 
     /// Wakes who waits.

@@ -20,6 +20,7 @@ mod flushes;
 mod log;
 mod mailbox;
 mod maintain;
+mod metrics;
 mod replicate;
 mod ticket;
 mod views;
@@ -42,10 +43,8 @@ use kvdb_wal::{FileDisk, Wal, WalConfig};
 use log::LogWriter;
 use mailbox::{Sender, mailbox};
 use maintain::Maintainer;
+use metrics::{Gathered, Metrics};
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use replicate::{LogBatch, Replicator};
 use std::collections::HashMap;
@@ -75,29 +74,6 @@ pub struct Shared {
     next_volume: AtomicU64,
     pub(crate) snapshots: Mutex<HashMap<(ShardId, ReplicaId), SnapshotWriter>>,
     pub(crate) metrics: Metrics,
-}
-
-/// Figures of a drive.
-#[derive(Default)]
-pub(crate) struct Metrics {
-    pub(crate) log_syncs: LogSyncs,
-    pub(crate) log_segments: Gauge,
-    pub(crate) applied_entries: Counter,
-    pub(crate) applied_commands: Counter,
-}
-
-pub(crate) struct LogSyncs(Histogram);
-
-impl Default for LogSyncs {
-    fn default() -> Self {
-        LogSyncs(Histogram::new(exponential_buckets(0.000_05, 2.0, 16)))
-    }
-}
-
-impl LogSyncs {
-    pub(crate) fn observe(&self, seconds: f64) {
-        self.0.observe(seconds);
-    }
 }
 
 /// Where a drive lives and how it runs.
@@ -208,7 +184,16 @@ impl Drive {
             snapshots: Mutex::default(),
             metrics: Metrics::default(),
         });
-        register(&shared.metrics, registry);
+        shared.metrics.register(registry);
+        registry.register_collector(Box::new(Gathered {
+            shared: shared.clone(),
+            engine: engine.clone(),
+            queues: vec![
+                ("replication", events.depth()),
+                ("log", to_log.depth()),
+                ("apply", to_apply.depth()),
+            ],
+        }));
 
         let node_id = config.host.node_id;
         let tick = Duration::from_millis(config.host.tick_ms);
@@ -223,6 +208,9 @@ impl Drive {
             machine: Box::new(machine),
         };
         let recovered = kvdb_recovery::recover(&engine, &live, &lost, &*applier.machine)?;
+        for damage in recovered.damage {
+            tracing::error!(damage, "a volume is damaged");
+        }
         for shard in recovered.lost {
             tracing::error!(shard = shard.0, "its volume is lost: asking for a snapshot");
         }
@@ -352,29 +340,6 @@ impl Drive {
         self.inform(Event::Statuses(sender));
         receiver.await.unwrap_or_default()
     }
-}
-
-fn register(metrics: &Metrics, registry: &mut Registry) {
-    registry.register(
-        "kvdb_log_sync_seconds",
-        "Time that one append and sync of the write-ahead log took",
-        metrics.log_syncs.0.clone(),
-    );
-    registry.register(
-        "kvdb_log_segments",
-        "Segments of the write-ahead log",
-        metrics.log_segments.clone(),
-    );
-    registry.register(
-        "kvdb_applied_entries",
-        "Log entries applied",
-        metrics.applied_entries.clone(),
-    );
-    registry.register(
-        "kvdb_applied_commands",
-        "Commands applied",
-        metrics.applied_commands.clone(),
-    );
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {

@@ -130,6 +130,11 @@ impl Replicator {
         match event {
             Event::Submitted(input) => {
                 self.shared.submitted.fetch_sub(1, Ordering::Relaxed);
+                match input {
+                    Input::Propose { .. } => self.shared.metrics.proposals.inc(),
+                    Input::Read { .. } => self.shared.metrics.reads.inc(),
+                    _ => 0,
+                };
                 self.host.step(now, input);
             }
             Event::Internal(input) => {
@@ -140,6 +145,7 @@ impl Replicator {
             }
             Event::FromPeer { from_node, messages } => {
                 self.shared.peer_frames.fetch_sub(1, Ordering::Relaxed);
+                self.shared.metrics.peer_messages_received.inc_by(messages.len() as u64);
                 for message in messages {
                     self.host.step(now, Input::Message { from_node, message });
                 }
@@ -165,7 +171,10 @@ impl Replicator {
                 self.waiting_batch.number = number;
                 self.waiting_batch.records.extend(records);
             }
-            Effect::Send { to, messages } => self.send(Outgoing::Messages { to, messages }),
+            Effect::Send { to, messages } => {
+                self.shared.metrics.peer_messages_sent.inc_by(messages.len() as u64);
+                self.send(Outgoing::Messages { to, messages });
+            }
             Effect::StreamSnapshot { shard, to_node, message } => {
                 self.send(Outgoing::Snapshot { shard, to_node, message });
             }
@@ -175,7 +184,10 @@ impl Replicator {
                     ticket.reply(Outcome::ReadReady);
                 }
             }
-            Effect::Refused { shard: _, ticket, why } => ticket.reply(Outcome::Rejected(why)),
+            Effect::Refused { shard: _, ticket, why } => {
+                self.shared.metrics.rejected(why);
+                ticket.reply(Outcome::Rejected(why));
+            }
             Effect::RoleChanged(status) => self.role_changed(&status),
             Effect::TakeSnapshot { shard, to } => {
                 self.to_apply_thread(ApplyWork::TakeSnapshot { shard, to });
@@ -204,6 +216,11 @@ impl Replicator {
 
     fn role_changed(&self, status: &GroupStatus) {
         let is_leader = status.role == ReplicaRole::Leader;
+        let led = self.shared.views.get(status.shard).is_some_and(|view| view.is_leader);
+        self.shared.metrics.role_changes.inc();
+        if is_leader && !led {
+            self.shared.metrics.elections_won.inc();
+        }
         tracing::info!(
             shard = status.shard.0,
             replica = status.replica.0,
