@@ -22,8 +22,18 @@ impl World {
         if !self.stormy {
             return;
         }
-        let next_us = self.dice.between(100_000, 1_500_000);
-        self.schedule(next_us, Event::Disturb);
+        let due = self.fault_schedule.draw();
+        self.schedule(due.next_us, Event::Disturb);
+        if !due.chosen {
+            return;
+        }
+        // All that is chance in a fault comes from its own dice.
+        let of_the_world = std::mem::replace(&mut self.dice, due.dice);
+        self.strike(due.number);
+        self.dice = of_the_world;
+    }
+
+    fn strike(&mut self, number: u64) {
         let place = self.dice.below(PROCESSES as u64) as usize;
         let lasts_us = self.dice.between(50_000, 3_000_000);
         let kind = match self.dice.below(14) {
@@ -41,7 +51,7 @@ impl World {
             _ => self.break_disk(place),
         };
         *self.faults.entry(kind).or_default() += 1;
-        self.tell(|world| format!("fault: {kind} ({})", world.processes[place].name));
+        self.tell(|world| format!("fault {number}: {kind} ({})", world.processes[place].name));
     }
 
     fn kill(&mut self, place: Place, lasts_us: u64) -> &'static str {

@@ -26,8 +26,12 @@ mod network;
 mod node;
 mod packet;
 mod process;
+mod schedule;
+mod shrink;
 mod story;
 mod threads;
 mod world;
 
-pub use story::{Failure, Report, Settings, run};
+pub use schedule::Chosen;
+pub use shrink::{Shrunk, shrink};
+pub use story::{Failure, Report, Settings, run, run_with};

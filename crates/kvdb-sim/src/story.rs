@@ -1,6 +1,7 @@
 //! One seed's story, and its end.
 
 use crate::process::Process;
+use crate::schedule::Chosen;
 use crate::world::{CLIENTS, World};
 use kvdb_checker::Verdict;
 use kvdb_checker::register::{self, Options};
@@ -50,6 +51,8 @@ pub struct Report {
 pub struct Failure {
     /// What is wrong.
     pub what: String,
+    /// Faults drawn until then; those that were left out count too.
+    pub drawn: u64,
     /// The end of what happened, a line each; all of it if [`Settings::traces`].
     pub trace: Vec<String>,
 }
@@ -59,9 +62,18 @@ pub struct Failure {
 /// # Errors
 /// [`Failure`] if it breaks a promise.
 pub fn run(seed: u64, settings: &Settings) -> Result<Report, Failure> {
-    let mut world = World::new(seed, settings.traces);
+    run_with(seed, settings, &Chosen::All)
+}
+
+/// As [`run`], with only some of its faults.
+///
+/// # Errors
+/// [`Failure`] if it breaks a promise.
+pub fn run_with(seed: u64, settings: &Settings, chosen: &Chosen) -> Result<Report, Failure> {
+    let mut world = World::new(seed, settings.traces, chosen.clone());
     let told = catch_unwind(AssertUnwindSafe(|| tell(&mut world, settings)));
     let trace = world.trace().to_vec();
+    let drawn = world.fault_schedule.drawn;
     match told {
         Ok(Ok(())) => Ok(Report {
             operations: world.history().operations().len(),
@@ -72,11 +84,12 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Report, Failure> {
             digest: world.digest(),
             trace: if settings.traces { trace } else { Vec::new() },
         }),
-        Ok(Err(what)) => Err(Failure { what, trace }),
+        Ok(Err(what)) => Err(Failure { what, drawn, trace }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(Failure { what: format!("panic: {}", text.unwrap_or("without words")), trace })
+            let what = format!("panic: {}", text.unwrap_or("without words"));
+            Err(Failure { what, drawn, trace })
         }
     }
 }

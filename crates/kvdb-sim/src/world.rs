@@ -7,6 +7,7 @@ use crate::faults::Fault;
 use crate::network::{Network, Place};
 use crate::packet::Packet;
 use crate::process::{Process, Ticket};
+use crate::schedule::{Chosen, Schedule};
 use kvdb_checker::{History, Recorder};
 use kvdb_control::Liveness;
 use kvdb_model::{LogIndex, NodeId, ReplicaId, ShardId};
@@ -126,6 +127,7 @@ pub(crate) struct World {
     pub(crate) checks: Checks,
     /// Whether faults still happen.
     pub(crate) stormy: bool,
+    pub(crate) fault_schedule: Schedule,
     pub(crate) next_transfer: u64,
     /// Whether a node's volume was lost already: the shard would not survive a second.
     pub(crate) volume_lost: bool,
@@ -138,7 +140,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, traces: bool) -> Self {
+    pub(crate) fn new(seed: u64, traces: bool, chosen: Chosen) -> Self {
         let coordinator =
             |id: usize| Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)));
         let node = |id: usize| Process::new(format!("n{}", id + 1), false, None);
@@ -154,6 +156,7 @@ impl World {
             recorder: Recorder::new(),
             checks: Checks::default(),
             stormy: true,
+            fault_schedule: Schedule::new(seed, chosen),
             next_transfer: 1,
             volume_lost: false,
             faults: BTreeMap::new(),
