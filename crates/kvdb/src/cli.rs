@@ -61,6 +61,8 @@ pub(crate) enum ClientCommand {
     Ping,
     /// Measure puts or gets
     Bench(commands::bench::Args),
+    /// Kill, pause and starve a disposable cluster under load, and judge what its clients saw
+    Torture(commands::torture::Args),
     /// Look at the cluster and change it
     #[command(subcommand)]
     Admin(commands::admin::Command),

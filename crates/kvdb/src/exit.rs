@@ -10,6 +10,8 @@ use std::process::ExitCode;
 pub(crate) enum Failure {
     /// Something that was asked for isn't there. 1, with words where they help.
     NotFound(Option<String>),
+    /// What was to be tested has failed the test. 1.
+    Failed(String),
     /// The command line, or a file that it names, is wrong. 2.
     Usage(String),
     /// The cluster refused, or a condition failed; nothing was done. 3.
@@ -30,7 +32,8 @@ impl Failure {
         let words = match self {
             Failure::NotFound(words) => words.as_deref(),
             Failure::OutputClosed => None,
-            Failure::Usage(words)
+            Failure::Failed(words)
+            | Failure::Usage(words)
             | Failure::Refused(words)
             | Failure::Unavailable(words)
             | Failure::Unknown(words)
@@ -46,7 +49,7 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Failure::OutputClosed => 0,
-            Failure::NotFound(_) => 1,
+            Failure::NotFound(_) | Failure::Failed(_) => 1,
             Failure::Usage(_) => 2,
             Failure::Refused(_) => 3,
             Failure::Unavailable(_) => 4,

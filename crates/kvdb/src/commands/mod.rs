@@ -11,6 +11,7 @@ pub(crate) mod incr;
 mod ping;
 pub(crate) mod put;
 pub(crate) mod scan;
+pub(crate) mod torture;
 
 use crate::cli::{ClientArgs, ClientCommand};
 use crate::exit::Failure;
@@ -34,6 +35,7 @@ pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failu
             ClientCommand::Export(command) => export::run(command, args).await,
             ClientCommand::Ping => ping::run(args).await,
             ClientCommand::Bench(command) => bench::run(command, args).await,
+            ClientCommand::Torture(command) => torture::run(command, args).await,
             ClientCommand::Admin(command) => admin::run(command, args).await,
         }
     });

@@ -1,0 +1,358 @@
+//! A disposable cluster of real processes on loopback: 3 coordinators, 3 nodes, 2 gateways.
+
+use crate::Error;
+use crate::disk::Disk;
+use crate::network::{Network, Part};
+use crate::process::Process;
+use kvdb_client::{AdminClient, Client, Options};
+use kvdb_model::{NodeId, ShardId, ShardMap};
+use kvdb_wire::proto;
+use kvdb_wire::proto::node_client::NodeClient;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Coordinators of the cluster; its parts from 0.
+pub(crate) const COORDINATORS: usize = 3;
+/// Nodes of the cluster; its parts after the coordinators.
+pub(crate) const NODES: usize = 3;
+/// Gateways of the cluster; its last parts.
+pub(crate) const GATEWAYS: usize = 2;
+/// All parts.
+pub(crate) const PARTS: usize = COORDINATORS + NODES + GATEWAYS;
+
+/// How long a cluster may take to come up, or to come back after a fault.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the cluster should be like.
+pub(crate) struct Layout {
+    /// The `kvdb` binary.
+    pub(crate) program: PathBuf,
+    /// Where data and logs go.
+    pub(crate) folder: PathBuf,
+    pub(crate) shards: u32,
+    /// Whether connections between the parts lead through a proxy.
+    pub(crate) proxied: bool,
+    /// Whether each node gets a file system of its own.
+    pub(crate) disks: bool,
+}
+
+/// The running cluster. Dropping it kills every process and unmounts every disk.
+pub(crate) struct Cluster {
+    // Before the disks: nobody may have their files open when those are unmounted.
+    pub(crate) parts: Vec<Process>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) network: Network,
+    folder: PathBuf,
+    /// Addresses as the others know them, by part.
+    addresses: Vec<String>,
+    admin: AdminClient,
+    proxies: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// The part that is the `n`th node.
+pub(crate) fn node(n: usize) -> Part {
+    COORDINATORS + n % NODES
+}
+
+/// The part that is the `n`th gateway.
+pub(crate) fn gateway(n: usize) -> Part {
+    COORDINATORS + NODES + n % GATEWAYS
+}
+
+fn name_of(part: Part) -> String {
+    if part < COORDINATORS {
+        format!("coordinator-{}", part + 1)
+    } else if part < COORDINATORS + NODES {
+        format!("node-{}", part - COORDINATORS + 1)
+    } else {
+        format!("gateway-{}", part - COORDINATORS - NODES + 1)
+    }
+}
+
+/// Addresses that were free a moment ago; all are held until all are chosen.
+fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    held.iter().map(|listener| listener.local_addr().map(|address| address.to_string())).collect()
+}
+
+impl Cluster {
+    /// Starts one and waits until every shard can be written.
+    pub(crate) async fn start(layout: Layout) -> Result<Self, Error> {
+        let free = free_addresses(2 * PARTS)?;
+        let (listens, https) = free.split_at(PARTS);
+        let network = Network::new();
+        let mut proxies = Vec::new();
+        let mut addresses = listens.to_vec();
+        if layout.proxied {
+            for part in 0..COORDINATORS + NODES {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+                addresses[part] = listener.local_addr()?.to_string();
+                let serving = network.clone().serve(part, listener, listens[part].clone());
+                proxies.push(tokio::spawn(serving));
+            }
+        }
+        let mut disks = Vec::new();
+        if layout.disks {
+            for n in 0..NODES {
+                let name = name_of(node(n));
+                let image = layout.folder.join(format!("{name}.img"));
+                disks.push(Disk::create(image, layout.folder.join(name))?);
+            }
+        }
+        let parts = (0..PARTS).map(|part| {
+            let args = arguments(part, &layout.folder, &listens[part], &https[part], &addresses);
+            let log = layout.folder.join(format!("{}.log", name_of(part)));
+            Process::new(name_of(part), layout.program.clone(), args, log)
+        });
+        let mut cluster = Cluster {
+            parts: parts.collect(),
+            disks,
+            network,
+            admin: admin(&addresses)?,
+            folder: layout.folder.clone(),
+            addresses,
+            proxies,
+        };
+        for part in 0..PARTS {
+            cluster.start_part(part)?;
+        }
+        cluster.initialise(layout.shards).await?;
+        Ok(cluster)
+    }
+
+    pub(crate) fn start_part(&mut self, part: Part) -> Result<(), Error> {
+        self.start_part_under(part, &[])
+    }
+
+    /// Starts a part by another program that becomes it.
+    pub(crate) fn start_part_under(&mut self, part: Part, wrapper: &[String]) -> Result<(), Error> {
+        self.parts[part].start_under(wrapper)?;
+        if let Some(id) = self.parts[part].id() {
+            self.network.runs_as(part, id);
+        }
+        Ok(())
+    }
+
+    /// Where a node keeps its data.
+    pub(crate) fn data_of(&self, part: Part) -> PathBuf {
+        data_of(&self.folder, part)
+    }
+
+    /// The gateways, for clients.
+    pub(crate) fn endpoints(&self) -> String {
+        self.addresses[COORDINATORS + NODES..].join(",")
+    }
+
+    async fn initialise(&mut self, shards: u32) -> Result<(), Error> {
+        let started = Instant::now();
+        let mut problem = "the nodes have not registered".to_owned();
+        while started.elapsed() < PATIENCE {
+            self.fail_if_one_ended()?;
+            match self.admin.shard_map().await {
+                Ok(map) if map.nodes.len() < NODES => {}
+                Ok(map) if map.keyspaces.is_empty() => {
+                    if let Err(error) = self.admin.init_shards(shards, 0).await {
+                        problem = error.to_string();
+                    }
+                }
+                Ok(map) if map.shards.values().all(|shard| shard.leader.is_some()) => {
+                    return Ok(());
+                }
+                Ok(_) => problem = "not every shard has a leader".to_owned(),
+                Err(error) => problem = error.to_string(),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Err(Error::NotReady { problem, folder: self.folder.clone() })
+    }
+
+    fn fail_if_one_ended(&mut self) -> Result<(), Error> {
+        match self.take_ended().first() {
+            Some((part, status)) => {
+                let part = &self.parts[*part];
+                let words = part.last_words(3).join("; ");
+                let problem = format!("{} ended with {status}: {words}", part.name);
+                Err(Error::NotReady { problem, folder: self.folder.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Parts that have stopped by themselves since this was last asked.
+    pub(crate) fn take_ended(&mut self) -> Vec<(Part, std::process::ExitStatus)> {
+        let ended = self.parts.iter_mut().enumerate();
+        ended.filter_map(|(part, process)| Some((part, process.ended()?))).collect()
+    }
+
+    /// Parts that don't run.
+    pub(crate) fn down(&self) -> Vec<Part> {
+        (0..PARTS).filter(|part| self.parts[*part].id().is_none()).collect()
+    }
+
+    /// The shard map, as a coordinator has it.
+    pub(crate) async fn map(&self) -> Result<ShardMap, kvdb_client::Error> {
+        self.admin.shard_map().await
+    }
+
+    /// The part that leads each shard, so far as the coordinators know.
+    pub(crate) async fn leaders(&self) -> BTreeMap<ShardId, Option<Part>> {
+        let Ok(map) = self.admin.shard_map().await else { return BTreeMap::new() };
+        let leaders = map.shards.iter().map(|(id, shard)| {
+            (*id, shard.leader.and_then(|leader| part_of(&map, leader, &self.addresses)))
+        });
+        leaders.collect()
+    }
+
+    /// A second look at the cluster, for a task of its own.
+    pub(crate) fn watcher(&self) -> Result<Watcher, Error> {
+        Ok(Watcher { admin: admin(&self.addresses)?, addresses: self.addresses.clone() })
+    }
+
+    /// Waits until all replicas that run hold the same, and says which don't.
+    pub(crate) async fn digests_agree(&self) -> Result<(), String> {
+        let started = Instant::now();
+        loop {
+            match self.compare_digests().await {
+                Ok(()) => return Ok(()),
+                Err(problem) if started.elapsed() > PATIENCE => return Err(problem),
+                Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
+    async fn compare_digests(&self) -> Result<(), String> {
+        let map = self.map().await.map_err(|error| error.to_string())?;
+        let down = self.down();
+        for (shard, record) in &map.shards {
+            let mut first: Option<(NodeId, u64, u64)> = None;
+            for replica in &record.descriptor.replicas {
+                let part = part_of(&map, replica.node_id, &self.addresses);
+                let Some(part) = part.filter(|part| !down.contains(part)) else { continue };
+                let (index, digest) = digest(&self.addresses[part], *shard).await?;
+                match &first {
+                    Some((node, other_index, other)) if (index, digest) != (*other_index, *other) => {
+                        return Err(format!(
+                            "replicas of shard {shard} on nodes {node} and {} differ at index \
+                             {other_index} and {index}",
+                            replica.node_id
+                        ));
+                    }
+                    Some(_) => {}
+                    None => first = Some((replica.node_id, index, digest)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until leaders are known for all shards and haven't changed for a second, or a minute
+    /// has passed: leadership goes back to where it belongs after a node has returned.
+    pub(crate) async fn leaders_settle(&self) {
+        let started = Instant::now();
+        let mut known = self.leaders().await;
+        let mut since = Instant::now();
+        while since.elapsed() < Duration::from_secs(1) && started.elapsed() < PATIENCE {
+            tokio::time::sleep(ASK_AGAIN).await;
+            let now = self.leaders().await;
+            if now != known || now.values().any(Option::is_none) {
+                known = now;
+                since = Instant::now();
+            }
+        }
+    }
+
+    /// Ends all processes at once.
+    pub(crate) fn kill_all(&mut self) {
+        self.parts.iter_mut().for_each(Process::kill);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.proxies.iter().for_each(tokio::task::JoinHandle::abort);
+        self.kill_all();
+    }
+}
+
+/// Asks the coordinators who leads.
+pub(crate) struct Watcher {
+    admin: AdminClient,
+    addresses: Vec<String>,
+}
+
+impl Watcher {
+    /// Leaders by shard; empty if nobody answers.
+    pub(crate) async fn leaders(&self) -> BTreeMap<ShardId, Part> {
+        let Ok(map) = self.admin.shard_map().await else { return BTreeMap::new() };
+        let leaders = map.shards.iter().filter_map(|(id, shard)| {
+            Some((*id, part_of(&map, shard.leader?, &self.addresses)?))
+        });
+        leaders.collect()
+    }
+}
+
+fn part_of(map: &ShardMap, node: NodeId, addresses: &[String]) -> Option<Part> {
+    let address = &map.nodes.get(&node)?.address;
+    addresses.iter().position(|known| known == address)
+}
+
+fn admin(addresses: &[String]) -> Result<AdminClient, Error> {
+    let options = Options {
+        addresses: addresses[..COORDINATORS].to_vec(),
+        connections: 1,
+        deadline: Duration::from_secs(2),
+        ..Options::default()
+    };
+    AdminClient::new(options).map_err(|error| Error::Address(error.to_string()))
+}
+
+/// A client of the gateways.
+pub(crate) fn client(endpoints: &str, deadline: Duration) -> Result<Client, Error> {
+    let options = Options { connections: 2, deadline, ..Options::to(endpoints) };
+    Client::new(options).map_err(|error| Error::Address(error.to_string()))
+}
+
+async fn digest(address: &str, shard: ShardId) -> Result<(u64, u64), String> {
+    let endpoint = kvdb_wire::transport::endpoint(address).map_err(|error| error.to_string())?;
+    let mut client = NodeClient::new(endpoint.connect_lazy());
+    let request = proto::NodeDigestRequest { shard_id: shard.0 };
+    let asked = tokio::time::timeout(Duration::from_secs(10), client.digest(request)).await;
+    let answer = asked.map_err(|_| format!("{address} gives no digest of shard {shard}"))?;
+    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    Ok((answer.applied_index, answer.digest))
+}
+
+fn data_of(folder: &Path, part: Part) -> PathBuf {
+    // Not the root of the file system: that has a `lost+found`.
+    folder.join(name_of(part)).join("data")
+}
+
+fn arguments(
+    part: Part,
+    folder: &Path,
+    listen: &str,
+    http: &str,
+    addresses: &[String],
+) -> Vec<String> {
+    let coordinators = addresses[..COORDINATORS].join(",");
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
+    let data = data_of(folder, part).display().to_string();
+    if part < COORDINATORS {
+        let peers = addresses[..COORDINATORS].iter().enumerate();
+        let peers: Vec<_> = peers.map(|(n, address)| format!("{}={address}", n + 1)).collect();
+        let id = (part + 1).to_string();
+        add(&["coordinator", "--id", &id, "--peers", &peers.join(","), "--data", &data]);
+    } else if part < COORDINATORS + NODES {
+        add(&["node", "--coordinators", &coordinators, "--data", &data]);
+        add(&["--advertise", &addresses[part]]);
+    } else {
+        add(&["gateway", "--coordinators", &coordinators]);
+    }
+    add(&["--listen", listen, "--http", http, "--network-threads", "2"]);
+    args
+}

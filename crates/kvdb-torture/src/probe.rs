@@ -1,0 +1,133 @@
+//! One writer a shard: when did it last take a write? And what must it hold in the end?
+
+use crate::cluster::Cluster;
+use crate::timeline::{Gap, SHORTEST_GAP};
+use bytes::Bytes;
+use kvdb_client::Client;
+use kvdb_model::{Partitioning, ShardId, ShardMap};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Between an answer and the next write.
+const PAUSE: Duration = Duration::from_millis(4);
+/// Keys that are tried until every shard has one.
+const NAMES_MAX: u64 = 1_000_000;
+
+/// The writer of one shard.
+pub(crate) struct Probe {
+    /// The shard that it writes to.
+    pub(crate) shard: ShardId,
+    key: String,
+    start: Instant,
+    state: Mutex<State>,
+    /// How many writes were answered.
+    answered: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    last_ms: u64,
+    gaps: Vec<Gap>,
+    /// The number last acknowledged, and the one last sent.
+    acknowledged: u64,
+    sent: u64,
+}
+
+/// A key of each shard of the default keyspace.
+fn keys(map: &ShardMap) -> Vec<(ShardId, String)> {
+    let Some(keyspace) = map.keyspace_named("default") else { return Vec::new() };
+    let partitioning: Partitioning = keyspace.partitioning;
+    let mut found = std::collections::BTreeMap::new();
+    for name in 0..NAMES_MAX {
+        if found.len() == map.shards.len() {
+            break;
+        }
+        let key = format!("probe/{name}");
+        let routing = partitioning.routing_key(keyspace.keyspace_id, key.as_bytes());
+        let mut shards = map.shards.iter();
+        let shard = shards.find(|(_, shard)| shard.descriptor.range.contains(&routing));
+        if let Some((shard, _)) = shard {
+            found.entry(*shard).or_insert(key);
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Probes for all shards, none of which runs yet.
+pub(crate) async fn probes(
+    cluster: &Cluster,
+    start: Instant,
+) -> Result<Vec<Arc<Probe>>, kvdb_client::Error> {
+    let map = cluster.map().await?;
+    let probes = keys(&map).into_iter().map(|(shard, key)| {
+        let answered = watch::Sender::new(0);
+        Arc::new(Probe { shard, key, start, state: Mutex::default(), answered })
+    });
+    Ok(probes.collect())
+}
+
+impl Probe {
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    /// Writes until it is time to end.
+    pub(crate) async fn run(self: Arc<Self>, client: Client, mut stop: watch::Receiver<bool>) {
+        self.state.lock().last_ms = self.now_ms();
+        while !*stop.borrow() {
+            let number = {
+                let mut state = self.state.lock();
+                state.sent += 1;
+                state.sent
+            };
+            if client.put(self.key.clone(), Bytes::from(number.to_string())).await.is_ok() {
+                self.took(number);
+            }
+            let _ = tokio::time::timeout(PAUSE, stop.wait_for(|stop| *stop)).await;
+        }
+    }
+
+    fn took(&self, number: u64) {
+        let now_ms = self.now_ms();
+        let mut state = self.state.lock();
+        let gap = Gap { from_ms: state.last_ms, until_ms: now_ms };
+        if gap.until_ms - gap.from_ms >= SHORTEST_GAP.as_millis() as u64 {
+            state.gaps.push(gap);
+        }
+        state.last_ms = now_ms;
+        state.acknowledged = number;
+        drop(state);
+        self.answered.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until a write was answered that was sent after this call.
+    pub(crate) async fn takes_writes(&self) {
+        let mut answered = self.answered.subscribe();
+        // One may be on its way already.
+        let wanted = *answered.borrow_and_update() + 2;
+        // The sender lives as long as the probe.
+        let _ = answered.wait_for(|count| *count >= wanted).await;
+    }
+
+    /// The gaps so far, with one that is still open.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
+        let state = self.state.lock();
+        let open = Gap { from_ms: state.last_ms, until_ms: self.now_ms() };
+        state.gaps.iter().copied().chain([open]).collect()
+    }
+
+    /// Whether the shard holds what was acknowledged last, or something sent after it.
+    pub(crate) async fn verify(&self, client: &Client) -> Result<bool, kvdb_client::Error> {
+        let held = client.get(self.key.clone()).await?;
+        let number = held.and_then(|record| std::str::from_utf8(&record.value).ok()?.parse().ok());
+        let state = self.state.lock();
+        Ok((state.acknowledged..=state.sent).contains(&number.unwrap_or(0)))
+    }
+
+    /// Writes that were answered.
+    pub(crate) fn count(&self) -> u64 {
+        *self.answered.borrow()
+    }
+}

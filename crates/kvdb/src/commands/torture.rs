@@ -1,0 +1,272 @@
+//! `kvdb torture`: what happens to data when machines fail, shown on the user's own machine.
+
+use crate::cli::ClientArgs;
+use crate::exit::Failure;
+use crate::output::{Output, is_watched, table};
+use indicatif::ProgressBar;
+use kvdb_torture::{Error, Failover, Fault, How, Options, Report, Tools, Verdict, parse_list};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Kill, pause and starve a disposable cluster under load, and judge what its clients saw.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb torture
+  kvdb torture --seconds 600 --seed 7 --html report.html
+  kvdb torture --faults kill-leader,pause-leader,partition
+  kvdb torture --faults all,-clock-jump
+  kvdb torture --list-faults
+  kvdb torture --failover 20
+
+It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free ports of loopback, with
+their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
+says it all: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 1 if the verdict isn't ok.")]
+pub(crate) struct Args {
+    /// How long load and faults go on
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=86_400))]
+    seconds: u32,
+    /// Names the schedule of faults; drawn if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Faults, separated by commas: names, `all`, or `-name` to leave one out
+    #[arg(long, default_value = "all", value_name = "LIST", allow_hyphen_values = true)]
+    faults: String,
+    /// Say which faults there are, and which of them this machine allows
+    #[arg(long)]
+    list_faults: bool,
+    /// Clients that ask at the same time
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    clients: u32,
+    /// Operations a second that they aim at, all together
+    #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(20..=100_000))]
+    rate: u32,
+    /// Shards of the cluster
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
+    shards: u32,
+    /// Where data, logs and histories go, and stay; must be empty. A temporary directory if not
+    /// given, which stays only if something is wrong
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Keep the history of every operation as JSON lines (with --data)
+    #[arg(long, requires = "data")]
+    histories: bool,
+    /// Write the report as a page with a timeline
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json_file: Option<PathBuf>,
+    /// Instead: measure the write gap of this many deaths of a leader, and of as many pauses
+    #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    failover: Option<u32>,
+}
+
+/// Where a run has its files.
+struct Place {
+    folder: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    fn choose(data: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(folder) = data {
+            // Mounts and logs are named in messages: a path that holds everywhere.
+            let folder = std::path::absolute(folder).map_err(|error| unusable(folder, &error))?;
+            return Ok(Place { folder, temporary: None });
+        }
+        let temporary = tempfile::Builder::new().prefix("kvdb-torture-").tempdir();
+        let temporary =
+            temporary.map_err(|error| unusable(&std::env::temp_dir(), &error))?;
+        Ok(Place { folder: temporary.path().to_owned(), temporary: Some(temporary) })
+    }
+
+    /// Has the files stay, for somebody to look at them.
+    fn keep(self) -> PathBuf {
+        match self.temporary {
+            Some(temporary) => temporary.keep(),
+            None => self.folder,
+        }
+    }
+}
+
+fn unusable(folder: &Path, error: &std::io::Error) -> Failure {
+    Failure::Usage(format!("cannot use {}: {error}", folder.display()))
+}
+
+pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
+    if command.list_faults {
+        return list_faults();
+    }
+    let faults = parse_list(&command.faults).map_err(Failure::Usage)?;
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::Unavailable(format!("cannot find this binary: {error}")))?;
+    match command.failover {
+        Some(rounds) => measure(&command, args, program, rounds).await,
+        None => torture(&command, args, program, faults).await,
+    }
+}
+
+fn list_faults() -> Result<(), Failure> {
+    let tools = Tools::find();
+    let rows: Vec<Vec<String>> = Fault::ALL
+        .iter()
+        .map(|fault| {
+            let here = fault.missing(&tools).map_or_else(|| "yes".to_owned(), |why| why);
+            vec![fault.name().to_owned(), fault.about().to_owned(), here]
+        })
+        .collect();
+    let mut output = Output::new();
+    output.line(table(&["FAULT", "WHAT", "HERE"], &rows))?;
+    output.finish()
+}
+
+/// Tells what happens: on standard error, so that standard output is the report alone.
+struct Teller {
+    progress: ProgressBar,
+}
+
+impl Teller {
+    fn new() -> Self {
+        let progress =
+            if is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        progress.enable_steady_tick(Duration::from_millis(200));
+        Teller { progress }
+    }
+
+    fn tell(&self, line: &str) {
+        if self.progress.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.progress.println(line);
+            self.progress.set_message(line.trim().to_owned());
+        }
+    }
+}
+
+async fn torture(
+    command: &Args,
+    args: &ClientArgs,
+    program: PathBuf,
+    faults: Vec<Fault>,
+) -> Result<(), Failure> {
+    let place = Place::choose(command.data.as_deref())?;
+    let seed = command.seed.unwrap_or_else(|| getrandom::u64().unwrap_or(1) % 1_000_000);
+    let options = Options {
+        program,
+        folder: place.folder.clone(),
+        length: Duration::from_secs(command.seconds.into()),
+        seed,
+        faults,
+        clients: command.clients,
+        rate: command.rate,
+        shards: command.shards,
+        keep_histories: command.histories,
+    };
+    let teller = Teller::new();
+    teller.tell(&format!("seed {seed}; files in {}", place.folder.display()));
+    let interrupted = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let result = kvdb_torture::run(&options, &|line| teller.tell(line), interrupted).await;
+    teller.progress.finish_and_clear();
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            let kept = place.keep();
+            let failure = failed(&error);
+            eprintln!("kvdb: logs and data stay in {}", kept.display());
+            return Err(failure);
+        }
+    };
+    write_files(command, &report)?;
+    show(&report, args.json)?;
+    if report.verdict == Verdict::Ok {
+        return Ok(());
+    }
+    let kept = place.keep();
+    let words = format!("the verdict is {}; logs and histories are in {}", report.verdict, kept.display());
+    Err(Failure::Failed(words))
+}
+
+fn failed(error: &Error) -> Failure {
+    match error {
+        Error::Options(words) => Failure::Usage(words.clone()),
+        _ => Failure::Unavailable(error.to_string()),
+    }
+}
+
+fn write_files(command: &Args, report: &Report) -> Result<(), Failure> {
+    let write = |path: &Path, content: String| {
+        std::fs::write(path, content)
+            .map_err(|error| Failure::writing(&path.display().to_string(), &error))
+    };
+    if let Some(path) = &command.html {
+        write(path, report.html())?;
+    }
+    if let Some(path) = &command.json_file {
+        let json = serde_json::to_string_pretty(report).expect("a report has only text keys");
+        write(path, json + "\n")?;
+    }
+    Ok(())
+}
+
+fn show(report: &Report, json: bool) -> Result<(), Failure> {
+    let mut output = Output::new();
+    if json {
+        let value = serde_json::to_value(report).expect("a report has only text keys");
+        output.json(&value)?;
+    } else {
+        output.line(report.to_string())?;
+    }
+    output.finish()
+}
+
+async fn measure(
+    command: &Args,
+    args: &ClientArgs,
+    program: PathBuf,
+    rounds: u32,
+) -> Result<(), Failure> {
+    let place = Place::choose(command.data.as_deref())?;
+    let teller = Teller::new();
+    let mut results = Vec::new();
+    for (how, name) in [(How::Kill, "kill"), (How::Pause, "pause")] {
+        let folder = place.folder.join(name);
+        let tell = |line: &str| teller.tell(line);
+        let program = program.clone();
+        let measured =
+            kvdb_torture::failover(program, folder, command.shards, how, rounds, tell).await;
+        match measured {
+            Ok(measured) => results.push(measured),
+            Err(error) => {
+                let failure = failed(&error);
+                eprintln!("kvdb: logs and data stay in {}", place.keep().display());
+                return Err(failure);
+            }
+        }
+    }
+    teller.progress.finish_and_clear();
+    let mut output = Output::new();
+    for one in &results {
+        if args.json {
+            output.json(&serde_json::to_value(one).expect("it has only text keys"))?;
+        } else {
+            output.line(failover_line(one))?;
+        }
+    }
+    output.finish()
+}
+
+fn failover_line(one: &Failover) -> String {
+    let how = if one.how == How::Kill { "kill -9" } else { "pause" };
+    format!(
+        "{how} of a leader's node: write gap median {} ms, worst {} ms of {} (promised: median \
+         300, worst 500)",
+        one.median_ms,
+        one.worst_ms,
+        one.gaps_ms.len()
+    )
+}
