@@ -26,6 +26,11 @@ pub(crate) struct Gateway {
     pub(crate) seeds: Arc<AtomicU64>,
 }
 
+/// An answer that takes longer makes a request look out for another leader.
+const USUAL_ANSWER: Duration = Duration::from_millis(20);
+/// How long a node that has lost its leadership may take to say so, before it counts as silent.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
 /// How a request is treated when its outcome is unknown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
@@ -109,6 +114,7 @@ impl Gateway {
                 }
             };
             let asked = self.links.ask(&route.address, seed as usize, build(&route));
+            let asked = self.until_another_leads(place, &route, asked);
             let result = match tokio::time::timeout_at(deadline.into(), asked).await {
                 Ok(result) => result,
                 Err(_) => return Err(machine.timed_out(true)),
@@ -125,6 +131,35 @@ impl Gateway {
             let now_ms = elapsed_ms(started);
             let next = machine.failed(failure, Some(route.node), hint, now_ms);
             avoid = self.follow(next, &mut at).await?;
+        }
+    }
+
+    /// Waits for the answer of the node that a request was sent to, until the map says that another
+    /// one leads now. A node that is paused or cut off can't say so itself.
+    async fn until_another_leads(
+        &self,
+        place: Place<'_>,
+        route: &Route,
+        asked: impl Future<Output = Result<Answer, Failure>>,
+    ) -> Result<Answer, Failure> {
+        // Not always the node that was asked: that may have been a hint, or the second choice.
+        let led = self.find(place, None).map(|route| route.node);
+        let mut asked = std::pin::pin!(asked);
+        if let Ok(answer) = tokio::time::timeout(USUAL_ANSWER, &mut asked).await {
+            return answer;
+        }
+        let mut changes = self.map.changes();
+        loop {
+            let now = self.find(place, None).map(|route| route.node);
+            if now != led && now.is_some_and(|node| node != route.node) {
+                let last_words = tokio::time::timeout(LAST_WORDS, &mut asked).await;
+                return last_words.unwrap_or(Err(Failure::NoAnswer));
+            }
+            tokio::select! {
+                answer = &mut asked => return answer,
+                // The map, and with it the sender, lives as long as the gateway.
+                _ = changes.changed() => {}
+            }
         }
     }
 

@@ -234,7 +234,9 @@ impl Cluster {
                 let Some(part) = part.filter(|part| !down.contains(part)) else { continue };
                 let (index, digest) = digest(&self.addresses[part], *shard).await?;
                 match &first {
-                    Some((node, other_index, other)) if (index, digest) != (*other_index, *other) => {
+                    Some((node, other_index, other))
+                        if (index, digest) != (*other_index, *other) =>
+                    {
                         return Err(format!(
                             "replicas of shard {shard} on nodes {node} and {} differ at index \
                              {other_index} and {index}",
@@ -288,9 +290,10 @@ impl Watcher {
     /// Leaders by shard; empty if nobody answers.
     pub(crate) async fn leaders(&self) -> BTreeMap<ShardId, Part> {
         let Ok(map) = self.admin.shard_map().await else { return BTreeMap::new() };
-        let leaders = map.shards.iter().filter_map(|(id, shard)| {
-            Some((*id, part_of(&map, shard.leader?, &self.addresses)?))
-        });
+        let leaders = map
+            .shards
+            .iter()
+            .filter_map(|(id, shard)| Some((*id, part_of(&map, shard.leader?, &self.addresses)?)));
         leaders.collect()
     }
 }

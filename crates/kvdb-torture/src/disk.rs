@@ -79,7 +79,8 @@ impl Disk {
     /// Leaves no room.
     pub(crate) fn fill(&self) -> io::Result<()> {
         let room = rustix::fs::statvfs(&self.mount)?;
-        let filler = File::options().create(true).truncate(false).write(true).open(self.filler())?;
+        let filler =
+            File::options().create(true).truncate(false).write(true).open(self.filler())?;
         let mut length = room.f_bavail * room.f_frsize;
         // What is free is not all to be had in one piece; ever smaller ones take the rest.
         let mut offset = 0;
@@ -131,7 +132,7 @@ pub(crate) fn flip_a_bit(path: &Path, choice: u64) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     let place = used[(choice % used.len() as u64) as usize];
-    content[place] ^= 1 << (choice >> 32) % 8;
+    content[place] ^= 1 << ((choice >> 32) % 8);
     std::fs::write(path, content)?;
     Ok(Some(place as u64))
 }

@@ -149,7 +149,9 @@ impl Fault {
             Fault::ClockJump => "a node is started with a clock that is seconds off (faketime)",
             Fault::MemoryLimit => "a node may use 64 MiB more memory and no more (cgroup)",
             Fault::EngineDamage => "a bit of a stopped node's engine files flips",
-            Fault::LogDamage => "a bit of a stopped node's log flips; it must stay down. Comes last",
+            Fault::LogDamage => {
+                "a bit of a stopped node's log flips; it must stay down. Comes last"
+            }
         }
     }
 
@@ -168,7 +170,9 @@ impl Fault {
     pub(crate) fn lengths(self) -> (Duration, Duration) {
         let ms = Duration::from_millis;
         match self {
-            Fault::PauseNode | Fault::PauseLeader | Fault::PauseCoordinator => (ms(100), ms(10_000)),
+            Fault::PauseNode | Fault::PauseLeader | Fault::PauseCoordinator => {
+                (ms(100), ms(10_000))
+            }
             Fault::KillAll | Fault::Reset => (ms(10), ms(500)),
             Fault::SlowSync | Fault::FrozenDisk | Fault::DiskFull => (ms(1_000), ms(6_000)),
             Fault::EngineDamage | Fault::LogDamage | Fault::FailedSync => (ms(500), ms(3_000)),
@@ -191,9 +195,7 @@ impl Fault {
     pub fn missing(self, tools: &Tools) -> Option<String> {
         match self {
             Fault::PowerCut | Fault::DiskFull => tools.without_loop_mounts(),
-            Fault::FrozenDisk => {
-                tools.without_loop_mounts().or_else(|| tools.without("fsfreeze"))
-            }
+            Fault::FrozenDisk => tools.without_loop_mounts().or_else(|| tools.without("fsfreeze")),
             Fault::SlowSync | Fault::FailedSync => {
                 tools.without("strace").or_else(|| tools.without_tracing())
             }

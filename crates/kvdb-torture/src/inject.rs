@@ -33,8 +33,7 @@ pub(crate) async fn begin(cluster: &mut Cluster, planned: &Planned) -> Result<In
     let parts = targets(cluster, planned).await;
     let names: Vec<_> = parts.iter().map(|part| cluster.parts[*part].name.as_str()).collect();
     let target = if parts.len() == PARTS { "everything".to_owned() } else { names.join(", ") };
-    let mut injected =
-        Injected { target, note: String::new(), parts, helper: None, group: None };
+    let mut injected = Injected { target, note: String::new(), parts, helper: None, group: None };
     injected.start(cluster, planned)?;
     Ok(injected)
 }

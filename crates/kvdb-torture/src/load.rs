@@ -103,8 +103,11 @@ pub(crate) async fn read_set(load: &Load, window: &Window, number: u64) {
 
 /// All elements of a set, in the store's order.
 pub(crate) async fn elements(client: &Client, prefix: &str) -> Result<Vec<u64>, Error> {
-    let options =
-        ScanOptions { prefix: Bytes::from(prefix.to_owned()), keys_only: true, ..Default::default() };
+    let options = ScanOptions {
+        prefix: Bytes::from(prefix.to_owned()),
+        keys_only: true,
+        ..Default::default()
+    };
     let mut scan = client.scan(options);
     let mut found = Vec::new();
     while let Some(items) = scan.next_chunk().await? {

@@ -146,8 +146,10 @@ impl fmt::Display for Report {
         for by in &self.by_fault {
             let (median, worst) = (by.median_gap_ms, by.worst_gap_ms);
             let (fault, times, promised) = (by.fault, by.times, promised(by));
-            let line =
-                format!("{fault:<18} {times:>5} {median:>14} {worst:>13} {promised:>12}  {}", kept(by));
+            let line = format!(
+                "{fault:<18} {times:>5} {median:>14} {worst:>13} {promised:>12}  {}",
+                kept(by)
+            );
             writeln!(f, "{}", line.trim_end())?;
         }
         writeln!(f)?;

@@ -107,8 +107,7 @@ mod tests {
         let kinds = [Fault::KillAll, Fault::Mute, Fault::PauseLeader];
         let mut schedule = Schedule::new(7, &kinds, RUN);
         for _ in 0..10 {
-            let mut round: Vec<_> =
-                (0..3).map(|_| schedule.next_fault().unwrap().fault).collect();
+            let mut round: Vec<_> = (0..3).map(|_| schedule.next_fault().unwrap().fault).collect();
             round.sort_unstable();
             assert_eq!(round, kinds);
         }

@@ -136,7 +136,10 @@ pub(crate) fn by_fault(spans: &[Span]) -> Vec<ByFault> {
             times: gaps.len(),
             median_gap_ms: median(&gaps),
             worst_gap_ms: gaps.last().copied().unwrap_or_default(),
-            promised_gap_ms: fault.parse::<crate::Fault>().ok().and_then(crate::Fault::promised_gap_ms),
+            promised_gap_ms: fault
+                .parse::<crate::Fault>()
+                .ok()
+                .and_then(crate::Fault::promised_gap_ms),
         }
     });
     summed.collect()

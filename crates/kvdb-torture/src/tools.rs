@@ -16,9 +16,8 @@ impl Tools {
     /// Looks around.
     pub fn find() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = std::env::split_paths(&path)
-            .chain(["/usr/sbin", "/sbin"].map(Into::into))
-            .collect();
+        let folders =
+            std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(Into::into)).collect();
         Tools { root: rustix::process::geteuid().is_root(), folders }
     }
 

@@ -76,8 +76,7 @@ impl Place {
             return Ok(Place { folder, temporary: None });
         }
         let temporary = tempfile::Builder::new().prefix("kvdb-torture-").tempdir();
-        let temporary =
-            temporary.map_err(|error| unusable(&std::env::temp_dir(), &error))?;
+        let temporary = temporary.map_err(|error| unusable(&std::env::temp_dir(), &error))?;
         Ok(Place { folder: temporary.path().to_owned(), temporary: Some(temporary) })
     }
 
@@ -112,7 +111,7 @@ fn list_faults() -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = Fault::ALL
         .iter()
         .map(|fault| {
-            let here = fault.missing(&tools).map_or_else(|| "yes".to_owned(), |why| why);
+            let here = fault.missing(&tools).unwrap_or_else(|| "yes".to_owned());
             vec![fault.name().to_owned(), fault.about().to_owned(), here]
         })
         .collect();
@@ -187,7 +186,8 @@ async fn torture(
         return Ok(());
     }
     let kept = place.keep();
-    let words = format!("the verdict is {}; logs and histories are in {}", report.verdict, kept.display());
+    let words =
+        format!("the verdict is {}; logs and histories are in {}", report.verdict, kept.display());
     Err(Failure::Failed(words))
 }
 

@@ -1,0 +1,63 @@
+//! `kvdb torture`, as it is shipped: short runs on real processes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::process::Command;
+
+const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
+
+#[test]
+fn a_short_run_of_kills_pauses_and_partitions_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (html, json) = (folder.path().join("report.html"), folder.path().join("report.json"));
+    let output = Command::new(KVDB)
+        .args(["torture", "--seconds", "16", "--seed", "3", "--clients", "8", "--rate", "300"])
+        .args(["--faults", "kill-node,pause-leader,partition,kill-coordinator,reset"])
+        .arg("--html")
+        .arg(&html)
+        .arg("--json-file")
+        .arg(&json)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{said}");
+    let last = text.lines().last().unwrap();
+    assert!(last.starts_with("verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms="), "{last}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(report["spans"].as_array().unwrap().len() >= 3, "{report}");
+    assert!(report["findings"]["operations"].as_u64().unwrap() > 300, "{report}");
+    assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
+}
+
+#[test]
+fn writes_go_elsewhere_while_a_leader_is_paused() {
+    let output =
+        Command::new(KVDB).args(["torture", "--failover", "2", "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for line in &lines {
+        // The leader is gone for 2 s. The promise is far below that, and measured elsewhere: what
+        // else runs on this machine is not for this test to say.
+        assert!(line["worst_ms"].as_u64().unwrap() < 1900, "{line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_with_words() {
+    let run = |args: &[&str]| {
+        let output = Command::new(KVDB).arg("torture").args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, words) = run(&["--faults", "kill-everything"]);
+    assert_eq!(code, Some(2));
+    assert!(words.contains("kill-everything") && words.contains("--list-faults"), "{words}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mine"), "x").unwrap();
+    let (code, words) = run(&["--data", folder.path().to_str().unwrap()]);
+    assert_eq!(code, Some(2));
+    assert!(words.contains("isn't empty"), "{words}");
+}
