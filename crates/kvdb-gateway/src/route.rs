@@ -246,3 +246,30 @@ fn cause_of(failure: &Failure) -> &'static str {
 pub(crate) fn wall_ms() -> u64 {
     clock::wall_ms()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::{MapVersion, RetryClass, ShardMap};
+    use prometheus_client::registry::Registry;
+
+    fn gateway() -> Gateway {
+        Gateway {
+            map: ClusterMap::default(),
+            links: Links::default(),
+            lanes: Lanes::new(1),
+            limits: Limits::default(),
+            metrics: Metrics::new(&mut Registry::default()),
+            coordinators: Coordinators::new(vec!["127.0.0.1:1".to_owned()]),
+            seeds: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_gateway_without_a_map_is_worth_another_try_and_a_cluster_without_shards_is_not() {
+        let gateway = gateway();
+        assert_eq!(gateway.keyspace("").unwrap_err().class(), RetryClass::RetryHere);
+        gateway.map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
+        assert_eq!(gateway.keyspace("").unwrap_err(), Refusal::NotInitialised);
+    }
+}

@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_kind_comes_once_before_one_comes_twice() {
-        let kinds = [Fault::KillAll, Fault::Mute, Fault::PauseLeader];
+        let kinds = [Fault::KillAll, Fault::PauseLeader, Fault::Mute];
         let mut schedule = Schedule::new(7, &kinds, RUN);
         for _ in 0..10 {
             let mut round: Vec<_> = (0..3).map(|_| schedule.next_fault().unwrap().fault).collect();
