@@ -250,7 +250,7 @@ pub(crate) fn wall_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvdb_model::{MapVersion, RetryClass, ShardMap};
+    use kvdb_model::{RetryClass, ShardMap};
     use prometheus_client::registry::Registry;
 
     fn gateway() -> Gateway {
