@@ -3,8 +3,9 @@
 KVDB ?= target/release/kvdb
 SHARDS ?= 8
 SEEDS ?= 1000
+SECONDS ?= 600
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim planted verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim planted torture verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -16,6 +17,7 @@ help:
 	@echo "test            everything that CI tests"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
+	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
 	@echo "verify          formatting, lints and docs, without editing anything"
 	@echo "fix             format and apply lint fixes"
 
@@ -47,6 +49,9 @@ sim:
 planted:
 	cargo build --release --locked -p kvdb-sim --features planted --bin kvdb-planted
 	@cargo run --quiet --release --locked -p kvdb-sim --features planted --bin kvdb-planted
+
+torture: build
+	@KVDB_BIN=$(KVDB) LENGTH=$(SECONDS) SEED=$(SEED) scripts/torture.sh
 
 verify:
 	cargo fmt --all --check

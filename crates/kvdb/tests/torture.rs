@@ -1,7 +1,5 @@
 //! `kvdb torture`, as it is shipped: short runs on real processes.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use std::process::Command;
 
 const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
