@@ -1,10 +1,8 @@
 //! Standard output: bytes as they are, as text that a terminal survives, as JSON, as tables.
 
 use crate::exit::Failure;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use serde_json::{Map, Value};
+pub(crate) use crate::rows::insert_bytes;
+use serde_json::Value;
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
 
 /// Buffered standard output. Flushed by [`Output::finish`], so that an error isn't lost.
@@ -87,14 +85,6 @@ fn is_text(character: char) -> bool {
     !character.is_control() || matches!(character, '\n' | '\t')
 }
 
-/// Puts bytes into an object: as `name` if they are text, else as `name_b64`.
-pub(crate) fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => object.insert(name.to_owned(), text.into()),
-        Err(_) => object.insert(format!("{name}_b64"), STANDARD.encode(bytes).into()),
-    };
-}
-
 /// Columns that line up, each as wide as its widest cell.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
@@ -114,6 +104,8 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use serde_json::Map;
 
     #[test]
     fn bytes_are_shown_without_harm_to_the_terminal() {

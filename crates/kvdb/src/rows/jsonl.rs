@@ -1,12 +1,19 @@
 //! One JSON object a line. Bytes that aren't UTF-8 go as base64 (standard alphabet, padded).
 
 use super::{Row, RowError};
-use crate::output::insert_bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+/// Puts bytes into an object: as `name` if they are text, else as `name_b64`.
+pub(crate) fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), text.into()),
+        Err(_) => object.insert(format!("{name}_b64"), STANDARD.encode(bytes).into()),
+    };
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -13,6 +13,7 @@ mod jsonl;
 mod lines;
 mod tsv;
 
+pub(crate) use jsonl::insert_bytes;
 pub(crate) use lines::{Line, Lines};
 
 use bytes::Bytes;
