@@ -18,7 +18,7 @@
 //! look for what is certainly wrong and may let a subtle error pass.
 //!
 //! The crate knows nothing of KvDB's code, so that an error there can't hide here too. It is pure: no
-//! clock, file, thread or randomness. `examples/check_history.rs` is a command around it.
+//! clock, file, thread or randomness. `kvdb-checker FILE` (`src/bin`) is a command around it.
 //!
 //! ```
 //! use kvdb_checker::{Answer, Call, ClientId, Recorder, Time, Verdict, check_all};

@@ -1,4 +1,4 @@
-//! Checks a history: `check_history FILE [STEPS_PER_KEY]`, `-` for standard input.
+//! Judges a history, as [`kvdb_checker::json`] describes it: `kvdb-checker FILE [STEPS_PER_KEY]`, `-` for standard input.
 //!
 //! Prints what was found, then `verdict=ok`, `verdict=violated` or `verdict=unknown` as the last line.
 //! Exit codes: 0 ok, 1 violated, 2 usage or an input that can't be read, 3 unknown.
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(Verdict::Violated) => ExitCode::from(1),
         Ok(Verdict::Unknown) => ExitCode::from(3),
         Err(message) => {
-            eprintln!("check_history: {message}");
+            eprintln!("kvdb-checker: {message}");
             ExitCode::from(2)
         }
     }
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<Verdict, String> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: check_history FILE [STEPS_PER_KEY]; FILE - reads standard input";
+    let usage = "usage: kvdb-checker FILE [STEPS_PER_KEY]; FILE - reads standard input";
     let path = arguments.next().ok_or(usage)?;
     let mut options = Options::default();
     if let Some(steps) = arguments.next() {
