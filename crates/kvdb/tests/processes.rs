@@ -309,6 +309,39 @@ fn a_process_that_cannot_start_says_why_and_fails() {
     assert_eq!(std::fs::read_to_string(folder.path().join("precious.txt")).unwrap(), "mine");
 }
 
+#[test]
+fn a_gateway_that_has_heard_from_nobody_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = free_ports(3);
+    let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+    let args =
+        ["gateway", "--listen", &address(0), "--coordinators", &address(1), "--http", &address(2)];
+    let args = args.map(str::to_owned).to_vec();
+    let mut gateway = Part { args, log: folder.path().join("gateway.log"), child: None };
+    gateway.start();
+    let get = || {
+        let output = Command::new(KVDB)
+            .args(["--endpoint", &address(0), "get", "k", "--timeout-ms", "2000"])
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let start = Instant::now();
+    let mut told = get();
+    while !told.1.contains("has not heard from the coordinators") {
+        assert_eq!(told.0, Some(4), "{}", told.1);
+        assert!(start.elapsed() < PATIENCE, "{}", told.1);
+        told = get();
+    }
+    assert_eq!(told.0, Some(4), "{}", told.1);
+    // Its own log names whom it can't reach.
+    while !std::fs::read_to_string(&gateway.log).unwrap().contains(&address(1)) {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    gateway.kill();
+}
+
 /// Copies a folder with all that is in it.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
