@@ -45,7 +45,8 @@ launch() {
       --listen "127.0.0.1:$(port $((7100 + number)))") ;;
     node) args=(node --coordinators "$coordinators" --data "$data/$part"
       --listen "127.0.0.1:$(port $((7200 + number)))") ;;
-    gateway) args=(gateway --coordinators "$coordinators" --listen "$endpoint") ;;
+    gateway) args=(gateway --coordinators "$coordinators" --listen "$endpoint"
+      --redis "127.0.0.1:$(port 7379)") ;;
   esac
   nohup "$bin" "${args[@]}" --http "127.0.0.1:$(http_of "$part")" </dev/null >>"$logs/$part.log" 2>&1 &
   local pid=$!
@@ -98,7 +99,7 @@ start() {
   healthy
   cat <<END
 KvDB is ready.
-  gateway       gRPC $endpoint   http://127.0.0.1:$(port 7480)/metrics
+  gateway       gRPC $endpoint   Redis 127.0.0.1:$(port 7379)   http://127.0.0.1:$(port 7480)/metrics
   coordinators  $coordinators
   nodes         127.0.0.1:$(port 7201),127.0.0.1:$(port 7202),127.0.0.1:$(port 7203)
 Try: $bin --endpoint $endpoint put greeting hello

@@ -2,12 +2,14 @@
 //!
 //! `service` takes requests in; `route` takes one through its retries; `link` keeps a stream to
 //! each node and packs what waits for it; `lanes` gives writes the ids under which they may be
-//! retried; `scan` walks the shards; `control` passes calls on to the coordinators.
+//! retried; `scan` walks the shards; `control` passes calls on to the coordinators; `redis` speaks the
+//! Redis protocol.
 
 mod control;
 mod lanes;
 mod link;
 mod metrics;
+mod redis;
 mod route;
 mod run;
 mod scan;

@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct GatewayConfig {
     /// gRPC address.
     pub listen: String,
+    /// Address for the Redis protocol.
+    pub redis: String,
     /// HTTP address.
     pub http: String,
     /// The coordinators' gRPC addresses.
@@ -56,6 +58,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         return Err(GatewayError::Config(problem.to_owned()));
     }
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
+    let redis_listener = listen::bind("Redis", &config.redis).await?;
     let http_listener = listen::bind("HTTP", &config.http).await?;
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| GatewayError::Config(error.to_string()))?;
@@ -77,6 +80,8 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         seeds: Arc::new(AtomicU64::new((random >> 64) as u64)),
     };
 
+    let redis =
+        tokio::spawn(crate::redis::serve(gateway.clone(), redis_listener, shutdown.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<KvServer<Gateway>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -98,7 +103,12 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     let mut server = tokio::spawn(server);
     tokio::spawn(http::serve(http_listener, readiness.clone(), registry, shutdown.clone()));
     tokio::spawn(map.clone().follow(coordinators, shutdown.clone()));
-    tracing::info!(listen = config.listen, http = config.http, "gateway runs");
+    tracing::info!(
+        listen = config.listen,
+        redis = config.redis,
+        http = config.http,
+        "gateway runs"
+    );
 
     let mut changes = map.changes();
     loop {
@@ -112,6 +122,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
             () = shutdown.wait() => break,
         }
     }
+    redis.abort();
     if tokio::time::timeout(GRACE, &mut server).await.is_err() {
         server.abort();
     }

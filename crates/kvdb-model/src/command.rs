@@ -8,6 +8,7 @@
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::id::RangeEpoch;
 use crate::refusal::Refusal;
+use crate::string_action::StringAction;
 use crate::task::SplitPlan;
 use crate::version::Version;
 use bytes::Bytes;
@@ -71,6 +72,8 @@ pub enum Action {
         /// What to add.
         delta: i64,
     },
+    /// A command of the Redis protocol.
+    String(StringAction),
 }
 
 /// When an operation applies.
@@ -209,6 +212,7 @@ impl Operation {
     pub fn size_bytes(&self) -> usize {
         let value = match &self.action {
             Action::Put { value, .. } => value.len(),
+            Action::String(action) => action.size_bytes(),
             _ => 0,
         };
         let condition = match &self.condition {
@@ -250,6 +254,10 @@ impl Operation {
                 out.u8(4);
                 out.signed(*delta);
             }
+            Action::String(action) => {
+                out.u8(5);
+                action.encode(out);
+            }
         }
     }
 
@@ -277,6 +285,7 @@ impl Operation {
             }
             3 => Action::Delete,
             4 => Action::Increment { delta: input.signed()? },
+            5 => Action::String(StringAction::decode(input)?),
             other => return Err(DecodeError::unknown_tag("action", other)),
         };
         Ok(Operation { key, item, action, condition, return_previous })
@@ -368,8 +377,12 @@ pub struct WriteResult {
     pub version: Version,
     /// What was there before, where it was asked for and something was there.
     pub previous: Option<Previous>,
-    /// The new value of a counter.
+    /// The new value of a counter, or another number that a string action answers with.
     pub counter: Option<i64>,
+    /// Bytes that a string action answers with.
+    pub reply: Option<Bytes>,
+    /// There is more to the answer, but it was too large to be kept for a retry, or to be sent.
+    pub left_out: bool,
     /// Answered from the request window: an earlier try of the same request had been applied.
     pub deduplicated: bool,
 }
@@ -392,6 +405,7 @@ mod tests {
                 .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
             Just(Action::Delete),
             any::<i64>().prop_map(|delta| Action::Increment { delta }),
+            crate::string_action::tests::any_string_action().prop_map(Action::String),
         ];
         let condition = prop::option::of(prop_oneof![
             Just(Condition::IfAbsent),

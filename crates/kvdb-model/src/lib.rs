@@ -19,8 +19,10 @@ pub mod log;
 pub mod map;
 pub mod planted;
 pub mod refusal;
+pub mod string_action;
 pub mod task;
 pub mod version;
+pub mod wrong_value;
 
 pub use command::{
     Action, Command, Condition, EntryPayload, Operation, OperationOutcome, Previous, RequestTag,
@@ -35,5 +37,8 @@ pub use map::{
     DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
 };
 pub use refusal::{Refusal, RetryClass};
+pub use string_action::{
+    BitFieldStep, BitOperation, BitRange, Expiry, ExpiryRule, Overflow, StringAction,
+};
 pub use task::{ShardTask, SplitPlan, Step, Work, next_step};
 pub use version::{HybridClock, Version};

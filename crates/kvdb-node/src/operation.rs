@@ -3,15 +3,16 @@
 use crate::access::Access;
 use bytes::Bytes;
 use kvdb_model::{
-    Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Write, WriteResult,
+    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Write,
+    WriteResult,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Outcome, Ticket, fatal};
-use kvdb_shard::{ReadError, ScanRequest, View};
+use kvdb_shard::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, request_tag_from, requests};
+use kvdb_wire::{proto, request_tag_from, requests, strings};
 
 const PAGE_ITEMS: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -25,6 +26,16 @@ pub(crate) enum Pending {
     Increment { shard: ShardId },
     BatchWrite { shard: ShardId },
     Scan { shard: ShardId, page: Box<Page> },
+    ReadMany { shard: ShardId, reads: Box<Reads> },
+    StringWrite { shard: ShardId },
+}
+
+/// Reads of one shard that are asked for together.
+pub(crate) struct Reads {
+    epoch: RangeEpoch,
+    /// Routing keys, and whether only the head is wanted.
+    keys: Vec<(Bytes, bool)>,
+    max_bytes: u64,
 }
 
 impl Pending {
@@ -35,6 +46,8 @@ impl Pending {
             | Pending::Delete { shard }
             | Pending::Increment { shard }
             | Pending::BatchWrite { shard }
+            | Pending::ReadMany { shard, .. }
+            | Pending::StringWrite { shard }
             | Pending::Scan { shard, .. } => *shard,
         }
     }
@@ -151,6 +164,8 @@ impl Access {
             }
             Asked::BatchWrite(batch) => self.accept_batch(batch),
             Asked::Scan(scan) => self.accept_scan(scan),
+            Asked::ReadMany(reads) => self.accept_reads(reads),
+            Asked::StringWrite(write) => self.accept_strings(write),
         }
     }
 
@@ -187,6 +202,38 @@ impl Access {
             operations,
             batch.atomic,
             batch.request_id,
+            pending,
+        )
+    }
+
+    fn accept_reads(&self, asked: proto::NodeReadManyRequest) -> Result<Accepted, Refusal> {
+        strings::check_read(&asked.keys, &self.limits)?;
+        let shard = ShardId(asked.shard_id);
+        let epoch = RangeEpoch(asked.epoch);
+        let keys = asked
+            .keys
+            .into_iter()
+            .map(|read| Ok((self.routing_key(asked.keyspace_id, &read.key)?, read.head_only)));
+        let keys = keys.collect::<Result<Vec<_>, Refusal>>()?;
+        self.leader(shard, epoch, keys.first().map_or(&[][..], |(key, _)| key))?;
+        let reads = Box::new(Reads { epoch, keys, max_bytes: asked.max_bytes });
+        Ok(Accepted { pending: Pending::ReadMany { shard, reads }, submit: Submit::Read { shard } })
+    }
+
+    fn accept_strings(&self, asked: proto::NodeStringWriteRequest) -> Result<Accepted, Refusal> {
+        let mut operations = strings::string_operations(asked.operations, &self.limits)?;
+        for operation in &mut operations {
+            if let Action::String(action) = &mut operation.action {
+                action.map_other_keys(|key| self.routing_key(asked.keyspace_id, key))?;
+            }
+        }
+        let pending = Pending::StringWrite { shard: ShardId(asked.shard_id) };
+        self.accept_write(
+            asked.epoch,
+            asked.keyspace_id,
+            operations,
+            asked.atomic,
+            asked.request_id,
             pending,
         )
     }
@@ -261,6 +308,13 @@ impl Access {
         match pending {
             Pending::Get { .. } => self.read(pending),
             Pending::Scan { shard, page } => self.scan(shard, page),
+            Pending::ReadMany { shard, reads } => self.read_many(shard, reads),
+            Pending::StringWrite { .. } => {
+                let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
+                let results = strings::string_results(outcomes);
+                let response = proto::NodeStringWriteResponse { results };
+                Ok(Finished::Answer(Answer::StringWrite(response)))
+            }
             Pending::Put { .. } => {
                 let response = requests::put_response(only(outcome)?);
                 Ok(Finished::Answer(Answer::Put(response)))
@@ -322,8 +376,12 @@ impl Access {
         if found.expires_by_clock {
             return Ok(Finished::NeedsTime(pending));
         }
+        Ok(Finished::Answer(Answer::Get(self.get_response(found.record, head_only))))
+    }
+
+    fn get_response(&self, record: Option<Record>, head_only: bool) -> proto::GetResponse {
         let served_by = self.drive.node_id().0;
-        let response = match found.record {
+        match record {
             None => proto::GetResponse { served_by, ..Default::default() },
             Some(record) => proto::GetResponse {
                 found: true,
@@ -332,8 +390,29 @@ impl Access {
                 expires_at_ms: record.expires_at_ms,
                 served_by,
             },
-        };
-        Ok(Finished::Answer(Answer::Get(response)))
+        }
+    }
+
+    fn read_many(&self, shard: ShardId, reads: Box<Reads>) -> Result<Finished, Refusal> {
+        let (snapshot, replica) = self.reader(shard)?;
+        let failed = |error| read_failed(shard, error);
+        let view = View::new(&*snapshot, replica).map_err(failed)?;
+        let wall_ms = clock::wall_ms();
+        let mut results = Vec::with_capacity(reads.keys.len());
+        let mut size = 0;
+        for (key, head_only) in &reads.keys {
+            let found = view.get(reads.epoch, key, wall_ms).map_err(failed)?;
+            if found.expires_by_clock {
+                return Ok(Finished::NeedsTime(Pending::ReadMany { shard, reads }));
+            }
+            let response = self.get_response(found.record, *head_only);
+            size += strings::read_size(&response.value);
+            results.push(response);
+            if size >= reads.max_bytes {
+                break;
+            }
+        }
+        Ok(Finished::Answer(Answer::ReadMany(proto::NodeReadManyResponse { results })))
     }
 
     fn scan(&self, shard: ShardId, page: Box<Page>) -> Result<Finished, Refusal> {

@@ -5,6 +5,8 @@
 //! keep_until (u64)  acked_below (varint)  number of answers (varint)
 //! each: item (varint)  fingerprint (u64)  flags (u8)
 //!       version (u64)  [previous: version (u64), expires_at_ms (varint), value]  [counter (signed)]
+//!       [reply]
+//!       or, for a wrong value, its code (u8)
 //! ```
 //!
 //! stored under client id (length in one byte, then the bytes) and sequence (u64 big endian).
@@ -13,10 +15,10 @@
 //! be counted with. Refusals for other reasons (epoch, room, window) aren't answers: the operation
 //! was not tried.
 
-use crate::effect::{NOT_A_NUMBER, OVERFLOW};
 use crate::layout::{Kind, record_key};
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
+use kvdb_model::wrong_value;
 use kvdb_model::{
     Action, Condition, Operation, OperationOutcome, Previous, Refusal, ReplicaId, Version,
     WriteResult,
@@ -44,8 +46,11 @@ impl Answer {
             Ok(result) if result.deduplicated => return None,
             Ok(result) => {
                 let mut kept = result.clone();
-                kept.previous =
-                    kept.previous.filter(|previous| previous.value.len() <= PREVIOUS_MAX_BYTES);
+                let long = |previous: &Previous| previous.value.len() > PREVIOUS_MAX_BYTES;
+                kept.left_out = kept.previous.as_ref().is_some_and(long);
+                if kept.left_out {
+                    kept.previous = None;
+                }
                 Ok(kept)
             }
             Err(Refusal::WrongValue(why)) => Err(*why),
@@ -118,8 +123,10 @@ impl Request {
 const APPLIED: u8 = 1;
 const HAS_PREVIOUS: u8 = 2;
 const HAS_COUNTER: u8 = 4;
-const WAS_NOT_A_NUMBER: u8 = 8;
-const HAD_OVERFLOWN: u8 = 16;
+const HAS_REPLY: u8 = 8;
+const LEFT_OUT: u8 = 16;
+const RESULT_FLAGS: u8 = APPLIED | HAS_PREVIOUS | HAS_COUNTER | HAS_REPLY | LEFT_OUT;
+const WRONG_VALUE: u8 = 32;
 
 impl Answer {
     fn encode(&self, out: &mut Writer) {
@@ -128,12 +135,15 @@ impl Answer {
         let result = match &self.outcome {
             Ok(result) => result,
             Err(why) => {
-                return out.u8(if *why == OVERFLOW { HAD_OVERFLOWN } else { WAS_NOT_A_NUMBER });
+                out.u8(WRONG_VALUE);
+                return out.u8(wrong_value::code_of(why));
             }
         };
         out.u8((u8::from(result.applied) * APPLIED)
             | (u8::from(result.previous.is_some()) * HAS_PREVIOUS)
-            | (u8::from(result.counter.is_some()) * HAS_COUNTER));
+            | (u8::from(result.counter.is_some()) * HAS_COUNTER)
+            | (u8::from(result.reply.is_some()) * HAS_REPLY)
+            | (u8::from(result.left_out) * LEFT_OUT));
         out.u64(result.version.0);
         if let Some(previous) = &result.previous {
             out.u64(previous.version.0);
@@ -143,15 +153,21 @@ impl Answer {
         if let Some(counter) = result.counter {
             out.signed(counter);
         }
+        if let Some(reply) = &result.reply {
+            out.bytes(reply);
+        }
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let item = input.varint_u32()?;
         let fingerprint = input.u64()?;
         let outcome = match input.u8()? {
-            WAS_NOT_A_NUMBER => Err(NOT_A_NUMBER),
-            HAD_OVERFLOWN => Err(OVERFLOW),
-            flags if flags > (APPLIED | HAS_PREVIOUS | HAS_COUNTER) => {
+            WRONG_VALUE => {
+                let code = input.u8()?;
+                let known = wrong_value::ALL.get(usize::from(code));
+                Err(*known.ok_or(DecodeError::unknown_tag("wrong value", code))?)
+            }
+            flags if flags > RESULT_FLAGS => {
                 return Err(DecodeError::unknown_tag("answer flags", flags));
             }
             flags => Ok(decode_result(input, flags)?),
@@ -172,8 +188,16 @@ fn decode_result(input: &mut Reader, flags: u8) -> Result<WriteResult, DecodeErr
         None
     };
     let counter = if flags & HAS_COUNTER != 0 { Some(input.signed()?) } else { None };
-    let applied = flags & APPLIED != 0;
-    Ok(WriteResult { applied, version, previous, counter, deduplicated: false })
+    let reply = if flags & HAS_REPLY != 0 { Some(input.bytes()?) } else { None };
+    Ok(WriteResult {
+        applied: flags & APPLIED != 0,
+        version,
+        previous,
+        counter,
+        reply,
+        left_out: flags & LEFT_OUT != 0,
+        deduplicated: false,
+    })
 }
 
 /// The key of a request's record, replica id and kind left out.
@@ -219,6 +243,11 @@ pub(crate) fn fingerprint(operation: &Operation) -> u64 {
         }
         Action::Delete => hash.update(&[3]),
         Action::Increment { delta } => text(&mut hash, 4, &delta.to_le_bytes()),
+        Action::String(action) => {
+            let mut encoded = Writer::with_capacity(action.size_bytes());
+            action.encode(&mut encoded);
+            text(&mut hash, 5, encoded.as_slice());
+        }
     }
     match &operation.condition {
         None => hash.update(&[0]),
@@ -245,17 +274,22 @@ mod tests {
                 },
             ),
         );
-        let result = (any::<bool>(), any::<u64>(), previous, any::<Option<i64>>()).prop_map(
-            |(applied, version, previous, counter)| WriteResult {
+        let reply = prop::option::of(prop::collection::vec(any::<u8>(), 0..9));
+        let left_out = any::<bool>();
+        let numbers = (any::<u64>(), any::<Option<i64>>());
+        let result = (any::<bool>(), numbers, previous, reply, left_out).prop_map(
+            |(applied, (version, counter), previous, reply, left_out)| WriteResult {
                 applied,
                 version: Version(version),
                 previous,
                 counter,
+                reply: reply.map(Bytes::from),
+                left_out,
                 deduplicated: false,
             },
         );
-        let outcome =
-            prop_oneof![result.prop_map(Ok), Just(Err(NOT_A_NUMBER)), Just(Err(OVERFLOW))];
+        let wrong = prop::sample::select(wrong_value::ALL.to_vec());
+        let outcome = prop_oneof![result.prop_map(Ok), wrong.prop_map(Err)];
         (any::<u32>(), any::<u64>(), outcome).prop_map(|(item, fingerprint, outcome)| Answer {
             item,
             fingerprint,
@@ -306,6 +340,8 @@ mod tests {
             Action::Delete,
             Action::Increment { delta: 1 },
             Action::Increment { delta: -1 },
+            Action::String(kvdb_model::StringAction::Read),
+            Action::String(kvdb_model::StringAction::Increment { delta: 1 }),
         ];
         let conditions = [
             None,

@@ -20,8 +20,9 @@ use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
 use kvdb_model::codec::DecodeError;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation, OperationOutcome,
-    RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, VolumeId, Write,
+    Action, Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
+    OperationOutcome, RangeEpoch, Refusal, RequestTag, ShardDescriptor, StringAction, Version,
+    VolumeId, Write,
 };
 use rustc_hash::FxHashMap;
 use thiserror::Error;
@@ -327,6 +328,9 @@ impl<M: Machine> Shard<M> {
 
     fn may_change(&self, write: &Write, operation: &Operation, room: Room) -> Result<(), Refusal> {
         check_range(&self.state.descriptor, write.epoch, &operation.key)?;
+        for key in other_keys(operation) {
+            check_range(&self.state.descriptor, write.epoch, key)?;
+        }
         room.check()
     }
 }
@@ -335,9 +339,19 @@ fn refuse_all(write: &Write, refusal: &Refusal) -> Vec<OperationOutcome> {
     write.operations.iter().map(|_| Err(refusal.clone())).collect()
 }
 
+fn other_keys(operation: &Operation) -> &[Bytes] {
+    match &operation.action {
+        Action::String(action) => action.other_keys(),
+        _ => &[],
+    }
+}
+
 /// Whether an operation makes its batch fail. (Deleting what isn't there doesn't, unless there
-/// was a condition.)
+/// was a condition; and of the string actions only a check does.)
 fn failed((operation, outcome): (&Operation, &OperationOutcome)) -> bool {
+    if matches!(&operation.action, Action::String(action) if *action != StringAction::Check) {
+        return false;
+    }
     match outcome {
         Ok(result) => operation.condition.is_some() && !result.applied,
         Err(_) => true,
@@ -406,10 +420,17 @@ impl Run {
     ) -> Result<OperationOutcome, ApplyError> {
         let key = data_key(&operation.key);
         let current = if needs_current(operation) { self.current(&key, version)? } else { None };
-        Ok(match effect_of(operation, current.as_ref(), version) {
-            Ok(Effect { result, change }) => {
+        let mut others = Vec::new();
+        for other in other_keys(operation) {
+            others.push(self.current(&data_key(other), version)?);
+        }
+        Ok(match effect_of(operation, current.as_ref(), &others, version) {
+            Ok(Effect { result, change, also }) => {
                 if let Some(change) = change {
                     self.changed.insert(key, change);
+                }
+                if let Some((other, change)) = also {
+                    self.changed.insert(data_key(&other), change);
                 }
                 Ok(result)
             }
@@ -418,12 +439,13 @@ impl Run {
     }
 
     fn remember_changes(&self, write: &Write) -> Undo {
-        let before = |operation: &Operation| {
-            let key = data_key(&operation.key);
+        let before = |key: &Bytes| {
+            let key = data_key(key);
             let change = self.changed.get(&key).cloned();
             (key, change)
         };
-        write.operations.iter().rev().map(before).collect()
+        let keys = |operation| other_keys(operation).iter().rev().chain([&operation.key]);
+        write.operations.iter().rev().flat_map(keys).map(before).collect()
     }
 
     fn undo(&mut self, undo: Undo) {

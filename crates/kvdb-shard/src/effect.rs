@@ -1,12 +1,11 @@
 //! What one operation does to its key: a pure function of the record that is there.
 
 use crate::record::Record;
+use crate::string_effect::{Scene, string_effect};
 use bytes::Bytes;
 use kvdb_model::planted::{Bug, has};
+use kvdb_model::wrong_value::{NOT_A_NUMBER, OVERFLOW};
 use kvdb_model::{Action, Condition, Operation, Previous, Refusal, Version, WriteResult};
-
-pub(crate) const NOT_A_NUMBER: &str = "the value is not an integer or is out of range";
-pub(crate) const OVERFLOW: &str = "the increment or decrement would overflow";
 
 /// What happens to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +19,8 @@ pub(crate) enum Change {
 pub(crate) struct Effect {
     pub(crate) result: WriteResult,
     pub(crate) change: Option<Change>,
+    /// What happens to another key of the shard.
+    pub(crate) also: Option<(Bytes, Change)>,
 }
 
 /// Whether the effect depends on what is there. (A delete's does: it tells whether there was
@@ -27,21 +28,26 @@ pub(crate) struct Effect {
 pub(crate) fn needs_current(operation: &Operation) -> bool {
     operation.condition.is_some()
         || operation.return_previous
-        || !matches!(operation.action, Action::Put { .. })
+        || match &operation.action {
+            Action::Put { .. } => false,
+            Action::String(action) => action.needs_current(),
+            Action::Delete | Action::Increment { .. } => true,
+        }
 }
 
-/// The effect at `version` where `current` is there, not expired. `current` isn't looked at unless
-/// [`needs_current`].
+/// The effect at `version` where `current` is there, not expired, and so are `others` of a string
+/// action's other keys. `current` isn't looked at unless [`needs_current`].
 ///
 /// # Errors
 /// [`Refusal::WrongValue`] for an increment of something that isn't a counter, or too far.
 pub(crate) fn effect_of(
     operation: &Operation,
     current: Option<&Record>,
+    others: &[Option<Record>],
     version: Version,
 ) -> Result<Effect, Refusal> {
     if !holds(operation.condition.as_ref(), current) {
-        return Ok(Effect { result: unapplied(operation, current), change: None });
+        return Ok(Effect { result: unapplied(operation, current), change: None, also: None });
     }
     let mut result = WriteResult {
         applied: true,
@@ -55,17 +61,23 @@ pub(crate) fn effect_of(
             Change::Set(Record { version, expires_at_ms, value: value.clone() })
         }
         Action::Delete if current.is_none() => {
-            return Ok(Effect { result: unapplied(operation, None), change: None });
+            return Ok(Effect { result: unapplied(operation, None), change: None, also: None });
         }
-        Action::Delete if has(Bug::DeleteLost) => return Ok(Effect { result, change: None }),
+        Action::Delete if has(Bug::DeleteLost) => {
+            return Ok(Effect { result, change: None, also: None });
+        }
         Action::Delete => Change::Remove,
         Action::Increment { delta } => {
             let (counter, record) = increment(current, *delta, version)?;
             result.counter = Some(counter);
             Change::Set(record)
         }
+        Action::String(action) => {
+            let scene = Scene { operation, current, others, version, result };
+            return string_effect(action, scene);
+        }
     };
-    Ok(Effect { result, change: Some(change) })
+    Ok(Effect { result, change: Some(change), also: None })
 }
 
 /// The answer of an operation that changes nothing.
@@ -100,7 +112,7 @@ fn holds(condition: Option<&Condition>, current: Option<&Record>) -> bool {
 }
 
 /// A counter is decimal text, as Redis keeps it; its expiry stays.
-fn increment(
+pub(crate) fn increment(
     current: Option<&Record>,
     delta: i64,
     version: Version,

@@ -22,6 +22,8 @@
 
 mod answers;
 mod apply;
+mod bits;
+mod decimal;
 mod effect;
 mod layout;
 mod machine;
@@ -33,6 +35,7 @@ mod sessions;
 mod shard;
 mod snapshot;
 mod split;
+mod string_effect;
 
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use machine::{ControlOutcome, Machine, NoControl};

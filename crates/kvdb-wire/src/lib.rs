@@ -6,6 +6,7 @@
 mod convert;
 mod refusal;
 pub mod requests;
+pub mod strings;
 pub mod transport;
 
 pub use convert::{

@@ -11,6 +11,7 @@
 
 use crate::convert::{descriptor_from, descriptor_to};
 use crate::proto;
+use kvdb_model::wrong_value;
 use kvdb_model::{RangeEpoch, Refusal, ShardDescriptor, ShardId};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
@@ -112,7 +113,10 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
         "CROSS_SHARD" => {
             Refusal::CrossShard { shards: refusal.shard_ids.into_iter().map(ShardId).collect() }
         }
-        "WRONG_VALUE" => Refusal::WrongValue("the value is not what the operation needs"),
+        "WRONG_VALUE" => Refusal::WrongValue(
+            wrong_value::known(&refusal.message)
+                .unwrap_or("the value is not what the operation needs"),
+        ),
         "NOT_INITIALISED" => Refusal::NotInitialised,
         _ => Refusal::OutcomeUnknown { reason: "the server couldn't tell" },
     }

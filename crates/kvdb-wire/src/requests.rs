@@ -186,8 +186,8 @@ fn batch_operation(write: proto::WriteOperation, limits: &Limits) -> Result<Oper
     }
 }
 
-/// An operation as the wire has it, with its user key; `None` for an increment, which has a message
-/// of its own.
+/// An operation as the wire has it, with its user key; `None` for an increment or a string
+/// action, which have messages of their own.
 pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> Option<proto::WriteOperation> {
     use proto::write_operation::Action as Kind;
     let action = match &operation.action {
@@ -195,7 +195,7 @@ pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> Option<prot
             Kind::Put(proto::PutAction { value: value.clone(), ttl_ms: ttl_ms.unwrap_or(0) })
         }
         Action::Delete => Kind::Delete(proto::DeleteAction {}),
-        Action::Increment { .. } => return None,
+        Action::Increment { .. } | Action::String(_) => return None,
     };
     Some(proto::WriteOperation {
         key: user_key,

@@ -110,6 +110,9 @@ pub(crate) struct GatewayArgs {
     /// gRPC address [default: 127.0.0.1:7400]
     #[arg(long, env = "KVDB_LISTEN")]
     listen: Option<String>,
+    /// Address for the Redis protocol [default: 127.0.0.1:7379]
+    #[arg(long, env = "KVDB_REDIS")]
+    redis: Option<String>,
     /// HTTP address for metrics and health [default: 127.0.0.1:7480]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
@@ -151,6 +154,7 @@ struct File {
     id: Option<u64>,
     listen: Option<String>,
     advertise: Option<String>,
+    redis: Option<String>,
     http: Option<String>,
     peers: Option<String>,
     coordinators: Option<String>,
@@ -312,6 +316,7 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
 fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
     Ok(GatewayConfig {
         listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7400".to_owned()),
+        redis: args.redis.or(file.redis).unwrap_or_else(|| "127.0.0.1:7379".to_owned()),
         http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7480".to_owned()),
         coordinators: addresses(
             &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
@@ -360,7 +365,13 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(kvdb_node::run(config, shutdown).await?) });
     }
-    let config = GatewayConfig { listen: gateway.clone(), http: port(7480, 0)?, coordinators };
+    let redis = port(7379, 0)?;
+    let config = GatewayConfig {
+        listen: gateway.clone(),
+        redis: redis.clone(),
+        http: port(7480, 0)?,
+        coordinators,
+    };
     let token = shutdown.clone();
     parts.spawn(async move { Ok(kvdb_gateway::run(config, token).await?) });
 
@@ -368,7 +379,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
     tokio::select! {
         result = ready => {
             result?;
-            println!("KvDB is ready: {} nodes, gRPC on {gateway}, data in {}", args.nodes, data.display());
+            println!("KvDB is ready: {} nodes, gRPC on {gateway}, Redis on {redis}, data in {}", args.nodes, data.display());
             println!("Try: kvdb --endpoint {gateway} put greeting hello");
         }
         ended = parts.join_next() => {

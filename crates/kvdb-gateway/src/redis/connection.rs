@@ -1,0 +1,323 @@
+//! One connection: what has come is read as far as it goes, commands that may run together run
+//! together, answers leave in order.
+//!
+//! While answers wait to be read, nothing more is read from the client: what it can make the
+//! gateway hold is one request, the commands of one wave, and their answers up to a bound.
+
+use super::clients::{Client, Clients};
+use super::wave::{Outcome, Wave};
+use crate::route::{Gateway, wall_ms};
+use bytes::{Buf, Bytes, BytesMut};
+use kvdb_model::{Keyspace, Refusal};
+use kvdb_redis::plan::refused;
+use kvdb_redis::session::Step;
+use kvdb_redis::{Job, Parser, Plan, Reply, Session};
+use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+/// Most commands of a wave.
+const WAVE_COMMANDS: usize = 1024;
+/// Most steps of a wave, those of one command more at most.
+const WAVE_STEPS: usize = 2048;
+/// Bytes of answers after which they are sent.
+const FLUSH_BYTES: usize = 64 << 10;
+/// Largest answer of one command.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+/// Room that is made for reading.
+const READ_BYTES: usize = 16 << 10;
+
+/// A connection.
+pub(crate) struct Connection {
+    pub(super) gateway: Gateway,
+    pub(super) clients: Arc<Clients>,
+    pub(super) client: Client,
+    stream: TcpStream,
+    pub(super) session: Session,
+    parser: Parser,
+    input: BytesMut,
+    output: BytesMut,
+    keyspace: Option<(u8, Keyspace)>,
+    over: bool,
+}
+
+/// A command of a wave.
+enum Slot {
+    Ready(Reply),
+    Plan(Plan, std::ops::Range<usize>),
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy)]
+struct Manner {
+    silent: bool,
+    resp3: bool,
+}
+
+/// Commands that run together, and what ends them.
+#[derive(Default)]
+struct Batch {
+    slots: Vec<(Slot, Manner)>,
+    steps: Vec<kvdb_redis::plan::Step>,
+    last: Option<(Last, Manner)>,
+}
+
+enum Last {
+    Together(Plan),
+    Job(Job),
+    Close(Reply),
+}
+
+impl Connection {
+    pub(crate) fn new(
+        gateway: Gateway,
+        clients: Arc<Clients>,
+        client: Client,
+        stream: TcpStream,
+    ) -> Self {
+        let session = Session::new(client.entry.id);
+        Connection {
+            gateway,
+            clients,
+            client,
+            stream,
+            session,
+            parser: Parser::default(),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            keyspace: None,
+            over: false,
+        }
+    }
+
+    /// Answers until either side ends it.
+    pub(crate) async fn talk(mut self) {
+        while !self.over {
+            let batch = self.collect();
+            let came = !batch.slots.is_empty() || batch.last.is_some();
+            if came {
+                // Boxed, so that a connection that waits is small.
+                if Box::pin(self.carry_out(batch)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            if self.flush().await.is_err() || !self.read().await {
+                return;
+            }
+        }
+        if self.flush().await.is_ok() {
+            let _ = self.stream.shutdown().await;
+        }
+    }
+
+    /// Takes what has come, as far as it may run together.
+    fn collect(&mut self) -> Batch {
+        let now = wall_ms();
+        let mut batch = Batch::default();
+        let mut name: Option<Bytes> = None;
+        let mut count = 0;
+        while batch.last.is_none()
+            && batch.slots.len() < WAVE_COMMANDS
+            && batch.steps.len() < WAVE_STEPS
+        {
+            let request = match self.parser.next(&mut self.input) {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(error) => {
+                    let manner = Manner { silent: false, resp3: self.session.resp3 };
+                    batch.last = Some((Last::Close(Reply::Error(error.to_string())), manner));
+                    break;
+                }
+            };
+            count += 1;
+            name = request.first().cloned();
+            let (step, silent) = self.session.take(request, now);
+            batch.push(step, Manner { silent, resp3: self.session.resp3 });
+        }
+        if count > 0 {
+            self.client.show(&self.session, name.as_ref(), count);
+        }
+        batch
+    }
+
+    async fn carry_out(&mut self, batch: Batch) -> std::io::Result<()> {
+        if !batch.slots.is_empty() {
+            self.run_wave(batch.slots, batch.steps).await?;
+        }
+        let Some((last, manner)) = batch.last else { return Ok(()) };
+        let reply = match last {
+            Last::Together(plan) => self.together(plan).await,
+            Last::Job(job) => self.job(job).await,
+            Last::Close(reply) => {
+                self.over = true;
+                reply
+            }
+        };
+        self.answer(&reply, manner);
+        self.flush_if_large().await
+    }
+
+    async fn run_wave(
+        &mut self,
+        slots: Vec<(Slot, Manner)>,
+        steps: Vec<kvdb_redis::plan::Step>,
+    ) -> std::io::Result<()> {
+        let gateway = self.gateway.clone();
+        let keyspace = if steps.is_empty() { None } else { Some(self.current_keyspace()) };
+        let mut wave = match &keyspace {
+            Some(Ok(keyspace)) => {
+                let mut wave = Wave::new(&gateway, keyspace, steps);
+                wave.start().await;
+                Some(wave)
+            }
+            _ => None,
+        };
+        for (slot, manner) in slots {
+            let reply = match (slot, &mut wave) {
+                (Slot::Ready(reply), _) => reply,
+                (Slot::Plan(plan, range), Some(wave)) => {
+                    while !wave.is_done(range.clone()) {
+                        if wave.size_bytes(range.clone()) > ANSWER_MAX_BYTES {
+                            break;
+                        }
+                        // More than this command's, so that those after it wait less.
+                        let ahead = range.start..(range.end + 64).min(wave.len());
+                        wave.go_on(ahead).await;
+                    }
+                    if wave.size_bytes(range.clone()) > ANSWER_MAX_BYTES {
+                        too_large()
+                    } else {
+                        plan.finish(wave.take(range), wall_ms())
+                    }
+                }
+                (Slot::Plan(plan, _), None) => match &keyspace {
+                    Some(Err(refusal)) => refused(refusal),
+                    _ => plan.finish(vec![], wall_ms()),
+                },
+            };
+            self.answer(&reply, manner);
+            self.flush_if_large().await?;
+        }
+        Ok(())
+    }
+
+    /// A command that is carried out as a whole or not at all.
+    async fn together(&mut self, plan: Plan) -> Reply {
+        let mut plan = plan;
+        let steps = std::mem::take(&mut plan.steps);
+        match self.run_together(steps).await {
+            Ok(outcomes) => plan.finish(outcomes, wall_ms()),
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
+    pub(super) async fn run_together(
+        &mut self,
+        steps: Vec<kvdb_redis::plan::Step>,
+    ) -> Result<Vec<Outcome>, Refusal> {
+        let keyspace = self.current_keyspace()?;
+        let count = steps.len();
+        let gateway = self.gateway.clone();
+        let mut wave = Wave::new(&gateway, &keyspace, steps);
+        wave.together().await?;
+        Ok(wave.take(0..count))
+    }
+
+    /// The keyspace of the database that is selected.
+    pub(super) fn current_keyspace(&mut self) -> Result<Keyspace, Refusal> {
+        let db = self.session.db;
+        if let Some((known, keyspace)) = &self.keyspace
+            && *known == db
+        {
+            return Ok(keyspace.clone());
+        }
+        let keyspace = self.gateway.keyspace(&keyspace_name(db))?;
+        self.keyspace = Some((db, keyspace.clone()));
+        Ok(keyspace)
+    }
+
+    fn answer(&mut self, reply: &Reply, manner: Manner) {
+        if !manner.silent {
+            reply.write(&mut self.output, manner.resp3);
+        }
+    }
+
+    async fn flush_if_large(&mut self) -> std::io::Result<()> {
+        if self.output.len() >= FLUSH_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        while self.output.has_remaining() {
+            if self.stream.write_buf(&mut self.output).await? == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+        }
+        if self.output.capacity() > FLUSH_BYTES {
+            self.output = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Waits for more; false at the end.
+    async fn read(&mut self) -> bool {
+        if self.input.is_empty() && self.input.capacity() > 0 {
+            // What waits holds nothing.
+            self.input = BytesMut::new();
+            self.output = BytesMut::new();
+        }
+        let held = self.input.capacity() + self.parser.held_bytes() + self.session.held_bytes();
+        if !self.client.holds(held) {
+            let reply =
+                "input memory of all clients is used up; send smaller requests, or fewer at a time";
+            let manner = Manner { silent: false, resp3: self.session.resp3 };
+            self.answer(&Reply::error(reply), manner);
+            let _ = self.flush().await;
+            return false;
+        }
+        loop {
+            if self.stream.readable().await.is_err() {
+                return false;
+            }
+            self.input.reserve(READ_BYTES);
+            match self.stream.try_read_buf(&mut self.input) {
+                Ok(0) => return false,
+                Ok(_) => return true,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Batch {
+    fn push(&mut self, step: Step, manner: Manner) {
+        match step {
+            Step::Reply(reply) => self.slots.push((Slot::Ready(reply), manner)),
+            Step::Plan(plan) if plan.atomic => self.last = Some((Last::Together(plan), manner)),
+            Step::Plan(mut plan) => {
+                let from = self.steps.len();
+                self.steps.append(&mut plan.steps);
+                self.slots.push((Slot::Plan(plan, from..self.steps.len()), manner));
+            }
+            Step::Job(job) => self.last = Some((Last::Job(job), manner)),
+            Step::Close(reply) => self.last = Some((Last::Close(reply), manner)),
+        }
+    }
+}
+
+pub(super) fn too_large() -> Reply {
+    Reply::error(format!(
+        "the answer is larger than {ANSWER_MAX_BYTES} bytes; ask for less at a time"
+    ))
+}
+
+/// The most bytes that an answer may have.
+pub(super) const fn answer_max_bytes() -> usize {
+    ANSWER_MAX_BYTES
+}
+
+/// The keyspace that a database is.
+pub(super) fn keyspace_name(db: u8) -> String {
+    if db == 0 { "default".to_owned() } else { format!("db{db}") }
+}

@@ -1,0 +1,252 @@
+//! Commands that take more than one wave.
+
+use super::connection::{Connection, answer_max_bytes, keyspace_name, too_large};
+use super::scan::{self, Pages};
+use super::wave::{Outcome, Wave};
+use crate::route::Place;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use kvdb_model::{Condition, Keyspace, Refusal, StringAction, Version, WriteResult};
+use kvdb_redis::plan::{change, change_if, look, refused};
+use kvdb_redis::session::{DATABASES, Job, Part, Transaction, Watched};
+use kvdb_redis::{Plan, Reply, glob};
+use kvdb_wire::proto;
+use std::time::{Duration, Instant};
+use tonic::{Code, Request};
+
+/// Longest that making a keyspace takes.
+const SELECT_PATIENCE: Duration = Duration::from_secs(10);
+/// Shards that are walked at the same time.
+const WALKS: usize = 8;
+
+type Done = Result<Reply, Refusal>;
+
+impl Connection {
+    pub(super) async fn job(&mut self, job: Job) -> Reply {
+        let done = match job {
+            Job::Reset => {
+                self.session.reset();
+                Ok(Reply::Simple("RESET"))
+            }
+            Job::Server(args) => Ok(self.clients.command(&self.client.entry, &args)),
+            Job::Select(db) => self.select(db).await,
+            Job::Flush { all: false } => self.flush_db(self.session.db).await,
+            Job::Flush { all: true } => self.flush_all().await,
+            Job::DbSize => self.db_size().await,
+            Job::Keys(pattern) => self.keys(&pattern).await,
+            Job::Scan(asked) => match self.current_keyspace() {
+                Ok(keyspace) => scan::step(&self.gateway, &keyspace, &asked).await,
+                Err(refusal) => Err(refusal),
+            },
+            Job::RandomKey => self.random_key().await,
+            Job::Watch(keys) => self.watch(keys).await,
+            Job::Exec(transaction) => self.exec(transaction).await,
+        };
+        done.unwrap_or_else(|refusal| refused(&refusal))
+    }
+
+    async fn select(&mut self, db: u8) -> Done {
+        let name = keyspace_name(db);
+        if self.gateway.keyspace(&name).is_err() && db > 0 {
+            self.make_keyspace(&name).await?;
+        }
+        self.session.db = db;
+        Ok(Reply::OK)
+    }
+
+    /// Makes a keyspace, and waits until it can be used.
+    async fn make_keyspace(&self, name: &str) -> Result<(), Refusal> {
+        let deadline = Instant::now() + SELECT_PATIENCE;
+        let mut changes = self.gateway.map.changes();
+        let request = proto::CreateKeyspaceRequest {
+            name: name.to_owned(),
+            partitioning: proto::Partitioning::Hash.into(),
+            shards: 0,
+            replication_factor: 0,
+        };
+        let made = self
+            .gateway
+            .coordinators
+            .call(async |mut client| client.create_keyspace(Request::new(request.clone())).await)
+            .await;
+        if let Err(status) = made {
+            let exists =
+                status.code() == Code::AlreadyExists || status.message().contains("exists");
+            if !exists {
+                tracing::warn!(name, error = status.message(), "a keyspace can't be made");
+                return Err(Refusal::UnknownKeyspace { name: name.to_owned() });
+            }
+        }
+        loop {
+            changes.mark_unchanged();
+            if let Ok(keyspace) = self.gateway.keyspace(name) {
+                let start = keyspace.partitioning.routing_key(keyspace.keyspace_id, b"");
+                if self.gateway.find(Place::At(&start), None).is_some() {
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Refusal::UnknownKeyspace { name: name.to_owned() });
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(100), changes.changed()).await;
+        }
+    }
+
+    async fn flush_all(&mut self) -> Done {
+        for db in 0..DATABASES {
+            match self.flush_db(db).await {
+                Ok(_) | Err(Refusal::UnknownKeyspace { .. }) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(Reply::OK)
+    }
+
+    async fn flush_db(&mut self, db: u8) -> Done {
+        let keyspace = self.gateway.keyspace(&keyspace_name(db))?;
+        let gateway = &self.gateway;
+        let starts = scan::shard_starts(gateway, &keyspace);
+        let walks = stream::iter(starts).map(|range| {
+            let keyspace = &keyspace;
+            async move {
+                let mut pages = Pages::new(gateway, keyspace, range);
+                while let Some(page) = pages.next(scan::PAGE_KEYS).await? {
+                    remove(gateway, keyspace, page.keys).await?;
+                }
+                Ok(())
+            }
+        });
+        let ends: Vec<Result<(), Refusal>> = walks.buffer_unordered(WALKS).collect().await;
+        ends.into_iter().collect::<Result<(), Refusal>>()?;
+        Ok(Reply::OK)
+    }
+
+    async fn db_size(&mut self) -> Done {
+        let keyspace = self.current_keyspace()?;
+        let gateway = &self.gateway;
+        let starts = scan::shard_starts(gateway, &keyspace);
+        let walks = stream::iter(starts).map(|range| {
+            let keyspace = &keyspace;
+            async move {
+                let mut count = 0;
+                let mut pages = Pages::new(gateway, keyspace, range);
+                while let Some(page) = pages.next(scan::PAGE_KEYS).await? {
+                    count += page.keys.len() as i64;
+                }
+                Ok(count)
+            }
+        });
+        let counts: Vec<Result<i64, Refusal>> = walks.buffer_unordered(WALKS).collect().await;
+        Ok(Reply::Integer(counts.into_iter().sum::<Result<i64, Refusal>>()?))
+    }
+
+    async fn keys(&mut self, pattern: &[u8]) -> Done {
+        let keyspace = self.current_keyspace()?;
+        let mut pages = Pages::new(&self.gateway, &keyspace, scan::whole(&keyspace));
+        let mut found = Vec::new();
+        let mut size = 0;
+        while let Some(page) = pages.next(scan::PAGE_KEYS).await? {
+            for key in page.keys {
+                if !glob::matches(pattern, &key) {
+                    continue;
+                }
+                size += key.len() + 64;
+                if size > answer_max_bytes() {
+                    return Ok(too_large());
+                }
+                found.push(Reply::Bulk(key));
+            }
+        }
+        Ok(Reply::Array(found))
+    }
+
+    async fn random_key(&mut self) -> Done {
+        let keyspace = self.current_keyspace()?;
+        let key = scan::any_key(&self.gateway, &keyspace).await?;
+        Ok(Reply::bulk_or_nil(key))
+    }
+
+    async fn watch(&mut self, keys: Vec<Bytes>) -> Done {
+        let keyspace = self.current_keyspace()?;
+        let gateway = self.gateway.clone();
+        let steps = keys.iter().cloned().map(look).collect();
+        let mut wave = Wave::new(&gateway, &keyspace, steps);
+        wave.start().await;
+        while !wave.is_done(0..keys.len()) {
+            wave.go_on(0..keys.len()).await;
+        }
+        let db = self.session.db;
+        let mut watched = Vec::with_capacity(keys.len());
+        for (key, outcome) in keys.into_iter().zip(wave.take(0..wave.len())) {
+            let version = outcome?.version.0;
+            watched.push(Watched { db, key, version });
+        }
+        self.session.watch(watched);
+        Ok(Reply::OK)
+    }
+
+    async fn exec(&mut self, transaction: Transaction) -> Done {
+        let Transaction { parts, watched } = transaction;
+        if watched.iter().any(|watched| watched.db != self.session.db) {
+            return Ok(Reply::error(
+                "keys of another database are watched; WATCH and EXEC must see the same one",
+            ));
+        }
+        let checks = watched.len();
+        let mut steps: Vec<_> = watched.into_iter().map(check).collect();
+        let mut plans: Vec<Result<(Plan, usize), Reply>> = Vec::with_capacity(parts.len());
+        for part in parts {
+            plans.push(match part {
+                Part::Reply(reply) => Err(reply),
+                Part::Plan(mut plan) => {
+                    let count = plan.steps.len();
+                    steps.append(&mut plan.steps);
+                    Ok((plan, count))
+                }
+            });
+        }
+        let mut outcomes = Vec::new();
+        if !steps.is_empty() {
+            outcomes = self.run_together(steps).await?;
+        }
+        let is_same = |outcome: &Outcome| matches!(outcome, Ok(WriteResult { applied: true, .. }));
+        let rest = outcomes.split_off(checks.min(outcomes.len()));
+        if !outcomes.iter().all(is_same) {
+            return Ok(Reply::NilArray);
+        }
+        Ok(Reply::Array(answers(plans, rest)))
+    }
+}
+
+fn answers(plans: Vec<Result<(Plan, usize), Reply>>, outcomes: Vec<Outcome>) -> Vec<Reply> {
+    let now = crate::route::wall_ms();
+    let mut outcomes = outcomes.into_iter();
+    plans
+        .into_iter()
+        .map(|part| match part {
+            Err(reply) => reply,
+            Ok((plan, count)) => plan.finish(outcomes.by_ref().take(count).collect(), now),
+        })
+        .collect()
+}
+
+fn check(watched: Watched) -> kvdb_redis::plan::Step {
+    let condition = match watched.version {
+        0 => Condition::IfAbsent,
+        version => Condition::IfVersion(Version(version)),
+    };
+    change_if(watched.key, StringAction::Check, Some(condition), false)
+}
+
+async fn remove(
+    gateway: &crate::route::Gateway,
+    keyspace: &Keyspace,
+    keys: Vec<Bytes>,
+) -> Result<(), Refusal> {
+    let count = keys.len();
+    let steps = keys.into_iter().map(|key| change(key, StringAction::Remove)).collect();
+    let mut wave = Wave::new(gateway, keyspace, steps);
+    wave.start().await;
+    wave.take(0..count).into_iter().try_for_each(|outcome| outcome.map(|_| ()))
+}

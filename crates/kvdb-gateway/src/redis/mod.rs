@@ -1,0 +1,57 @@
+//! The Redis protocol: connections, and how their commands are carried out.
+//!
+//! `connection` reads what has come, takes as many commands as may run together, and writes their
+//! answers in order; `wave` carries their steps out, a message a shard; `jobs` and `scan` do what
+//! takes several; `clients` knows who is connected.
+
+mod clients;
+mod connection;
+mod jobs;
+mod scan;
+mod wave;
+
+use crate::route::Gateway;
+use clients::Clients;
+use connection::Connection;
+use kvdb_runtime::shutdown::Shutdown;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+/// Takes connections until it is told to stop.
+pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shutdown) {
+    let clients = Arc::new(Clients::new(listener.local_addr().map_or(0, |address| address.port())));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.wait() => return,
+        };
+        let (mut stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of files, mostly: others may close theirs meanwhile.
+                tracing::warn!(%error, "a connection can't be taken");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let Some(client) = clients.enter(address) else {
+            let refusal = b"-ERR max number of clients reached\r\n";
+            let _ =
+                tokio::time::timeout(Duration::from_millis(10), stream.write_all(refusal)).await;
+            continue;
+        };
+        let (gateway, clients, shutdown) = (gateway.clone(), clients.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let entry = client.entry.clone();
+            let talk = Connection::new(gateway, clients, client, stream).talk();
+            tokio::select! {
+                () = talk => {}
+                () = entry.killed() => {}
+                () = shutdown.wait() => {}
+            }
+        });
+    }
+}

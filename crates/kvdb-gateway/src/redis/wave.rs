@@ -1,0 +1,409 @@
+//! Steps on keys, carried out together: one message a shard for what is written, one for what is
+//! read.
+//!
+//! Steps on one key keep their order: they are on one shard, and what is written there goes in one
+//! batch, in order. A read of a key that is written in the same wave goes with the writes; other
+//! reads don't enter the log.
+//!
+//! A batch is sent again under the same request id until it is settled, so each step takes effect
+//! once. After a split its steps go separate ways, each still known by its place in the wave.
+
+use crate::route::{Gateway, Nature, Place, wall_ms};
+use crate::service::other_kind;
+use bytes::Bytes;
+use futures_util::future::{join, join_all};
+use kvdb_model::{
+    Action, Keyspace, Operation, Previous, Refusal, RetryClass, ShardId, StringAction, Version,
+    WriteResult,
+};
+use kvdb_redis::Wish;
+use kvdb_redis::plan::Step;
+use kvdb_router::Route;
+use kvdb_wire::proto::node_answer::Answer;
+use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_wire::{proto, requests, strings};
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// Longest that a wave takes, retries included.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most steps in one message.
+const BATCH_STEPS: usize = 1024;
+/// Most bytes in one message, a step more at most.
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes after which the answer to a read of several keys ends; one value more at most.
+const READ_BYTES: u64 = 256 << 10;
+
+/// What a step came to.
+pub(crate) type Outcome = Result<WriteResult, Refusal>;
+
+struct Placed {
+    step: Step,
+    routing_key: Bytes,
+    outcome: Option<Outcome>,
+    writes: bool,
+}
+
+/// Steps of one keyspace, and what has become of them.
+pub(crate) struct Wave<'a> {
+    gateway: &'a Gateway,
+    keyspace: &'a Keyspace,
+    deadline: Instant,
+    placed: Vec<Placed>,
+}
+
+impl<'a> Wave<'a> {
+    pub(crate) fn new(gateway: &'a Gateway, keyspace: &'a Keyspace, steps: Vec<Step>) -> Self {
+        let mut written = HashSet::new();
+        for step in &steps {
+            if let Wish::Write { action, .. } = &step.wish {
+                written.insert(step.key.clone());
+                written.extend(action.other_keys().iter().cloned());
+            }
+        }
+        let placed = steps
+            .into_iter()
+            .map(|step| {
+                let writes = matches!(step.wish, Wish::Write { .. }) || written.contains(&step.key);
+                let outcome = check(gateway, &step).err().map(Err);
+                let routing_key =
+                    keyspace.partitioning.routing_key(keyspace.keyspace_id, &step.key);
+                Placed { step, routing_key, outcome, writes }
+            })
+            .collect();
+        Wave { gateway, keyspace, deadline: Instant::now() + PATIENCE, placed }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.placed.len()
+    }
+
+    /// Carries all writes out, and begins to read.
+    pub(crate) async fn start(&mut self) {
+        let writes = self.write_all();
+        let reads = self.read_some(0..self.placed.len());
+        let (written, read) = join(writes, reads).await;
+        self.settle(written.into_iter().chain(read));
+    }
+
+    /// Reads more of the steps in a range, in order.
+    pub(crate) async fn go_on(&mut self, range: std::ops::Range<usize>) {
+        self.deadline = Instant::now() + PATIENCE;
+        let read = self.read_some(range).await;
+        self.settle(read);
+    }
+
+    /// Whether all steps in a range are done.
+    pub(crate) fn is_done(&self, range: std::ops::Range<usize>) -> bool {
+        self.placed[range].iter().all(|placed| placed.outcome.is_some())
+    }
+
+    /// Bytes that the steps in a range have come to so far.
+    pub(crate) fn size_bytes(&self, range: std::ops::Range<usize>) -> usize {
+        let size = |placed: &Placed| match &placed.outcome {
+            Some(Ok(WriteResult { previous: Some(previous), .. })) => previous.value.len() + 32,
+            _ => 0,
+        };
+        self.placed[range].iter().map(size).sum()
+    }
+
+    /// Takes the outcomes of a range.
+    pub(crate) fn take(&mut self, range: std::ops::Range<usize>) -> Vec<Outcome> {
+        self.placed[range]
+            .iter_mut()
+            .map(|placed| placed.outcome.take().unwrap_or_else(|| Err(other_kind())))
+            .collect()
+    }
+
+    fn settle(&mut self, outcomes: impl IntoIterator<Item = (usize, Outcome)>) {
+        for (place, outcome) in outcomes {
+            self.placed[place].outcome = Some(outcome);
+        }
+    }
+
+    /// The steps that are to be written, by the shard they are on now.
+    fn by_shard(&self, places: impl IntoIterator<Item = usize>) -> BTreeMap<ShardId, Vec<usize>> {
+        let mut groups: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+        for place in places {
+            let route = self.gateway.find(Place::At(&self.placed[place].routing_key), None);
+            // Those without a route wait for one together.
+            let shard = route.map_or(ShardId(0), |route| route.shard_id);
+            groups.entry(shard).or_default().push(place);
+        }
+        groups
+    }
+
+    async fn write_all(&self) -> Vec<(usize, Outcome)> {
+        let open =
+            |place: &usize| self.placed[*place].writes && self.placed[*place].outcome.is_none();
+        let groups = self.by_shard((0..self.placed.len()).filter(open));
+        let written = groups.into_iter().map(|(shard, places)| self.write_group(shard, places));
+        join_all(written).await.into_iter().flatten().collect()
+    }
+
+    /// The writes of one shard: as few batches as they fit in, one after the other.
+    async fn write_group(&self, shard: ShardId, places: Vec<usize>) -> Vec<(usize, Outcome)> {
+        let mut settled = Vec::with_capacity(places.len());
+        let mut rest = &places[..];
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(self.batch_length(rest));
+            self.write_batch(shard, batch, &mut settled).await;
+            rest = after;
+        }
+        settled
+    }
+
+    fn batch_length(&self, places: &[usize]) -> usize {
+        let mut size = 0;
+        let mut count = 0;
+        for place in places.iter().take(BATCH_STEPS) {
+            if size >= BATCH_BYTES {
+                break;
+            }
+            size += size_of(&self.placed[*place].step);
+            count += 1;
+        }
+        count
+    }
+
+    async fn write_batch(
+        &self,
+        shard: ShardId,
+        places: &[usize],
+        settled: &mut Vec<(usize, Outcome)>,
+    ) {
+        let ticket = self.gateway.lanes.begin(shard, wall_ms());
+        let mut open: Vec<usize> = Vec::with_capacity(places.len());
+        for place in places {
+            match self.on_one_shard(*place) {
+                Ok(()) => open.push(*place),
+                Err(refusal) => settled.push((*place, Err(refusal))),
+            }
+        }
+        while let Some(first) = open.first() {
+            let place = Place::At(&self.placed[*first].routing_key);
+            // Only what is on the shard that it is routed to.
+            let here = |route: &Route| -> Vec<usize> {
+                open.iter().copied().filter(|place| self.is_on(*place, route)).collect()
+            };
+            let build = |route: &Route| {
+                let operations = here(route).iter().map(|place| self.operation(*place)).collect();
+                self.string_write(route, operations, false, &ticket.tag)
+            };
+            let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await;
+            match asked {
+                Ok((Answer::StringWrite(answer), route)) => {
+                    let sent = here(&route);
+                    let outcomes = answer.results.into_iter().map(strings::string_outcome);
+                    for (place, outcome) in sent.into_iter().zip(outcomes) {
+                        if let Err(refusal) = &outcome
+                            && refusal.class() == RetryClass::RetryElsewhere
+                            && self.learn_and_wait(refusal).await
+                        {
+                            continue;
+                        }
+                        open.retain(|open| *open != place);
+                        settled.push((place, outcome));
+                    }
+                }
+                Ok(_) => return self.refuse(&open, &other_kind(), settled),
+                Err(refusal) => return self.refuse(&open, &refusal, settled),
+            }
+        }
+    }
+
+    fn refuse(&self, open: &[usize], why: &Refusal, settled: &mut Vec<(usize, Outcome)>) {
+        settled.extend(open.iter().map(|place| (*place, Err(why.clone()))));
+    }
+
+    /// Whether it is worth another try.
+    async fn learn_and_wait(&self, refusal: &Refusal) -> bool {
+        if let Refusal::StaleEpoch { descriptors, .. } | Refusal::ShardMoved { descriptors, .. } =
+            refusal
+        {
+            self.gateway.map.learn(descriptors);
+        }
+        self.gateway.map.refresh();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Instant::now() < self.deadline
+    }
+
+    fn is_on(&self, place: usize, route: &Route) -> bool {
+        route.range.contains(&self.placed[place].routing_key)
+    }
+
+    /// Whether the other keys of a step are on the shard of its own.
+    fn on_one_shard(&self, place: usize) -> Result<(), Refusal> {
+        let placed = &self.placed[place];
+        let Wish::Write { action, .. } = &placed.step.wish else { return Ok(()) };
+        let others = action.other_keys();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let keyspace = self.keyspace;
+        let others =
+            others.iter().map(|key| keyspace.partitioning.routing_key(keyspace.keyspace_id, key));
+        self.one_shard(others.chain([placed.routing_key.clone()])).map(|_| ())
+    }
+
+    fn one_shard(&self, keys: impl Iterator<Item = Bytes>) -> Result<ShardId, Refusal> {
+        let shard = |key: Bytes| {
+            let route = self.gateway.find(Place::At(&key), None);
+            route.map(|route| route.shard_id).ok_or(Refusal::NotInitialised)
+        };
+        let mut shards = keys.map(shard).collect::<Result<Vec<_>, _>>()?;
+        shards.sort_unstable();
+        shards.dedup();
+        match shards[..] {
+            [shard] => Ok(shard),
+            _ => Err(Refusal::CrossShard { shards }),
+        }
+    }
+
+    /// Carries all steps out together or not at all; all are then done.
+    ///
+    /// # Errors
+    /// Why none was carried out, or the outcome is unknown.
+    pub(crate) async fn together(&mut self) -> Result<(), Refusal> {
+        if let Some(Err(refusal)) = self.placed.iter().find_map(|placed| placed.outcome.clone()) {
+            return Err(refusal);
+        }
+        (0..self.placed.len()).try_for_each(|place| self.on_one_shard(place))?;
+        let keys = self.placed.iter().map(|placed| placed.routing_key.clone());
+        let shard = self.one_shard(keys)?;
+        let ticket = self.gateway.lanes.begin(shard, wall_ms());
+        let operations: Vec<_> =
+            (0..self.placed.len()).map(|place| self.operation(place)).collect();
+        loop {
+            let Some(first) = self.placed.first() else { return Ok(()) };
+            let build =
+                |route: &Route| self.string_write(route, operations.clone(), true, &ticket.tag);
+            let place = Place::At(&first.routing_key);
+            let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await?;
+            let Answer::StringWrite(answer) = asked.0 else { return Err(other_kind()) };
+            let outcomes: Vec<Outcome> =
+                answer.results.into_iter().map(strings::string_outcome).collect();
+            let moved = outcomes.iter().find_map(|outcome| match outcome {
+                Err(refusal) if !matches!(refusal, Refusal::WrongValue(_)) => Some(refusal.clone()),
+                _ => None,
+            });
+            let Some(refusal) = moved else {
+                self.settle(outcomes.into_iter().enumerate());
+                return Ok(());
+            };
+            if refusal.class() != RetryClass::RetryElsewhere || !self.learn_and_wait(&refusal).await
+            {
+                return Err(refusal);
+            }
+            self.one_shard(self.placed.iter().map(|placed| placed.routing_key.clone()))?;
+        }
+    }
+
+    fn operation(&self, place: usize) -> proto::StringOperation {
+        let step = &self.placed[place].step;
+        let (action, condition, return_previous) = match &step.wish {
+            Wish::Read { .. } => (StringAction::Read, None, true),
+            Wish::Write { action, condition, return_previous } => {
+                (action.clone(), condition.clone(), *return_previous)
+            }
+        };
+        let operation = Operation {
+            key: step.key.clone(),
+            item: place as u32,
+            action: Action::String(action),
+            condition,
+            return_previous,
+        };
+        strings::string_operation_to(&operation).unwrap_or_default()
+    }
+
+    fn string_write(
+        &self,
+        route: &Route,
+        operations: Vec<proto::StringOperation>,
+        atomic: bool,
+        tag: &kvdb_model::RequestTag,
+    ) -> Asked {
+        Asked::StringWrite(proto::NodeStringWriteRequest {
+            shard_id: route.shard_id.0,
+            epoch: route.epoch.0,
+            keyspace_id: self.keyspace.keyspace_id.0,
+            operations,
+            atomic,
+            request_id: Some(requests::request_id_to(tag)),
+        })
+    }
+
+    async fn read_some(&self, range: std::ops::Range<usize>) -> Vec<(usize, Outcome)> {
+        let open = |place: &usize| {
+            let placed = &self.placed[*place];
+            !placed.writes && placed.outcome.is_none()
+        };
+        let groups = self.by_shard(range.filter(open));
+        let read = groups.into_values().map(|places| self.read_group(places));
+        join_all(read).await.into_iter().flatten().collect()
+    }
+
+    /// The first of the reads of one shard, as many as fit in an answer.
+    async fn read_group(&self, places: Vec<usize>) -> Vec<(usize, Outcome)> {
+        let Some(first) = places.first() else { return vec![] };
+        let here = |route: &Route| {
+            let here = places.iter().copied().filter(|place| self.is_on(*place, route));
+            here.take(BATCH_STEPS).collect::<Vec<usize>>()
+        };
+        let build = |route: &Route| {
+            let keys = here(route).into_iter().map(|place| self.read_key(place)).collect();
+            Asked::ReadMany(proto::NodeReadManyRequest {
+                shard_id: route.shard_id.0,
+                epoch: route.epoch.0,
+                keyspace_id: self.keyspace.keyspace_id.0,
+                keys,
+                max_bytes: READ_BYTES,
+            })
+        };
+        let place = Place::At(&self.placed[*first].routing_key);
+        match self.gateway.ask(place, Nature::Read, self.deadline, build).await {
+            Ok((Answer::ReadMany(answer), route)) => {
+                here(&route).into_iter().zip(answer.results.into_iter().map(found)).collect()
+            }
+            Ok(_) => vec![(*first, Err(other_kind()))],
+            Err(refusal) => places.iter().map(|place| (*place, Err(refusal.clone()))).collect(),
+        }
+    }
+
+    fn read_key(&self, place: usize) -> proto::ReadKey {
+        let step = &self.placed[place].step;
+        let head_only = matches!(step.wish, Wish::Read { head_only: true });
+        proto::ReadKey { key: step.key.clone(), head_only }
+    }
+}
+
+fn found(response: proto::GetResponse) -> Outcome {
+    let version = Version(response.version);
+    let previous = response.found.then_some(Previous {
+        value: response.value,
+        version,
+        expires_at_ms: response.expires_at_ms,
+    });
+    Ok(WriteResult { applied: response.found, version, previous, ..WriteResult::default() })
+}
+
+fn check(gateway: &Gateway, step: &Step) -> Result<(), Refusal> {
+    gateway.limits.check_key(&step.key)?;
+    let Wish::Write { action, .. } = &step.wish else { return Ok(()) };
+    action.other_keys().iter().try_for_each(|key| gateway.limits.check_key(key))?;
+    match action {
+        StringAction::Set { value, .. }
+        | StringAction::Append { value }
+        | StringAction::SetRange { value, .. } => gateway.limits.check_value(value),
+        _ => Ok(()),
+    }
+}
+
+fn size_of(step: &Step) -> usize {
+    let action = match &step.wish {
+        Wish::Write { action, .. } => action.size_bytes(),
+        Wish::Read { .. } => 0,
+    };
+    step.key.len() + action + 32
+}

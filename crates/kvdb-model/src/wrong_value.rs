@@ -1,0 +1,28 @@
+//! What can be wrong with a value, in the words of [`crate::Refusal::WrongValue`]. They are the
+//! same on every node and travel as text, so a client can tell them apart.
+
+/// An increment of something that isn't a decimal integer of 64 bits.
+pub const NOT_A_NUMBER: &str = "the value is not an integer or is out of range";
+/// An increment that leads beyond 64 bits.
+pub const OVERFLOW: &str = "the increment or decrement would overflow";
+/// A decimal increment of something that isn't a decimal number.
+pub const NOT_A_FLOAT: &str = "the value is not a decimal number";
+/// A decimal increment that leads to no number.
+pub const NOT_FINITE: &str = "the increment would produce NaN or infinity";
+/// A change that would make a value longer than values may be.
+pub const TOO_LONG: &str = "the value would be longer than 8 MiB";
+/// A change of a key that must exist.
+pub const NO_SUCH_KEY: &str = "the key does not exist";
+
+/// All of them. Their places are stored: only ever add at the end.
+pub const ALL: [&str; 6] = [NOT_A_NUMBER, OVERFLOW, NOT_A_FLOAT, NOT_FINITE, TOO_LONG, NO_SUCH_KEY];
+
+/// The one with this text.
+pub fn known(text: &str) -> Option<&'static str> {
+    ALL.into_iter().find(|known| *known == text)
+}
+
+/// Its place in [`ALL`].
+pub fn code_of(text: &str) -> u8 {
+    ALL.iter().position(|known| *known == text).unwrap_or(0) as u8
+}

@@ -1,0 +1,238 @@
+//! Every command: how it is called, what carries it out, and what is promised.
+
+use crate::args::is;
+use crate::reply::Reply;
+use crate::session::{Session, Step};
+use crate::{args::Planned, bits, keys, lcs, server, strings};
+use bytes::Bytes;
+
+/// What carries a command out.
+#[derive(Clone, Copy)]
+pub enum Handler {
+    /// A plan on keys.
+    Keys(fn(&[Bytes]) -> Planned),
+    /// An answer that needs nobody.
+    Local(fn(&mut Session, &[Bytes]) -> Reply),
+    /// Anything.
+    Step(fn(&mut Session, &[Bytes]) -> Step),
+}
+
+/// A command.
+pub struct Spec {
+    /// In small letters.
+    pub name: &'static str,
+    /// Words, the name included; negative: at least so many.
+    pub arity: i32,
+    /// `write`, `readonly`, `fast` and so on, with spaces between.
+    pub flags: &'static str,
+    /// The first key, the last (negative: from the end), and the step from one to the next; 0 where
+    /// there are none.
+    pub keys: (i32, i32, i32),
+    /// As Redis groups it.
+    pub group: &'static str,
+    /// What carries it out.
+    pub handler: Handler,
+    /// What it does.
+    pub summary: &'static str,
+    /// Where it differs from Redis, and how atomic it is.
+    pub notes: &'static str,
+}
+
+impl Spec {
+    /// Whether so many words are enough and not too many.
+    pub fn accepts(&self, words: usize) -> bool {
+        let least = self.arity.unsigned_abs() as usize;
+        if self.arity < 0 { words >= least } else { words == least }
+    }
+
+    /// Whether it is carried out at once though a transaction is open.
+    pub(crate) fn in_transaction_at_once(&self) -> bool {
+        matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
+    }
+
+    /// The keys among a command's words.
+    pub fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
+        let (first, last, step) = self.keys;
+        let (Ok(first), Ok(step)) = (usize::try_from(first), usize::try_from(step)) else {
+            return vec![];
+        };
+        let count = args.len() as i64;
+        let last = if last < 0 { count + i64::from(last) } else { i64::from(last) };
+        if first == 0 || step == 0 {
+            return vec![];
+        }
+        let last = usize::try_from(last + 1).unwrap_or(0).min(args.len());
+        args.get(first..last).unwrap_or_default().iter().step_by(step).cloned().collect()
+    }
+
+    /// As `COMMAND INFO` shows it.
+    pub fn describe(&self) -> Reply {
+        let (first, last, step) = self.keys;
+        Reply::Array(vec![
+            Reply::text(self.name),
+            Reply::Integer(self.arity.into()),
+            Reply::Set(self.flags.split_whitespace().map(Reply::Simple).collect()),
+            Reply::Integer(first.into()),
+            Reply::Integer(last.into()),
+            Reply::Integer(step.into()),
+            Reply::Set(vec![]),
+            Reply::Array(vec![]),
+            Reply::Array(vec![]),
+            Reply::Array(vec![]),
+        ])
+    }
+
+    /// As `COMMAND DOCS` shows it.
+    pub fn docs(&self) -> Reply {
+        Reply::Map(vec![
+            (Reply::text("summary"), Reply::text(self.summary)),
+            (Reply::text("group"), Reply::text(self.group)),
+        ])
+    }
+}
+
+/// The command of this name, in any case.
+pub fn find(name: &[u8]) -> Option<&'static Spec> {
+    // Long names aren't looked for.
+    if name.len() > 24 {
+        return None;
+    }
+    let at = COMMANDS
+        .binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(u8::to_ascii_lowercase)));
+    at.ok().map(|at| &COMMANDS[at]).filter(|spec| is(name, spec.name))
+}
+
+const NONE: (i32, i32, i32) = (0, 0, 0);
+const ONE: (i32, i32, i32) = (1, 1, 1);
+const ALL: (i32, i32, i32) = (1, -1, 1);
+const TWO: (i32, i32, i32) = (1, 2, 1);
+const READ: &str = "readonly fast";
+const SLOW_READ: &str = "readonly";
+const WRITE: &str = "write denyoom fast";
+const CONNECTION: &str = "loading stale fast";
+
+macro_rules! commands {
+    ($($name:literal $arity:literal $flags:ident $keys:tt $group:literal $kind:ident($handler:expr) $summary:literal $notes:literal;)*) => {
+        /// All of them, by name.
+        pub const COMMANDS: &[Spec] = &[$(Spec {
+            name: $name,
+            arity: $arity,
+            flags: $flags,
+            keys: $keys,
+            group: $group,
+            handler: Handler::$kind($handler),
+            summary: $summary,
+            notes: $notes,
+        },)*];
+    };
+}
+
+commands! {
+    "append" 3 WRITE ONE "string" Keys(strings::append) "Adds to the end of a string" "";
+    "auth" -2 CONNECTION NONE "connection" Local(server::auth) "Logs in" "there are no passwords: always refused, as by a Redis without one";
+    "bitcount" -2 SLOW_READ ONE "bitmap" Keys(bits::bitcount) "Counts set bits" "";
+    "bitfield" -2 WRITE ONE "bitmap" Keys(bits::bitfield) "Reads and changes numbers inside a string" "";
+    "bitfield_ro" -2 READ ONE "bitmap" Keys(bits::bitfield_ro) "Reads numbers inside a string" "";
+    "bitop" -4 WRITE (2, -1, 1) "bitmap" Keys(bits::bitop) "Combines strings bit by bit" "all keys on one shard";
+    "bitpos" -3 SLOW_READ ONE "bitmap" Keys(bits::bitpos) "Finds the first set or clear bit" "";
+    "client" -2 CONNECTION NONE "connection" Step(server::client) "Asks about connections" "SETNAME GETNAME ID LIST INFO KILL REPLY NO-EVICT NO-TOUCH SETINFO; LIST and KILL see one gateway";
+    "command" -1 CONNECTION NONE "server" Local(server::command) "Describes commands" "COUNT DOCS INFO GETKEYS LIST";
+    "config" -2 CONNECTION NONE "server" Step(server::of_server) "Shows settings" "GET SET RESETSTAT REWRITE; what is set is kept by one gateway until it stops, and changes nothing";
+    "copy" -3 WRITE TWO "generic" Keys(keys::copy) "Copies a key" "both keys on one shard; no DB";
+    "dbsize" 1 SLOW_READ NONE "server" Step(server::dbsize) "Counts keys" "walks all keys: not of one moment, and slow on large databases";
+    "decr" 2 WRITE ONE "string" Keys(strings::decr) "Takes 1 from a counter" "";
+    "decrby" 3 WRITE ONE "string" Keys(strings::decrby) "Takes a number from a counter" "";
+    "del" -2 WRITE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
+    "discard" 1 CONNECTION NONE "transactions" Local(server::discard) "Drops a transaction" "";
+    "dump" 2 SLOW_READ ONE "generic" Keys(keys::dump_key) "The stored form of a key" "as Redis 7.0 writes it";
+    "echo" 2 CONNECTION NONE "connection" Local(server::echo) "Answers with what it was sent" "";
+    "exec" 1 CONNECTION NONE "transactions" Step(server::exec) "Carries a transaction out" "atomic; all keys, watched ones too, on one shard, otherwise refused";
+    "exists" -2 READ ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
+    "expire" -3 WRITE ONE "generic" Keys(keys::expire) "Sets seconds to live" "";
+    "expireat" -3 WRITE ONE "generic" Keys(keys::expireat) "Sets the end of a key's life" "";
+    "expiretime" 2 READ ONE "generic" Keys(keys::expiretime) "When a key expires, in seconds since 1970" "";
+    "flushall" -1 WRITE NONE "server" Step(server::flushall) "Removes all keys of all databases" "a key at a time, not at one moment";
+    "flushdb" -1 WRITE NONE "server" Step(server::flushdb) "Removes all keys of the database" "a key at a time, not at one moment";
+    "function" -2 CONNECTION NONE "scripting" Local(server::function) "Functions" "FLUSH and LIST alone: there are no functions";
+    "get" 2 READ ONE "string" Keys(strings::get) "The value of a key" "";
+    "getbit" 3 READ ONE "bitmap" Keys(bits::getbit) "A bit of a string" "";
+    "getdel" 2 WRITE ONE "string" Keys(strings::getdel) "The value of a key, and removes it" "";
+    "getex" -2 WRITE ONE "string" Keys(strings::getex) "The value of a key, and sets its expiry" "";
+    "getrange" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "getset" 3 WRITE ONE "string" Keys(strings::getset) "Sets a key, and answers with what was there" "";
+    "hello" -1 CONNECTION NONE "connection" Local(server::hello) "Chooses the protocol's version" "no AUTH";
+    "incr" 2 WRITE ONE "string" Keys(strings::incr) "Adds 1 to a counter" "";
+    "incrby" 3 WRITE ONE "string" Keys(strings::incrby) "Adds a number to a counter" "";
+    "incrbyfloat" 3 WRITE ONE "string" Keys(strings::incrbyfloat) "Adds a decimal number" "exact up to 19 digits before and 17 after the point";
+    "info" -1 CONNECTION NONE "server" Step(server::of_server) "Facts about the server" "of one gateway; Server, Clients, Memory, Stats, Replication, Cluster";
+    "keys" 2 SLOW_READ NONE "generic" Step(server::keys) "All keys that match" "walks all keys: not of one moment; refused above 64 MiB of keys";
+    "latency" -2 CONNECTION NONE "server" Local(server::latency) "Latency events" "always empty";
+    "lcs" -3 SLOW_READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells";
+    "mget" -2 READ ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
+    "move" 3 WRITE ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
+    "mset" -3 WRITE (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";
+    "msetnx" -3 WRITE (1, -1, 2) "string" Keys(strings::msetnx) "Sets keys if none is there" "atomic; all keys on one shard; not inside MULTI";
+    "multi" 1 CONNECTION NONE "transactions" Local(server::multi) "Begins a transaction" "up to 10,000 commands and 16 MiB";
+    "object" -2 SLOW_READ (2, 2, 1) "generic" Keys(keys::object) "How a key is kept" "ENCODING REFCOUNT IDLETIME, as Redis would answer; IDLETIME is always 0";
+    "persist" 2 WRITE ONE "generic" Keys(keys::persist) "Takes a key's expiry away" "";
+    "pexpire" -3 WRITE ONE "generic" Keys(keys::pexpire) "Sets milliseconds to live" "";
+    "pexpireat" -3 WRITE ONE "generic" Keys(keys::pexpireat) "Sets the end of a key's life" "";
+    "pexpiretime" 2 READ ONE "generic" Keys(keys::pexpiretime) "When a key expires, in milliseconds since 1970" "";
+    "ping" -1 CONNECTION NONE "connection" Local(server::ping) "Whether the server answers" "";
+    "psetex" 4 WRITE ONE "string" Keys(strings::psetex) "Sets a key for milliseconds" "";
+    "pttl" 2 READ ONE "generic" Keys(keys::pttl) "Milliseconds to live" "";
+    "quit" -1 CONNECTION NONE "connection" Step(server::quit) "Closes the connection" "";
+    "randomkey" 1 SLOW_READ NONE "generic" Step(server::randomkey) "Any key" "not evenly distributed";
+    "rename" 3 WRITE TWO "generic" Keys(keys::rename) "Renames a key" "both keys on one shard";
+    "renamenx" 3 WRITE TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
+    "reset" 1 CONNECTION NONE "connection" Step(server::reset) "Resets the connection" "";
+    "restore" -4 WRITE ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone";
+    "scan" -2 SLOW_READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway";
+    "select" 2 CONNECTION NONE "connection" Step(server::select) "Chooses a database" "0 is the keyspace `default`, 1 to 15 are `db1` to `db15`, made when first chosen";
+    "set" -3 WRITE ONE "string" Keys(strings::set) "Sets a key" "all options";
+    "setbit" 4 WRITE ONE "bitmap" Keys(bits::setbit) "Sets or clears a bit" "";
+    "setex" 4 WRITE ONE "string" Keys(strings::setex) "Sets a key for seconds" "";
+    "setnx" 3 WRITE ONE "string" Keys(strings::setnx) "Sets a key that isn't there" "";
+    "setrange" 4 WRITE ONE "string" Keys(strings::setrange) "Overwrites a part of a string" "";
+    "slowlog" -2 CONNECTION NONE "server" Local(server::slowlog) "Slow commands" "always empty";
+    "strlen" 2 READ ONE "string" Keys(strings::strlen) "The length of a string" "";
+    "substr" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "time" 1 CONNECTION NONE "server" Local(server::time) "The gateway's clock" "in steps of a millisecond";
+    "touch" -2 READ ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
+    "ttl" 2 READ ONE "generic" Keys(keys::ttl) "Seconds to live" "";
+    "type" 2 READ ONE "generic" Keys(keys::kind) "The type of a key" "";
+    "unlink" -2 WRITE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
+    "unwatch" 1 CONNECTION NONE "transactions" Local(server::unwatch) "Forgets watched keys" "";
+    "wait" 3 CONNECTION NONE "generic" Local(server::wait) "How many replicas have the writes" "at once: an answered write is on a majority already";
+    "watch" -2 CONNECTION ALL "transactions" Step(server::watch) "Lets a transaction fail if keys change" "by version; a key that comes and goes in between has not changed";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_found_in_any_case() {
+        assert!(COMMANDS.is_sorted_by(|a, b| a.name < b.name));
+        for spec in COMMANDS {
+            assert_eq!(
+                find(spec.name.to_uppercase().as_bytes()).map(|found| found.name),
+                Some(spec.name)
+            );
+        }
+        assert!(find(b"nonsense").is_none() && find(b"").is_none() && find(&[b'x'; 100]).is_none());
+    }
+
+    #[test]
+    fn keys_are_found_among_the_words() {
+        let keys = |line: &str| {
+            let args: Vec<Bytes> =
+                line.split(' ').map(|word| Bytes::from(word.to_owned())).collect();
+            find(&args[0]).unwrap().keys_of(&args).join(&b' ')
+        };
+        assert_eq!(keys("mset a 1 b 2"), b"a b");
+        assert_eq!(keys("get a"), b"a");
+        assert_eq!(keys("bitop and d a b"), b"d a b");
+        assert_eq!(keys("ping x"), b"");
+    }
+}
