@@ -52,13 +52,15 @@ pub const UNIX_SECONDS: TimeUnit = TimeUnit { millis: 1000, absolute: true };
 /// Milliseconds since 1970.
 pub const UNIX_MILLIS: TimeUnit = TimeUnit { millis: 1, absolute: true };
 
-/// Highest time, in milliseconds since 1970: leaves room for adding two.
-const FARTHEST_MS: i64 = i64::MAX / 2;
+/// A time that has passed, in milliseconds since 1970: what is too far from it is too far from now.
+const BASE_MS: i64 = 1_700_000_000_000;
 
 /// An expiry that may lie in the past.
 pub fn expiry(command: &str, text: &[u8], unit: TimeUnit) -> Result<Expiry, Reply> {
-    let number = integer(text)?;
-    let millis = number.checked_mul(unit.millis).filter(|millis| millis.abs() <= FARTHEST_MS);
+    let millis = integer(text)?.checked_mul(unit.millis);
+    let base = if unit.absolute { 0 } else { BASE_MS };
+    // What can't be told as a time since 1970 is refused, as Redis does.
+    let millis = millis.filter(|millis| millis.checked_add(base).is_some());
     let millis = millis.ok_or_else(|| invalid_expiry(command))?;
     Ok(match (u64::try_from(millis), unit.absolute) {
         (Ok(at), true) => Expiry::At(at.max(1)),

@@ -120,7 +120,7 @@ fn remaining(found: Option<Previous>, of: impl Fn(i64) -> i64) -> Reply {
     Reply::Integer(match found {
         None => -2,
         Some(found) if found.expires_at_ms == 0 => -1,
-        Some(found) => of(found.expires_at_ms as i64),
+        Some(found) => of(i64::try_from(found.expires_at_ms).unwrap_or(i64::MAX)),
     })
 }
 
@@ -131,15 +131,15 @@ fn ask_expiry(args: &[Bytes], of: impl Fn(i64, i64) -> i64 + Send + 'static) -> 
 }
 
 pub(crate) fn ttl(args: &[Bytes]) -> Planned {
-    ask_expiry(args, |at, now| ((at - now).max(0) + 500) / 1000)
+    ask_expiry(args, |at, now| (at.saturating_sub(now).max(0).saturating_add(500)) / 1000)
 }
 
 pub(crate) fn pttl(args: &[Bytes]) -> Planned {
-    ask_expiry(args, |at, now| (at - now).max(0))
+    ask_expiry(args, |at, now| at.saturating_sub(now).max(0))
 }
 
 pub(crate) fn expiretime(args: &[Bytes]) -> Planned {
-    ask_expiry(args, |at, _| (at + 500) / 1000)
+    ask_expiry(args, |at, _| at.saturating_add(500) / 1000)
 }
 
 pub(crate) fn pexpiretime(args: &[Bytes]) -> Planned {

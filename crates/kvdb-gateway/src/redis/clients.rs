@@ -27,6 +27,7 @@ pub(crate) struct Clients {
     started: Instant,
     next: AtomicU64,
     commands: AtomicU64,
+    changes: AtomicU64,
     held_bytes: AtomicUsize,
     entries: Mutex<BTreeMap<u64, Arc<Entry>>>,
     settings: Mutex<Settings>,
@@ -123,6 +124,7 @@ impl Clients {
             started: Instant::now(),
             next: AtomicU64::new(1),
             commands: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             held_bytes: AtomicUsize::new(0),
             entries: Mutex::default(),
             settings: Mutex::default(),
@@ -145,6 +147,11 @@ impl Clients {
         });
         entries.insert(id, entry.clone());
         Some(Client { entry, clients: self.clone(), held_bytes: 0 })
+    }
+
+    /// Counts changes of keys.
+    pub(crate) fn changed(&self, count: u64) {
+        self.changes.fetch_add(count, Ordering::Relaxed);
     }
 
     /// `CLIENT LIST`, `INFO` and `KILL`; `CONFIG`; `INFO`.
@@ -240,6 +247,7 @@ impl Clients {
             String::new(),
             "# Persistence".to_owned(),
             "loading:0".to_owned(),
+            format!("rdb_changes_since_last_save:{}", self.changes.load(Ordering::Relaxed)),
             "aof_enabled:1".to_owned(),
             String::new(),
             "# Stats".to_owned(),

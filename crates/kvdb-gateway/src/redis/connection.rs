@@ -169,6 +169,7 @@ impl Connection {
             Some(Ok(keyspace)) => {
                 let mut wave = Wave::new(&gateway, keyspace, steps);
                 wave.start().await;
+                self.clients.changed(wave.changes());
                 Some(wave)
             }
             _ => None,
@@ -221,6 +222,7 @@ impl Connection {
         let gateway = self.gateway.clone();
         let mut wave = Wave::new(&gateway, &keyspace, steps);
         wave.together().await?;
+        self.clients.changed(wave.changes());
         Ok(wave.take(0..count))
     }
 

@@ -93,6 +93,16 @@ impl<'a> Wave<'a> {
         self.settle(read);
     }
 
+    /// How many steps have changed their key.
+    pub(crate) fn changes(&self) -> u64 {
+        let changes = |placed: &&Placed| {
+            let changes = matches!(&placed.step.wish, Wish::Write { action, .. }
+                if !matches!(action, StringAction::Check | StringAction::Read));
+            changes && matches!(&placed.outcome, Some(Ok(result)) if result.applied)
+        };
+        self.placed.iter().filter(changes).count() as u64
+    }
+
     /// Whether all steps in a range are done.
     pub(crate) fn is_done(&self, range: std::ops::Range<usize>) -> bool {
         self.placed[range].iter().all(|placed| placed.outcome.is_some())

@@ -7,3 +7,4 @@ mod snapshots;
 mod splits;
 mod stories;
 mod support;
+mod transactions;

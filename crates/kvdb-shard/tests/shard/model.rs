@@ -128,6 +128,7 @@ impl Model {
                 version,
                 expires_at_ms: ttl_ms.map(|ttl| version.millis() + ttl),
             },
+            Action::String(action) => unreachable!("the model draws no {action:?}"),
             Action::Increment { delta } => {
                 let text = there.map_or("0", |v| std::str::from_utf8(&v.value).unwrap_or(""));
                 let Ok(number) = text.parse::<i64>() else {
