@@ -5,7 +5,7 @@ SHARDS ?= 8
 SEEDS ?= 1000
 SECONDS ?= 600
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test sim planted torture verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -15,6 +15,7 @@ help:
 	@echo "wipe-data       stop the cluster and remove its data and logs"
 	@echo "smoke-test      put, get, scan and delete against the running cluster"
 	@echo "test            everything that CI tests"
+	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
@@ -41,6 +42,9 @@ smoke-test:
 
 test:
 	@scripts/test.sh
+
+redis-suite: build
+	@KVDB_BIN=$(KVDB) scripts/redis_suite.sh
 
 sim:
 	cargo build --release --locked -p kvdb-sim

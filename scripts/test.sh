@@ -9,3 +9,4 @@ else
 fi
 cargo test --workspace --locked --doc --quiet
 scripts/python_client.sh
+scripts/redis_clients.sh

@@ -4,7 +4,7 @@ use kvdb_router::Failure;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_client::NodeClient;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, refusal_from_proto, transport};
+use kvdb_wire::{pack, proto, refusal_from_proto, transport};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -106,14 +106,16 @@ async fn converse(
                 if count == 0 {
                     return Ok(());
                 }
-                let room = messages.reserve().await.map_err(|_| "the stream has closed")?;
                 let mut operations = Vec::with_capacity(jobs.len());
                 for job in jobs.drain(..) {
                     next += 1;
                     waiting.insert(next, job.reply);
                     operations.push(proto::NodeOperation { id: next, operation: Some(job.asked) });
                 }
-                room.send(proto::NodeBatchRequest { operations });
+                for operations in pack(operations) {
+                    let message = proto::NodeBatchRequest { operations };
+                    messages.send(message).await.map_err(|_| "the stream has closed")?;
+                }
             }
             heard = answers.message() => {
                 let heard = heard.map_err(|status| status.message().to_owned())?;

@@ -45,6 +45,8 @@ impl Begun {
             Asked::Increment(_) => ("increment", Kind::Write),
             Asked::BatchWrite(_) => ("batch_write", Kind::Write),
             Asked::Scan(_) => ("scan", Kind::Read),
+            Asked::ReadMany(_) => ("read_many", Kind::Read),
+            Asked::StringWrite(_) => ("string_write", Kind::Write),
         };
         Begun { method, kind, at }
     }

@@ -10,7 +10,7 @@ use crate::service::overloaded;
 use kvdb_model::Refusal;
 use kvdb_runtime::drive::{Outcome, ReplySink, Ticket};
 use kvdb_wire::proto::node_answer::Answer;
-use kvdb_wire::{proto, refusal_to_proto};
+use kvdb_wire::{pack, proto, refusal_to_proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -170,11 +170,10 @@ async fn write(
                 answers.push(answer);
             }
         }
-        if answers.is_empty() {
-            continue;
-        }
-        if responses.send(Ok(proto::NodeBatchResponse { answers })).await.is_err() {
-            return;
+        for answers in pack(answers) {
+            if responses.send(Ok(proto::NodeBatchResponse { answers })).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     /// What Redis 7.0 gives: `SET k 10`, `DUMP k`.
-    const TEN: &[u8] = b"\x00\xc0\n\n\x00n\x9fWE\x0e\xae\xec\xbb";
+    const TEN: &[u8] = b"\x00\xc0\n\n\x00n\x9fWE\x0e\xaec\xbb";
 
     #[test]
     fn the_checksum_is_that_of_redis() {

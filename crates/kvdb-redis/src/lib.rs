@@ -9,6 +9,7 @@
 
 pub mod args;
 mod bits;
+pub mod compatibility;
 mod dump;
 pub mod glob;
 mod keys;

@@ -158,6 +158,15 @@ pub(crate) fn time(session: &mut Session, _: &[Bytes]) -> Reply {
     Reply::Array(vec![Reply::text((now / 1000).to_string()), Reply::text(micros.to_string())])
 }
 
+/// Every answered write is on disk already.
+pub(crate) fn save(_: &mut Session, _: &[Bytes]) -> Reply {
+    Reply::OK
+}
+
+pub(crate) fn shutdown(_: &mut Session, _: &[Bytes]) -> Reply {
+    Reply::error("SHUTDOWN is not supported: send the gateway's process a SIGTERM")
+}
+
 /// Every answered write is on a majority already: with three replicas, on one beside the leader.
 pub(crate) fn wait(_: &mut Session, args: &[Bytes]) -> Reply {
     match (integer(&args[1]), integer(&args[2])) {
@@ -368,6 +377,13 @@ const SETTINGS: [(&str, &str); 24] = [
 /// Longest value of a setting.
 const SETTING_MAX_BYTES: usize = 1024;
 
+fn without_unit(amount: &[u8]) -> &[u8] {
+    let end = amount.iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1);
+    let (digits, unit) = amount.split_at(end);
+    let known = ["", "b", "k", "kb", "m", "mb", "g", "gb"];
+    if known.iter().any(|known| is(unit, known)) { digits } else { amount }
+}
+
 impl Settings {
     /// Carries `CONFIG` out.
     pub fn command(&mut self, args: &[Bytes]) -> Reply {
@@ -406,10 +422,47 @@ impl Settings {
             }
         }
         for [name, value] in pairs {
+            let is_number = |text: &[u8]| parse_i64(text).is_some();
+            let wants_number = SETTINGS
+                .iter()
+                .any(|(known, usual)| is(name, known) && is_number(usual.as_bytes()));
+            // Amounts of memory may have a unit.
+            let digits = without_unit(value);
+            if wants_number && !is_number(digits) {
+                let name = String::from_utf8_lossy(name).into_owned();
+                return Reply::error(format!(
+                    "CONFIG SET failed (possibly related to argument '{name}') - argument must be a number"
+                ));
+            }
+        }
+        for [name, value] in pairs {
             if let Some((known, _)) = SETTINGS.iter().find(|(known, _)| is(name, known)) {
                 self.0.insert(known, String::from_utf8_lossy(value).into_owned());
             }
         }
         Reply::OK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(settings: &mut Settings, line: &str) -> Reply {
+        let args: Vec<Bytes> = line.split(' ').map(|word| Bytes::from(word.to_owned())).collect();
+        settings.command(&args)
+    }
+
+    #[test]
+    fn settings_are_kept_and_bad_ones_change_nothing() {
+        let mut settings = Settings::default();
+        assert_eq!(config(&mut settings, "config set MAXMEMORY 100mb timeout 5"), Reply::OK);
+        for bad in ["config set timeout 9 maxmemory bla", "config set timeout 9 nonsense 1"] {
+            assert!(config(&mut settings, bad).is_error(), "{bad}");
+        }
+        let found =
+            |name: &str, value: &str| Reply::Map(vec![(Reply::text(name), Reply::text(value))]);
+        assert_eq!(config(&mut settings, "config get time*"), found("timeout", "5"));
+        assert_eq!(config(&mut settings, "config get maxmemory"), found("maxmemory", "100mb"));
     }
 }

@@ -78,6 +78,8 @@ pub enum Part {
     Reply(Reply),
     /// Work on keys.
     Plan(Plan),
+    /// About the server: [`Job::Server`].
+    Server(Vec<Bytes>),
 }
 
 /// What is watched.
@@ -218,7 +220,9 @@ impl Session {
     fn queue(&mut self, spec: &Spec, args: Request) -> Reply {
         let Some(multi) = &mut self.multi else { return Reply::error("no transaction is open") };
         let size_bytes: usize = args.iter().map(|arg| arg.len() + 32).sum();
-        let problem = if matches!(spec.handler, Handler::Step(_)) {
+        let problem = if spec.has_flag("no_multi") {
+            Some("Command not allowed inside a transaction".to_owned())
+        } else if matches!(spec.handler, Handler::Step(_)) && !spec.is_about_server() {
             Some(format!(
                 "'{}' is not supported inside a transaction: it looks at all shards",
                 spec.name
@@ -298,6 +302,7 @@ impl Session {
         match checked(args).map(|spec| self.run(spec, args)) {
             Ok(Step::Plan(plan)) => Part::Plan(plan),
             Ok(Step::Reply(reply)) | Err(reply) => Part::Reply(reply),
+            Ok(Step::Job(Job::Server(args))) => Part::Server(args),
             Ok(Step::Job(_) | Step::Close(_)) => {
                 Part::Reply(Reply::error("the command is not supported inside a transaction"))
             }
@@ -343,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_command_that_cannot_be_queued_spoils_the_transaction() {
-        for bad in ["nonsense", "get", "flushall", "msetnx a b"] {
+        for bad in ["nonsense", "get", "flushall", "msetnx a b", "save"] {
             let mut session = Session::new(1);
             answer(&mut session, "multi");
             assert!(answer(&mut session, bad).is_error(), "{bad}");

@@ -50,6 +50,15 @@ impl Spec {
         matches!(self.name, "exec" | "discard" | "multi" | "watch" | "quit" | "reset")
     }
 
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
+        self.flags.split_whitespace().any(|known| known == flag)
+    }
+
+    /// Whether it asks the gateway alone, not the cluster.
+    pub(crate) fn is_about_server(&self) -> bool {
+        matches!(self.name, "client" | "config" | "info")
+    }
+
     /// The keys among a command's words.
     pub fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
         let (first, last, step) = self.keys;
@@ -109,6 +118,7 @@ const TWO: (i32, i32, i32) = (1, 2, 1);
 const READ: &str = "readonly fast";
 const SLOW_READ: &str = "readonly";
 const WRITE: &str = "write denyoom fast";
+const ALONE: &str = "admin no_multi";
 const CONNECTION: &str = "loading stale fast";
 
 macro_rules! commands {
@@ -187,6 +197,7 @@ commands! {
     "renamenx" 3 WRITE TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
     "reset" 1 CONNECTION NONE "connection" Step(server::reset) "Resets the connection" "";
     "restore" -4 WRITE ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone";
+    "save" 1 ALONE NONE "server" Local(server::save) "Saves everything" "at once: every answered write is on disk already";
     "scan" -2 SLOW_READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway";
     "select" 2 CONNECTION NONE "connection" Step(server::select) "Chooses a database" "0 is the keyspace `default`, 1 to 15 are `db1` to `db15`, made when first chosen";
     "set" -3 WRITE ONE "string" Keys(strings::set) "Sets a key" "all options";
@@ -194,6 +205,7 @@ commands! {
     "setex" 4 WRITE ONE "string" Keys(strings::setex) "Sets a key for seconds" "";
     "setnx" 3 WRITE ONE "string" Keys(strings::setnx) "Sets a key that isn't there" "";
     "setrange" 4 WRITE ONE "string" Keys(strings::setrange) "Overwrites a part of a string" "";
+    "shutdown" -1 ALONE NONE "server" Local(server::shutdown) "Stops the server" "always refused: a gateway is stopped by whoever has started it";
     "slowlog" -2 CONNECTION NONE "server" Local(server::slowlog) "Slow commands" "always empty";
     "strlen" 2 READ ONE "string" Keys(strings::strlen) "The length of a string" "";
     "substr" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";

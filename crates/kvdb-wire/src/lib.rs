@@ -4,6 +4,7 @@
 //! is checked while it is converted, and answered with the field and the limit that it broke.
 
 mod convert;
+mod pack;
 mod refusal;
 pub mod requests;
 pub mod strings;
@@ -15,6 +16,7 @@ pub use convert::{
     partitioning_from, partitioning_to, previous_to, request_tag_from, shard_map_from,
     shard_map_to, token_from,
 };
+pub use pack::pack;
 pub use refusal::{refusal_from_proto, refusal_from_status, refusal_to_proto, status_of};
 
 /// The generated code.

@@ -74,7 +74,7 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl Cluster {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let ports = free_ports(14);
+        let ports = free_ports(15);
         let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
         let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
         let coordinators: Vec<_> = (0..3).map(address).collect();
@@ -125,6 +125,8 @@ impl Cluster {
                     "gateway",
                     "--listen",
                     &address(6),
+                    "--redis",
+                    &address(14),
                     "--coordinators",
                     &coordinators.join(","),
                 ]),

@@ -199,6 +199,7 @@ impl Connection {
         for part in parts {
             plans.push(match part {
                 Part::Reply(reply) => Err(reply),
+                Part::Server(args) => Err(self.clients.command(&self.client.entry, &args)),
                 Part::Plan(mut plan) => {
                     let count = plan.steps.len();
                     steps.append(&mut plan.steps);
