@@ -354,7 +354,8 @@ fn arguments(
         add(&["node", "--coordinators", &coordinators, "--data", &data]);
         add(&["--advertise", &addresses[part]]);
     } else {
-        add(&["gateway", "--coordinators", &coordinators]);
+        // Nobody speaks Redis to it: any port will do.
+        add(&["gateway", "--coordinators", &coordinators, "--redis", "127.0.0.1:0"]);
     }
     add(&["--listen", listen, "--http", http, "--network-threads", "2"]);
     args
