@@ -26,12 +26,13 @@ pub enum Bug {
     VersionsFromClockAlone,
     WindowLostInSplit,
     ChildStartsBeforeParent,
-    LearnerVotesEarly,
+    RangeIgnored,
+    ParentKeepsRange,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 21] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -51,7 +52,8 @@ impl Bug {
         Bug::VersionsFromClockAlone,
         Bug::WindowLostInSplit,
         Bug::ChildStartsBeforeParent,
-        Bug::LearnerVotesEarly,
+        Bug::RangeIgnored,
+        Bug::ParentKeepsRange,
     ];
 
     /// What is wrong, in a few words.
@@ -75,7 +77,8 @@ impl Bug {
             Bug::DeleteLost => "a delete is acknowledged and not done",
             Bug::VersionsFromClockAlone => "a new leader's versions may be below its log's",
             Bug::WindowLostInSplit => "a split leaves the request window out of the child",
-            Bug::LearnerVotesEarly => "a new replica gets its vote before it has the log",
+            Bug::RangeIgnored => "what an old map has routed is taken",
+            Bug::ParentKeepsRange => "a split leaves the parent its whole range",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

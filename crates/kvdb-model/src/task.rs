@@ -12,6 +12,7 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::descriptor::{Replica, Role, ShardDescriptor, decode_replicas, encode_replicas};
 use crate::id::{MembershipEpoch, OperatorId, ReplicaId, ShardId};
 use crate::key::KeyRange;
+use crate::planted::{Bug, has};
 use bytes::Bytes;
 
 /// Something to be done with a shard, by its leader.
@@ -93,7 +94,8 @@ impl SplitPlan {
             membership_epoch: MembershipEpoch(1),
             replicas,
         };
-        let range = KeyRange { start: parent.range.start.clone(), end: self.at.clone() };
+        let end = if has(Bug::ParentKeepsRange) { &parent.range.end } else { &self.at };
+        let range = KeyRange { start: parent.range.start.clone(), end: end.clone() };
         Some((ShardDescriptor { range, range_epoch, ..parent.clone() }, child))
     }
 }

@@ -289,7 +289,7 @@ impl<M: Machine> Recovery<'_, M> {
         replica: ReplicaId,
         found: &LiveReplica,
     ) -> Result<Option<Shard<M>>, OpenError> {
-        if found.origin.is_some() {
+        if found.origin.is_some() && !has(Bug::ChildStartsBeforeParent) {
             let snapshot = self.engine.snapshot(volume)?;
             // The parent's apply has left its state here, or else it is lost: it is not empty.
             if !is_in(&*snapshot, replica)? {

@@ -126,6 +126,7 @@ pub(crate) struct Group<T> {
     /// A snapshot is being taken, or was taken and isn't sent yet.
     snapshot_pending: bool,
     engine_lost: bool,
+    stands_when_durable: bool,
     /// Ticks during which votes are refused: what was promised before a restart is forgotten.
     silent_ticks: usize,
     election_timeout: usize,
@@ -187,6 +188,7 @@ impl<T> Group<T> {
             incoming: None,
             snapshot_pending: false,
             engine_lost: from.engine_lost,
+            stands_when_durable: false,
             silent_ticks: if restarted { config.election_ticks } else { 0 },
             election_timeout: 0,
             rng,

@@ -525,6 +525,9 @@ impl<T> Host<T> {
             engine_lost: false,
         };
         self.insert(group, false);
+        if let Some(group) = self.groups.get_mut(&shard) {
+            group.await_birth(&mut self.out);
+        }
         if campaign && let Some(group) = self.touch(shard) {
             group.campaign();
         }

@@ -28,6 +28,8 @@ pub(crate) struct Checks {
     versions: BTreeMap<(ShardId, LogIndex), Version>,
     map_versions: BTreeMap<(usize, u64), MapVersion>,
     born: BTreeMap<ShardId, ShardDescriptor>,
+    /// Each configuration that a shard had.
+    configurations: BTreeMap<(ShardId, MembershipEpoch), ShardDescriptor>,
     epochs: BTreeMap<(usize, u64, ShardId), (RangeEpoch, MembershipEpoch)>,
     pub(crate) violations: Vec<String>,
 }
@@ -149,22 +151,40 @@ impl Checks {
         }
     }
 
-    /// What is acknowledged is durable on a majority of the voters; of both halves while the
-    /// configuration is joint.
+    /// What is acknowledged is durable on a majority of the voters: of the configuration at its
+    /// place in the log, or of the one before, since a change takes effect when it is applied.
     pub(crate) fn acknowledged(&mut self, descriptor: &ShardDescriptor, index: LogIndex) {
         let shard = descriptor.shard_id;
-        for half in [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]] {
+        let epoch = descriptor.membership_epoch;
+        self.configurations.insert((shard, epoch), descriptor.clone());
+        let before = self.configurations.range(..(shard, epoch)).next_back();
+        let before = before.filter(|((of, _), _)| *of == shard).map(|(_, before)| before);
+        let missing = self.lacks_majority(descriptor, index);
+        if let Some((holders, voters)) = missing
+            && before.is_none_or(|before| self.lacks_majority(before, index).is_some())
+        {
+            self.violated(format!(
+                "shard {shard}: entry {index} was acknowledged, but is durable on {holders} of {voters}"
+            ));
+        }
+    }
+
+    /// How many of how many voters hold an entry durably, if those aren't a majority; of either
+    /// half while the configuration is joint.
+    fn lacks_majority(
+        &self,
+        descriptor: &ShardDescriptor,
+        index: LogIndex,
+    ) -> Option<(usize, usize)> {
+        let shard = descriptor.shard_id;
+        [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]].iter().find_map(|half| {
             let voters = descriptor.replicas.iter().filter(|replica| half.contains(&replica.role));
             let has = |replica: &&Replica| {
                 self.durable.get(&(shard, replica.replica_id)).is_some_and(|last| *last >= index)
             };
             let (holders, voters) = (voters.clone().filter(has).count(), voters.count());
-            if holders <= voters / 2 {
-                self.violated(format!(
-                    "shard {shard}: entry {index} was acknowledged, but is durable on {holders} of {voters}"
-                ));
-            }
-        }
+            (holders <= voters / 2).then_some((holders, voters))
+        })
     }
 
     /// A split never gives a key to two shards: nobody was born twice, in two ways.
@@ -186,6 +206,7 @@ impl Checks {
 
     /// A replica's epochs only rise, as long as its process lives.
     pub(crate) fn has_descriptor(&mut self, place: usize, life: u64, has: &ShardDescriptor) {
+        self.configurations.insert((has.shard_id, has.membership_epoch), has.clone());
         let epochs = (has.range_epoch, has.membership_epoch);
         let last = self.epochs.insert((place, life, has.shard_id), epochs);
         if last.is_some_and(|last| last.0 > epochs.0 || last.1 > epochs.1) {

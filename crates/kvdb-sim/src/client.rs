@@ -18,13 +18,16 @@ use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
 /// Keys that are put, deleted, compared; few, so that clients meet.
 const REGISTERS: u64 = 6;
 /// Keys that only count.
-const COUNTERS: u64 = 2;
+const COUNTERS: u64 = 5;
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
 /// Of 1000 attempts, how many go to any node.
 const STRAYING: u64 = 150;
+/// How often the first client asks for the map; each one after it is four times as lazy, and
+/// follows older maps.
 const REFRESH_US: u64 = 200_000;
+const MAP_PATIENCE_US: u64 = 200_000;
 const LONGEST_THOUGHT_US: u64 = 30_000;
 const VALID_MS: u64 = 5 * 60 * 1000;
 
@@ -34,7 +37,8 @@ pub(crate) struct Client {
     cache: MapCache,
     routes: Routes,
     coordinator: usize,
-    refreshing: bool,
+    /// When it asked for the map, if it wasn't answered yet.
+    refreshing_since_us: Option<u64>,
     sequence: u64,
     attempt: u64,
     current: Option<Current>,
@@ -84,7 +88,7 @@ impl Client {
             cache: MapCache::default(),
             routes: Routes::default(),
             coordinator: id % COORDINATORS,
-            refreshing: false,
+            refreshing_since_us: None,
             sequence: 0,
             attempt: 0,
             current: None,
@@ -94,7 +98,7 @@ impl Client {
 
     /// The next thing to do: what the checker is told, and what is asked.
     fn choose(&mut self) -> (Checked, Bytes, What) {
-        let counts = self.dice.chance(250);
+        let counts = self.dice.chance(400);
         let key = if counts {
             format!("counter-{}", self.dice.below(COUNTERS))
         } else {
@@ -142,10 +146,11 @@ impl World {
     /// A client begins its next operation.
     pub(crate) fn begin(&mut self, id: usize) {
         let now_us = self.now_us;
-        let client = &mut self.clients[id];
-        let Some(keyspace) = client.routes.keyspace("").cloned() else {
+        let Some(keyspace) = self.clients[id].routes.keyspace("").cloned() else {
+            self.ask_for_map(id);
             return self.schedule(20_000, Event::Begin { client: id });
         };
+        let client = &mut self.clients[id];
         let (checked, user_key, what) = client.choose();
         let routing_key = match keyspace.partitioning {
             Partitioning::Hash => Partitioning::Hash.routing_key(keyspace.keyspace_id, &user_key),
@@ -244,6 +249,9 @@ impl World {
     }
 
     fn failed(&mut self, id: usize, failure: Failure, hint: Option<NodeId>) {
+        if !matches!(failure, Failure::Refused(_)) {
+            self.ask_for_map(id);
+        }
         let now_us = self.now_us;
         let client = &mut self.clients[id];
         let attempt = client.attempt;
@@ -319,7 +327,7 @@ impl World {
             }
             Packet::Reply(Reply::Map(news)) => {
                 let client = &mut self.clients[id];
-                client.refreshing = false;
+                client.refreshing_since_us = None;
                 learn_news(&mut client.cache, news);
                 client.routes = client.cache.routes();
                 let version = client.cache.version();
@@ -327,7 +335,7 @@ impl World {
             }
             Packet::Reply(Reply::NotLeader) => {
                 let client = &mut self.clients[id];
-                client.refreshing = false;
+                client.refreshing_since_us = None;
                 client.coordinator = (client.coordinator + 1) % COORDINATORS;
             }
             _ => {}
@@ -361,21 +369,21 @@ impl World {
 
     /// The poll that stands in for a watch.
     pub(crate) fn refresh(&mut self, id: usize) {
-        let client = &mut self.clients[id];
-        if std::mem::take(&mut client.refreshing) {
-            // It wasn't answered: another coordinator may be.
-            client.coordinator = (client.coordinator + 1) % COORDINATORS;
-        }
         self.ask_for_map(id);
-        self.schedule(REFRESH_US, Event::Refresh { client: id });
+        self.schedule(REFRESH_US << (2 * id), Event::Refresh { client: id });
     }
 
     fn ask_for_map(&mut self, id: usize) {
+        let now_us = self.now_us;
         let client = &mut self.clients[id];
-        if client.refreshing {
-            return;
+        if let Some(asked_us) = client.refreshing_since_us {
+            if now_us < asked_us + MAP_PATIENCE_US {
+                return;
+            }
+            // It wasn't answered: another coordinator may be.
+            client.coordinator = (client.coordinator + 1) % COORDINATORS;
         }
-        client.refreshing = true;
+        client.refreshing_since_us = Some(now_us);
         let target = client.coordinator;
         let since = client.cache.version();
         self.send(Self::place_of_client(id), target, Packet::Call(Call::Map { since }));

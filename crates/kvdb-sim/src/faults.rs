@@ -54,6 +54,31 @@ impl World {
         self.tell(|world| format!("fault {number}: {kind} ({})", world.processes[place].name));
     }
 
+    /// Before a split, now and then: clients of the leader lose their answers, so that they try
+    /// again after it. Whether that is so now; the split then waits until it is asked for again.
+    pub(crate) fn answers_lost_first(&mut self, place: Place) -> bool {
+        if !self.stormy || !self.dice.chance(400) {
+            return false;
+        }
+        for client in PROCESSES..EVERYWHERE {
+            self.network.cut(place, client);
+        }
+        let lasts_us = self.dice.between(400_000, 1_500_000);
+        self.schedule(lasts_us, Event::Undo(Fault::Network));
+        *self.faults.entry("answers lost before a split").or_default() += 1;
+        true
+    }
+
+    /// A crash soon after a split: no flush has covered it yet.
+    pub(crate) fn disturb_split(&mut self, place: Place) {
+        if !self.stormy || !self.dice.chance(150) {
+            return;
+        }
+        let after_us = self.dice.between(10_000, 300_000);
+        self.schedule(after_us, Event::Crash { place });
+        *self.faults.entry("crash after a split").or_default() += 1;
+    }
+
     fn kill(&mut self, place: Place, lasts_us: u64) -> &'static str {
         self.crash(place, false);
         self.schedule(lasts_us, Event::Restart { place });

@@ -8,7 +8,6 @@ use kvdb_control::{
     ControlCommand, LedShard, Liveness, Observed, OperatorRequest, Planner, PlannerConfig,
 };
 use kvdb_engine::Engine;
-use kvdb_model::planted::{Bug, has};
 use kvdb_model::task::is_removed;
 use kvdb_model::{
     ClusterId, Command, KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica,
@@ -222,7 +221,7 @@ impl World {
         let config = PlannerConfig { repair_after_ms: 15_000, rebalance, ..Default::default() };
         let planner = Planner { config };
         commands.extend(core.control.with(|view| planner.plan(&view.state, &observed)));
-        if self.stormy && !map.shards.is_empty() && self.dice.chance(250) {
+        if self.stormy && !map.shards.is_empty() && self.dice.chance(400) {
             commands.extend(self.meddle(place, &map, observed.now_ms));
         }
         for command in commands {
@@ -241,11 +240,11 @@ impl World {
                 *self.faults.entry("leader wanted elsewhere").or_default() += 1;
                 return Some(ControlCommand::SetShardLeader { shard, node });
             }
-            3..=5 => {
+            3..=4 => {
                 let (from, to) = (node(&mut self.dice), node(&mut self.dice));
                 OperatorRequest::Move { shard, from, to }
             }
-            6..=7 if shards.len() < MOST_SHARDS => OperatorRequest::Split { shard, at: None },
+            5..=7 if shards.len() < MOST_SHARDS => OperatorRequest::Split { shard, at: None },
             8 => {
                 let but = self.dice.between(1, 2 * NODES as u64);
                 let nodes = (1..=NODES as u64).filter(|node| *node != but).map(NodeId).collect();
@@ -284,10 +283,8 @@ impl World {
             };
             let (descriptor, own) = (open.descriptor().clone(), open.replica());
             let status = core.host.status(task.shard);
-            let caught_up = |replica| {
-                status.as_ref().is_some_and(|status| status.has_caught_up(replica))
-                    || has(Bug::LearnerVotesEarly)
-            };
+            let caught_up =
+                |replica| status.as_ref().is_some_and(|status| status.has_caught_up(replica));
             let shard = task.shard;
             let ticket = Ticket::Nobody;
             let input = match next_step(&task.work, &descriptor, own, &caught_up) {
@@ -299,6 +296,7 @@ impl World {
                     Input::ChangeMembership { shard, replicas, context, ticket }
                 }
                 Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
+                Step::Split(_) if self.answers_lost_first(place) => continue,
                 Step::Split(plan) => {
                     let command = Command::Split(plan);
                     let version_count = command.version_count();

@@ -211,13 +211,13 @@ impl World {
             tickets.insert(committed.entry.index, committed.tickets);
             run.push(committed.entry);
         }
+        let mut configured = open.descriptor().clone();
         let done = open.apply(&run).map_err(|error| error.to_string())?;
         let descriptor = open.descriptor().clone();
         let volume = open.volume();
         if let Some(sequence) = done.sequence {
             core.note(volume, shard, replica, sequence, done.position.index);
         }
-        self.checks.has_descriptor(place, life, &descriptor);
         let mut membership = Vec::new();
         let born: Vec<(LogIndex, Born)> = done
             .entries
@@ -230,16 +230,21 @@ impl World {
         for entry in done.entries {
             let waiting = tickets.remove(&entry.index).unwrap_or_default();
             if let Some(descriptor) = entry.membership {
+                if let Some(descriptor) = &descriptor {
+                    configured = descriptor.clone();
+                    self.checks.has_descriptor(place, life, descriptor);
+                }
                 membership.push(ConfOutcome { index: entry.index, descriptor });
             } else {
                 if !waiting.is_empty() {
-                    self.checks.acknowledged(&descriptor, entry.index);
+                    self.checks.acknowledged(&configured, entry.index);
                 }
                 for (ticket, outcome) in waiting.into_iter().zip(entry.commands) {
                     self.answer_command(place, ticket, outcome);
                 }
             }
         }
+        self.checks.has_descriptor(place, life, &descriptor);
         self.feed(place, applied(shard, replica, done.position, membership));
         Ok(())
     }
@@ -266,6 +271,7 @@ impl World {
             let none = bytes::Bytes::new();
             process.open_shard(shard, replica, volume, &none, INITIAL_POSITION)?;
         }
+        self.disturb_split(place);
         let from = Some(SplitFrom { parent: after, replica: parent, index });
         self.feed_later(place, Input::Split { from, child, volume, last_version });
         Ok(())

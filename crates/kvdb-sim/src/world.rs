@@ -71,6 +71,9 @@ pub(crate) enum Event {
         life: u64,
         transfer: u64,
     },
+    Crash {
+        place: Place,
+    },
     Restart {
         place: Place,
     },
@@ -226,6 +229,12 @@ impl World {
             Event::Deliver { from, to, packet } => self.deliver(from, to, packet),
             Event::TransferTimeout { place, life, transfer } if self.lives(place, life) => {
                 self.transferred(place, transfer, false);
+            }
+            Event::Crash { place } => {
+                let power = self.dice.chance(500);
+                self.crash(place, power);
+                let after_us = self.dice.between(10_000, 1_000_000);
+                self.schedule(after_us, Event::Restart { place });
             }
             Event::Restart { place } => self.boot(place),
             Event::Resume { place } => self.resume(place),

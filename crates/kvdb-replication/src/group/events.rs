@@ -34,10 +34,13 @@ impl<T> Group<T> {
         let _ = self.raw.request_snapshot();
     }
 
+    /// Stands for election: at once, or, as the only voter, when its birth is durable.
     pub(crate) fn campaign(&mut self) {
         if self.may_stand() {
             // Fails only where it can't win anyway.
             let _ = self.raw.campaign();
+        } else {
+            self.stands_when_durable = !self.persisting.is_empty();
         }
     }
 
@@ -174,6 +177,9 @@ impl<T> Group<T> {
         while self.persisting.front().is_some_and(|first| first.batch <= batch) {
             let Some(done) = self.persisting.pop_front() else { break };
             self.finish_ready(done, out);
+        }
+        if self.persisting.is_empty() && std::mem::take(&mut self.stands_when_durable) {
+            self.campaign();
         }
     }
 

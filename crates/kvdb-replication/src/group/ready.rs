@@ -24,6 +24,9 @@ use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 
+/// Raft numbers its readies from 1.
+const NO_READY: u64 = 0;
+
 impl<T> Group<T> {
     /// Carries out everything that the events since the last call have made possible.
     pub(crate) fn process(&mut self, config: &HostConfig, now: Now, out: &mut Outbox<T>) {
@@ -222,6 +225,15 @@ impl<T> Group<T> {
             Some(_) => self.await_persistence(done, out),
             None => self.finish_ready(done, out),
         }
+    }
+
+    /// Nothing leaves a replica before its birth is on the disk: the others would count on one that
+    /// a crash undoes.
+    pub(crate) fn await_birth(&mut self, out: &mut Outbox<T>) {
+        let batch = out.next_batch;
+        let birth =
+            Persisting { batch, ready: NO_READY, term: None, messages: Vec::new(), switch: None };
+        self.await_persistence(birth, out);
     }
 
     fn await_persistence(&mut self, ready: Persisting, out: &mut Outbox<T>) {

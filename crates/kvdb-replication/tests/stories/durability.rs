@@ -1,7 +1,7 @@
 //! Nothing is claimed before it is durable.
 
 use crate::harness::{Outcome, SHARD, World, assert_golden, member, voter};
-use kvdb_model::Role;
+use kvdb_model::{Role, Term};
 
 #[test]
 fn a_vote_leaves_when_it_is_durable() {
@@ -123,4 +123,17 @@ fn a_leader_that_needed_no_votes_speaks_when_its_own_is_durable() {
     world.release_disk(1);
     world.run_ms(100);
     assert_eq!(world.status(2).unwrap().term, term);
+}
+
+#[test]
+fn a_replica_says_nothing_before_its_birth_is_durable() {
+    let mut world = World::new(3);
+    world.hold_disk(2);
+    world.hold_disk(3);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(100);
+    // Not even that they would vote, which promises nothing.
+    assert!(world.status(1).unwrap().term < Term(6), "{:?}", world.status(1));
+    world.release_disk(2);
+    world.run_until("a leader", 1000, |world| world.leader(SHARD).is_some());
 }

@@ -35,7 +35,8 @@ fn hunt(bug: Bug, seeds: u64) -> Option<Caught> {
         Err(failure) => Some(Caught { seed, by: failure.what }),
     });
     plant(None);
-    caught
+    // A seed that fails without the bug too has caught something else.
+    caught.filter(|caught| run(caught.seed, &settings).is_ok())
 }
 
 fn main() -> ExitCode {
