@@ -217,6 +217,11 @@ impl<T> Group<T> {
             .or_else(|| self.routes.get(&replica).copied())
     }
 
+    /// Whether its state is gone and a snapshot is awaited.
+    pub(crate) fn is_engine_lost(&self) -> bool {
+        self.engine_lost
+    }
+
     /// Whether it waits for its first state, and nothing that it has promised is on its way to the
     /// disk. (Otherwise a snapshot brings it up.)
     pub(crate) fn may_be_born(&self) -> bool {

@@ -559,8 +559,10 @@ impl<T> Host<T> {
         receiver: ReplicaId,
         descriptor: &ShardDescriptor,
     ) -> Result<(), SnapshotRefusal> {
+        // One whose engine is lost has no data, and only knows the range that it was born with.
         let overlapping = self.groups.iter().find(|(other, group)| {
             **other != shard
+                && !group.is_engine_lost()
                 && group.descriptor().is_some_and(|here| here.range.overlaps(&descriptor.range))
         });
         if let Some((other, _)) = overlapping {

@@ -311,15 +311,17 @@ impl World {
     /// Replicas that the map proves to be removed go.
     fn destroy_removed(&mut self, place: Place, map: &ShardMap) {
         let Some(core) = &self.processes[place].core else { return };
+        // Also those whose engine is lost: nobody tells them that they are gone.
         let removed: Vec<(ShardId, ReplicaId)> = core
-            .shards
-            .values()
-            .filter(|open| {
-                map.shards.get(&open.shard_id()).is_some_and(|record| {
-                    is_removed(open.replica(), open.descriptor(), &record.descriptor)
+            .host
+            .statuses()
+            .filter(|group| {
+                let record = map.shards.get(&group.shard);
+                group.descriptor.as_ref().zip(record).is_some_and(|(knows, record)| {
+                    is_removed(group.replica, knows, &record.descriptor)
                 })
             })
-            .map(|open| (open.shard_id(), open.replica()))
+            .map(|group| (group.shard, group.replica))
             .collect();
         for (shard, replica) in removed {
             self.feed(place, Input::Destroy { shard, replica });

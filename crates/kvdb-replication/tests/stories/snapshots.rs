@@ -120,6 +120,27 @@ fn a_snapshot_that_overlaps_another_shards_replica_waits() {
 }
 
 #[test]
+fn a_replica_without_its_engine_holds_up_no_other_shards_snapshot() {
+    let mut world = World::configured(4, 1, small_log);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(30);
+    // It knows the range that it was born with only; a split may have narrowed it since.
+    let mut neighbour = world.descriptor(ShardId(2), &[4]);
+    neighbour.range = world.descriptor(SHARD, &[]).range;
+    world.create_on(4, neighbour, true);
+    world.run_ms(30);
+    world.flush(4, ShardId(2));
+    world.run_ms(5);
+    world.crash(4);
+    world.lose_engine(4);
+    world.restart(4);
+    world.change(1, &[voter(1), voter(2), voter(3), member(4, Role::Learner)]);
+    world.run_ms(300);
+    assert_eq!(world.snapshot_refusals, []);
+    assert!(world.status(4).unwrap().descriptor.is_some());
+}
+
+#[test]
 fn a_snapshot_that_came_too_late_to_be_needed_is_dropped() {
     let mut world = one_left_behind();
     world.heal();

@@ -2,8 +2,9 @@
 
 use super::disk::{Disk, ReplicaLog};
 use super::machine::{State, Volumes};
+use kvdb_model::codec::Reader;
 use kvdb_model::log::INITIAL_POSITION;
-use kvdb_model::{LogPosition, ReplicaId, ShardId, VolumeId};
+use kvdb_model::{LogPosition, ReplicaId, ShardDescriptor, ShardId, VolumeId};
 use kvdb_replication::{ApplyTask, Host, HostConfig, Input, Now, RecoveredGroup};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -107,7 +108,11 @@ impl Node {
             start: log.start,
             entries: log.entries,
             applied: state.as_ref().map_or(LogPosition::default(), |state| state.applied),
-            descriptor: state.as_ref().map(|state| state.descriptor.clone()),
+            // What is known of one whose engine is lost is how it was born.
+            descriptor: match &state {
+                Some(state) => Some(state.descriptor.clone()),
+                None => ShardDescriptor::decode(&mut Reader::new(log.birth.clone())).ok(),
+            },
             last_version: state.map(|state| state.last_version).unwrap_or_default(),
             engine_lost,
         }
