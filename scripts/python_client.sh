@@ -22,3 +22,4 @@ for _ in $(seq 300); do
   sleep 0.1
 done
 PYTHONPATH="$work" "$work/venv/bin/python" tests/python/client.py "$PORT_OFFSET"
+PYTHONPATH="$work" "$work/venv/bin/python" examples/python/tour.py "127.0.0.1:$((7400 + PORT_OFFSET))"

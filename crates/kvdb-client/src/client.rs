@@ -10,8 +10,9 @@ use crate::types::{
     BatchOperation, Counter, ReadOptions, Record, ScanOptions, WriteOptions, Written, expiry_from,
     previous_from,
 };
+use crate::watch::{Watch, WatchOptions};
 use bytes::Bytes;
-use kvdb_model::{NodeId, RetryClass, Version};
+use kvdb_model::{NodeId, Refusal, RetryClass, Version};
 use kvdb_wire::proto::{self, kv_client::KvClient};
 use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
 use kvdb_wire::{refusal_from_proto, requests::condition_to};
@@ -85,6 +86,8 @@ impl Client {
             key: key.into(),
             consistency: options.consistency.to_proto(),
             head_only: options.head_only,
+            max_staleness_ms: options.max_staleness_ms.unwrap_or_default(),
+            min_version: options.min_version.0,
         };
         let answer = self
             .call(Manner::READ, &message, |mut kv, request| async move { kv.get(request).await })
@@ -94,10 +97,12 @@ impl Client {
             version: Version(answer.version),
             expires_at_ms: expiry_from(answer.expires_at_ms),
             served_by: NodeId(answer.served_by),
+            as_of: Version(answer.as_of_version),
         }))
     }
 
-    /// Reads many keys, up to 10,000: one answer a key, in the order asked.
+    /// Reads many keys, up to 10,000: one answer a key, in the order asked. What doesn't fit into
+    /// one answer of a gateway is asked for again until all is there.
     ///
     /// # Errors
     /// [`Error`] if nothing could be read; the answers have their own errors besides.
@@ -106,14 +111,42 @@ impl Client {
         keys: Vec<Bytes>,
         options: ReadOptions,
     ) -> Result<Vec<Result<Option<Record>, Error>>, Error> {
+        let deadline = Instant::now() + self.shared.options.deadline;
+        let mut results = self.batch_get_once(keys.clone(), options, deadline).await?;
+        loop {
+            let missing: Vec<usize> =
+                (0..results.len()).filter(|place| had_no_room(&results[*place])).collect();
+            if missing.is_empty() {
+                return Ok(results);
+            }
+            let again = missing.iter().map(|place| keys[*place].clone()).collect();
+            let more = self.batch_get_once(again, options, deadline).await?;
+            let is_stuck = more.iter().all(had_no_room);
+            for (place, result) in missing.into_iter().zip(more) {
+                results[place] = result;
+            }
+            if is_stuck {
+                return Ok(results);
+            }
+        }
+    }
+
+    async fn batch_get_once(
+        &self,
+        keys: Vec<Bytes>,
+        options: ReadOptions,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Option<Record>, Error>>, Error> {
         let message = proto::BatchGetRequest {
             keyspace: self.keyspace.clone(),
             keys,
             consistency: options.consistency.to_proto(),
             head_only: options.head_only,
+            max_staleness_ms: options.max_staleness_ms.unwrap_or_default(),
+            min_version: options.min_version.0,
         };
-        let answer =
-            self.call(Manner::READ, &message, |mut kv, request| async move {
+        let answer = self
+            .call_until(deadline, Manner::READ, &message, |mut kv, request| async move {
                 kv.batch_get(request).await
             })
             .await?;
@@ -194,6 +227,45 @@ impl Client {
         Ok(written(answer.applied, answer.version, answer.previous))
     }
 
+    /// Lets a key live for `ttl_ms` from now on, or for ever, whatever it was to before; its value
+    /// stays. [`Written::applied`] is false if it isn't there.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn expire(
+        &self,
+        key: impl Into<Bytes>,
+        ttl_ms: Option<u64>,
+    ) -> Result<Written, Error> {
+        self.expire_with(key, WriteOptions { ttl_ms, ..WriteOptions::default() }).await
+    }
+
+    /// As [`Client::expire`], under a condition.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn expire_with(
+        &self,
+        key: impl Into<Bytes>,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        let ticket = self.ticket();
+        let message = proto::ExpireRequest {
+            keyspace: self.keyspace.clone(),
+            key: key.into(),
+            ttl_ms: options.ttl_ms.unwrap_or_default(),
+            condition: options.condition.as_ref().map(condition_to),
+            return_previous: options.return_previous,
+            request_id: request_id(&ticket),
+        };
+        let answer = self
+            .call(Manner::write(ticket.is_some()), &message, |mut kv, request| async move {
+                kv.expire(request).await
+            })
+            .await?;
+        Ok(written(answer.applied, answer.version, answer.previous))
+    }
+
     /// Adds `delta` to a counter; one that isn't there counts as 0.
     ///
     /// # Errors
@@ -269,6 +341,11 @@ impl Client {
         Scan::new(Arc::clone(&self.shared), self.keyspace.clone(), options)
     }
 
+    /// Follows changes as they happen. Nothing is sent before the first update is asked for.
+    pub fn watch(&self, options: WatchOptions) -> Watch {
+        Watch::new(Arc::clone(&self.shared), self.keyspace.clone(), options)
+    }
+
     /// Asks the gateway whether it is well, and how long that takes there and back.
     ///
     /// # Errors
@@ -341,6 +418,7 @@ fn read_result(result: proto::BatchGetResult) -> Result<Option<Record>, Error> {
         version: Version(result.version),
         expires_at_ms: expiry_from(result.expires_at_ms),
         served_by: NodeId(result.served_by),
+        as_of: Version(result.as_of_version),
     }))
 }
 
@@ -354,6 +432,12 @@ fn write_result(result: proto::BatchWriteResult) -> Result<Written, Error> {
 fn item_error(refusal: proto::Refusal, effect: Effect) -> Error {
     let message = refusal.message.clone();
     effect.refused("the gateway", refusal_from_proto(refusal), &message)
+}
+
+/// Whether the gateway's answer had no room for it.
+fn had_no_room(result: &Result<Option<Record>, Error>) -> bool {
+    let refusal = result.as_ref().err().and_then(Error::refusal);
+    matches!(refusal, Some(Refusal::ResponseTooLarge { .. }))
 }
 
 /// An answer of another length than the question can't be matched to it.
@@ -394,7 +478,7 @@ fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvdb_model::{Refusal, ShardId};
+    use kvdb_model::ShardId;
 
     fn done(version: u64) -> Result<Written, Error> {
         Ok(Written { applied: true, version: Version(version), previous: None })

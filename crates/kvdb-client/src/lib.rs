@@ -21,7 +21,7 @@
 //!   request id, by which the cluster knows it and applies it once ([`Options::exactly_once`]).
 //!   When such a write stays unsettled the error says so, and never claims that it failed.
 //! - **Connections**: several to each gateway, made when first used and again when they break.
-//! - **Scans that go on** where they were, when the gateway that they ran through goes away.
+//! - **Scans and watches that go on** where they were, when the gateway that they ran through goes away.
 //!
 //! # Files
 //!
@@ -39,6 +39,7 @@ mod pool;
 mod retry;
 mod scan;
 mod types;
+mod watch;
 
 pub use admin::{AdminClient, ClusterStatus, Initialised, Member, Registered};
 pub use client::Client;
@@ -50,3 +51,4 @@ pub use types::{
     BatchAction, BatchOperation, Consistency, Counter, Item, ReadOptions, Record, ScanOptions,
     WriteOptions, Written,
 };
+pub use watch::{Watch, WatchEvent, WatchOptions, WatchUpdate};

@@ -10,7 +10,7 @@ pub enum Consistency {
     /// Linearizable: it sees every write that was acknowledged before it began.
     #[default]
     Strong,
-    /// From any replica that heard from its leader recently.
+    /// From any replica that is known to be fresh enough ([`ReadOptions::max_staleness_ms`]).
     Bounded,
     /// From any replica.
     Eventual,
@@ -33,6 +33,12 @@ pub struct ReadOptions {
     pub consistency: Consistency,
     /// Everything but the value.
     pub head_only: bool,
+    /// Of a bounded read: how old the state may be that it is served from, in milliseconds; 1000
+    /// if `None`. By clocks, so give or take what they differ.
+    pub max_staleness_ms: Option<u64>,
+    /// Of a bounded or eventual read: the state must have reached this version of the key's shard.
+    /// With that of an own write the read sees that write.
+    pub min_version: Version,
 }
 
 /// How to write.
@@ -57,6 +63,8 @@ pub struct Record {
     pub expires_at_ms: Option<u64>,
     /// The node that served the read.
     pub served_by: NodeId,
+    /// The shard's time in the state that was read: every write up to it was seen.
+    pub as_of: Version,
 }
 
 /// What became of a write that the cluster carried out.
@@ -105,6 +113,11 @@ pub enum BatchAction {
     },
     /// Removes the key.
     Delete,
+    /// Leaves the value and lets it live so long, or for ever.
+    Expire {
+        /// Milliseconds to live; for ever if `None`.
+        ttl_ms: Option<u64>,
+    },
 }
 
 impl BatchOperation {
@@ -132,6 +145,9 @@ impl BatchOperation {
                 ttl_ms: ttl_ms.unwrap_or_default(),
             }),
             BatchAction::Delete => Action::Delete(proto::DeleteAction {}),
+            BatchAction::Expire { ttl_ms } => {
+                Action::Expire(proto::ExpireAction { ttl_ms: ttl_ms.unwrap_or_default() })
+            }
         };
         proto::WriteOperation {
             key: self.key.clone(),

@@ -2,9 +2,11 @@
 //!
 //! `service` takes requests in; `route` takes one through its retries; `link` keeps a stream to
 //! each node and packs what waits for it; `lanes` gives writes the ids under which they may be
-//! retried; `scan` walks the shards; `control` passes calls on to the coordinators; `redis` speaks the
-//! Redis protocol.
+//! retried; `batch` groups many operations by shard; `scan` walks the shards; `watch` puts the changes
+//! of many shards together; `control` passes calls on to the coordinators; `redis` speaks the Redis
+//! protocol.
 
+mod batch;
 mod control;
 mod lanes;
 mod link;
@@ -14,5 +16,6 @@ mod route;
 mod run;
 mod scan;
 mod service;
+mod watch;
 
 pub use run::{GatewayConfig, GatewayError, run};

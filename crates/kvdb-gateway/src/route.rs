@@ -3,6 +3,7 @@
 use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
+use crate::watch::Watches;
 use kvdb_model::{Keyspace, Limits, MapVersion, Refusal, ShardId};
 use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
 use kvdb_runtime::clock;
@@ -24,6 +25,7 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Metrics,
     pub(crate) coordinators: Coordinators,
     pub(crate) seeds: Arc<AtomicU64>,
+    pub(crate) watches: Watches,
 }
 
 /// An answer that takes longer makes a request look out for another leader.
@@ -35,8 +37,20 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
     Read,
+    /// A read that any replica may serve.
+    ReplicaRead,
     /// A write that carries a request id.
     TaggedWrite,
+}
+
+/// What a request came to.
+pub(crate) struct Answered {
+    pub(crate) answer: Answer,
+    /// Who gave it.
+    pub(crate) route: Route,
+    /// An earlier try of a write may have been carried out: a part of the answer that is a refusal
+    /// doesn't settle that.
+    pub(crate) is_unsure: bool,
 }
 
 /// From which end a request looks at its place in the key space.
@@ -94,7 +108,7 @@ impl Gateway {
         nature: Nature,
         deadline: Instant,
         build: impl Fn(&Route) -> Asked,
-    ) -> Result<(Answer, Route), Refusal> {
+    ) -> Result<Answered, Refusal> {
         let started = Instant::now();
         let seed = self.seeds.fetch_add(1, Ordering::Relaxed);
         let deadline_ms = deadline.saturating_duration_since(started).as_millis() as u64;
@@ -103,8 +117,11 @@ impl Gateway {
         let mut machine = RequestMachine::new(deadline_ms, is_write, true, seed);
         let mut avoid = None;
         let mut at = None;
+        // The first try of a read that any replica may serve; whoever refuses points to the leader.
+        let mut any = (nature == Nature::ReplicaRead).then(|| spread(seed));
         loop {
-            let route = match self.routed(place, at.take(), avoid) {
+            let by_turns = any.take().and_then(|turn| self.find_any(place, turn));
+            let route = match by_turns.or_else(|| self.routed(place, at.take(), avoid)) {
                 Some(route) => route,
                 None => {
                     self.map.refresh();
@@ -122,7 +139,7 @@ impl Gateway {
             let failure = match result {
                 Ok(answer) => {
                     self.metrics.seconds.observe(started.elapsed().as_secs_f64());
-                    return Ok((answer, route));
+                    return Ok(Answered { answer, route, is_unsure: machine.is_unknown() });
                 }
                 Err(failure) => failure,
             };
@@ -163,6 +180,13 @@ impl Gateway {
         }
     }
 
+    fn find_any(&self, place: Place<'_>, turn: u64) -> Option<Route> {
+        match place {
+            Place::At(key) => self.routes().route_to_any(key, turn),
+            Place::Before(_) => None,
+        }
+    }
+
     fn routed(
         &self,
         place: Place<'_>,
@@ -180,7 +204,7 @@ impl Gateway {
     }
 
     /// What a failure teaches: descriptors, and the registered node that it points to.
-    fn learn(&self, failure: &Failure, route: &Route) -> Option<kvdb_model::NodeId> {
+    pub(crate) fn learn(&self, failure: &Failure, route: &Route) -> Option<kvdb_model::NodeId> {
         let Failure::Refused(refusal) = failure else {
             self.map.refresh();
             return None;
@@ -195,16 +219,25 @@ impl Gateway {
                 }
                 hint
             }
-            Refusal::ShardMoved { descriptors, .. } | Refusal::StaleEpoch { descriptors, .. } => {
-                self.map.learn(descriptors);
-                self.map.refresh();
+            Refusal::ShardMoved { .. } | Refusal::StaleEpoch { .. } => {
+                self.learn_from(refusal);
                 None
             }
             _ => None,
         }
     }
 
-    async fn follow(
+    /// What a refusal teaches of who owns which range.
+    pub(crate) fn learn_from(&self, refusal: &Refusal) {
+        if let Refusal::ShardMoved { descriptors, .. } | Refusal::StaleEpoch { descriptors, .. } =
+            refusal
+        {
+            self.map.learn(descriptors);
+            self.map.refresh();
+        }
+    }
+
+    pub(crate) async fn follow(
         &self,
         next: Next,
         at: &mut Option<kvdb_model::NodeId>,
@@ -228,6 +261,12 @@ impl Gateway {
             Next::Fail(refusal) => Err(refusal),
         }
     }
+}
+
+/// Takes the regularity out of numbers that count requests (Fibonacci hashing, Knuth, volume 3,
+/// section 6.4).
+fn spread(count: u64) -> u64 {
+    count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 fn elapsed_ms(started: Instant) -> u64 {
@@ -258,6 +297,7 @@ mod tests {
             map: ClusterMap::default(),
             links: Links::default(),
             lanes: Lanes::new(1),
+            watches: Watches::default(),
             limits: Limits::default(),
             metrics: Metrics::new(&mut Registry::default()),
             coordinators: Coordinators::new(vec!["127.0.0.1:1".to_owned()]),

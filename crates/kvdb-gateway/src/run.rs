@@ -5,6 +5,7 @@ use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::route::Gateway;
+use crate::watch::Watches;
 use kvdb_model::Limits;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::http::{self, Readiness};
@@ -77,6 +78,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         limits: Limits::default(),
         metrics: metrics.clone(),
         coordinators: coordinators.clone(),
+        watches: Watches::default(),
         seeds: Arc::new(AtomicU64::new((random >> 64) as u64)),
     };
 

@@ -103,9 +103,9 @@ async fn walk(
         let place =
             if request.reverse { Place::Before(&range.end) } else { Place::At(&range.start) };
         let deadline = Instant::now() + PAGE_PATIENCE;
-        let (answer, route) =
-            gateway.ask(place, Nature::Read, deadline, |route| page.ask(route)).await?;
-        let Answer::Scan(answer) = answer else { return Err(other_kind()) };
+        let asked = gateway.ask(place, Nature::Read, deadline, |route| page.ask(route)).await?;
+        let route = asked.route;
+        let Answer::Scan(answer) = asked.answer else { return Err(other_kind()) };
         left -= (answer.items.len() as u64).min(left);
         let resume = (!answer.resume.is_empty()).then_some(answer.resume);
         if request.reverse {

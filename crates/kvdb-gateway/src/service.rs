@@ -1,26 +1,20 @@
 //! The `Kv` service.
 
 use crate::route::{Gateway, Nature, Place, wall_ms};
-use crate::scan;
+use crate::{scan, watch};
 use bytes::Bytes;
-use futures_util::future::join_all;
-use kvdb_model::{Keyspace, Operation, Refusal, RequestTag, ShardId};
+use kvdb_model::{Keyspace, Refusal, RequestTag, ShardId};
 use kvdb_wire::proto::kv_server::Kv;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, refusal_to_proto, request_tag_from, requests, status_of};
-use std::collections::BTreeMap;
-use std::pin::Pin;
+use kvdb_wire::{proto, refusal_from_proto, request_tag_from, requests, status_of};
 use std::time::{Duration, Instant};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(120);
-/// Keys of one `BatchGet` that are asked for at the same time.
-const CONCURRENT_KEYS: usize = 1024;
 
 /// The caller's deadline, from `grpc-timeout`.
 pub(crate) fn deadline_of(metadata: &MetadataMap) -> Instant {
@@ -44,9 +38,27 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 }
 
 /// A request id as it goes to a node: the caller's own, or one of a lane.
-struct Identified {
-    request_id: proto::RequestId,
+pub(crate) struct Identified {
+    pub(crate) request_id: proto::RequestId,
     _lane: Option<crate::lanes::Ticket>,
+}
+
+/// How fresh a read must be, as the caller has said.
+#[derive(Clone, Copy)]
+pub(crate) struct Freshness {
+    pub(crate) consistency: i32,
+    pub(crate) max_staleness_ms: u64,
+    pub(crate) min_version: u64,
+}
+
+impl Freshness {
+    /// Who may serve it.
+    pub(crate) fn nature(self) -> Nature {
+        match self.consistency {
+            consistency if consistency == proto::Consistency::Strong as i32 => Nature::Read,
+            _ => Nature::ReplicaRead,
+        }
+    }
 }
 
 impl Gateway {
@@ -67,7 +79,7 @@ impl Gateway {
         }
     }
 
-    fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
+    pub(crate) fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
         let given = own.map(|tag| requests::request_id_to(&tag));
         match given {
             Some(request_id) => Identified { request_id, _lane: None },
@@ -80,32 +92,37 @@ impl Gateway {
         }
     }
 
-    fn routing_key(&self, keyspace: &Keyspace, key: &[u8]) -> Result<Bytes, Refusal> {
+    pub(crate) fn routing_key(&self, keyspace: &Keyspace, key: &[u8]) -> Result<Bytes, Refusal> {
         self.limits.check_key(key)?;
         Ok(keyspace.partitioning.routing_key(keyspace.keyspace_id, key))
     }
 
     async fn get_one(
         &self,
-        keyspace: &Keyspace,
-        key: Bytes,
-        consistency: i32,
-        head_only: bool,
+        request: proto::GetRequest,
         deadline: Instant,
     ) -> Result<proto::GetResponse, Refusal> {
-        let routing_key = self.routing_key(keyspace, &key)?;
+        let keyspace = self.keyspace(&request.keyspace)?;
+        let routing_key = self.routing_key(&keyspace, &request.key)?;
         let keyspace_id = keyspace.keyspace_id.0;
+        let fresh = Freshness {
+            consistency: request.consistency,
+            max_staleness_ms: request.max_staleness_ms,
+            min_version: request.min_version,
+        };
         let build = |route: &kvdb_router::Route| {
             Asked::Get(proto::NodeGetRequest {
                 shard_id: route.shard_id.0,
                 epoch: route.epoch.0,
                 keyspace_id,
-                key: key.clone(),
-                consistency,
-                head_only,
+                key: request.key.clone(),
+                consistency: fresh.consistency,
+                head_only: request.head_only,
+                max_staleness_ms: fresh.max_staleness_ms,
+                min_version: fresh.min_version,
             })
         };
-        match self.ask(Place::At(&routing_key), Nature::Read, deadline, build).await?.0 {
+        match self.ask(Place::At(&routing_key), fresh.nature(), deadline, build).await?.answer {
             Answer::Get(answer) => Ok(answer),
             _ => Err(other_kind()),
         }
@@ -134,7 +151,8 @@ impl Gateway {
                 request_id: Some(identified.request_id.clone()),
             })
         };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.0 {
+        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
+        {
             Answer::Put(answer) => Ok(answer),
             _ => Err(other_kind()),
         }
@@ -160,9 +178,37 @@ impl Gateway {
                 request_id: Some(identified.request_id.clone()),
             })
         };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.0 {
+        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
+        {
             Answer::Delete(answer) => Ok(answer),
             _ => Err(other_kind()),
+        }
+    }
+
+    /// Travels as a batch of one: nodes have no message of its own for it.
+    async fn expire_one(
+        &self,
+        request: proto::ExpireRequest,
+        deadline: Instant,
+    ) -> Result<proto::ExpireResponse, Refusal> {
+        let keyspace = self.keyspace(&request.keyspace)?;
+        let own = request_tag_from(request.request_id, &self.limits)?;
+        let operation = requests::expire_operation(
+            request.key,
+            request.ttl_ms,
+            request.condition,
+            request.return_previous,
+            &self.limits,
+        )?;
+        let mut results = self.write_each(&keyspace, vec![operation], own, deadline).await?;
+        let result = results.pop().ok_or_else(other_kind)?;
+        match result.refusal {
+            Some(refusal) => Err(refusal_from_proto(refusal)),
+            None => Ok(proto::ExpireResponse {
+                applied: result.applied,
+                version: result.version,
+                previous: result.previous,
+            }),
         }
     }
 
@@ -185,147 +231,11 @@ impl Gateway {
                 request_id: Some(identified.request_id.clone()),
             })
         };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.0 {
+        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
+        {
             Answer::Increment(answer) => Ok(answer),
             _ => Err(other_kind()),
         }
-    }
-
-    async fn get_many(
-        &self,
-        request: proto::BatchGetRequest,
-        deadline: Instant,
-    ) -> Result<proto::BatchGetResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
-        requests::check_keys(&request.keys, &self.limits)?;
-        let mut results = Vec::with_capacity(request.keys.len());
-        for keys in request.keys.chunks(CONCURRENT_KEYS) {
-            let reads = keys.iter().map(|key| {
-                self.get_one(
-                    &keyspace,
-                    key.clone(),
-                    request.consistency,
-                    request.head_only,
-                    deadline,
-                )
-            });
-            let found = join_all(reads).await;
-            results.extend(keys.iter().zip(found).map(|(key, found)| get_result(key, found)));
-        }
-        Ok(proto::BatchGetResponse { results })
-    }
-
-    async fn write_many(
-        &self,
-        request: proto::BatchWriteRequest,
-        deadline: Instant,
-    ) -> Result<proto::BatchWriteResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
-        let own = request_tag_from(request.request_id.clone(), &self.limits)?;
-        let operations = requests::batch_operations(request.operations, &self.limits)?;
-        let mut groups: BTreeMap<ShardId, Group> = BTreeMap::new();
-        for operation in operations {
-            let key = self.routing_key(&keyspace, &operation.key)?;
-            let route = self.find(Place::At(&key), None).ok_or(Refusal::NotInitialised)?;
-            groups.entry(route.shard_id).or_default().push(key, operation);
-        }
-        if request.atomic && groups.len() > 1 {
-            return Err(Refusal::CrossShard { shards: groups.into_keys().collect() });
-        }
-        let count = groups.values().map(|group| group.operations.len()).sum();
-        let writes = groups
-            .into_values()
-            .map(|group| self.write_group(&keyspace, group, request.atomic, own.clone(), deadline));
-        let mut results = vec![proto::BatchWriteResult::default(); count];
-        for written in join_all(writes).await {
-            for (item, result) in written? {
-                if let Some(place) = results.get_mut(item as usize) {
-                    *place = result;
-                }
-            }
-        }
-        Ok(proto::BatchWriteResponse { results })
-    }
-
-    /// The operations of a batch that lie on one shard. A refusal of the whole group is that of
-    /// each of them, unless the batch is atomic.
-    async fn write_group(
-        &self,
-        keyspace: &Keyspace,
-        group: Group,
-        atomic: bool,
-        own: Option<RequestTag>,
-        deadline: Instant,
-    ) -> Result<Vec<(u32, proto::BatchWriteResult)>, Refusal> {
-        let items: Vec<u32> = group.operations.iter().map(|operation| operation.item).collect();
-        let operations: Vec<proto::WriteOperation> = group
-            .operations
-            .iter()
-            .filter_map(|operation| requests::write_operation_to(operation, operation.key.clone()))
-            .collect();
-        let identified = self.identify(own, &group.first);
-        let build = |route: &kvdb_router::Route| {
-            Asked::BatchWrite(proto::NodeBatchWriteRequest {
-                shard_id: route.shard_id.0,
-                epoch: route.epoch.0,
-                keyspace_id: keyspace.keyspace_id.0,
-                operations: operations.clone(),
-                atomic,
-                request_id: Some(identified.request_id.clone()),
-                items: items.clone(),
-            })
-        };
-        let place = Place::At(&group.first);
-        match self.ask(place, Nature::TaggedWrite, deadline, build).await {
-            Ok((Answer::BatchWrite(answer), _)) => {
-                Ok(items.into_iter().zip(answer.results).collect())
-            }
-            Ok(_) => Err(other_kind()),
-            Err(refusal) if atomic => Err(refusal),
-            Err(refusal) => {
-                let result = proto::BatchWriteResult {
-                    refusal: Some(refusal_to_proto(&refusal)),
-                    ..Default::default()
-                };
-                Ok(items.into_iter().map(|item| (item, result.clone())).collect())
-            }
-        }
-    }
-}
-
-/// Operations for one shard, with the routing key of the first.
-#[derive(Default)]
-struct Group {
-    first: Bytes,
-    operations: Vec<Operation>,
-}
-
-impl Group {
-    fn push(&mut self, routing_key: Bytes, operation: Operation) {
-        if self.operations.is_empty() {
-            self.first = routing_key;
-        }
-        self.operations.push(operation);
-    }
-}
-
-fn get_result(key: &Bytes, found: Result<proto::GetResponse, Refusal>) -> proto::BatchGetResult {
-    let key = key.clone();
-    match found {
-        Ok(found) => proto::BatchGetResult {
-            key,
-            found: found.found,
-            value: found.value,
-            version: found.version,
-            expires_at_ms: found.expires_at_ms,
-            served_by: found.served_by,
-            refusal: None,
-        },
-        Err(refusal) => proto::BatchGetResult {
-            key,
-            refusal: Some(refusal_to_proto(&refusal)),
-            ..Default::default()
-        },
     }
 }
 
@@ -336,27 +246,14 @@ pub(crate) fn other_kind() -> Refusal {
 #[tonic::async_trait]
 impl Kv for Gateway {
     type ScanStream = ReceiverStream<Result<proto::ScanResponse, Status>>;
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<proto::WatchResponse, Status>> + Send>>;
+    type WatchStream = ReceiverStream<Result<proto::WatchResponse, Status>>;
 
     async fn get(
         &self,
         request: Request<proto::GetRequest>,
     ) -> Result<Response<proto::GetResponse>, Status> {
         let deadline = deadline_of(request.metadata());
-        let request = request.into_inner();
-        let result = match self.keyspace(&request.keyspace) {
-            Ok(keyspace) => {
-                self.get_one(
-                    &keyspace,
-                    request.key,
-                    request.consistency,
-                    request.head_only,
-                    deadline,
-                )
-                .await
-            }
-            Err(refusal) => Err(refusal),
-        };
+        let result = self.get_one(request.into_inner(), deadline).await;
         self.counted("get", result)
     }
 
@@ -387,6 +284,15 @@ impl Kv for Gateway {
         self.counted("increment", result)
     }
 
+    async fn expire(
+        &self,
+        request: Request<proto::ExpireRequest>,
+    ) -> Result<Response<proto::ExpireResponse>, Status> {
+        let deadline = deadline_of(request.metadata());
+        let result = self.expire_one(request.into_inner(), deadline).await;
+        self.counted("expire", result)
+    }
+
     async fn batch_get(
         &self,
         request: Request<proto::BatchGetRequest>,
@@ -415,9 +321,10 @@ impl Kv for Gateway {
 
     async fn watch(
         &self,
-        _request: Request<proto::WatchRequest>,
+        request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("this version has no watches yet"))
+        let result = watch::start(self, request.into_inner());
+        self.counted("watch", result)
     }
 }
 

@@ -74,6 +74,12 @@ pub enum Action {
     },
     /// A command of the Redis protocol.
     String(StringAction),
+    /// Leaves the value as it is; it expires `ttl_ms` after this write's version's milliseconds, or
+    /// never. Not applied if the key isn't there.
+    Expire {
+        /// Milliseconds to live.
+        ttl_ms: Option<u64>,
+    },
 }
 
 /// When an operation applies.
@@ -100,6 +106,8 @@ pub enum Command {
     Control(Bytes),
     /// Cuts the shard in two.
     Split(SplitPlan),
+    /// Frees the records under these routing keys as far as they have expired; others stay.
+    Reclaim(Vec<Bytes>),
 }
 
 impl Command {
@@ -128,6 +136,11 @@ impl Command {
                 out.u8(4);
                 plan.encode(&mut out);
             }
+            Command::Reclaim(keys) => {
+                out.u8(5);
+                out.varint(keys.len() as u64);
+                keys.iter().for_each(|key| out.bytes(key));
+            }
         }
         out.finish()
     }
@@ -140,6 +153,7 @@ impl Command {
             Command::AdvanceTime => 1,
             Command::Control(bytes) => bytes.len() + 11,
             Command::Split(plan) => plan.at.len() + 64,
+            Command::Reclaim(keys) => 8 + keys.iter().map(|key| key.len() + 5).sum::<usize>(),
         }
     }
 
@@ -154,6 +168,10 @@ impl Command {
             2 => Command::AdvanceTime,
             3 => Command::Control(input.bytes()?),
             4 => Command::Split(SplitPlan::decode(&mut input)?),
+            5 => {
+                let count = input.count(1)?;
+                Command::Reclaim((0..count).map(|_| input.bytes()).collect::<Result<_, _>>()?)
+            }
             other => return Err(DecodeError::unknown_tag("command", other)),
         };
         input.end()?;
@@ -258,6 +276,11 @@ impl Operation {
                 out.u8(5);
                 action.encode(out);
             }
+            Action::Expire { ttl_ms: None } => out.u8(6),
+            Action::Expire { ttl_ms: Some(ttl_ms) } => {
+                out.u8(7);
+                out.varint(*ttl_ms);
+            }
         }
     }
 
@@ -286,6 +309,8 @@ impl Operation {
             3 => Action::Delete,
             4 => Action::Increment { delta: input.signed()? },
             5 => Action::String(StringAction::decode(input)?),
+            6 => Action::Expire { ttl_ms: None },
+            7 => Action::Expire { ttl_ms: Some(input.varint()?) },
             other => return Err(DecodeError::unknown_tag("action", other)),
         };
         Ok(Operation { key, item, action, condition, return_previous })
@@ -406,6 +431,7 @@ mod tests {
             Just(Action::Delete),
             any::<i64>().prop_map(|delta| Action::Increment { delta }),
             crate::string_action::tests::any_string_action().prop_map(Action::String),
+            any::<Option<u64>>().prop_map(|ttl_ms| Action::Expire { ttl_ms }),
         ];
         let condition = prop::option::of(prop_oneof![
             Just(Condition::IfAbsent),
@@ -441,6 +467,7 @@ mod tests {
                 }),
             Just(Command::AdvanceTime),
             any_bytes().prop_map(Command::Control),
+            prop::collection::vec(any_bytes(), 0..4).prop_map(Command::Reclaim),
             (any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
                 |(at, child, epoch, node)| {
                     let node_id = crate::id::NodeId(node);

@@ -112,6 +112,12 @@ pub enum Refusal {
     /// A value isn't what the operation needs (a counter that isn't a number, an overflow).
     #[error("{0}")]
     WrongValue(&'static str),
+    /// The answer of a batch is as large as a message may be; this part of it didn't fit.
+    #[error("the answers of a batch take at most {limit_bytes} bytes; ask again for this one")]
+    ResponseTooLarge {
+        /// Bytes of values that there is room for.
+        limit_bytes: u64,
+    },
     /// No shards exist yet.
     #[error("the cluster has no shards yet; `kvdb admin init-shards --shards N` makes them")]
     NotInitialised,
@@ -139,6 +145,7 @@ impl Refusal {
             Refusal::UnknownKeyspace { .. } => "UNKNOWN_KEYSPACE",
             Refusal::CrossShard { .. } => "CROSS_SHARD",
             Refusal::WrongValue(_) => "WRONG_VALUE",
+            Refusal::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
             Refusal::NotInitialised => "NOT_INITIALISED",
         }
     }

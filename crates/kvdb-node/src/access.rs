@@ -3,11 +3,18 @@
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use kvdb_model::{KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardId};
+use kvdb_model::{KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardDescriptor, ShardId};
 use kvdb_router::{MapCache, Routes};
 use kvdb_runtime::drive::{Drive, ShardView};
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
+use std::time::Instant;
+
+/// Descriptors in one refusal.
+const NEIGHBOURS_TOLD: usize = 4;
 
 /// What every request handler needs.
 #[derive(Clone)]
@@ -17,6 +24,10 @@ pub(crate) struct Access {
     pub(crate) metrics: Metrics,
     map: Arc<Mutex<MapCache>>,
     routes: Arc<ArcSwap<Routes>>,
+    /// Expired records that were freed.
+    pub(crate) reclaimed: Counter,
+    /// When reads last had a shard's time pass.
+    pub(crate) time_asked: Arc<Mutex<FxHashMap<ShardId, Instant>>>,
 }
 
 impl Access {
@@ -25,8 +36,13 @@ impl Access {
         map: Arc<Mutex<MapCache>>,
         routes: Arc<ArcSwap<Routes>>,
         metrics: Metrics,
+        registry: &mut Registry,
     ) -> Self {
-        Access { drive, limits: Limits::default(), metrics, map, routes }
+        let reclaimed = Counter::default();
+        let help = "Expired records freed, by this node as a leader";
+        registry.register("kvdb_reclaimed_records", help, reclaimed.clone());
+        let limits = Limits::default();
+        Access { drive, limits, metrics, map, routes, reclaimed, time_asked: Arc::default() }
     }
 
     /// The routing key of a user key.
@@ -62,7 +78,7 @@ impl Access {
             return Err(Refusal::StaleEpoch {
                 shard_id,
                 current: descriptor.range_epoch,
-                descriptors: vec![(**descriptor).clone()],
+                descriptors: self.with_right_neighbours(descriptor),
             });
         }
         if !descriptor.range.contains(key) {
@@ -88,6 +104,35 @@ impl Access {
         let leader_hint = elsewhere
             .and_then(|node| self.routes.load().address(node).map(|address| address.to_string()));
         Refusal::NotLeader { shard_id, leader_hint }
+    }
+
+    /// A shard, and those that a split of it has left on this node: whoever was wrong about one
+    /// learns all of them at once.
+    fn with_right_neighbours(&self, descriptor: &ShardDescriptor) -> Vec<ShardDescriptor> {
+        let views = self.drive.views().all();
+        let mut found = vec![descriptor.clone()];
+        let mut end = descriptor.range.end.clone();
+        while found.len() < NEIGHBOURS_TOLD && !end.is_empty() {
+            let next = views
+                .values()
+                .filter_map(|view| view.descriptor.as_ref())
+                .find(|next| next.range.start == end && next.keyspace_id == descriptor.keyspace_id);
+            let Some(next) = next else { break };
+            end = next.range.end.clone();
+            found.push((**next).clone());
+        }
+        found
+    }
+
+    /// A refusal of the shard itself knows of its own descriptor only.
+    pub(crate) fn with_siblings(&self, mut refusal: Refusal) -> Refusal {
+        if let Refusal::StaleEpoch { descriptors, .. } | Refusal::ShardMoved { descriptors, .. } =
+            &mut refusal
+            && let [own] = &descriptors[..]
+        {
+            *descriptors = self.with_right_neighbours(own);
+        }
+        refusal
     }
 
     fn moved(&self, shard_id: ShardId, key: &[u8]) -> Refusal {

@@ -43,6 +43,7 @@ impl Begun {
             Asked::Put(_) => ("put", Kind::Write),
             Asked::Delete(_) => ("delete", Kind::Write),
             Asked::Increment(_) => ("increment", Kind::Write),
+            Asked::BatchGet(_) => ("batch_get", Kind::Read),
             Asked::BatchWrite(_) => ("batch_write", Kind::Write),
             Asked::Scan(_) => ("scan", Kind::Read),
             Asked::ReadMany(_) => ("read_many", Kind::Read),

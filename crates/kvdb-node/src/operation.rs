@@ -1,9 +1,10 @@
 //! One operation: from the wire to a proposal or a read, and from its outcome to an answer.
 
 use crate::access::Access;
+use crate::freshness::Freshness;
 use bytes::Bytes;
 use kvdb_model::{
-    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Write,
+    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Version, Write,
     WriteResult,
 };
 use kvdb_replication::{Input, Rejection};
@@ -12,15 +13,18 @@ use kvdb_runtime::drive::{Outcome, Ticket, fatal};
 use kvdb_shard::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, request_tag_from, requests, strings};
+use kvdb_wire::{proto, refusal_to_proto, request_tag_from, requests, strings};
 
 const PAGE_ITEMS: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
 const PAGE_EXAMINED: usize = 50_000;
+/// More keys than this are read on a thread of their own.
+const KEYS_AT_ONCE: usize = 64;
 
 /// What an operation waits for.
 pub(crate) enum Pending {
-    Get { shard: ShardId, epoch: RangeEpoch, key: Bytes, head_only: bool },
+    Get { shard: ShardId, epoch: RangeEpoch, key: Bytes, head_only: bool, fresh: Freshness },
+    BatchGet { shard: ShardId, wanted: Box<Wanted> },
     Put { shard: ShardId },
     Delete { shard: ShardId },
     Increment { shard: ShardId },
@@ -42,6 +46,7 @@ impl Pending {
     pub(crate) fn shard(&self) -> ShardId {
         match self {
             Pending::Get { shard, .. }
+            | Pending::BatchGet { shard, .. }
             | Pending::Put { shard }
             | Pending::Delete { shard }
             | Pending::Increment { shard }
@@ -51,6 +56,25 @@ impl Pending {
             | Pending::Scan { shard, .. } => *shard,
         }
     }
+
+    /// Whether it reads so much that it must not hold up a thread of the network.
+    pub(crate) fn takes_long(&self) -> bool {
+        match self {
+            Pending::Scan { .. } => true,
+            Pending::BatchGet { wanted, .. } => wanted.keys.len() > KEYS_AT_ONCE,
+            _ => false,
+        }
+    }
+}
+
+/// Keys of one shard that are asked for together.
+pub(crate) struct Wanted {
+    epoch: RangeEpoch,
+    /// User key and routing key.
+    keys: Vec<(Bytes, Bytes)>,
+    head_only: bool,
+    fresh: Freshness,
+    max_bytes: usize,
 }
 
 /// A page of a scan that is asked for.
@@ -110,6 +134,7 @@ impl Access {
     pub(crate) fn accept(&self, asked: Asked) -> Result<Accepted, Refusal> {
         match asked {
             Asked::Get(get) => self.accept_get(get),
+            Asked::BatchGet(get) => self.accept_batch_get(get),
             Asked::Put(put) => {
                 let shard = ShardId(put.shard_id);
                 let operation = requests::put_operation(
@@ -173,15 +198,28 @@ impl Access {
         let shard = ShardId(get.shard_id);
         let epoch = RangeEpoch(get.epoch);
         let key = self.routing_key(get.keyspace_id, &get.key)?;
-        let eventual = requests::consistency_from(get.consistency)? == proto::Consistency::Eventual;
-        let submit = if eventual {
-            self.replica(shard, epoch, &key)?;
-            Submit::Nothing
-        } else {
-            self.leader(shard, epoch, &key)?;
-            Submit::Read { shard }
-        };
-        let pending = Pending::Get { shard, epoch, key, head_only: get.head_only };
+        let fresh = Freshness::of(get.consistency, get.max_staleness_ms, get.min_version)?;
+        let (fresh, submit) = self.accept_read(shard, epoch, &key, fresh)?;
+        let pending = Pending::Get { shard, epoch, key, head_only: get.head_only, fresh };
+        Ok(Accepted { pending, submit })
+    }
+
+    fn accept_batch_get(&self, get: proto::NodeBatchGetRequest) -> Result<Accepted, Refusal> {
+        requests::check_keys(&get.keys, &self.limits)?;
+        let shard = ShardId(get.shard_id);
+        let epoch = RangeEpoch(get.epoch);
+        let mut keys = Vec::with_capacity(get.keys.len());
+        for key in get.keys {
+            let routing_key = self.routing_key(get.keyspace_id, &key)?;
+            keys.push((key, routing_key));
+        }
+        let fresh = Freshness::of(get.consistency, get.max_staleness_ms, get.min_version)?;
+        let first = keys.first().map(|(_, key)| key.clone()).unwrap_or_default();
+        let (fresh, submit) = self.accept_read(shard, epoch, &first, fresh)?;
+        // What was asked for is echoed, so an answer is never larger than both together.
+        let max_bytes = (get.max_bytes as usize).min(self.limits.request_max_bytes);
+        let wanted = Wanted { epoch, keys, head_only: get.head_only, fresh, max_bytes };
+        let pending = Pending::BatchGet { shard, wanted: Box::new(wanted) };
         Ok(Accepted { pending, submit })
     }
 
@@ -307,6 +345,7 @@ impl Access {
         };
         match pending {
             Pending::Get { .. } => self.read(pending),
+            Pending::BatchGet { shard, wanted } => self.batch_get(shard, wanted),
             Pending::Scan { shard, page } => self.scan(shard, page),
             Pending::ReadMany { shard, reads } => self.read_many(shard, reads),
             Pending::StringWrite { .. } => {
@@ -316,20 +355,24 @@ impl Access {
                 Ok(Finished::Answer(Answer::StringWrite(response)))
             }
             Pending::Put { .. } => {
-                let response = requests::put_response(only(outcome)?);
+                let response = requests::put_response(self.only(outcome)?);
                 Ok(Finished::Answer(Answer::Put(response)))
             }
             Pending::Delete { .. } => {
-                let response = requests::delete_response(only(outcome)?);
+                let response = requests::delete_response(self.only(outcome)?);
                 Ok(Finished::Answer(Answer::Delete(response)))
             }
             Pending::Increment { .. } => {
-                let response = requests::increment_response(only(outcome)?);
+                let response = requests::increment_response(self.only(outcome)?);
                 Ok(Finished::Answer(Answer::Increment(response)))
             }
             Pending::BatchWrite { .. } => {
                 let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
-                let results = outcomes.into_iter().map(requests::batch_result).collect();
+                let told = |outcome: Result<WriteResult, Refusal>| {
+                    requests::batch_result(outcome.map_err(|refusal| self.with_siblings(refusal)))
+                };
+                let mut results: Vec<_> = outcomes.into_iter().map(told).collect();
+                requests::omit_previous_beyond(&mut results, self.limits.request_max_bytes);
                 Ok(Finished::Answer(Answer::BatchWrite(proto::BatchWriteResponse { results })))
             }
         }
@@ -354,7 +397,7 @@ impl Access {
     }
 
     /// The volume and replica to read from, now.
-    fn reader(
+    pub(crate) fn reader(
         &self,
         shard_id: ShardId,
     ) -> Result<(Box<dyn kvdb_engine::Snapshot>, kvdb_model::ReplicaId), Refusal> {
@@ -366,36 +409,45 @@ impl Access {
     }
 
     fn read(&self, pending: Pending) -> Result<Finished, Refusal> {
-        let Pending::Get { shard, epoch, ref key, head_only } = pending else {
+        let Pending::Get { shard, epoch, ref key, head_only, fresh } = pending else {
             return Err(unexpected());
         };
         let (snapshot, replica) = self.reader(shard)?;
-        let found = View::new(&*snapshot, replica)
-            .and_then(|view| view.get(epoch, key, clock::wall_ms()))
-            .map_err(|error| read_failed(shard, error))?;
-        if found.expires_by_clock {
+        let view = View::new(&*snapshot, replica).map_err(|error| self.unread(shard, error))?;
+        self.check_freshness(shard, fresh, view.last_version())?;
+        let found = view.get(epoch, key, clock::wall_ms());
+        let found = found.map_err(|error| self.unread(shard, error))?;
+        if found.expires_by_clock && fresh.is_linearizable() {
             return Ok(Finished::NeedsTime(pending));
         }
-        Ok(Finished::Answer(Answer::Get(self.get_response(found.record, head_only))))
+        let record = found.record.filter(|_| !found.expires_by_clock);
+        let response = self.get_response(record, head_only, view.last_version());
+        Ok(Finished::Answer(Answer::Get(response)))
     }
 
-    fn get_response(&self, record: Option<Record>, head_only: bool) -> proto::GetResponse {
-        let served_by = self.drive.node_id().0;
-        match record {
-            None => proto::GetResponse { served_by, ..Default::default() },
-            Some(record) => proto::GetResponse {
-                found: true,
-                value: if head_only { Bytes::new() } else { record.value },
-                version: record.version.0,
-                expires_at_ms: record.expires_at_ms,
-                served_by,
-            },
+    fn get_response(
+        &self,
+        record: Option<Record>,
+        head_only: bool,
+        as_of: Version,
+    ) -> proto::GetResponse {
+        let mut response = proto::GetResponse {
+            served_by: self.drive.node_id().0,
+            as_of_version: as_of.0,
+            ..Default::default()
+        };
+        if let Some(record) = record {
+            response.found = true;
+            response.value = if head_only { Bytes::new() } else { record.value };
+            response.version = record.version.0;
+            response.expires_at_ms = record.expires_at_ms;
         }
+        response
     }
 
     fn read_many(&self, shard: ShardId, reads: Box<Reads>) -> Result<Finished, Refusal> {
         let (snapshot, replica) = self.reader(shard)?;
-        let failed = |error| read_failed(shard, error);
+        let failed = |error| self.unread(shard, error);
         let view = View::new(&*snapshot, replica).map_err(failed)?;
         let wall_ms = clock::wall_ms();
         let mut results = Vec::with_capacity(reads.keys.len());
@@ -405,7 +457,7 @@ impl Access {
             if found.expires_by_clock {
                 return Ok(Finished::NeedsTime(Pending::ReadMany { shard, reads }));
             }
-            let response = self.get_response(found.record, *head_only);
+            let response = self.get_response(found.record, *head_only, view.last_version());
             size += strings::read_size(&response.value);
             results.push(response);
             if size >= reads.max_bytes {
@@ -413,6 +465,51 @@ impl Access {
             }
         }
         Ok(Finished::Answer(Answer::ReadMany(proto::NodeReadManyResponse { results })))
+    }
+
+    /// All keys from one snapshot. What isn't here, or has no room, has its own refusal.
+    fn batch_get(&self, shard: ShardId, wanted: Box<Wanted>) -> Result<Finished, Refusal> {
+        let (snapshot, replica) = self.reader(shard)?;
+        let view = View::new(&*snapshot, replica).map_err(|error| self.unread(shard, error))?;
+        self.check_freshness(shard, wanted.fresh, view.last_version())?;
+        let wall_ms = clock::wall_ms();
+        let mut left = wanted.max_bytes;
+        let mut results = Vec::with_capacity(wanted.keys.len());
+        for (key, routing_key) in &wanted.keys {
+            let mut result = proto::BatchGetResult {
+                key: key.clone(),
+                served_by: self.drive.node_id().0,
+                as_of_version: view.last_version().0,
+                ..Default::default()
+            };
+            let found = match view.get(wanted.epoch, routing_key, wall_ms) {
+                Ok(found) => found,
+                Err(error) => {
+                    result.refusal = Some(refusal_to_proto(&self.unread(shard, error)));
+                    results.push(result);
+                    continue;
+                }
+            };
+            if found.expires_by_clock && wanted.fresh.is_linearizable() {
+                return Ok(Finished::NeedsTime(Pending::BatchGet { shard, wanted }));
+            }
+            if let Some(record) = found.record.filter(|_| !found.expires_by_clock) {
+                let value = if wanted.head_only { Bytes::new() } else { record.value };
+                if value.len() > left {
+                    let limit_bytes = wanted.max_bytes as u64;
+                    let refusal = Refusal::ResponseTooLarge { limit_bytes };
+                    result.refusal = Some(refusal_to_proto(&refusal));
+                } else {
+                    left -= value.len();
+                    result.found = true;
+                    result.value = value;
+                    result.version = record.version.0;
+                    result.expires_at_ms = record.expires_at_ms;
+                }
+            }
+            results.push(result);
+        }
+        Ok(Finished::Answer(Answer::BatchGet(proto::BatchGetResponse { results })))
     }
 
     fn scan(&self, shard: ShardId, page: Box<Page>) -> Result<Finished, Refusal> {
@@ -425,7 +522,7 @@ impl Access {
         };
         let found = View::new(&*snapshot, replica)
             .and_then(|view| view.scan(&page.request, &wanted))
-            .map_err(|error| read_failed(shard, error))?;
+            .map_err(|error| self.unread(shard, error))?;
         if found.expires_by_clock {
             return Ok(Finished::NeedsTime(Pending::Scan { shard, page }));
         }
@@ -446,24 +543,27 @@ impl Access {
     }
 }
 
+impl Access {
+    fn only(&self, outcome: Outcome) -> Result<WriteResult, Refusal> {
+        let outcome = match outcome {
+            Outcome::Written(mut outcomes) => outcomes.pop().unwrap_or_else(|| Err(unexpected())),
+            _ => Err(unexpected()),
+        };
+        outcome.map_err(|refusal| self.with_siblings(refusal))
+    }
+
+    pub(crate) fn unread(&self, shard_id: ShardId, error: ReadError) -> Refusal {
+        match error {
+            ReadError::Refused(refusal) => self.with_siblings(refusal),
+            ReadError::NotHere(_) => {
+                Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" }
+            }
+            // What can't be read must not be served, nor anything else from this disk.
+            damage => fatal(&format!("shard {shard_id} can't be read: {damage}")),
+        }
+    }
+}
+
 fn unexpected() -> Refusal {
     Refusal::OutcomeUnknown { reason: "the shard gave an answer of another kind" }
-}
-
-fn only(outcome: Outcome) -> Result<WriteResult, Refusal> {
-    match outcome {
-        Outcome::Written(mut outcomes) => outcomes.pop().unwrap_or_else(|| Err(unexpected())),
-        _ => Err(unexpected()),
-    }
-}
-
-fn read_failed(shard_id: ShardId, error: ReadError) -> Refusal {
-    match error {
-        ReadError::Refused(refusal) => refusal,
-        ReadError::NotHere(_) => {
-            Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" }
-        }
-        // What can't be read must not be served, nor anything else from this disk.
-        damage => fatal(&format!("shard {shard_id} can't be read: {damage}")),
-    }
 }

@@ -1,8 +1,8 @@
 //! A node, from its configuration to its end.
 
 use crate::access::Access;
-use crate::link;
 use crate::metrics::Metrics;
+use crate::{link, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
 use kvdb_replication::{HostConfig, Input};
@@ -128,7 +128,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         coordinator: false,
         incarnation,
     };
-    let access = Access::new(drive.clone(), map.cache.clone(), map.routes.clone(), metrics);
+    let (cache, routes) = (map.cache.clone(), map.routes.clone());
+    let access = Access::new(drive.clone(), cache, routes, metrics, &mut registry);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<NodeServer<Access>>().await;
@@ -138,6 +139,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let stop = Shutdown::default();
     let stopping = stop.clone();
+    tokio::spawn(sweep::run(access.clone(), stop.clone()));
     let node_server = NodeServer::new(access)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);

@@ -49,7 +49,7 @@ impl Access {
     ) -> Result<Answer, Refusal> {
         loop {
             let access = self.clone();
-            let finished = if matches!(pending, Pending::Scan { .. }) {
+            let finished = if pending.takes_long() {
                 tokio::task::spawn_blocking(move || access.finish(pending, outcome))
                     .await
                     .map_err(|_| stopping())?
@@ -81,7 +81,7 @@ impl Access {
     }
 }
 
-fn stopping() -> Refusal {
+pub(crate) fn stopping() -> Refusal {
     Refusal::OutcomeUnknown { reason: "the node stops" }
 }
 
@@ -139,6 +139,14 @@ impl Node for Access {
         request: Request<proto::NodeScanRequest>,
     ) -> Result<Response<proto::NodeScanResponse>, Status> {
         one!(self, request, Scan)
+    }
+
+    async fn watch(
+        &self,
+        request: Request<proto::NodeWatchRequest>,
+    ) -> Result<Response<proto::NodeWatchResponse>, Status> {
+        let watched = Access::watch(self, request.into_inner()).await;
+        watched.map(Response::new).map_err(|refusal| status_of(&refusal))
     }
 
     async fn batch(

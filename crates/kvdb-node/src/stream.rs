@@ -186,7 +186,7 @@ fn finish(
     pending: Pending,
     outcome: Outcome,
 ) -> Option<proto::NodeAnswer> {
-    let (pending, outcome) = if matches!(pending, Pending::Scan { .. }) {
+    let (pending, outcome) = if pending.takes_long() {
         (pending, outcome)
     } else {
         let answer = match access.finish(pending, outcome) {

@@ -127,6 +127,12 @@ impl RequestMachine {
         }
     }
 
+    /// Whether a try may have been carried out without an answer. An answer under the same id
+    /// settles it, if it says what became of the request.
+    pub fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
     /// The deadline has passed while waiting for the answer of the last try.
     pub fn timed_out(&mut self, was_sent: bool) -> Refusal {
         self.unknown |= was_sent && self.is_write;

@@ -88,6 +88,22 @@ impl Routes {
         self.route_to(self.shards.get(after.checked_sub(1)?)?, avoid)
     }
 
+    /// The shard of a routing key, and one of its replicas that is alive as far as is known, by
+    /// turns: for reads that any may serve.
+    pub fn route_to_any(&self, routing_key: &[u8], turn: u64) -> Option<Route> {
+        let route = self.route(routing_key, None)?;
+        let after = self
+            .shards
+            .partition_point(|shard| shard.descriptor.range.start.as_ref() <= routing_key);
+        let shard = self.shards.get(after.checked_sub(1)?)?;
+        let alive = |node: &NodeId| matches!(self.nodes.get(node), Some((_, NodeStatus::Alive)));
+        let replicas = shard.descriptor.replicas.iter().map(|replica| replica.node_id);
+        let able: Vec<NodeId> = replicas.filter(alive).collect();
+        let Some(place) = turn.checked_rem(able.len() as u64) else { return Some(route) };
+        let node = able[place as usize];
+        Some(Route { node, address: self.address(node)?.clone(), ..route })
+    }
+
     fn route_to(&self, shard: &Routed, avoid: Option<NodeId>) -> Option<Route> {
         let descriptor = &shard.descriptor;
         let leader = shard.leader.filter(|leader| Some(*leader) != avoid);
@@ -120,6 +136,9 @@ impl Routes {
 #[derive(Debug, Default)]
 pub struct MapCache {
     map: ShardMap,
+    /// What refusals have taught and the map doesn't say yet: an older map must not undo it, or
+    /// each refresh would send requests back to where they were refused.
+    learnt: BTreeMap<ShardId, ShardDescriptor>,
 }
 
 impl MapCache {
@@ -135,9 +154,13 @@ impl MapCache {
 
     /// A snapshot came. One that is older than what is known, of the same cluster, is dropped.
     pub fn snapshot(&mut self, map: ShardMap) {
-        if map.version >= self.map.version || map.cluster_id != self.map.cluster_id {
-            self.map = map;
+        if map.cluster_id != self.map.cluster_id {
+            self.learnt.clear();
+        } else if map.version < self.map.version {
+            return;
         }
+        self.map = map;
+        self.learn_again();
     }
 
     /// A delta came.
@@ -145,7 +168,17 @@ impl MapCache {
     /// # Errors
     /// [`DeltaGap`]: a snapshot is needed.
     pub fn delta(&mut self, delta: &MapDelta) -> Result<(), DeltaGap> {
-        self.map.apply(delta)
+        self.map.apply(delta)?;
+        self.learn_again();
+        Ok(())
+    }
+
+    fn learn_again(&mut self) {
+        if self.learnt.is_empty() {
+            return;
+        }
+        let learnt: Vec<ShardDescriptor> = std::mem::take(&mut self.learnt).into_values().collect();
+        self.learn(&learnt);
     }
 
     /// Descriptors came with a refusal: for the same shard the higher epochs win; where ranges
@@ -153,13 +186,20 @@ impl MapCache {
     pub fn learn(&mut self, descriptors: &[ShardDescriptor]) -> bool {
         let mut changed = false;
         for descriptor in descriptors {
-            changed |= self.learn_one(descriptor);
+            if self.learn_one(descriptor) {
+                self.learnt.insert(descriptor.shard_id, descriptor.clone());
+                changed = true;
+            }
         }
         changed
     }
 
     fn learn_one(&mut self, descriptor: &ShardDescriptor) -> bool {
         let id = descriptor.shard_id;
+        if !self.map.keyspaces.contains_key(&descriptor.keyspace_id) {
+            // Of a keyspace that was dropped, or of another cluster.
+            return false;
+        }
         if let Some(known) = self.map.shards.get_mut(&id) {
             let newer = (descriptor.range_epoch, descriptor.membership_epoch)
                 > (known.descriptor.range_epoch, known.descriptor.membership_epoch);
@@ -261,6 +301,11 @@ mod tests {
 
     fn cache(bounds: &[u8]) -> MapCache {
         let mut map = ShardMap::default();
+        map.change(MapChange::Keyspace(Keyspace {
+            keyspace_id: KeyspaceId(1),
+            name: "default".into(),
+            partitioning: kvdb_model::Partitioning::Range,
+        }));
         for id in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
                 node_id: NodeId(id),
@@ -312,6 +357,45 @@ mod tests {
         assert_eq!(cache.routes().route(&[10], None).unwrap().epoch, RangeEpoch(2));
         assert!(!cache.learn(&halves));
         assert!(!cache.learn(&[descriptor(1, 0, 100, 1), descriptor(8, 0, 100, 1)]));
+    }
+
+    #[test]
+    fn an_older_map_does_not_undo_what_was_learnt_and_a_newer_one_does() {
+        let mut cache = cache(&[0, 100]);
+        let old = cache.map().clone();
+        cache.learn(&[descriptor(1, 0, 50, 2), descriptor(9, 50, 100, 2)]);
+        cache.snapshot(ShardMap { version: old.version.next(), ..old.clone() });
+        assert_eq!(cache.routes().route(&[60], None).unwrap().shard_id, ShardId(9));
+        assert_eq!(cache.routes().route(&[10], None).unwrap().epoch, RangeEpoch(2));
+
+        // Another split, of which only the map tells.
+        let mut newer = cache.map().clone();
+        newer.version = newer.version.next();
+        for (id, start, end) in [(9, 50, 70), (11, 70, 100)] {
+            let descriptor = descriptor(id, start, end, 3);
+            let mut record = newer.shards[&ShardId(1)].clone();
+            record.descriptor = descriptor;
+            newer.change(MapChange::Shard(record));
+        }
+        cache.snapshot(newer);
+        assert_eq!(cache.routes().route(&[80], None).unwrap().shard_id, ShardId(11));
+
+        let mut dropped = cache.map().clone();
+        dropped.change(MapChange::KeyspaceGone(KeyspaceId(1)));
+        for shard in [1, 9, 11] {
+            dropped.change(MapChange::ShardGone(ShardId(shard)));
+        }
+        cache.snapshot(dropped);
+        assert!(!cache.learn(&[descriptor(1, 0, 50, 2)]));
+        assert!(!cache.routes().has_shards());
+    }
+
+    #[test]
+    fn reads_that_any_replica_may_serve_go_round_those_that_are_alive() {
+        let routes = cache(&[0, 100]).routes();
+        let asked: Vec<_> =
+            (0..4).map(|turn| routes.route_to_any(&[5], turn).unwrap().node.0).collect();
+        assert_eq!(asked, [2, 3, 2, 3]);
     }
 
     #[test]

@@ -248,6 +248,8 @@ pub(crate) fn fingerprint(operation: &Operation) -> u64 {
             action.encode(&mut encoded);
             text(&mut hash, 5, encoded.as_slice());
         }
+        Action::Expire { ttl_ms: None } => hash.update(&[6]),
+        Action::Expire { ttl_ms: Some(ttl_ms) } => text(&mut hash, 7, &ttl_ms.to_le_bytes()),
     }
     match &operation.condition {
         None => hash.update(&[0]),
@@ -342,6 +344,8 @@ mod tests {
             Action::Increment { delta: -1 },
             Action::String(kvdb_model::StringAction::Read),
             Action::String(kvdb_model::StringAction::Increment { delta: 1 }),
+            Action::Expire { ttl_ms: None },
+            Action::Expire { ttl_ms: Some(9) },
         ];
         let conditions = [
             None,

@@ -7,9 +7,10 @@
 //! result: every decision depends on the entries and the state alone.
 
 use crate::effect::{Change, Effect, effect_of, needs_current, unapplied};
-use crate::layout::{Kind, data_key, record_key};
+use crate::layout::{Kind, data_key, record_key, routing_key_of};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
+use crate::recent::ChangeEvent;
 use crate::record::{Record, RecordDamage};
 use crate::seal::seal;
 use crate::sessions::{Room, reused};
@@ -64,6 +65,8 @@ pub enum CommandOutcome {
     Controlled(Bytes),
     /// The shard was cut in two, or the split was refused ([`SplitPlan::apply_to`]).
     Split(Option<Box<Born>>),
+    /// So many expired records were freed.
+    Reclaimed(u64),
 }
 
 /// What one entry came to.
@@ -97,6 +100,8 @@ pub struct Applied {
     /// The batch that completes all of it: once it is flushed, so is everything up to `position`.
     /// `None` if there was nothing new.
     pub sequence: Option<SequenceNumber>,
+    /// What was changed, in order.
+    pub events: Vec<ChangeEvent>,
 }
 
 impl<M: Machine> Shard<M> {
@@ -113,6 +118,7 @@ impl<M: Machine> Shard<M> {
         let entries = &entries[skip..];
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut sequence = None;
+        let mut events = Vec::new();
         let mut run = None;
         for entry in entries {
             let current = match &mut run {
@@ -121,15 +127,20 @@ impl<M: Machine> Shard<M> {
             };
             outcomes.push(self.apply_entry(current, entry)?);
             if current.size_bytes >= BATCH_BYTES {
-                sequence = self.finish(run.take())?;
+                sequence = self.finish(run.take(), &mut events)?;
             }
         }
-        sequence = self.finish(run)?.or(sequence);
-        Ok(Applied { entries: outcomes, position: self.state.applied, sequence })
+        sequence = self.finish(run, &mut events)?.or(sequence);
+        Ok(Applied { entries: outcomes, position: self.state.applied, sequence, events })
     }
 
-    fn finish(&self, run: Option<Run>) -> Result<Option<SequenceNumber>, ApplyError> {
-        let Some(run) = run else { return Ok(None) };
+    fn finish(
+        &self,
+        run: Option<Run>,
+        events: &mut Vec<ChangeEvent>,
+    ) -> Result<Option<SequenceNumber>, ApplyError> {
+        let Some(mut run) = run else { return Ok(None) };
+        events.append(&mut run.events);
         if has(Bug::AppliedAheadOfData) {
             let mut ahead = Batch::default();
             self.state.write(self.replica, &mut ahead);
@@ -194,6 +205,9 @@ impl<M: Machine> Shard<M> {
                     let born = self.apply_split(&plan, version, &mut run.records);
                     CommandOutcome::Split(born.map(Box::new))
                 }
+                Command::Reclaim(keys) => {
+                    CommandOutcome::Reclaimed(self.apply_reclaim(run, &keys, version)?)
+                }
             });
             version = next;
         }
@@ -201,6 +215,26 @@ impl<M: Machine> Shard<M> {
         self.state.last_version = now;
         self.sessions.expire(self.replica, now, EXPIRE_PER_ENTRY, &mut run.records);
         Ok(outcomes)
+    }
+
+    /// Whoever proposed it has seen these records expired; what has been written since stays.
+    fn apply_reclaim(
+        &self,
+        run: &mut Run,
+        keys: &[Bytes],
+        version: Version,
+    ) -> Result<u64, ApplyError> {
+        let mut freed = 0;
+        for routing_key in keys {
+            let key = data_key(routing_key);
+            if self.state.descriptor.range.contains(routing_key)
+                && run.stored(&key)?.is_some_and(|record| record.is_expired(version))
+            {
+                run.change(key, version, Change::Remove);
+                freed += 1;
+            }
+        }
+        Ok(freed)
     }
 
     fn apply_control(
@@ -387,11 +421,17 @@ struct Run {
     changed: FxHashMap<Bytes, Change>,
     /// Replica records.
     records: Batch,
+    /// All changes, in order.
+    events: Vec<ChangeEvent>,
     size_bytes: usize,
 }
 
-/// The changes of a batch's keys before it, last key first.
-type Undo = Vec<(Bytes, Option<Change>)>;
+/// How a run was before a batch.
+struct Undo {
+    /// The changes of the batch's keys, last key first.
+    changed: Vec<(Bytes, Option<Change>)>,
+    events: usize,
+}
 
 impl Run {
     fn start(engine: &dyn Engine, volume: VolumeId) -> Result<Self, EngineError> {
@@ -399,21 +439,36 @@ impl Run {
             before: engine.snapshot(volume)?,
             changed: FxHashMap::default(),
             records: Batch::default(),
+            events: Vec::new(),
             size_bytes: 0,
         })
     }
 
-    /// The record that is there at shard time `now`.
-    fn current(&self, data_key: &Bytes, now: Version) -> Result<Option<Record>, ApplyError> {
-        let record = match self.changed.get(data_key) {
+    /// The record that is there, expired or not.
+    fn stored(&self, data_key: &Bytes) -> Result<Option<Record>, ApplyError> {
+        Ok(match self.changed.get(data_key) {
             Some(Change::Set(record)) => Some(record.clone()),
             Some(Change::Remove) => None,
             None => match self.before.get(data_key)? {
                 Some(stored) => Some(Record::decode(&data_key[1..], &stored)?),
                 None => None,
             },
+        })
+    }
+
+    /// The record that is there at shard time `now`.
+    fn current(&self, data_key: &Bytes, now: Version) -> Result<Option<Record>, ApplyError> {
+        Ok(self.stored(data_key)?.filter(|record| !record.is_expired(now)))
+    }
+
+    fn change(&mut self, data_key: Bytes, version: Version, change: Change) {
+        let record = match &change {
+            Change::Set(record) => Some(record.clone()),
+            Change::Remove => None,
         };
-        Ok(record.filter(|record| !record.is_expired(now)))
+        let routing_key = routing_key_of(&data_key);
+        self.events.push(ChangeEvent { version, routing_key, record });
+        self.changed.insert(data_key, change);
     }
 
     fn carry_out(
@@ -430,10 +485,10 @@ impl Run {
         Ok(match effect_of(operation, current.as_ref(), &others, version) {
             Ok(Effect { result, change, also }) => {
                 if let Some(change) = change {
-                    self.changed.insert(key, change);
+                    self.change(key, version, change);
                 }
                 if let Some((other, change)) = also {
-                    self.changed.insert(data_key(&other), change);
+                    self.change(data_key(&other), version, change);
                 }
                 Ok(result)
             }
@@ -448,11 +503,13 @@ impl Run {
             (key, change)
         };
         let keys = |operation| other_keys(operation).iter().rev().chain([&operation.key]);
-        write.operations.iter().rev().flat_map(keys).map(before).collect()
+        let changed = write.operations.iter().rev().flat_map(keys).map(before).collect();
+        Undo { changed, events: self.events.len() }
     }
 
     fn undo(&mut self, undo: Undo) {
-        for (key, before) in undo {
+        self.events.truncate(undo.events);
+        for (key, before) in undo.changed {
             match before {
                 Some(change) => self.changed.insert(key, change),
                 None => self.changed.remove(&key),

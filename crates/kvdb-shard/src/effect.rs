@@ -31,7 +31,7 @@ pub(crate) fn needs_current(operation: &Operation) -> bool {
         || match &operation.action {
             Action::Put { .. } => false,
             Action::String(action) => action.needs_current(),
-            Action::Delete | Action::Increment { .. } => true,
+            Action::Delete | Action::Increment { .. } | Action::Expire { .. } => true,
         }
 }
 
@@ -57,11 +57,16 @@ pub(crate) fn effect_of(
     };
     let change = match &operation.action {
         Action::Put { value, ttl_ms } => {
-            let expires_at_ms = ttl_ms.map_or(0, |ttl| version.millis().saturating_add(ttl).max(1));
+            let expires_at_ms = expiry(*ttl_ms, version);
             Change::Set(Record { version, expires_at_ms, value: value.clone() })
         }
-        Action::Delete if current.is_none() => {
+        Action::Delete | Action::Expire { .. } if current.is_none() => {
             return Ok(Effect { result: unapplied(operation, None), change: None, also: None });
+        }
+        Action::Expire { ttl_ms } => {
+            let expires_at_ms = expiry(*ttl_ms, version);
+            let value = current.map(|record| record.value.clone()).unwrap_or_default();
+            Change::Set(Record { version, expires_at_ms, value })
         }
         Action::Delete if has(Bug::DeleteLost) => {
             return Ok(Effect { result, change: None, also: None });
@@ -78,6 +83,11 @@ pub(crate) fn effect_of(
         }
     };
     Ok(Effect { result, change: Some(change), also: None })
+}
+
+/// When a write at `version` expires; 0 for never.
+fn expiry(ttl_ms: Option<u64>, version: Version) -> u64 {
+    ttl_ms.map_or(0, |ttl| version.millis().saturating_add(ttl).max(1))
 }
 
 /// The answer of an operation that changes nothing.

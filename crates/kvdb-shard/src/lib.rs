@@ -16,7 +16,7 @@
 //!
 //! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
 //! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
-//! travels, `split` for how it becomes two. Left out: who may propose, and when a read may be served (`kvdb-replication`);
+//! travels, `split` for how it becomes two, [`Recent`] for what watchers are told. Left out: who may propose, and when a read may be served (`kvdb-replication`);
 //! when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
 //! a [`Machine`].
 
@@ -29,6 +29,7 @@ mod layout;
 mod machine;
 mod membership;
 mod read;
+mod recent;
 mod record;
 mod seal;
 mod sessions;
@@ -40,7 +41,10 @@ mod string_effect;
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use membership::MembershipChange;
-pub use read::{ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, View, get, scan};
+pub use read::{
+    ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, SweepPage, View, get, scan,
+};
+pub use recent::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
 pub use record::{Record, RecordDamage};
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};

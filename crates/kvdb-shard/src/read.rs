@@ -91,6 +91,17 @@ pub struct ScanPage {
     pub expires_by_clock: bool,
 }
 
+/// A part of a look for expired records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepPage {
+    /// Routing keys of records that have expired.
+    pub expired: Vec<Bytes>,
+    /// When the first of the others expires, in milliseconds since 1970.
+    pub soonest_ms: Option<u64>,
+    /// The routing key to go on from, or `None` at the end of the shard.
+    pub next: Option<Bytes>,
+}
+
 /// One replica as of one engine snapshot. Make one for all reads that can share it: making it
 /// reads and checks the replica's state.
 pub struct View<'a> {
@@ -185,6 +196,45 @@ impl<'a> View<'a> {
             page.expires_by_clock |= is_past(&record, request.wall_ms);
             size_bytes += routing_key.len() + record.value.len() + ITEM_OVERHEAD_BYTES;
             page.items.push(ScannedItem { routing_key, record });
+        }
+        Ok(page)
+    }
+
+    /// Looks for records that have expired at `now_ms` (milliseconds since 1970), from a routing
+    /// key on, at `max_examined` records and no more. They are freed by a
+    /// [`kvdb_model::Command::Reclaim`].
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn sweep(
+        &self,
+        from: &Bytes,
+        now_ms: u64,
+        max_examined: usize,
+    ) -> Result<SweepPage, ReadError> {
+        let whole = &self.state.descriptor.range;
+        let start = from.clone().max(whole.start.clone());
+        let range = KeyRange { start, end: whole.end.clone() };
+        let mut page = SweepPage::default();
+        if range.is_empty() {
+            return Ok(page);
+        }
+        let scanned = self.snapshot.scan(&data_range(&range), false);
+        for (examined, item) in scanned.enumerate() {
+            let (key, stored) = item?;
+            let routing_key = routing_key_of(&key);
+            if examined >= max_examined.max(1) {
+                page.next = Some(routing_key);
+                break;
+            }
+            let record = Record::decode(&routing_key, &stored)?;
+            if is_past(&record, now_ms) {
+                // Not a slice of the engine's block, which may be large.
+                page.expired.push(Bytes::copy_from_slice(&routing_key));
+            } else if record.expires_at_ms != 0 {
+                let soonest = page.soonest_ms.unwrap_or(u64::MAX);
+                page.soonest_ms = Some(soonest.min(record.expires_at_ms));
+            }
         }
         Ok(page)
     }

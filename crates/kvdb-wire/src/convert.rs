@@ -366,6 +366,7 @@ pub fn previous_to(previous: Previous) -> proto::Previous {
         value: previous.value,
         version: previous.version.0,
         expires_at_ms: previous.expires_at_ms,
+        value_omitted: false,
     }
 }
 

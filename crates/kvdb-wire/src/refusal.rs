@@ -67,6 +67,7 @@ pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
         Refusal::CrossShard { shards } => {
             out.shard_ids = shards.iter().take(SHARDS_MAX).map(|id| id.0).collect();
         }
+        Refusal::ResponseTooLarge { limit_bytes } => out.limit_bytes = *limit_bytes,
         _ => {}
     }
     out
@@ -117,6 +118,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
             wrong_value::known(&refusal.message)
                 .unwrap_or("the value is not what the operation needs"),
         ),
+        "RESPONSE_TOO_LARGE" => Refusal::ResponseTooLarge { limit_bytes: refusal.limit_bytes },
         "NOT_INITIALISED" => Refusal::NotInitialised,
         _ => Refusal::OutcomeUnknown { reason: "the server couldn't tell" },
     }
@@ -125,7 +127,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
 /// The names of fields are static in the model. One that this version doesn't know, or none, leaves
 /// the server's own words.
 fn invalid_argument(refusal: proto::Refusal) -> Refusal {
-    const FIELDS: [&str; 16] = [
+    const FIELDS: [&str; 17] = [
         "key",
         "keys",
         "value",
@@ -136,6 +138,7 @@ fn invalid_argument(refusal: proto::Refusal) -> Refusal {
         "operations.action",
         "prefix",
         "cursor",
+        "from_version",
         "request_id.client_id",
         "request_id.acked_below",
         "request_id.valid_until_ms",
@@ -162,7 +165,7 @@ fn grpc_code(refusal: &Refusal) -> Code {
         }
         Refusal::NotInitialised | Refusal::WrongValue(_) => Code::FailedPrecondition,
         Refusal::ShardUnavailable { .. } => Code::Unavailable,
-        Refusal::Overloaded { .. } => Code::ResourceExhausted,
+        Refusal::Overloaded { .. } | Refusal::ResponseTooLarge { .. } => Code::ResourceExhausted,
         Refusal::OutcomeUnknown { .. } => Code::Unknown,
         Refusal::DeadlineExceeded => Code::DeadlineExceeded,
         Refusal::RequestIdReused { .. }
@@ -182,6 +185,7 @@ fn needs_message(refusal: &Refusal) -> bool {
             | Refusal::InvalidArgument { .. }
             | Refusal::UnknownKeyspace { .. }
             | Refusal::CrossShard { .. }
+            | Refusal::ResponseTooLarge { .. }
     )
 }
 
@@ -318,6 +322,7 @@ mod tests {
             Refusal::invalid("key", "is empty"),
             Refusal::CrossShard { shards: vec![ShardId(1), ShardId(2)] },
             Refusal::UnknownKeyspace { name: "x".into() },
+            Refusal::ResponseTooLarge { limit_bytes: 9 },
         ] {
             assert_eq!(refusal_from_status(&status_of(&refusal)), Some(refusal.clone()));
             assert_eq!(refusal_from_proto(refusal_to_proto(&refusal)), refusal);

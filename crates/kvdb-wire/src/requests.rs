@@ -45,6 +45,21 @@ pub fn increment_operation(key: Bytes, delta: i64, limits: &Limits) -> Result<Op
     operation(key, Action::Increment { delta }, None, false, limits)
 }
 
+/// A client's change of an expiry, checked; `ttl_ms` of 0 is for ever.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] naming field and limit.
+pub fn expire_operation(
+    key: Bytes,
+    ttl_ms: u64,
+    condition: Option<proto::Condition>,
+    return_previous: bool,
+    limits: &Limits,
+) -> Result<Operation, Refusal> {
+    let action = Action::Expire { ttl_ms: (ttl_ms != 0).then_some(ttl_ms) };
+    operation(key, action, condition, return_previous, limits)
+}
+
 fn operation(
     key: Bytes,
     action: Action,
@@ -125,6 +140,31 @@ pub fn check_scan(scan: &proto::ScanRequest, limits: &Limits) -> Result<(), Refu
     Ok(())
 }
 
+/// Checks what a `Watch` is of.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] for a combination that means nothing, or a key that is too long.
+pub fn check_watch(watch: &proto::WatchRequest, limits: &Limits) -> Result<(), Refusal> {
+    check_keyspace(&watch.keyspace)?;
+    if !watch.key.is_empty() {
+        limits.check_key(&watch.key)?;
+    }
+    if !watch.prefix.is_empty() {
+        limits.check_key(&watch.prefix)?;
+        if !watch.key.is_empty() {
+            return Err(Refusal::invalid("prefix", "can't be combined with key"));
+        }
+    }
+    if watch.from_version != 0 && watch.key.is_empty() {
+        let problem = "needs a single key; other watches go on from a cursor";
+        return Err(Refusal::invalid("from_version", problem));
+    }
+    if watch.from_version != 0 && !watch.cursor.is_empty() {
+        return Err(Refusal::invalid("from_version", "can't be combined with cursor"));
+    }
+    Ok(())
+}
+
 fn check_count(field: &'static str, count: usize, limits: &Limits) -> Result<(), Refusal> {
     let limit = limits.request_max_items;
     match count {
@@ -182,7 +222,17 @@ fn batch_operation(write: proto::WriteOperation, limits: &Limits) -> Result<Oper
         Some(Kind::Delete(_)) => {
             delete_operation(write.key, write.condition, write.return_previous, limits)
         }
-        None => Err(Refusal::invalid("operations.action", "is missing; it is a put or a delete")),
+        Some(Kind::Expire(expire)) => expire_operation(
+            write.key,
+            expire.ttl_ms,
+            write.condition,
+            write.return_previous,
+            limits,
+        ),
+        None => Err(Refusal::invalid(
+            "operations.action",
+            "is missing; it is a put, a delete or an expiry",
+        )),
     }
 }
 
@@ -195,6 +245,9 @@ pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> Option<prot
             Kind::Put(proto::PutAction { value: value.clone(), ttl_ms: ttl_ms.unwrap_or(0) })
         }
         Action::Delete => Kind::Delete(proto::DeleteAction {}),
+        Action::Expire { ttl_ms } => {
+            Kind::Expire(proto::ExpireAction { ttl_ms: ttl_ms.unwrap_or(0) })
+        }
         Action::Increment { .. } | Action::String(_) => return None,
     };
     Some(proto::WriteOperation {
@@ -270,6 +323,21 @@ pub fn batch_result(outcome: OperationOutcome) -> proto::BatchWriteResult {
     }
 }
 
+/// Leaves out the previous values that don't fit into `max_bytes` together, and says so in their
+/// place.
+pub fn omit_previous_beyond(results: &mut [proto::BatchWriteResult], max_bytes: usize) {
+    let mut left = max_bytes;
+    for previous in results.iter_mut().filter_map(|result| result.previous.as_mut()) {
+        match left.checked_sub(previous.value.len()) {
+            Some(rest) => left = rest,
+            None => {
+                previous.value = Bytes::new();
+                previous.value_omitted = true;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,6 +354,7 @@ mod tests {
             (any_bytes(0), prop::option::of(1u64..))
                 .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
             Just(Action::Delete),
+            prop::option::of(1u64..).prop_map(|ttl_ms| Action::Expire { ttl_ms }),
         ];
         let condition = prop::option::of(prop_oneof![
             Just(Condition::IfAbsent),
@@ -363,6 +432,22 @@ mod tests {
     }
 
     #[test]
+    fn previous_values_without_room_are_marked() {
+        let result = |value: &'static str| proto::BatchWriteResult {
+            previous: Some(proto::Previous { value: value.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let mut results = vec![result("12"), result("1234"), Default::default(), result("1")];
+        omit_previous_beyond(&mut results, 3);
+        let told: Vec<_> = results
+            .iter()
+            .filter_map(|result| result.previous.as_ref())
+            .map(|previous| (previous.value.len(), previous.value_omitted))
+            .collect();
+        assert_eq!(told, [(2, false), (0, true), (1, false)]);
+    }
+
+    #[test]
     fn keys_of_a_batch_are_bounded_in_count_and_bytes() {
         let limits = Limits { request_max_items: 2, request_max_bytes: 5, ..Limits::default() };
         let check = |keys: &[&'static str]| {
@@ -397,6 +482,23 @@ mod tests {
         assert_eq!(scan("", "a", "abc\0"), Ok(()));
         assert_eq!(scan("p", "a", ""), Err("prefix can't be combined with start or end".into()));
         assert_eq!(scan("", "", "abcde"), Err("end is 5 bytes; the limit is 4".into()));
+    }
+
+    #[test]
+    fn a_watch_is_of_a_key_a_prefix_or_a_keyspace() {
+        let watch =
+            |key: &'static str, prefix: &'static str, from_version, cursor: &'static str| {
+                let request = proto::WatchRequest {
+                    key: key.into(),
+                    prefix: prefix.into(),
+                    from_version,
+                    cursor: cursor.into(),
+                    ..Default::default()
+                };
+                check_watch(&request, &Limits::default()).is_ok()
+            };
+        assert!(watch("", "", 0, "") && watch("k", "", 7, "") && watch("", "p", 0, "c"));
+        assert!(!watch("k", "p", 0, "") && !watch("", "p", 7, "") && !watch("k", "", 7, "c"));
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub(crate) enum ClientCommand {
     Scan(commands::scan::Args),
     /// Add to a counter
     Incr(commands::incr::Args),
+    /// Change when a key expires
+    Expire(commands::expire::Args),
+    /// Print changes as they happen
+    Watch(commands::watch::Args),
     /// Write the rows of a file
     Import(commands::import::Args),
     /// Write all rows to a file, as `import` reads them

@@ -168,6 +168,7 @@ impl State {
                     self.data.insert(operation.key, (put.value, self.version));
                     true
                 }
+                Some(proto::write_operation::Action::Expire(_)) => old.is_some(),
                 _ => self.data.remove(&operation.key).is_some(),
             };
         let previous = old.filter(|_| operation.return_previous);
@@ -177,7 +178,7 @@ impl State {
             previous: previous.map(|(value, version)| proto::Previous {
                 value,
                 version,
-                expires_at_ms: 0,
+                ..Default::default()
             }),
             refusal: None,
         }
@@ -216,7 +217,15 @@ impl kv_server::Kv for Fake {
         Ok(Response::new(match found {
             None => proto::GetResponse::default(),
             Some((value, version)) => {
-                proto::GetResponse { found: true, value, version, expires_at_ms: 0, served_by: 1 }
+                let as_of_version = version;
+                proto::GetResponse {
+                    found: true,
+                    value,
+                    version,
+                    expires_at_ms: 0,
+                    served_by: 1,
+                    as_of_version,
+                }
             }
         }))
     }
@@ -246,6 +255,23 @@ impl kv_server::Kv for Fake {
         let result = self.write(vec![operation], request.request_id).await?.remove(0);
         let (applied, version, previous) = (result.applied, result.version, result.previous);
         Ok(Response::new(proto::DeleteResponse { applied, version, previous }))
+    }
+
+    async fn expire(
+        &self,
+        request: Request<proto::ExpireRequest>,
+    ) -> Result<Response<proto::ExpireResponse>, Status> {
+        let request = request.into_inner();
+        let ttl_ms = request.ttl_ms;
+        let operation = proto::WriteOperation {
+            key: request.key,
+            action: Some(proto::write_operation::Action::Expire(proto::ExpireAction { ttl_ms })),
+            condition: request.condition,
+            return_previous: request.return_previous,
+        };
+        let result = self.write(vec![operation], request.request_id).await?.remove(0);
+        let (applied, version, previous) = (result.applied, result.version, result.previous);
+        Ok(Response::new(proto::ExpireResponse { applied, version, previous }))
     }
 
     async fn batch_get(

@@ -90,8 +90,9 @@ impl<'a> Pages<'a> {
                 ..Default::default()
             })
         };
-        let (answer, route) =
+        let asked =
             self.gateway.ask(Place::At(&range.start), Nature::Read, deadline, build).await?;
+        let (answer, route) = (asked.answer, asked.route);
         let Answer::Scan(answer) = answer else { return Err(other_kind()) };
         let end = if answer.resume.is_empty() { route.range.end } else { answer.resume };
         let end = if end.is_empty() || end > self.range.end { self.range.end.clone() } else { end };

@@ -8,7 +8,7 @@
 //! A batch is sent again under the same request id until it is settled, so each step takes effect
 //! once. After a split its steps go separate ways, each still known by its place in the wave.
 
-use crate::route::{Gateway, Nature, Place, wall_ms};
+use crate::route::{Answered, Gateway, Nature, Place, wall_ms};
 use crate::service::other_kind;
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
@@ -202,7 +202,7 @@ impl<'a> Wave<'a> {
             };
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await;
             match asked {
-                Ok((Answer::StringWrite(answer), route)) => {
+                Ok(Answered { answer: Answer::StringWrite(answer), route, .. }) => {
                     let sent = here(&route);
                     let outcomes = answer.results.into_iter().map(strings::string_outcome);
                     for (place, outcome) in sent.into_iter().zip(outcomes) {
@@ -290,7 +290,7 @@ impl<'a> Wave<'a> {
                 |route: &Route| self.string_write(route, operations.clone(), true, &ticket.tag);
             let place = Place::At(&first.routing_key);
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await?;
-            let Answer::StringWrite(answer) = asked.0 else { return Err(other_kind()) };
+            let Answer::StringWrite(answer) = asked.answer else { return Err(other_kind()) };
             let outcomes: Vec<Outcome> =
                 answer.results.into_iter().map(strings::string_outcome).collect();
             let moved = outcomes.iter().find_map(|outcome| match outcome {
@@ -373,7 +373,7 @@ impl<'a> Wave<'a> {
         };
         let place = Place::At(&self.placed[*first].routing_key);
         match self.gateway.ask(place, Nature::Read, self.deadline, build).await {
-            Ok((Answer::ReadMany(answer), route)) => {
+            Ok(Answered { answer: Answer::ReadMany(answer), route, .. }) => {
                 here(&route).into_iter().zip(answer.results.into_iter().map(found)).collect()
             }
             Ok(_) => vec![(*first, Err(other_kind()))],

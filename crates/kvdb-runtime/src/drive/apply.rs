@@ -57,6 +57,7 @@ impl<M: Machine> Applier<M> {
                 let is_open = self.shards.get(&shard).is_some_and(|open| open.replica() == replica);
                 let left = if is_open { self.shards.remove(&shard) } else { None };
                 self.shared.views.remove(shard, replica);
+                self.shared.changes.end(shard, replica);
                 self.leave(replica, left, volume);
             }
         }
@@ -78,6 +79,7 @@ impl<M: Machine> Applier<M> {
         let machine = (self.machine)();
         match Shard::open(self.engine.clone(), replica, volume, birth, start, machine) {
             Ok(opened) => {
+                self.shared.changes.begin(replica, opened.descriptor(), opened.last_version());
                 self.publish(&opened);
                 self.shards.insert(shard, opened);
             }
@@ -113,6 +115,7 @@ impl<M: Machine> Applier<M> {
         if let Some(sequence) = applied.sequence {
             self.shared.flushes.note(shard.volume(), id, replica, sequence, applied.position.index);
         }
+        self.shared.changes.applied(id, applied.events, shard.last_version());
         let volume = shard.volume();
         let mut membership = Vec::new();
         let mut children = Vec::new();
@@ -144,6 +147,8 @@ impl<M: Machine> Applier<M> {
     fn child_born(&mut self, parent: ReplicaId, volume: VolumeId, index: LogIndex, born: Born) {
         let Born { parent: after, child, replica, last_version } = born;
         let shard = child.shard_id;
+        let epoch = after.range_epoch;
+        self.shared.changes.split(after.shard_id, epoch, &child, replica, last_version);
         if !self.shards.contains_key(&shard) {
             let machine = (self.machine)();
             let none = bytes::Bytes::new();
@@ -240,6 +245,7 @@ fn answer(entry: EntryOutcome, tickets: Vec<Ticket>, position: LogPosition) {
             CommandOutcome::Controlled(result) => Outcome::Controlled(result),
             CommandOutcome::TimeAdvanced(_) => Outcome::TimeAdvanced(position),
             CommandOutcome::Split(born) => Outcome::Split(born.is_some()),
+            CommandOutcome::Reclaimed(freed) => Outcome::Reclaimed(freed),
         });
     }
 }

@@ -15,6 +15,7 @@
 //! host lets be unapplied.
 
 mod apply;
+mod changes;
 mod fatal;
 mod flushes;
 mod log;
@@ -25,6 +26,7 @@ mod replicate;
 mod ticket;
 mod views;
 
+pub use changes::{Changes, ShardChanges};
 pub use fatal::fatal;
 pub use kvdb_engine::EngineError as VolumeError;
 pub(crate) use replicate::Event;
@@ -65,6 +67,8 @@ pub const MAX_PEER_FRAMES: usize = 16 * 1024;
 pub struct Shared {
     /// The replicas, as of a moment ago.
     pub views: Views,
+    /// What they did lately.
+    pub changes: Changes,
     pub(crate) flushes: Flushes,
     pub(crate) submitted: AtomicUsize,
     pub(crate) peer_frames: AtomicUsize,
@@ -175,6 +179,7 @@ impl Drive {
         let next_volume = live.highest_volume().max(highest.unwrap_or_default()).next();
         let shared = Arc::new(Shared {
             views: Views::default(),
+            changes: Changes::default(),
             flushes: Flushes::default(),
             submitted: AtomicUsize::new(0),
             peer_frames: AtomicUsize::new(0),
@@ -221,6 +226,7 @@ impl Drive {
             host.recover(group);
         }
         for shard in recovered.shards.values() {
+            shared.changes.begin(shard.replica(), shard.descriptor(), shard.last_version());
             applier.publish(shard);
         }
         applier.shards.extend(recovered.shards);
@@ -281,6 +287,11 @@ impl Drive {
     /// The replicas, as of a moment ago.
     pub fn views(&self) -> &Views {
         &self.shared.views
+    }
+
+    /// What the replicas did lately.
+    pub fn changes(&self) -> &Changes {
+        &self.shared.changes
     }
 
     /// Changes each time a role, term or leader does.

@@ -17,6 +17,8 @@ pub enum Outcome {
     MembershipChanged(bool),
     /// A split was applied, or refused because the shard had changed.
     Split(bool),
+    /// So many expired records were freed.
+    Reclaimed(u64),
     /// Shard time has advanced.
     TimeAdvanced(LogPosition),
     /// The read may be served from the shard's present state.

@@ -46,6 +46,19 @@ impl Model {
         outcomes
     }
 
+    /// Frees what has expired of these keys; how many.
+    pub fn reclaim(&mut self, keys: &[Bytes], version: Version) -> u64 {
+        let before = self.data.len();
+        let expired = |value: &Value| value.expires_at_ms.is_some_and(|at| at <= version.millis());
+        self.data.retain(|key, value| !(keys.contains(key) && expired(value)));
+        (before - self.data.len()) as u64
+    }
+
+    /// What is stored, expired or not.
+    pub fn stored(&self) -> &BTreeMap<Bytes, Value> {
+        &self.data
+    }
+
     /// Lets time pass.
     pub fn reach(&mut self, version: Version) {
         self.now = self.now.max(version);
@@ -108,7 +121,8 @@ impl Model {
             Some(Condition::IfVersion(wanted)) => there.is_some_and(|v| v.version == *wanted),
             Some(Condition::IfValue(wanted)) => there.is_some_and(|v| v.value == *wanted),
         };
-        let is_idle = matches!(operation.action, Action::Delete) && there.is_none();
+        let is_idle =
+            matches!(operation.action, Action::Delete | Action::Expire { .. }) && there.is_none();
         if !holds || is_idle {
             return Ok(self.untouched(operation));
         }
@@ -129,6 +143,11 @@ impl Model {
                 expires_at_ms: ttl_ms.map(|ttl| version.millis() + ttl),
             },
             Action::String(action) => unreachable!("the model draws no {action:?}"),
+            Action::Expire { ttl_ms } => Value {
+                value: there.map(|value| value.value.clone()).unwrap_or_default(),
+                version,
+                expires_at_ms: ttl_ms.map(|ttl| version.millis() + ttl),
+            },
             Action::Increment { delta } => {
                 let text = there.map_or("0", |v| std::str::from_utf8(&v.value).unwrap_or(""));
                 let Ok(number) = text.parse::<i64>() else {
@@ -164,6 +183,8 @@ pub enum Step {
     Retry { which: prop::sample::Index },
     /// Time passes.
     Wait { millis: u64 },
+    /// Expired records of these keys are freed.
+    Reclaim { keys: Vec<Bytes> },
     /// The entry ends.
     EntryEnds,
 }
@@ -177,6 +198,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         }),
         2 => Just(Action::Delete),
         3 => (-3i64..4).prop_map(|delta| Action::Increment { delta }),
+        1 => prop::option::weighted(0.7, 0u64..200).prop_map(|ttl_ms| Action::Expire { ttl_ms }),
     ];
     let condition = prop::option::weighted(
         0.4,
@@ -207,6 +229,8 @@ pub fn any_history() -> impl Strategy<Value = Vec<Step>> {
         ),
         2 => any::<prop::sample::Index>().prop_map(|which| Step::Retry { which }),
         2 => (0u64..80).prop_map(|millis| Step::Wait { millis }),
+        1 => prop::collection::vec(prop::sample::select(vec!["b", "c", "d", "e", "z"]), 0..4)
+            .prop_map(|keys| Step::Reclaim { keys: keys.into_iter().map(Bytes::from).collect() }),
         3 => Just(Step::EntryEnds),
     ];
     prop::collection::vec(step, 1..40)
@@ -234,6 +258,7 @@ pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
             }
             Step::Retry { .. } => open.push(Command::AdvanceTime),
             Step::Wait { millis } => log.now_ms += millis,
+            Step::Reclaim { keys } => open.push(Command::Reclaim(keys.clone())),
             Step::EntryEnds if open.is_empty() => {
                 log.push_empty();
                 contents.push(vec![]);

@@ -5,7 +5,7 @@ use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::{Command, EntryPayload, KeyRange, ReplicaId, VolumeId};
-use kvdb_shard::{CommandOutcome, EntryOutcome, ScanRequest, digest};
+use kvdb_shard::{ChangeEvent, CommandOutcome, EntryOutcome, ScanRequest, digest};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -20,6 +20,9 @@ fn expected(log: &Log, contents: &[Vec<Command>]) -> (Vec<EntryOutcome>, Model) 
             for command in commands {
                 outcomes.push(match command {
                     Command::Write(write) => CommandOutcome::Written(model.write(write, version)),
+                    Command::Reclaim(keys) => {
+                        CommandOutcome::Reclaimed(model.reclaim(keys, version))
+                    }
                     _ => CommandOutcome::TimeAdvanced(version),
                 });
                 version = version.plus(command.version_count());
@@ -53,6 +56,25 @@ fn live(engine: &MemoryEngine) -> BTreeMap<Bytes, Value> {
     page.items.into_iter().map(item).collect()
 }
 
+/// What a watcher who has heard all of it knows.
+fn told(events: Vec<ChangeEvent>) -> BTreeMap<Bytes, Value> {
+    let mut known = BTreeMap::new();
+    for event in events {
+        match event.record {
+            Some(record) => {
+                assert_eq!(record.version, event.version);
+                let expires_at_ms = Some(record.expires_at_ms).filter(|at| *at != 0);
+                let value = Value { value: record.value, version: record.version, expires_at_ms };
+                known.insert(event.routing_key, value);
+            }
+            None => {
+                known.remove(&event.routing_key).expect("only what is there is removed");
+            }
+        }
+    }
+    known
+}
+
 fn digest_of(engine: &MemoryEngine, replica: ReplicaId, volume: VolumeId) -> u64 {
     let snapshot = engine.snapshot(volume).expect("the volume is there");
     digest(&*snapshot, replica).expect("it is sound").1
@@ -69,6 +91,8 @@ proptest! {
         let applied = shard.apply(&log.entries).unwrap();
         prop_assert_eq!(applied.entries, expected);
         prop_assert_eq!(live(&engine), model.live());
+        prop_assert!(applied.events.is_sorted_by_key(|event| event.version));
+        prop_assert_eq!(&told(applied.events), model.stored());
     }
 
     #[test]

@@ -4,8 +4,8 @@ use crate::support::*;
 use bytes::Bytes;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Command, Condition, EntryKind, MembershipEpoch, NodeId, Previous, RangeEpoch, Refusal, Replica,
-    ReplicaId, Role, Version, Write, WriteResult,
+    Action, Command, Condition, EntryKind, MembershipEpoch, NodeId, Operation, Previous,
+    RangeEpoch, Refusal, Replica, ReplicaId, Role, Version, Write, WriteResult,
 };
 use kvdb_shard::{
     ApplyError, CommandOutcome, ControlOutcome, Machine, MembershipChange, OpenError, Shard,
@@ -486,4 +486,64 @@ fn an_unreadable_birth_matters_only_where_it_is_needed() {
     assert!(matches!(open(&junk).err(), Some(OpenError::Record(_))));
     assert!(open(&descriptor().to_bytes()).is_ok());
     assert!(open(&junk).is_ok());
+}
+
+fn expire(key: &str, ttl_ms: Option<u64>) -> Operation {
+    Operation { action: Action::Expire { ttl_ms }, ..put(key, "") }
+}
+
+#[test]
+fn an_expiry_is_changed_and_taken_back_without_the_value() {
+    let mut single = Single::new();
+    assert!(!single.one(expire("k", Some(5))).unwrap().applied, "it isn't there");
+    single.one(put_for("k", "v", 100)).unwrap();
+    let later = single.one(expire("k", Some(1000)).previous()).unwrap();
+    assert!(later.applied);
+    let previous = later.previous.unwrap();
+    assert_eq!((&previous.value[..], previous.expires_at_ms > 0), (&b"v"[..], true));
+    single.advance_time(500);
+    assert_eq!(single.value("k"), Some("v".into()));
+    assert!(single.one(expire("k", None)).unwrap().applied);
+    single.advance_time(1_000_000);
+    assert_eq!(single.value("k"), Some("v".into()), "it never expires now");
+    single.one(expire("k", Some(1))).unwrap();
+    single.advance_time(5);
+    assert_eq!(single.value("k"), None);
+    assert!(!single.one(expire("k", None)).unwrap().applied, "what is gone stays gone");
+}
+
+#[test]
+fn a_sweep_finds_what_has_expired_and_its_reclaim_frees_just_that() {
+    let mut single = Single::new();
+    for (key, ttl_ms) in [("b", 10), ("c", 10), ("d", 900), ("e", 10)] {
+        single.one(put_for(key, "v", ttl_ms)).unwrap();
+    }
+    single.one(put("f", "v")).unwrap();
+    let now_ms = START_MS + 100;
+    let (mut expired, mut from, mut soonest) = (vec![], Bytes::new(), None);
+    loop {
+        let snapshot = snapshot(&single.engine);
+        let view = kvdb_shard::View::new(&*snapshot, REPLICA).unwrap();
+        let page = view.sweep(&from, now_ms, 2).unwrap();
+        expired.extend(page.expired);
+        soonest = page.soonest_ms.or(soonest);
+        match page.next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    assert_eq!(expired, ["b", "c", "e"].map(Bytes::from));
+    assert_eq!(soonest, Some(START_MS + 900));
+
+    // Meanwhile one of them is written again.
+    single.log.now_ms = now_ms;
+    single.one(put("c", "new")).unwrap();
+    let (entry, _) = single.log.push(&[Command::Reclaim(expired)]);
+    let applied = single.apply(&[entry]);
+    assert_eq!(applied.entries[0].commands, [CommandOutcome::Reclaimed(2)]);
+    let gone: Vec<_> = applied.events.iter().map(|event| &event.routing_key[..]).collect();
+    assert_eq!(gone, [b"b", b"e"]);
+    assert_eq!(single.value("c"), Some("new".into()));
+    let left = everything(&single.engine, VOLUME);
+    assert_eq!(left.iter().filter(|(key, _)| key.first() == Some(&b'd')).count(), 3);
 }

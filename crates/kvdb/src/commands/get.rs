@@ -6,6 +6,7 @@ use crate::exit::Failure;
 use crate::input::Words;
 use crate::output::{Output, insert_bytes, shown};
 use kvdb_client::{Consistency, ReadOptions};
+use kvdb_model::Version;
 use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -39,13 +40,19 @@ pub(crate) struct FreshnessArgs {
     /// How fresh the answer must be
     #[arg(long, value_enum, default_value_t = Freshness::Strong)]
     consistency: Freshness,
+    /// Of a bounded read: how old the state may be, in milliseconds
+    #[arg(long, value_name = "MS")]
+    max_staleness_ms: Option<u64>,
+    /// Of a bounded or eventual read: the state must have reached this version
+    #[arg(long, value_name = "VERSION", default_value_t = 0, hide_default_value = true)]
+    min_version: u64,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Freshness {
     /// Sees every acknowledged write
     Strong,
-    /// From any replica that is up to date but for a moment
+    /// From any replica that is known to be fresh enough
     Bounded,
     /// From any replica
     Eventual,
@@ -58,7 +65,12 @@ impl FreshnessArgs {
             Freshness::Bounded => Consistency::Bounded,
             Freshness::Eventual => Consistency::Eventual,
         };
-        ReadOptions { consistency, head_only: false }
+        ReadOptions {
+            consistency,
+            head_only: false,
+            max_staleness_ms: self.max_staleness_ms,
+            min_version: Version(self.min_version),
+        }
     }
 }
 

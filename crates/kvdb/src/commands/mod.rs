@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod batch_get;
 pub(crate) mod bench;
 pub(crate) mod del;
+pub(crate) mod expire;
 pub(crate) mod export;
 pub(crate) mod get;
 pub(crate) mod import;
@@ -12,6 +13,7 @@ mod ping;
 pub(crate) mod put;
 pub(crate) mod scan;
 pub(crate) mod torture;
+pub(crate) mod watch;
 
 use crate::cli::{ClientArgs, ClientCommand};
 use crate::exit::Failure;
@@ -31,6 +33,8 @@ pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failu
             ClientCommand::BatchGet(command) => batch_get::run(command, args).await,
             ClientCommand::Scan(command) => scan::run(command, args).await,
             ClientCommand::Incr(command) => incr::run(command, args).await,
+            ClientCommand::Expire(command) => expire::run(command, args).await,
+            ClientCommand::Watch(command) => watch::run(command, args).await,
             ClientCommand::Import(command) => import::run(command, args).await,
             ClientCommand::Export(command) => export::run(command, args).await,
             ClientCommand::Ping => ping::run(args).await,
@@ -60,4 +64,5 @@ fn insert_record(object: &mut Map<String, Value>, record: &Record) {
         object.insert("expires_at_ms".into(), expires_at_ms.into());
     }
     object.insert("served_by".into(), record.served_by.0.into());
+    object.insert("as_of_version".into(), record.as_of.0.into());
 }

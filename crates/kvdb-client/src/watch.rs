@@ -1,0 +1,178 @@
+//! A watch: changes as they happen, each told once, over as many connections as it takes.
+//!
+//! Each message that arrives brings the cursor after it, so a watch that broke off is opened again
+//! from there, at whichever gateway is next.
+
+use crate::call::{Manner, attempt, random};
+use crate::client::{Shared, kv};
+use crate::error::{Effect, Error};
+use crate::pool::Connection;
+use crate::retry::{Next, Retries};
+use crate::types::expiry_from;
+use bytes::Bytes;
+use kvdb_model::Version;
+use kvdb_wire::proto;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Streaming;
+
+/// A gateway says something every few seconds, if only that nothing happened. One that is silent
+/// for so long is taken for gone.
+const LONGEST_SILENCE: Duration = Duration::from_secs(20);
+
+/// What to watch. Without key and prefix: the whole keyspace, from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// This key only.
+    pub key: Bytes,
+    /// Only keys that start with it; not together with `key`.
+    pub prefix: Bytes,
+    /// Of a single key: changes after this version; from now on if `None`.
+    pub from_version: Option<Version>,
+    /// Where an earlier watch of the same keys was ([`Watch::cursor`]); empty = from now on.
+    pub cursor: Bytes,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvent {
+    /// The key.
+    pub key: Bytes,
+    /// Its value now; `None` if it was deleted, or has expired and was cleaned up.
+    pub value: Option<Bytes>,
+    /// Of the change.
+    pub version: Version,
+    /// When it expires, in milliseconds since 1970.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchUpdate {
+    /// Changes: in the order of their versions per shard, those of one version together.
+    Events(Vec<WatchEvent>),
+    /// Nothing new; of all that is watched, everything up to this version has been told. Comes
+    /// first, when the watch stands, and then every few seconds while nothing happens.
+    Progress(Version),
+    /// Changes can't be told any more, up to this version of some shard: the cursor was too old, or
+    /// the watcher too slow. Read the watched keys to learn what became of them; the watch goes on
+    /// after the gap.
+    Gap(Version),
+}
+
+/// A watch under way. Dropping it ends it.
+pub struct Watch {
+    shared: Arc<Shared>,
+    /// With the cursor after the last message.
+    request: proto::WatchRequest,
+    open: Option<Open>,
+}
+
+struct Open {
+    address: String,
+    messages: Streaming<proto::WatchResponse>,
+}
+
+impl Watch {
+    pub(crate) fn new(shared: Arc<Shared>, keyspace: String, options: WatchOptions) -> Self {
+        let request = proto::WatchRequest {
+            keyspace,
+            key: options.key,
+            prefix: options.prefix,
+            from_version: options.from_version.map_or(0, |version| version.0),
+            cursor: options.cursor,
+        };
+        Watch { shared, request, open: None }
+    }
+
+    /// Where the watch is: [`WatchOptions::cursor`] of another that shall go on from here. Empty
+    /// before the first update.
+    pub fn cursor(&self) -> &Bytes {
+        &self.request.cursor
+    }
+
+    /// The next update.
+    ///
+    /// # Errors
+    /// [`Error`] if a watch that broke off can't be opened again within the deadline, or is
+    /// refused. It may be asked again, and goes on where it was.
+    pub async fn next(&mut self) -> Result<WatchUpdate, Error> {
+        let mut retries: Option<(Retries, Instant)> = None;
+        loop {
+            let options = &self.shared.options;
+            let deadline = retries
+                .as_ref()
+                .map_or_else(|| Instant::now() + options.deadline, |(_, deadline)| *deadline);
+            let error = match self.receive(deadline).await {
+                Ok(message) => {
+                    self.request.cursor = message.cursor.clone();
+                    return Ok(update_from(message));
+                }
+                Err(error) => error,
+            };
+            self.open = None;
+            let options = &self.shared.options;
+            let (retries, deadline) = retries.get_or_insert_with(|| {
+                let retries = Retries::new(options, Manner::READ.repeatable);
+                (retries, Instant::now() + options.deadline)
+            });
+            let left = deadline.saturating_duration_since(Instant::now());
+            match retries.after(error, left, random()) {
+                Next::Again(pause) => sleep(pause).await,
+                Next::GiveUp(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn receive(&mut self, deadline: Instant) -> Result<proto::WatchResponse, Error> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let connection = self.shared.pool.next();
+                let messages = open_stream(connection, &self.request, deadline).await?;
+                self.open.insert(Open { address: connection.address.clone(), messages })
+            }
+        };
+        match timeout(LONGEST_SILENCE, open.messages.message()).await {
+            Ok(Ok(Some(message))) => Ok(message),
+            Ok(Ok(None)) => Err(Effect::Read.unanswered(&open.address, "the watch has ended")),
+            Ok(Err(status)) => Err(Effect::Read.failed(&open.address, &status)),
+            Err(_) => Err(Effect::Read.unanswered(&open.address, "the watch fell silent")),
+        }
+    }
+}
+
+/// Opens the stream. The deadline covers the opening only: a watch has none.
+async fn open_stream(
+    connection: &Connection,
+    request: &proto::WatchRequest,
+    deadline: Instant,
+) -> Result<Streaming<proto::WatchResponse>, Error> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let send = |connection: Connection, mut request: tonic::Request<proto::WatchRequest>| async move {
+        request.metadata_mut().remove("grpc-timeout");
+        kv(connection.channel).watch(request).await
+    };
+    attempt(connection, left, Effect::Read, request, &send).await
+}
+
+fn update_from(message: proto::WatchResponse) -> WatchUpdate {
+    if let Some(gap) = message.gap {
+        return WatchUpdate::Gap(Version(gap.up_to_version));
+    }
+    if let Some(progress) = message.progress {
+        return WatchUpdate::Progress(Version(progress.version));
+    }
+    WatchUpdate::Events(message.events.into_iter().map(event_from).collect())
+}
+
+fn event_from(event: proto::WatchEvent) -> WatchEvent {
+    let is_put = event.kind() == proto::watch_event::Kind::Put;
+    WatchEvent {
+        key: event.key,
+        value: is_put.then_some(event.value),
+        version: Version(event.version),
+        expires_at_ms: expiry_from(event.expires_at_ms),
+    }
+}

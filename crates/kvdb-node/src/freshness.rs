@@ -1,0 +1,150 @@
+//! How fresh a read must be, and whether this replica is.
+//!
+//! The leader serves any read. Another replica knows how old its state is by *shard time*: the
+//! highest version that it has applied, which its leader made from the wall clock. Entries reach a
+//! replica in order, so one that has applied a version has applied all that was acknowledged up to
+//! then, give or take what the clocks of the two differ. An idle shard's time stands still; its
+//! leader then lets it pass, but only while somebody asks.
+
+use crate::access::Access;
+use kvdb_model::{Command, RangeEpoch, Refusal, ShardId, Version};
+use kvdb_replication::Input;
+use kvdb_runtime::clock;
+use kvdb_runtime::drive::Ticket;
+use kvdb_wire::{proto, requests};
+use std::time::{Duration, Instant};
+
+use crate::operation::Submit;
+
+/// Of a bounded read that doesn't say.
+const DEFAULT_STALENESS_MS: u64 = 1000;
+/// Shard time further ahead of the local clock than this says nothing about freshness.
+const MAX_CLOCK_SKEW_MS: u64 = 500;
+/// Shortest time between two time entries that reads of one shard ask for.
+const TIME_EVERY: Duration = Duration::from_millis(50);
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// Linearizable.
+    Strong,
+    /// As `Strong`, by the leader; the read would do with less, and other replicas shall be able
+    /// to serve the next one.
+    StrongFor { max_staleness_ms: u64 },
+    /// From this replica, if it is no older and has reached the version.
+    Within { max_staleness_ms: u64, min_version: Version },
+    /// From this replica, if it has reached the version.
+    Any { min_version: Version },
+}
+
+impl Freshness {
+    /// What a request asks for.
+    pub(crate) fn of(
+        consistency: i32,
+        max_staleness_ms: u64,
+        min_version: u64,
+    ) -> Result<Self, Refusal> {
+        let min_version = Version(min_version);
+        Ok(match requests::consistency_from(consistency)? {
+            proto::Consistency::Strong => Freshness::Strong,
+            proto::Consistency::Bounded => {
+                let max_staleness_ms = match max_staleness_ms {
+                    0 => DEFAULT_STALENESS_MS,
+                    given => given,
+                };
+                Freshness::Within { max_staleness_ms, min_version }
+            }
+            proto::Consistency::Eventual => Freshness::Any { min_version },
+        })
+    }
+
+    /// Whether the leader was asked before the read.
+    pub(crate) fn is_linearizable(self) -> bool {
+        matches!(self, Freshness::Strong | Freshness::StrongFor { .. })
+    }
+}
+
+/// How old state is that has reached `shard_time`; `None` if the clocks can't say.
+fn age_ms(shard_time: Version, wall_ms: u64) -> Option<u64> {
+    let ahead = shard_time.millis().saturating_sub(wall_ms);
+    (ahead <= MAX_CLOCK_SKEW_MS).then(|| wall_ms.saturating_sub(shard_time.millis()))
+}
+
+impl Access {
+    /// Whether the read may be served here, and how it starts.
+    pub(crate) fn accept_read(
+        &self,
+        shard: ShardId,
+        epoch: RangeEpoch,
+        key: &[u8],
+        fresh: Freshness,
+    ) -> Result<(Freshness, Submit), Refusal> {
+        let view = self.replica(shard, epoch, key)?;
+        Ok(match fresh {
+            Freshness::Within { max_staleness_ms, .. } if view.is_leader => {
+                (Freshness::StrongFor { max_staleness_ms }, Submit::Read { shard })
+            }
+            Freshness::Any { min_version } if view.is_leader && min_version > Version::ZERO => {
+                (Freshness::Strong, Submit::Read { shard })
+            }
+            Freshness::Within { .. } | Freshness::Any { .. } => (fresh, Submit::Nothing),
+            _ if !view.is_leader => return Err(self.not_leader(shard)),
+            _ => (fresh, Submit::Read { shard }),
+        })
+    }
+
+    /// Whether state that has reached `shard_time` is fresh enough. If not, the leader is.
+    pub(crate) fn check_freshness(
+        &self,
+        shard: ShardId,
+        fresh: Freshness,
+        shard_time: Version,
+    ) -> Result<(), Refusal> {
+        let age = || age_ms(shard_time, clock::wall_ms());
+        let is_fresh = match fresh {
+            Freshness::Strong => true,
+            Freshness::StrongFor { max_staleness_ms } => {
+                if age().is_some_and(|age| age > max_staleness_ms / 2) {
+                    self.let_time_pass(shard);
+                }
+                true
+            }
+            Freshness::Within { max_staleness_ms, min_version } => {
+                shard_time >= min_version && age().is_some_and(|age| age <= max_staleness_ms)
+            }
+            Freshness::Any { min_version } => shard_time >= min_version,
+        };
+        if is_fresh { Ok(()) } else { Err(self.not_leader(shard)) }
+    }
+
+    /// Has shard time reach the present soon, unless that was asked for a moment ago.
+    fn let_time_pass(&self, shard: ShardId) {
+        let now = Instant::now();
+        {
+            let mut asked = self.time_asked.lock();
+            if asked.get(&shard).is_some_and(|last| now - *last < TIME_EVERY) {
+                return;
+            }
+            // As many as there are shards here at most: those that left are swept out.
+            asked.retain(|_, last| now - *last < TIME_EVERY);
+            asked.insert(shard, now);
+        }
+        let command = Command::AdvanceTime.to_bytes();
+        let ticket = Ticket::nobody();
+        // Under overload freshness can wait.
+        let _ = self.drive.submit(Input::Propose { shard, command, version_count: 1, ticket });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_is_known_unless_the_state_is_from_the_future() {
+        let at = Version::from_millis;
+        assert_eq!(age_ms(at(1000), 1300), Some(300));
+        assert_eq!(age_ms(at(1400), 1300), Some(0));
+        assert_eq!(age_ms(at(2000), 1300), None);
+    }
+}

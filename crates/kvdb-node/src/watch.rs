@@ -1,0 +1,129 @@
+//! Watching one shard: a long poll, so that nothing is remembered of who watches and nothing piles
+//! up for the slow.
+//!
+//! Whoever watches says after which version it wants to hear, and gets what the replica still
+//! remembers of that. Only a leader answers: not because others would tell anything wrong (all that
+//! is told is committed, in the order of the log), but because it hears of changes first. Leadership
+//! is asked for once, when a watch begins "from now": then everything that was acknowledged
+//! before is behind it.
+
+use crate::access::Access;
+use crate::service::{overloaded, stopping};
+use bytes::Bytes;
+use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version};
+use kvdb_replication::Input;
+use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
+use kvdb_shard::{ChangeEvent, WatchQuery};
+use kvdb_wire::proto;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Bytes of events in one answer, unless one version has more.
+const MOST_BYTES: usize = 1024 * 1024;
+
+impl Access {
+    /// Answers with the next changes, or after a while with how far there are none.
+    pub(crate) async fn watch(
+        &self,
+        request: proto::NodeWatchRequest,
+    ) -> Result<proto::NodeWatchResponse, Refusal> {
+        let shard = ShardId(request.shard_id);
+        let epoch = RangeEpoch(request.epoch);
+        let range = KeyRange { start: request.start, end: request.end };
+        let view = self.leader(shard, epoch, &range.start)?;
+        let keyspace = view.descriptor.as_ref().map_or(KeyspaceId(0), |known| known.keyspace_id);
+        let prefix_len = self.partitioning(keyspace)?.prefix_len();
+        if request.from_now {
+            self.confirm_leadership(shard).await?;
+            let version = self.changes_of(shard)?.last().0;
+            return Ok(proto::NodeWatchResponse { version, ..Default::default() });
+        }
+        let changes = self.changes_of(shard)?;
+        let until = Instant::now() + Duration::from_millis(request.wait_ms).min(LONGEST_WAIT);
+        let max_bytes = (request.max_bytes as usize).clamp(1, MOST_BYTES);
+        let mut after = Version(request.after_version);
+        let mut roles = self.drive.role_changes();
+        loop {
+            let changed = changes.changed();
+            tokio::pin!(changed);
+            // From here on nothing is missed between the look and the wait.
+            changed.as_mut().enable();
+            let query = WatchQuery { epoch, after, range: &range, max_bytes };
+            let Ok(page) = changes.read(&query) else { return Err(self.over(shard, &range)) };
+            after = page.version;
+            let wanted = |event: &ChangeEvent| {
+                let user_key = event.routing_key.get(prefix_len..).unwrap_or_default();
+                user_key.starts_with(&request.user_prefix)
+            };
+            let events: Vec<_> = page
+                .events
+                .into_iter()
+                .filter(wanted)
+                .map(|event| event_to(event, prefix_len))
+                .collect();
+            if !events.is_empty() || page.gap.is_some() || Instant::now() >= until {
+                return Ok(proto::NodeWatchResponse {
+                    events,
+                    version: after.0,
+                    gap_up_to_version: page.gap.map_or(0, |version| version.0),
+                });
+            }
+            tokio::select! {
+                () = changed => {}
+                _ = roles.changed() => self.still_leads(shard, &changes)?,
+                () = tokio::time::sleep_until(until.into()) => {}
+            }
+        }
+    }
+
+    fn changes_of(&self, shard_id: ShardId) -> Result<Arc<ShardChanges>, Refusal> {
+        let reason = "its replica is being replaced";
+        self.drive.changes().get(shard_id).ok_or(Refusal::ShardUnavailable { shard_id, reason })
+    }
+
+    fn still_leads(&self, shard: ShardId, changes: &Arc<ShardChanges>) -> Result<(), Refusal> {
+        let leads = self.drive.views().get(shard).is_some_and(|view| view.is_leader);
+        let same = self.drive.changes().get(shard).is_some_and(|now| Arc::ptr_eq(&now, changes));
+        if leads && same { Ok(()) } else { Err(self.not_leader(shard)) }
+    }
+
+    async fn confirm_leadership(&self, shard: ShardId) -> Result<(), Refusal> {
+        let (ticket, receiver) = Ticket::oneshot();
+        self.drive.submit(Input::Read { shard, ticket }).map_err(|_| overloaded())?;
+        match receiver.await.map_err(|_| stopping())? {
+            Outcome::ReadReady => Ok(()),
+            _ => Err(self.not_leader(shard)),
+        }
+    }
+
+    /// The shard was split: everything up to there has been told.
+    fn over(&self, shard: ShardId, range: &KeyRange) -> Refusal {
+        match self.replica(shard, RangeEpoch(0), &range.start) {
+            Err(refusal) => refusal,
+            Ok(_) => self.not_leader(shard),
+        }
+    }
+}
+
+fn event_to(event: ChangeEvent, prefix_len: usize) -> proto::WatchEvent {
+    use proto::watch_event::Kind;
+    let key = event.routing_key.slice(prefix_len.min(event.routing_key.len())..);
+    let version = event.version.0;
+    match event.record {
+        Some(record) => proto::WatchEvent {
+            kind: Kind::Put.into(),
+            key,
+            value: record.value,
+            version,
+            expires_at_ms: record.expires_at_ms,
+        },
+        None => proto::WatchEvent {
+            kind: Kind::Delete.into(),
+            key,
+            value: Bytes::new(),
+            version,
+            expires_at_ms: 0,
+        },
+    }
+}

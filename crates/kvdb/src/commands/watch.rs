@@ -1,0 +1,126 @@
+//! `kvdb watch`
+
+use super::client;
+use crate::cli::ClientArgs;
+use crate::exit::Failure;
+use crate::output::{Output, insert_bytes, printable};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use kvdb_client::{WatchEvent, WatchOptions, WatchUpdate};
+use kvdb_model::Version;
+use serde_json::{Map, Value, json};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
+/// Print changes as they happen.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb watch --prefix user:
+  kvdb watch --key leader --json
+  kvdb watch --prefix user: --cursor AgAAAAE...
+
+Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Without --key
+and --prefix the whole keyspace is watched. With --json each line has the cursor from which another
+watch of the same keys goes on; `gap` says that changes were missed: read the keys again.")]
+pub(crate) struct Args {
+    /// This key only
+    #[arg(long, value_name = "KEY", conflicts_with = "prefix")]
+    key: Option<OsString>,
+    /// Only keys that begin with it
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<OsString>,
+    /// Of a single key: changes after this version
+    #[arg(long, value_name = "VERSION", requires = "key", conflicts_with = "cursor")]
+    from_version: Option<u64>,
+    /// Go on where an earlier watch was
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<String>,
+    /// End after so many changes
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<u64>,
+    /// Also say when nothing happened
+    #[arg(long)]
+    progress: bool,
+}
+
+fn bytes(word: Option<OsString>) -> Bytes {
+    word.map(|word| Bytes::from(word.into_vec())).unwrap_or_default()
+}
+
+pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
+    let cursor = match &command.cursor {
+        Some(text) => STANDARD
+            .decode(text)
+            .map_err(|_| Failure::Usage("--cursor is not one that a watch has printed".into()))?,
+        None => Vec::new(),
+    };
+    let mut watch = client(args)?.watch(WatchOptions {
+        key: bytes(command.key),
+        prefix: bytes(command.prefix),
+        from_version: command.from_version.map(Version),
+        cursor: cursor.into(),
+    });
+    let mut output = Output::new();
+    let mut left = command.limit.unwrap_or(u64::MAX);
+    while left > 0 {
+        let update = tokio::select! {
+            update = watch.next() => update?,
+            _ = tokio::signal::ctrl_c() => return output.finish(),
+        };
+        let cursor = STANDARD.encode(watch.cursor());
+        match update {
+            WatchUpdate::Events(events) => {
+                // All that belong together, so that the cursor is right after any of them.
+                left = left.saturating_sub(events.len() as u64);
+                for event in &events {
+                    print(&mut output, event, &cursor, args.json)?;
+                }
+            }
+            WatchUpdate::Gap(version) => {
+                match args.json {
+                    true => {
+                        output
+                            .json(&json!({ "gap_up_to_version": version.0, "cursor": cursor }))?;
+                    }
+                    false => output.line(format!("GAP\t{version}"))?,
+                };
+            }
+            WatchUpdate::Progress(version) if command.progress => {
+                match args.json {
+                    true => {
+                        output.json(&json!({ "progress_version": version.0, "cursor": cursor }))?;
+                    }
+                    false => output.line(format!("PROGRESS\t{version}"))?,
+                };
+            }
+            WatchUpdate::Progress(_) => {}
+        }
+        output.flush()?;
+    }
+    output.finish()
+}
+
+fn print(output: &mut Output, event: &WatchEvent, cursor: &str, json: bool) -> Result<(), Failure> {
+    if !json {
+        let key = printable(&event.key);
+        return match &event.value {
+            Some(value) => output.line(format!("PUT\t{key}\t{}", printable(value))),
+            None => output.line(format!("DELETE\t{key}")),
+        };
+    }
+    let mut object = Map::new();
+    let kind = if event.value.is_some() { "PUT" } else { "DELETE" };
+    object.insert("kind".into(), kind.into());
+    insert_bytes(&mut object, "key", &event.key);
+    if let Some(value) = &event.value {
+        insert_bytes(&mut object, "value", value);
+    }
+    object.insert("version".into(), event.version.0.into());
+    if let Some(expires_at_ms) = event.expires_at_ms {
+        object.insert("expires_at_ms".into(), expires_at_ms.into());
+    }
+    object.insert("cursor".into(), cursor.into());
+    output.json(&Value::Object(object))
+}
