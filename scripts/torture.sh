@@ -5,9 +5,10 @@ cd "$(dirname "$0")/.."
 # What some faults need. Installed only by root and only where it is missing; a fault whose tool
 # can't be had is skipped, and the report says so.
 wanted=()
-for pair in strace:strace faketime:faketime fsfreeze:util-linux mkfs.ext4:e2fsprogs; do
+for pair in strace:strace fsfreeze:util-linux mkfs.ext4:e2fsprogs; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || wanted+=("${pair##*:}")
 done
+compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || wanted+=(libfaketime)
 if [ "${#wanted[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing ${wanted[*]}" >&2
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${wanted[@]}"; } >/dev/null 2>&1 ||

@@ -6,7 +6,7 @@ use crate::disk::flip_a_bit;
 use crate::fault::Fault;
 use crate::network::{Part, Passage, STRANGER};
 use crate::schedule::Planned;
-use crate::tools::MEMORY_GROUPS;
+use crate::tools::{MEMORY_GROUPS, NO_CLOCK_LIBRARY, clock_library};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -156,9 +156,14 @@ impl Injected {
         let seconds = 1 + choice % 30;
         let sign = if choice & 1 == 0 { '+' } else { '-' };
         self.note = format!("clock {sign}{seconds} s");
-        let offset = format!("{sign}{seconds}s");
-        let wrapper =
-            ["env", "DONT_FAKE_MONOTONIC=1", "faketime", "-f", &offset].map(str::to_owned);
+        // Not by the program `faketime`: that stays beside its child, and killing it ends only itself.
+        let Some(library) = clock_library() else {
+            return Err(Error::Options(NO_CLOCK_LIBRARY.to_owned()));
+        };
+        let preload = format!("LD_PRELOAD={}", library.display());
+        let offset = format!("FAKETIME={sign}{seconds}");
+        let wrapper = ["env", "DONT_FAKE_MONOTONIC=1", &preload, &offset];
+        let wrapper = wrapper.map(str::to_owned);
         cluster.start_part_under(self.first(), &wrapper)
     }
 

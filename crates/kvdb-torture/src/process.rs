@@ -25,7 +25,7 @@ impl Process {
         Process { name, program, args, log, child: None, wanted: false }
     }
 
-    /// Starts it, by itself or by another program (such as `faketime +5s`) that becomes it.
+    /// Starts it, by itself or by another program (such as `env`) that becomes it.
     pub(crate) fn start_under(&mut self, wrapper: &[String]) -> io::Result<()> {
         self.kill();
         let log = File::options().create(true).append(true).open(&self.log)?;

@@ -26,6 +26,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks at who leads.
 const LEADERS_EVERY: Duration = Duration::from_millis(100);
+/// A fault after which parts stop by themselves more often than this is one that the cluster doesn't
+/// recover from.
+const RESTARTS_MAX: u32 = 5;
 /// A run whose clients got fewer answers a second than this, before or during the faults, doesn't
 /// count.
 const LEAST_RATE: f64 = 20.0;
@@ -244,7 +247,7 @@ impl<'a> Run<'a> {
         if !recovered {
             self.stuck = true;
             self.findings.tell(format!(
-                "after {} of {} not every shard took writes again within {} s",
+                "after {} of {} not every part was well again within {} s",
                 span.fault,
                 span.target,
                 PATIENCE.as_secs()
@@ -264,8 +267,14 @@ impl<'a> Run<'a> {
         let ended = self.cluster.take_ended();
         for (part, status) in &ended {
             let part = &self.cluster.parts[*part];
-            let words = part.last_words(1).join(" ");
-            notes.push(format!("{} stopped by itself ({status}): {words}", part.name));
+            let words = part.last_words(20);
+            // What a process ends with is marked; other threads may have logged after it.
+            let marked = words.iter().rev().find(|line| line.starts_with("kvdb: "));
+            let words = marked.or(words.last()).map_or("", String::as_str);
+            let note = format!("{} stopped by itself ({status}): {words}", part.name);
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
         }
         ended.into_iter().map(|(part, _)| part).collect()
     }
@@ -273,6 +282,7 @@ impl<'a> Run<'a> {
     /// Waits until every shard takes writes. Whoever stops by itself meanwhile is started again.
     async fn recover(&mut self, notes: &mut Vec<String>) -> Result<bool, Error> {
         let deadline = Instant::now() + PATIENCE;
+        let mut restarts = 0;
         loop {
             let writes = async {
                 for probe in &self.probes {
@@ -283,12 +293,13 @@ impl<'a> Run<'a> {
             let all = tokio::time::timeout(look_again, writes).await.is_ok();
             let ended = self.note_ended(notes);
             for part in &ended {
+                restarts += 1;
                 self.cluster.start_part(*part)?;
             }
             if all && ended.is_empty() {
                 return Ok(true);
             }
-            if Instant::now() > deadline {
+            if Instant::now() > deadline || restarts > RESTARTS_MAX {
                 return Ok(false);
             }
         }
