@@ -255,8 +255,9 @@ impl Gateway {
                 let mut changes = self.map.changes();
                 changes.mark_unchanged();
                 let pause = Duration::from_millis(after_ms);
-                let _ = tokio::time::timeout(pause, changes.changed()).await;
-                Ok(avoid)
+                let changed = tokio::time::timeout(pause, changes.changed()).await.is_ok();
+                // Whom to avoid was learnt before: it may be the new leader by now.
+                Ok(avoid.filter(|_| !changed))
             }
             Next::Fail(refusal) => Err(refusal),
         }
@@ -311,5 +312,21 @@ mod tests {
         assert_eq!(gateway.keyspace("").unwrap_err().class(), RetryClass::RetryHere);
         gateway.map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
         assert_eq!(gateway.keyspace("").unwrap_err(), Refusal::NotInitialised);
+    }
+
+    #[tokio::test]
+    async fn a_changed_map_ends_a_pause_and_clears_whom_to_avoid() {
+        let gateway = gateway();
+        let avoid = Some(kvdb_model::NodeId(1));
+        let next = |after_ms| Next::TryAgain { after_ms, refresh: false, avoid };
+        assert_eq!(gateway.follow(next(1), &mut None).await, Ok(avoid));
+        let map = gateway.map.clone();
+        let changing = async move {
+            tokio::task::yield_now().await;
+            map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
+        };
+        let mut at = None;
+        let (avoided, ()) = tokio::join!(gateway.follow(next(60_000), &mut at), changing);
+        assert_eq!(avoided, Ok(None));
     }
 }
