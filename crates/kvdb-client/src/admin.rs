@@ -155,6 +155,20 @@ impl AdminClient {
         Ok(Initialised { map_version, created: answer.created })
     }
 
+    /// Takes a keyspace away, with all that is in it; `default` stays. Returns the map version.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn drop_keyspace(&self, name: &str) -> Result<MapVersion, Error> {
+        let message = proto::DropKeyspaceRequest { name: name.to_owned() };
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.drop_keyspace(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
     /// Makes a keyspace. `shards` is for hash keyspaces (0 = 8); range keyspaces start with one.
     ///
     /// # Errors

@@ -114,6 +114,11 @@ pub enum ControlCommand {
         /// The proposer's clock.
         now_ms: u64,
     },
+    /// Takes a keyspace away, with all that is in it.
+    DropKeyspace {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What a command came to.
@@ -254,6 +259,12 @@ pub enum ControlError {
     /// It has ended.
     #[error("operator {0} has ended")]
     OperatorEnded(OperatorId),
+    /// No such keyspace.
+    #[error("keyspace {0:?} does not exist; `kvdb admin keyspaces` lists those that do")]
+    UnknownKeyspace(String),
+    /// `default` stays.
+    #[error("the keyspace \"default\" can't be dropped")]
+    DefaultStays,
     /// The command can't be read by this version.
     #[error("the command can't be read by this version")]
     Unreadable,

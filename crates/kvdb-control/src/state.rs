@@ -220,6 +220,7 @@ impl ControlState {
             ControlCommand::CreateKeyspace { name, partitioning, shards, replication_factor } => {
                 self.create_keyspace(name, *partitioning, *shards, *replication_factor)?
             }
+            ControlCommand::DropKeyspace { name } => self.drop_keyspace(name)?,
             ControlCommand::SetNodeStatus { node, status } => {
                 let record =
                     self.map.nodes.get_mut(node).ok_or(ControlError::UnknownNode(*node))?;
@@ -423,6 +424,22 @@ impl ControlState {
         };
         let id = self.make_keyspace(name, partitioning, shards, factor)?;
         Ok(ControlResponse::KeyspaceCreated(id, self.map.version))
+    }
+
+    /// The shards leave the map at once; nodes clean up when they hear that the keyspace is dropped.
+    /// Operators of its shards fail by themselves, as for any shard that is gone.
+    fn drop_keyspace(&mut self, name: &str) -> Result<ControlResponse, ControlError> {
+        if name.is_empty() || name == "default" {
+            return Err(ControlError::DefaultStays);
+        }
+        let known = self.map.keyspace_named(name).cloned();
+        let keyspace = known.ok_or_else(|| ControlError::UnknownKeyspace(name.to_owned()))?;
+        let id = keyspace.keyspace_id;
+        self.map.shards.retain(|_, shard| shard.descriptor.keyspace_id != id);
+        let shards = &self.map.shards;
+        self.wanted_leaders.retain(|shard, _| shards.contains_key(shard));
+        self.map.change(MapChange::Keyspace(Keyspace { name: String::new(), ..keyspace }));
+        Ok(ControlResponse::Done(self.map.version))
     }
 
     fn make_keyspace(
@@ -658,6 +675,44 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_keyspace_takes_its_shards_along_and_frees_its_name_not_its_id() {
+        let mut state = initialised(3, 2);
+        let create = ControlCommand::CreateKeyspace {
+            name: "k".into(),
+            partitioning: Partitioning::Hash,
+            shards: 3,
+            replication_factor: 0,
+        };
+        let drop = |name: &str| ControlCommand::DropKeyspace { name: name.into() };
+        let Ok(ControlResponse::KeyspaceCreated(id, _)) = state.apply(&create).result else {
+            panic!("it is new");
+        };
+        assert_eq!(state.map().shards.len(), 5);
+        let descriptor = state
+            .map()
+            .shards
+            .values()
+            .find(|shard| shard.descriptor.keyspace_id == id)
+            .map(|shard| shard.descriptor.clone())
+            .unwrap();
+        state.apply(&drop("k")).result.unwrap();
+        assert_eq!(state.map().shards.len(), 2);
+        assert!(state.map().keyspaces[&id].is_dropped());
+        assert_eq!(state.apply(&drop("k")).result, Err(ControlError::UnknownKeyspace("k".into())));
+        for kept in ["", "default"] {
+            assert_eq!(state.apply(&drop(kept)).result, Err(ControlError::DefaultStays));
+        }
+        // A leader that hasn't heard of it yet can't bring a shard back.
+        let led = vec![LedShard { descriptor, term: Term(9) }];
+        state.apply(&ControlCommand::ReportShards { node: NodeId(1), led }).result.unwrap();
+        assert_eq!(state.map().shards.len(), 2);
+        let Ok(ControlResponse::KeyspaceCreated(next, _)) = state.apply(&create).result else {
+            panic!("the name is free");
+        };
+        assert!(next > id);
+    }
+
+    #[test]
     fn a_wanted_leader_must_hold_a_vote_and_is_forgotten_once_it_leads() {
         let mut state = initialised(3, 1);
         register(&mut state, 9);
@@ -685,6 +740,7 @@ mod tests {
                 let partitioning = if range { Partitioning::Range } else { Partitioning::Hash };
                 ControlCommand::CreateKeyspace { name, partitioning, shards, replication_factor: 0 }
             }),
+            "[a-c]{0,2}".prop_map(|name| ControlCommand::DropKeyspace { name }),
             (0u64..6, 0u8..5).prop_map(|(node, status)| ControlCommand::SetNodeStatus {
                 node: NodeId(node),
                 status: [

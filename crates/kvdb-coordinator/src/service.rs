@@ -124,7 +124,10 @@ fn invalid(error: &ControlError) -> Status {
         ControlError::UnknownNode(_) | ControlError::NotAReplica { .. } => "node_id",
         ControlError::UnknownShard(_) => "shard_id",
         ControlError::BadAddress(_) | ControlError::AddressTaken(..) => "address",
-        ControlError::BadName(_) | ControlError::KeyspaceExists(_) => "name",
+        ControlError::BadName(_)
+        | ControlError::KeyspaceExists(_)
+        | ControlError::UnknownKeyspace(_)
+        | ControlError::DefaultStays => "name",
         ControlError::AlreadyInitialised(_) => "shards",
         _ => "request",
     };
@@ -300,6 +303,15 @@ impl Coordinator for Member {
         };
         let map_version = version_of(&response);
         Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id, map_version }))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<proto::DropKeyspaceRequest>,
+    ) -> Result<Response<proto::DropKeyspaceResponse>, Status> {
+        let command = ControlCommand::DropKeyspace { name: request.into_inner().name };
+        let map_version = version_of(&self.propose(command).await?);
+        Ok(Response::new(proto::DropKeyspaceResponse { map_version }))
     }
 
     async fn set_node_status(

@@ -44,10 +44,18 @@ pub struct NodeRecord {
 pub struct Keyspace {
     /// The first four bytes of its routing keys.
     pub keyspace_id: KeyspaceId,
-    /// What clients call it.
+    /// What clients call it. Empty once it is dropped: its record stays, as the word for nodes that
+    /// its shards are gone for good, and its id is never used again.
     pub name: String,
     /// How its keys are laid out.
     pub partitioning: Partitioning,
+}
+
+impl Keyspace {
+    /// Whether it was dropped.
+    pub fn is_dropped(&self) -> bool {
+        self.name.is_empty()
+    }
 }
 
 /// A shard as the coordinators know it.

@@ -138,6 +138,7 @@ pub(crate) async fn follow_map(
     loop {
         changes.mark_unchanged();
         create_replicas(&drive, &map);
+        destroy_dropped(&drive, &map);
         let current = map.cache.lock().map().clone();
         let parts = (current.nodes.clone(), current.keyspaces.clone());
         if saved.as_ref() != Some(&parts) && current.cluster_id.is_known() {
@@ -151,6 +152,24 @@ pub(crate) async fn follow_map(
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = shutdown.wait() => return,
+        }
+    }
+}
+
+/// Replicas of keyspaces that were dropped go, with all that they hold. The map must say so: one
+/// that merely doesn't know a keyspace may be an old one.
+fn destroy_dropped(drive: &Drive, map: &ClusterMap) {
+    let dropped: Vec<_> = {
+        let cache = map.cache.lock();
+        let known = &cache.map().keyspaces;
+        known.values().filter(|known| known.is_dropped()).map(|known| known.keyspace_id).collect()
+    };
+    for (shard, view) in drive.views().all().iter() {
+        let keyspace = view.descriptor.as_ref().map(|descriptor| descriptor.keyspace_id);
+        if keyspace.is_some_and(|keyspace| dropped.contains(&keyspace)) {
+            tracing::info!(shard = shard.0, "its keyspace was dropped");
+            // Refused under overload only; the next change of the map comes here again.
+            let _ = drive.submit(Input::Destroy { shard: *shard, replica: view.replica });
         }
     }
 }

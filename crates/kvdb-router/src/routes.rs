@@ -196,8 +196,8 @@ impl MapCache {
 
     fn learn_one(&mut self, descriptor: &ShardDescriptor) -> bool {
         let id = descriptor.shard_id;
-        if !self.map.keyspaces.contains_key(&descriptor.keyspace_id) {
-            // Of a keyspace that was dropped, or of another cluster.
+        let keyspace = self.map.keyspaces.get(&descriptor.keyspace_id);
+        if keyspace.is_none_or(Keyspace::is_dropped) {
             return false;
         }
         if let Some(known) = self.map.shards.get_mut(&id) {
@@ -266,6 +266,7 @@ impl MapCache {
                 .map
                 .keyspaces
                 .values()
+                .filter(|keyspace| !keyspace.is_dropped())
                 .map(|keyspace| (keyspace.name.clone(), keyspace.clone()))
                 .collect(),
         }
@@ -381,13 +382,15 @@ mod tests {
         assert_eq!(cache.routes().route(&[80], None).unwrap().shard_id, ShardId(11));
 
         let mut dropped = cache.map().clone();
-        dropped.change(MapChange::KeyspaceGone(KeyspaceId(1)));
+        let keyspace = dropped.keyspaces[&KeyspaceId(1)].clone();
+        dropped.change(MapChange::Keyspace(Keyspace { name: String::new(), ..keyspace }));
         for shard in [1, 9, 11] {
             dropped.change(MapChange::ShardGone(ShardId(shard)));
         }
         cache.snapshot(dropped);
         assert!(!cache.learn(&[descriptor(1, 0, 50, 2)]));
         assert!(!cache.routes().has_shards());
+        assert_eq!(cache.routes().keyspace("default"), None);
     }
 
     #[test]

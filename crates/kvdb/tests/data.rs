@@ -355,3 +355,44 @@ async fn a_range_keyspace_is_scanned_in_order_and_watched_by_prefix() {
     }
     assert_eq!(keys, ["k1", "k10", "k11", "k2", "k3"].map(Bytes::from));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_keyspace_is_gone_and_its_name_is_free_for_an_empty_one() {
+    let cluster = Cluster::start();
+    let admin = cluster.admin();
+    admin.create_keyspace("k", Partitioning::Hash, 2, 0).await.unwrap();
+    let client = cluster.client().keyspace("k");
+    client.put("key", "value").await.unwrap();
+    let mut watched = watch(&client, WatchOptions::default()).await;
+    admin.drop_keyspace("k").await.unwrap();
+    assert!(admin.drop_keyspace("k").await.is_err());
+    assert!(admin.drop_keyspace("default").await.is_err());
+    let is_unknown = |error: &kvdb_client::Error| {
+        matches!(error.refusal(), Some(Refusal::UnknownKeyspace { .. }))
+    };
+    let over = loop {
+        match watched.next().await {
+            Ok(WatchUpdate::Progress(_)) => {}
+            other => break other.unwrap_err(),
+        }
+    };
+    assert!(is_unknown(&over), "{over}");
+    assert!(is_unknown(&client.get("key").await.unwrap_err()));
+
+    // The nodes free what they held.
+    let map = admin.shard_map().await.unwrap();
+    for node in map.nodes.values() {
+        let endpoint = kvdb_wire::transport::endpoint(&node.address).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let mut node = kvdb_wire::proto::node_client::NodeClient::new(channel);
+        // Shards 1 to 4 are those of `default`.
+        for shard_id in 5..=6 {
+            while node.digest(proto::NodeDigestRequest { shard_id }).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    admin.create_keyspace("k", Partitioning::Range, 0, 0).await.unwrap();
+    assert_eq!(client.get("key").await.unwrap(), None);
+    client.put("key", "new").await.unwrap();
+}

@@ -450,6 +450,14 @@ impl coordinator_server::Coordinator for Fake {
         Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id: 2, map_version: 3 }))
     }
 
+    async fn drop_keyspace(
+        &self,
+        _: Request<proto::DropKeyspaceRequest>,
+    ) -> Result<Response<proto::DropKeyspaceResponse>, Status> {
+        self.lead()?;
+        Ok(Response::new(proto::DropKeyspaceResponse { map_version: 4 }))
+    }
+
     async fn set_node_status(
         &self,
         request: Request<proto::SetNodeStatusRequest>,

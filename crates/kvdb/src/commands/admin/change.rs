@@ -1,6 +1,6 @@
 //! Commands that change the cluster.
 
-use super::{CreateKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus};
+use super::{CreateKeyspace, DropKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus};
 use crate::exit::Failure;
 use crate::output::Output;
 use kvdb_client::AdminClient;
@@ -40,6 +40,16 @@ pub(super) async fn create_keyspace(
     let id = admin.create_keyspace(&command.name, layout, command.shards, command.replicas).await?;
     let document = json!({ "keyspace_id": id.0, "name": command.name });
     say(json, &document, format!("made keyspace {} with id {id}", command.name))
+}
+
+pub(super) async fn drop_keyspace(
+    admin: &AdminClient,
+    command: DropKeyspace,
+    json: bool,
+) -> Result<(), Failure> {
+    let version = admin.drop_keyspace(&command.name).await?;
+    let document = json!({ "name": command.name, "map_version": version.0 });
+    say(json, &document, format!("dropped keyspace {}", command.name))
 }
 
 pub(super) async fn register_node(

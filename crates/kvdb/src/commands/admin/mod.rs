@@ -32,6 +32,8 @@ pub(crate) enum Command {
     InitShards(InitShards),
     /// Make a keyspace
     CreateKeyspace(CreateKeyspace),
+    /// Take a keyspace away, with all that is in it
+    DropKeyspace(DropKeyspace),
     /// Register a node ahead of its first start
     RegisterNode(RegisterNode),
     /// Set the status of a node by hand
@@ -63,6 +65,12 @@ pub(crate) struct CreateKeyspace {
     /// Replicas of each; 0 = 3, or as many as there are nodes if fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct DropKeyspace {
+    /// Its name
+    name: String,
 }
 
 #[derive(clap::Args)]
@@ -155,6 +163,7 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
         Command::CreateKeyspace(command) => {
             change::create_keyspace(&admin, command, args.json).await
         }
+        Command::DropKeyspace(command) => change::drop_keyspace(&admin, command, args.json).await,
         Command::RegisterNode(command) => change::register_node(&admin, command, args.json).await,
         Command::SetNodeStatus(command) => {
             change::set_node_status(&admin, command, args.json).await

@@ -118,9 +118,8 @@ fn status_name(status: NodeStatus) -> &'static str {
 pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Failure> {
     let map = admin.shard_map().await?;
     let shards = |id| map.shards.values().filter(|s| s.descriptor.keyspace_id == id).count();
-    let keyspaces: Vec<Value> = map
-        .keyspaces
-        .values()
+    let there = || map.keyspaces.values().filter(|keyspace| !keyspace.is_dropped());
+    let keyspaces: Vec<Value> = there()
         .map(|keyspace| {
             json!({
                 "keyspace_id": keyspace.keyspace_id.0,
@@ -140,7 +139,7 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 shards(keyspace.keyspace_id).to_string(),
             ]
         };
-        let rows: Vec<Vec<String>> = map.keyspaces.values().map(row).collect();
+        let rows: Vec<Vec<String>> = there().map(row).collect();
         table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS"], &rows)
     })
 }
