@@ -12,6 +12,7 @@ mod commands;
 mod mutate;
 mod protobuf;
 mod records;
+mod redis;
 #[path = "../../kvdb/src/rows/mod.rs"]
 #[allow(
     dead_code,
@@ -27,6 +28,7 @@ pub use commands::commands;
 pub use mutate::Mutator;
 pub use protobuf::protobuf;
 pub use records::engine_records;
+pub use redis::redis_requests;
 pub use snapshots::snapshots;
 pub use wal::wal_frames;
 
@@ -42,13 +44,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "wal_frames", run: wal_frames, seeds: seeds::wal_frames },
     Target { name: "engine_records", run: engine_records, seeds: seeds::engine_records },
     Target { name: "snapshots", run: snapshots, seeds: seeds::snapshots },
     Target { name: "commands", run: commands, seeds: seeds::commands },
     Target { name: "protobuf", run: protobuf, seeds: seeds::protobuf },
     Target { name: "import_files", run: import_files, seeds: seeds::import_files },
+    Target { name: "redis_requests", run: redis_requests, seeds: seeds::redis_requests },
 ];
 
 /// Files that `kvdb import` reads. The first byte chooses the format, or to guess it.

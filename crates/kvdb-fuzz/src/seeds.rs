@@ -174,3 +174,15 @@ pub(crate) fn import_files() -> Vec<Vec<u8>> {
         chosen(2, "naïve\t\"quoted\"\r\n"),
     ]
 }
+
+pub(crate) fn redis_requests() -> Vec<Vec<u8>> {
+    vec![
+        chosen(0, "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n*2\r\n$3\r\nget\r\n$1\r\nk\r\n"),
+        chosen(2, "set k \"a \\x41\" 'b' \r\nmulti\r\nbitfield k set u8 #1 255\r\nexec\r\n"),
+        chosen(6, "*1\r\n$-10\r\n*3000000000\r\n"),
+        chosen(
+            9,
+            "hello 3\r\nclient reply skip\r\nscan 0 match a* count 5\r\nexpire k 5 nx gt\r\n",
+        ),
+    ]
+}

@@ -98,3 +98,8 @@ fn protobuf() {
 fn import_files() {
     try_all("import_files");
 }
+
+#[test]
+fn redis_requests() {
+    try_all("redis_requests");
+}

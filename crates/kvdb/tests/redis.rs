@@ -1,0 +1,210 @@
+//! The Redis protocol over real sockets: junk, greed and slowness harm nobody else.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Dev {
+    child: Child,
+    redis: u16,
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An offset at which the ports of a small cluster are free.
+fn free_offset() -> u16 {
+    for try_at in 0..200u16 {
+        let offset = 20_000 + (std::process::id() as u16 % 97) * 200 % 19_000 + try_at * 17;
+        let free = |port: u16| TcpListener::bind(("127.0.0.1", port + offset)).is_ok();
+        if [7101, 7181, 7201, 7281, 7400, 7379, 7480].into_iter().all(free) {
+            return offset;
+        }
+    }
+    panic!("no free ports");
+}
+
+impl Dev {
+    fn start() -> Self {
+        let offset = free_offset();
+        let child = Command::new(env!("CARGO_BIN_EXE_kvdb"))
+            .args(["dev", "--temporary", "--nodes", "1", "--shards", "2", "--port-offset"])
+            .arg(offset.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let dev = Dev { child, redis: 7379 + offset };
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ready = TcpStream::connect(("127.0.0.1", dev.redis)).is_ok()
+                && dev.client().ask("get nothing").starts_with("$-1");
+            if ready {
+                return dev;
+            }
+            assert!(Instant::now() < until, "it doesn't get ready");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn client(&self) -> Client {
+        let stream = TcpStream::connect(("127.0.0.1", self.redis)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client(stream)
+    }
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    /// The answer to a line, as far as it comes at once.
+    fn ask(&mut self, line: &str) -> String {
+        self.send(format!("{line}\r\n").as_bytes());
+        let mut answer = [0; 4096];
+        let count = self.0.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    }
+
+    /// All that comes until the server closes the connection. (It may be reset where it was still
+    /// sending.)
+    fn rest(mut self) -> String {
+        let mut all = Vec::new();
+        let _ = self.0.read_to_end(&mut all);
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+#[test]
+fn bad_clients_are_told_and_closed_and_harm_nobody_else() {
+    let dev = Dev::start();
+    let mut good = dev.client();
+    assert_eq!(good.ask("set k v"), "+OK\r\n");
+
+    for (junk, words) in [
+        (&b"*3000000000\r\n"[..], "-ERR Protocol error: invalid multibulk length"),
+        (b"*1\r\n$-10\r\n", "-ERR Protocol error: invalid bulk length"),
+        (b"*1\r\n$2000000000\r\n", "-ERR Protocol error: invalid bulk length"),
+        (b"*1\r\n*1\r\n*1\r\n", "-ERR Protocol error: expected '$', got '*'"),
+        (b"set \"k\r\n", "-ERR Protocol error: unbalanced quotes in request"),
+    ] {
+        let mut bad = dev.client();
+        bad.send(junk);
+        let told = bad.rest();
+        assert!(told.starts_with(words), "{junk:?} gives {told:?}");
+        assert_eq!(good.ask("get k"), "$1\r\nv\r\n");
+    }
+
+    // An inline request without end.
+    let mut endless = dev.client();
+    let _ = endless.0.write_all(&vec![b'x'; 256 << 10]);
+    endless.rest();
+    assert_eq!(good.ask("get k"), "$1\r\nv\r\n");
+
+    // What came before the junk is answered first.
+    let mut mixed = dev.client();
+    mixed.send(b"ping\r\nget k\r\n*x\r\n");
+    let told = mixed.rest();
+    assert!(told.starts_with("+PONG\r\n$1\r\nv\r\n-ERR Protocol error"), "{told}");
+
+    // Half requests that never end cost nothing but their own connection.
+    let halves: Vec<Client> = (0..200)
+        .map(|_| {
+            let mut half = dev.client();
+            half.send(b"*2\r\n$3\r\nGET\r\n$10");
+            half
+        })
+        .collect();
+    assert_eq!(good.ask("get k"), "$1\r\nv\r\n");
+    drop(halves);
+}
+
+#[test]
+fn who_does_not_read_is_not_served_further() {
+    let dev = Dev::start();
+    let mut good = dev.client();
+    let mut setter = dev.client();
+    let value = vec![b'v'; 1 << 20];
+    setter.send(format!("*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n${}\r\n", value.len()).as_bytes());
+    setter.send(&value);
+    setter.send(b"\r\n");
+    let mut done = [0; 5];
+    setter.0.read_exact(&mut done).unwrap();
+    assert_eq!(&done, b"+OK\r\n");
+
+    // 2 GiB are asked for and not read.
+    let mut slow = dev.client();
+    slow.send("get big\r\n".repeat(2000).as_bytes());
+    for turn in 0..50 {
+        assert_eq!(good.ask(&format!("set other {turn}")), "+OK\r\n");
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", dev.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kib < 1 << 20, "the process took {peak_kib} KiB");
+
+    // When it reads, it gets everything, in order.
+    let mut answer = vec![0; 10 + value.len() + 2];
+    for _ in 0..2 {
+        slow.0.read_exact(&mut answer).unwrap();
+        assert!(answer.starts_with(b"$1048576\r\nvvvv") && answer.ends_with(b"v\r\n"));
+    }
+}
+
+#[test]
+fn a_deep_pipeline_is_answered_in_order() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    let mut asked = String::new();
+    let mut expected = String::new();
+    for turn in 1..=3000 {
+        asked.push_str("incr n\r\nget n\r\nping\r\n");
+        let text = turn.to_string();
+        expected.push_str(&format!(":{turn}\r\n${}\r\n{text}\r\n+PONG\r\n", text.len()));
+    }
+    client.send(asked.as_bytes());
+    let mut answers = vec![0; expected.len()];
+    client.0.read_exact(&mut answers).unwrap();
+    assert_eq!(String::from_utf8(answers).unwrap(), expected);
+    assert_eq!(client.ask("quit"), "+OK\r\n");
+}
+
+#[test]
+fn a_transaction_over_shards_is_refused_and_one_on_a_shard_is_carried_out() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    assert_eq!(client.ask("multi"), "+OK\r\n");
+    // Of 2 shards by slot, each of these is on another.
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(client.ask(&format!("set {key} 1")), "+QUEUED\r\n");
+    }
+    assert!(client.ask("exec").starts_with("-CROSSSHARD"));
+    assert_eq!(client.ask("exists a b c d e f"), ":0\r\n");
+
+    assert_eq!(client.ask("watch {t}a"), "+OK\r\n");
+    assert_eq!(client.ask("multi"), "+OK\r\n");
+    assert_eq!(client.ask("incr {t}a"), "+QUEUED\r\n");
+    assert_eq!(client.ask("get {t}a"), "+QUEUED\r\n");
+    assert_eq!(client.ask("exec"), "*2\r\n:1\r\n$1\r\n1\r\n");
+
+    assert_eq!(client.ask("watch {t}a"), "+OK\r\n");
+    assert_eq!(dev.client().ask("incr {t}a"), ":2\r\n");
+    assert_eq!(client.ask("multi"), "+OK\r\n");
+    assert_eq!(client.ask("set {t}a 9"), "+QUEUED\r\n");
+    assert_eq!(client.ask("exec"), "*-1\r\n");
+    assert_eq!(client.ask("get {t}a"), "$1\r\n2\r\n");
+}
