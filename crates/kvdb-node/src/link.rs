@@ -9,7 +9,8 @@ use kvdb_runtime::identity::{DataDirectory, Identity};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_to, proto, shard_map_from, shard_map_to,
+    cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
+    shard_map_to,
 };
 use prost::Message as _;
 use std::path::Path;
@@ -34,8 +35,14 @@ pub(crate) async fn register(
             Err(status) if status.code() == Code::InvalidArgument => return Err(status),
             Err(status) => {
                 if said != status.message() {
-                    tracing::warn!(error = status.message(), "waiting for the coordinators");
-                    said = status.message().to_owned();
+                    let error = status.message();
+                    // A refusal comes from one that is there: it takes a moment, no more.
+                    if refusal_from_status(&status).is_some() {
+                        tracing::info!(error, "waiting for the coordinators");
+                    } else {
+                        tracing::warn!(error, "no coordinator can be reached");
+                    }
+                    said = error.to_owned();
                 }
                 tokio::time::sleep(REGISTER_AGAIN).await;
             }
