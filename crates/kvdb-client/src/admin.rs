@@ -261,7 +261,12 @@ impl AdminClient {
     }
 
     /// Asks whoever led last, else the next address, until there is an answer.
-    async fn call<M, A, S, F>(&self, manner: Manner, message: &M, send: S) -> Result<A, Error>
+    pub(crate) async fn call<M, A, S, F>(
+        &self,
+        manner: Manner,
+        message: &M,
+        send: S,
+    ) -> Result<A, Error>
     where
         M: Clone,
         S: Fn(CoordinatorClient<Channel>, Request<M>) -> F,

@@ -34,6 +34,7 @@ mod call;
 mod client;
 mod error;
 mod lanes;
+mod operators;
 mod options;
 mod pool;
 mod retry;
@@ -45,6 +46,7 @@ pub use admin::{AdminClient, ClusterStatus, Initialised, Member, Registered};
 pub use client::Client;
 pub use error::Error;
 pub use kvdb_wire::transport::AddressError;
+pub use operators::{OperatorStatus, Plan};
 pub use options::Options;
 pub use scan::Scan;
 pub use types::{

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kvdb_model::task::left;
 use kvdb_model::{
     MembershipEpoch, NodeId, NodeStatus, OperatorId, Partitioning, Replica, Role, SLOT_COUNT,
-    ShardDescriptor, ShardId, ShardTask, SplitPlan, Work, key::slot_start,
+    ShardDescriptor, ShardId, ShardRecord, ShardTask, SplitPlan, Work, key::slot_start,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -219,7 +219,62 @@ impl Operator {
     }
 }
 
+impl OperatorRequest {
+    /// In a few words.
+    pub fn describe(&self) -> String {
+        match self {
+            OperatorRequest::SetReplicas { shard, nodes, .. } => {
+                let nodes: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+                format!("shard {shard}: to nodes {}", nodes.join(","))
+            }
+            OperatorRequest::Move { shard, from, to } => {
+                format!("shard {shard}: from node {from} to node {to}")
+            }
+            OperatorRequest::Lead { shard, node } => format!("shard {shard}: led from node {node}"),
+            OperatorRequest::Split { shard, .. } => format!("shard {shard}: split"),
+            OperatorRequest::Drain { node } => format!("node {node}: drain"),
+            OperatorRequest::Replace { node } => format!("node {node}: replace"),
+            OperatorRequest::Rebalance => "rebalance".to_owned(),
+        }
+    }
+}
+
 impl ControlState {
+    /// How far an operator is, 0 to 100. A change of replicas is a third of its way when the new
+    /// ones are there, and two thirds when they vote.
+    pub fn progress_percent(&self, operator: &Operator) -> u32 {
+        if operator.state == OperatorState::Done {
+            return 100;
+        }
+        match &operator.kind {
+            OperatorKind::Replicas { shard, goal, .. } => {
+                let Some(record) = self.map.shards.get(shard) else { return 0 };
+                let has = |goal: &Replica| record.descriptor.replica(goal.replica_id);
+                let there = goal.iter().filter(|goal| has(goal).is_some()).count();
+                let vote = goal
+                    .iter()
+                    .filter(|goal| has(goal).is_some_and(|now| now.role != Role::Learner))
+                    .count();
+                (33 * (there + vote) / goal.len().max(1)) as u32
+            }
+            OperatorKind::Lead { .. } | OperatorKind::Split { .. } => 0,
+            OperatorKind::Drain { node } | OperatorKind::Replace { node } => {
+                let holds = |record: &&ShardRecord| record.descriptor.replica_on(*node).is_some();
+                self.share_done(operator.id, self.map.shards.values().filter(holds).count())
+            }
+            OperatorKind::Rebalance => {
+                self.share_done(operator.id, crate::balance::preview(self).0.len())
+            }
+        }
+    }
+
+    fn share_done(&self, parent: OperatorId, left: usize) -> u32 {
+        let is_done =
+            |other: &&Operator| other.parent == Some(parent) && other.state == OperatorState::Done;
+        let done = self.operators.values().filter(is_done).count();
+        (100 * done / (done + left).max(1)) as u32
+    }
+
     /// All operators that are remembered, by id.
     pub fn operators(&self) -> impl Iterator<Item = &Operator> {
         self.operators.values()

@@ -1,7 +1,7 @@
-//! What the leading coordinator does of its own accord.
+//! What the leading coordinator does of its own accord: it judges heartbeats, and plans.
 
 use crate::service::Member;
-use kvdb_control::ControlCommand;
+use kvdb_control::{ControlCommand, ControlState, Observed};
 use kvdb_model::ClusterId;
 use kvdb_runtime::clock;
 use kvdb_runtime::shutdown::Shutdown;
@@ -37,9 +37,10 @@ async fn look(member: &Member) {
     let commands = if state.map().cluster_id.is_known() {
         let now_ms = clock::now().boot_us / 1000;
         let judged = member.liveness.lock().judge(state.map(), now_ms);
+        let judged = judged.into_iter();
         judged
-            .into_iter()
             .map(|(node, status)| ControlCommand::SetNodeStatus { node, status })
+            .chain(plan(member, &state))
             .collect()
     } else {
         let mut id = [0; 16];
@@ -59,4 +60,23 @@ async fn look(member: &Member) {
             return;
         }
     }
+}
+
+/// What operators need next, and which new ones are due.
+fn plan(member: &Member, state: &ControlState) -> Vec<ControlCommand> {
+    let observed = Observed {
+        now_ms: clock::wall_ms(),
+        silent_ms: member.liveness.lock().silent_ms(clock::now().boot_us / 1000),
+        impossible: std::mem::take(&mut *member.impossible.lock()),
+    };
+    let commands = member.planner.plan(state, &observed);
+    for command in &commands {
+        if let ControlCommand::StartOperator { request, reason, .. } = command {
+            tracing::info!(what = request.describe(), reason, "operator starts");
+        }
+        if let ControlCommand::FinishOperator { id, failure, .. } = command {
+            tracing::info!(operator = id.0, failure, "operator ends");
+        }
+    }
+    commands
 }

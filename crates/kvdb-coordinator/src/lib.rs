@@ -6,6 +6,7 @@
 
 mod duties;
 mod machine;
+mod operators;
 mod run;
 mod service;
 mod view;

@@ -4,7 +4,7 @@ use crate::duties;
 use crate::machine::ControlMachine;
 use crate::service::Member;
 use crate::view::View;
-use kvdb_control::{Liveness, LivenessConfig};
+use kvdb_control::{Liveness, LivenessConfig, Planner, PlannerConfig};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{
     KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica, ReplicaId, Role,
@@ -47,6 +47,8 @@ pub struct CoordinatorConfig {
     pub peers: BTreeMap<u64, String>,
     /// Data directory.
     pub data: PathBuf,
+    /// How eagerly the cluster mends and spreads itself.
+    pub planner: PlannerConfig,
 }
 
 /// Why a coordinator can't start or go on.
@@ -185,6 +187,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         view: view.clone(),
         peers: addresses,
         liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
+        planner: Planner { config: config.planner },
+        impossible: Arc::default(),
     };
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
 

@@ -1,17 +1,19 @@
 //! The `Coordinator` service. Only the leader answers; a follower says who leads.
 
+use crate::operators;
 use crate::view::View;
 use kvdb_control::{
-    ControlCommand, ControlError, ControlResponse, LedShard, Liveness, Since, decode_result,
+    ControlCommand, ControlError, ControlResponse, LedShard, Liveness, OperatorRequest, Planner,
+    Since, decode_result,
 };
-use kvdb_model::{Command, MapVersion, NodeId, Refusal, ShardId, Term};
+use kvdb_model::{Command, MapVersion, NodeId, OperatorId, Refusal, ShardId, Term};
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, map_delta_to, node_status_from,
-    partitioning_from, proto, shard_map_to, status_of, token_from,
+    partitioning_from, proto, shard_map_to, shard_task_to, status_of, token_from,
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -34,6 +36,9 @@ pub(crate) struct Member {
     pub(crate) view: Arc<View>,
     pub(crate) peers: Arc<BTreeMap<NodeId, String>>,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
+    pub(crate) planner: Planner,
+    /// What shard leaders say can't be done, since the last round of planning.
+    pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
 }
 
 impl Member {
@@ -253,6 +258,9 @@ impl Coordinator for Member {
                 self.propose(command).await?;
             }
         }
+        self.impossible.lock().extend(
+            request.impossible.into_iter().map(|told| (OperatorId(told.operator_id), told.why)),
+        );
         let state = self.view.state();
         let transfers = state
             .wanted_leaders()
@@ -266,6 +274,7 @@ impl Coordinator for Member {
             map_version: state.map().version.0,
             transfers,
             report_all: false,
+            tasks: state.tasks_of(node).iter().map(shard_task_to).collect(),
         }))
     }
 
@@ -338,6 +347,74 @@ impl Coordinator for Member {
         let response = self.propose(command).await?;
         let map_version = version_of(&response);
         Ok(Response::new(proto::SetShardLeaderResponse { map_version }))
+    }
+
+    async fn set_shard_replicas(
+        &self,
+        request: Request<proto::SetShardReplicasRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        self.start(operators::set_replicas(request.into_inner())).await
+    }
+
+    async fn move_replica(
+        &self,
+        request: Request<proto::MoveReplicaRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        self.start(operators::move_replica(request.get_ref())).await
+    }
+
+    async fn split_shard(
+        &self,
+        request: Request<proto::SplitShardRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        self.start(operators::split(request.into_inner())).await
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        let node = NodeId(request.into_inner().node_id);
+        self.start(OperatorRequest::Drain { node }).await
+    }
+
+    async fn replace_node(
+        &self,
+        request: Request<proto::ReplaceNodeRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        let node = NodeId(request.into_inner().node_id);
+        self.start(OperatorRequest::Replace { node }).await
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<proto::ListOperatorsRequest>,
+    ) -> Result<Response<proto::ListOperatorsResponse>, Status> {
+        self.catch_up().await?;
+        let running_only = request.into_inner().running_only;
+        Ok(Response::new(operators::list(&self.view.state(), running_only)))
+    }
+
+    async fn cancel_operator(
+        &self,
+        request: Request<proto::CancelOperatorRequest>,
+    ) -> Result<Response<proto::CancelOperatorResponse>, Status> {
+        self.cancel(OperatorId(request.into_inner().operator_id)).await?;
+        let map_version = self.view.state().map().version.0;
+        Ok(Response::new(proto::CancelOperatorResponse { map_version }))
+    }
+
+    async fn plan_rebalance(
+        &self,
+        request: Request<proto::PlanRebalanceRequest>,
+    ) -> Result<Response<proto::PlanRebalanceResponse>, Status> {
+        self.catch_up().await?;
+        let mut plan = operators::preview(&self.planner, &self.view.state());
+        if request.into_inner().start && !plan.moves.is_empty() {
+            let started = self.start(OperatorRequest::Rebalance).await?;
+            plan.operator_id = started.into_inner().operator_id;
+        }
+        Ok(Response::new(plan))
     }
 
     async fn get_status(

@@ -53,4 +53,12 @@ pass_on! {
     set_node_status(SetNodeStatusRequest) -> SetNodeStatusResponse;
     set_shard_leader(SetShardLeaderRequest) -> SetShardLeaderResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;
+    set_shard_replicas(SetShardReplicasRequest) -> StartOperatorResponse;
+    move_replica(MoveReplicaRequest) -> StartOperatorResponse;
+    split_shard(SplitShardRequest) -> StartOperatorResponse;
+    drain_node(DrainNodeRequest) -> StartOperatorResponse;
+    replace_node(ReplaceNodeRequest) -> StartOperatorResponse;
+    list_operators(ListOperatorsRequest) -> ListOperatorsResponse;
+    cancel_operator(CancelOperatorRequest) -> CancelOperatorResponse;
+    plan_rebalance(PlanRebalanceRequest) -> PlanRebalanceResponse;
 }

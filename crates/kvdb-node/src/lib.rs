@@ -2,10 +2,10 @@
 //!
 //! A request's way: `service` (one call) or `stream` (many at once) takes it in, `access` checks
 //! it against the replicas that are here and refuses wrong ones with hints, `operation` turns it
-//! into a proposal or a read and its outcome into an answer; `freshness` says which reads a replica that
-//! doesn't lead may serve. `watch` tells of changes; `sweep` frees what has
-//! expired. `link` keeps the node in touch with
-//! the coordinators: registration, heartbeats, the shard map.
+//! into a proposal or a read and its outcome into an answer; `freshness` says which reads a replica
+//! that doesn't lead may serve. `watch` tells of changes; `sweep` frees what has expired. `link`
+//! keeps the node in touch with the coordinators: registration, heartbeats, the shard map; `tasks`
+//! does what they ask of shards.
 
 mod access;
 mod freshness;
@@ -16,6 +16,7 @@ mod run;
 mod service;
 mod stream;
 mod sweep;
+mod tasks;
 mod watch;
 
 pub use run::{NodeConfig, NodeError, run};

@@ -1,6 +1,7 @@
 //! In touch with the coordinators: registration, heartbeats, and what the map asks of this node.
 
 use crate::run::NodeConfig;
+use crate::tasks::{self, Impossible};
 use kvdb_model::{ClusterId, NodeId, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::coordinators::Coordinators;
@@ -10,7 +11,7 @@ use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
-    shard_map_to,
+    shard_map_to, shard_task_from,
 };
 use prost::Message as _;
 use std::path::Path;
@@ -18,6 +19,8 @@ use std::time::Duration;
 use tonic::{Code, Request, Status};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// While a shard that is led here is being changed.
+const HEARTBEAT_AT_WORK: Duration = Duration::from_millis(50);
 const REGISTER_AGAIN: Duration = Duration::from_millis(200);
 /// The map as last seen, so that a node finds its peers while no coordinator can be reached.
 const MAP_FILE: &str = "shard-map.bin";
@@ -82,6 +85,7 @@ pub(crate) async fn heartbeats(
     let mut interval = tokio::time::interval(HEARTBEAT);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut roles = drive.role_changes();
+    let mut impossible = Impossible::new();
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -89,18 +93,36 @@ pub(crate) async fn heartbeats(
             _ = roles.changed() => {}
             () = shutdown.wait() => return,
         }
-        let request = heartbeat(&drive, cluster_id, incarnation);
+        let request = heartbeat(&drive, cluster_id, incarnation, &impossible);
         let answer = coordinators
             .call(async |mut client| client.heartbeat(Request::new(request.clone())).await)
             .await;
         match answer {
-            Ok(answer) => transfer(&drive, &answer.into_inner().transfers),
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                transfer(&drive, &answer.transfers);
+                // What can't be read was made by a newer coordinator.
+                let tasks: Vec<_> = answer
+                    .tasks
+                    .into_iter()
+                    .filter_map(|task| shard_task_from(task).ok())
+                    .collect();
+                if !tasks.is_empty() {
+                    interval.reset_after(HEARTBEAT_AT_WORK);
+                }
+                impossible = tasks::carry_out(&drive, tasks).await;
+            }
             Err(status) => tracing::debug!(error = status.message(), "heartbeat not answered"),
         }
     }
 }
 
-fn heartbeat(drive: &Drive, cluster_id: ClusterId, incarnation: u64) -> proto::HeartbeatRequest {
+fn heartbeat(
+    drive: &Drive,
+    cluster_id: ClusterId,
+    incarnation: u64,
+    impossible: &Impossible,
+) -> proto::HeartbeatRequest {
     let views = drive.views().all();
     let led = views
         .values()
@@ -116,6 +138,10 @@ fn heartbeat(drive: &Drive, cluster_id: ClusterId, incarnation: u64) -> proto::H
         incarnation,
         led,
         replica_count: views.len() as u64,
+        impossible: impossible
+            .iter()
+            .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })
+            .collect(),
     }
 }
 
@@ -146,6 +172,7 @@ pub(crate) async fn follow_map(
         changes.mark_unchanged();
         create_replicas(&drive, &map);
         destroy_dropped(&drive, &map);
+        tasks::destroy_removed(&drive, &map).await;
         let current = map.cache.lock().map().clone();
         let parts = (current.nodes.clone(), current.keyspaces.clone());
         if saved.as_ref() != Some(&parts) && current.cluster_id.is_known() {

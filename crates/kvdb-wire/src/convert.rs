@@ -26,7 +26,7 @@ impl From<FieldError> for Refusal {
     }
 }
 
-fn missing(field: &'static str) -> FieldError {
+pub(crate) fn missing(field: &'static str) -> FieldError {
     FieldError { field, problem: "is missing" }
 }
 
@@ -73,7 +73,7 @@ pub fn descriptor_to(descriptor: &ShardDescriptor) -> proto::ShardDescriptor {
     }
 }
 
-fn replica_to(replica: &Replica) -> proto::Replica {
+pub(crate) fn replica_to(replica: &Replica) -> proto::Replica {
     let role = match replica.role {
         Role::Voter => proto::ReplicaRole::Voter,
         Role::Learner => proto::ReplicaRole::Learner,
@@ -103,7 +103,7 @@ pub fn descriptor_from(descriptor: proto::ShardDescriptor) -> Result<ShardDescri
     })
 }
 
-fn replica_from(replica: &proto::Replica) -> Result<Replica, FieldError> {
+pub(crate) fn replica_from(replica: &proto::Replica) -> Result<Replica, FieldError> {
     let role = match proto::ReplicaRole::try_from(replica.role) {
         Ok(proto::ReplicaRole::Voter) => Role::Voter,
         Ok(proto::ReplicaRole::Learner) => Role::Learner,

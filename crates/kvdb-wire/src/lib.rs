@@ -8,6 +8,7 @@ mod pack;
 mod refusal;
 pub mod requests;
 pub mod strings;
+mod tasks;
 pub mod transport;
 
 pub use convert::{
@@ -18,6 +19,7 @@ pub use convert::{
 };
 pub use pack::pack;
 pub use refusal::{refusal_from_proto, refusal_from_status, refusal_to_proto, status_of};
+pub use tasks::{shard_task_from, shard_task_to};
 
 /// The generated code.
 #[expect(missing_docs, reason = "generated; the .proto files hold the comments")]

@@ -7,6 +7,7 @@ use crate::threads;
 use clap::{Args, Subcommand};
 use figment::Figment;
 use figment::providers::{Format, Toml};
+use kvdb_control::PlannerConfig;
 use kvdb_coordinator::CoordinatorConfig;
 use kvdb_gateway::GatewayConfig;
 use kvdb_node::NodeConfig;
@@ -20,6 +21,8 @@ use std::process::ExitCode;
 use tokio::task::JoinSet;
 
 const COORDINATORS: &str = "--coordinators";
+/// In `dev` nobody waits for minutes.
+const DEV_REPAIR_AFTER_MS: u64 = 30_000;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -77,6 +80,12 @@ pub(crate) struct CoordinatorArgs {
     /// Data directory
     #[arg(long, env = "KVDB_DATA")]
     data: Option<PathBuf>,
+    /// Seconds after which the replicas of a dead node are rebuilt elsewhere [default: 300]
+    #[arg(long, env = "KVDB_REPAIR_AFTER", value_parser = clap::value_parser!(u64).range(1..))]
+    repair_after: Option<u64>,
+    /// Whether replicas and leaders are spread evenly without being asked [default: true]
+    #[arg(long, env = "KVDB_REBALANCE")]
+    rebalance: Option<bool>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -160,6 +169,8 @@ struct File {
     coordinators: Option<String>,
     data: Option<PathBuf>,
     zone: Option<String>,
+    repair_after: Option<u64>,
+    rebalance: Option<bool>,
     log: Option<String>,
     log_format: Option<String>,
     network_threads: Option<u16>,
@@ -296,7 +307,14 @@ fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, F
     let listen = args.listen.or(file.listen).unwrap_or_else(|| format!("127.0.0.1:{}", 7100 + id));
     let http = args.http.or(file.http).unwrap_or_else(|| format!("127.0.0.1:{}", 7180 + id));
     let data = needed(args.data.or(file.data), "--data")?;
-    Ok(CoordinatorConfig { id, listen, http, peers, data })
+    let usual = PlannerConfig::default();
+    let repair_after = args.repair_after.or(file.repair_after);
+    let planner = PlannerConfig {
+        repair_after_ms: repair_after.map_or(usual.repair_after_ms, |s| s.saturating_mul(1000)),
+        rebalance: args.rebalance.or(file.rebalance).unwrap_or(usual.rebalance),
+        ..usual
+    };
+    Ok(CoordinatorConfig { id, listen, http, peers, data, planner })
 }
 
 fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
@@ -349,6 +367,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
             http: port(7180, id)?,
             peers: peers.clone(),
             data: data.join(format!("coordinator-{id}")),
+            planner: PlannerConfig { repair_after_ms: DEV_REPAIR_AFTER_MS, ..Default::default() },
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(kvdb_coordinator::run(config, shutdown).await?) });

@@ -390,6 +390,10 @@ impl Fake {
     }
 }
 
+fn no_operators() -> Status {
+    Status::unimplemented("the fake has no operators")
+}
+
 #[async_trait]
 impl coordinator_server::Coordinator for Fake {
     async fn get_shard_map(
@@ -475,6 +479,62 @@ impl coordinator_server::Coordinator for Fake {
     ) -> Result<Response<proto::SetShardLeaderResponse>, Status> {
         self.lead()?;
         Ok(Response::new(proto::SetShardLeaderResponse { map_version: 5 }))
+    }
+
+    async fn set_shard_replicas(
+        &self,
+        _: Request<proto::SetShardReplicasRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn move_replica(
+        &self,
+        _: Request<proto::MoveReplicaRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn split_shard(
+        &self,
+        _: Request<proto::SplitShardRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn drain_node(
+        &self,
+        _: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn replace_node(
+        &self,
+        _: Request<proto::ReplaceNodeRequest>,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn list_operators(
+        &self,
+        _: Request<proto::ListOperatorsRequest>,
+    ) -> Result<Response<proto::ListOperatorsResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn cancel_operator(
+        &self,
+        _: Request<proto::CancelOperatorRequest>,
+    ) -> Result<Response<proto::CancelOperatorResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn plan_rebalance(
+        &self,
+        _: Request<proto::PlanRebalanceRequest>,
+    ) -> Result<Response<proto::PlanRebalanceResponse>, Status> {
+        Err(no_operators())
     }
 
     async fn get_status(

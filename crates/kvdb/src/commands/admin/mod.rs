@@ -1,6 +1,7 @@
 //! `kvdb admin`: what the cluster is, and changes of it.
 
 mod change;
+mod operate;
 mod show;
 
 use crate::cli::ClientArgs;
@@ -15,6 +16,9 @@ Examples:
   kvdb admin init-shards --shards 8
   kvdb admin shards
   kvdb admin set-leader 3 2
+  kvdb admin split 3 --wait
+  kvdb admin drain 2 --wait
+  kvdb admin plan
   kvdb admin status --json
 
 Works against a gateway, or straight against coordinators:
@@ -40,6 +44,103 @@ pub(crate) enum Command {
     SetNodeStatus(SetNodeStatus),
     /// Have the leader of a shard hand over to another of its nodes
     SetLeader(SetLeader),
+    /// Have the replicas of a shard put on these nodes and nowhere else
+    SetReplicas(SetReplicas),
+    /// Move one replica of a shard to another node
+    Move(Move),
+    /// Cut a shard in two
+    Split(Split),
+    /// Empty a node: its replicas move elsewhere, and it gets no new ones
+    Drain(Drain),
+    /// Rebuild elsewhere what a node held, and remove it for good
+    Replace(Replace),
+    /// Spread replicas and leaders evenly
+    Rebalance(Waiting),
+    /// What rebalancing would do, and why; changes nothing
+    Plan,
+    /// Changes of the cluster, done and under way
+    Operators(Operators),
+    /// Call an operator off
+    Cancel(Cancel),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Waiting {
+    /// Follow it to its end, with a progress bar; fails if it does
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct SetReplicas {
+    /// The shard's id
+    #[arg(value_name = "SHARD")]
+    shard_id: u64,
+    /// Distinct nodes
+    #[arg(value_name = "NODE", required = true, num_args = 1..=7)]
+    node_ids: Vec<u64>,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Move {
+    /// The shard's id
+    #[arg(value_name = "SHARD")]
+    shard_id: u64,
+    /// The node that has a replica
+    #[arg(value_name = "FROM")]
+    from_node_id: u64,
+    /// The node that gets it
+    #[arg(value_name = "TO")]
+    to_node_id: u64,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Split {
+    /// The shard's id
+    #[arg(value_name = "SHARD")]
+    shard_id: u64,
+    /// The first key of the upper part; in a hash keyspace the split is at its slot
+    /// [default: the middle slot]
+    #[arg(long, value_name = "KEY")]
+    at: Option<std::ffi::OsString>,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Drain {
+    /// The node's id
+    #[arg(value_name = "NODE")]
+    node_id: u64,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Replace {
+    /// The node's id
+    #[arg(value_name = "NODE")]
+    node_id: u64,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Operators {
+    /// Only those under way
+    #[arg(long)]
+    running: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Cancel {
+    /// The operator's id
+    #[arg(value_name = "ID")]
+    operator_id: u64,
 }
 
 #[derive(clap::Args)]
@@ -169,6 +270,15 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
             change::set_node_status(&admin, command, args.json).await
         }
         Command::SetLeader(command) => change::set_leader(&admin, command, args.json).await,
+        Command::SetReplicas(command) => operate::set_replicas(&admin, command, args.json).await,
+        Command::Move(command) => operate::move_replica(&admin, command, args.json).await,
+        Command::Split(command) => operate::split(&admin, command, args.json).await,
+        Command::Drain(command) => operate::drain(&admin, command, args.json).await,
+        Command::Replace(command) => operate::replace(&admin, command, args.json).await,
+        Command::Rebalance(waiting) => operate::rebalance(&admin, waiting, args.json).await,
+        Command::Plan => operate::plan(&admin, args.json).await,
+        Command::Operators(command) => operate::operators(&admin, command, args.json).await,
+        Command::Cancel(command) => operate::cancel(&admin, command.operator_id, args.json).await,
     }
 }
 

@@ -1,0 +1,205 @@
+//! Changes of the cluster that take their time: operators.
+
+use crate::admin::AdminClient;
+use crate::call::Manner;
+use crate::error::Error;
+use bytes::Bytes;
+use kvdb_model::{MapVersion, NodeId, OperatorId, ShardId};
+use kvdb_wire::proto;
+
+/// An operator as the coordinators remember it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorStatus {
+    /// Its id.
+    pub id: OperatorId,
+    /// The operator that started it, if one did.
+    pub parent: Option<OperatorId>,
+    /// What kind of change it is: `set-replicas`, `split`, `drain`, ...
+    pub kind: String,
+    /// What it does, in a few words.
+    pub description: String,
+    /// Why.
+    pub reason: String,
+    /// `running`, `done`, `failed` or `cancelled`.
+    pub state: String,
+    /// Why it has failed; empty if it hasn't.
+    pub failure: String,
+    /// When it began, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// When it ended; 0 while it runs.
+    pub ended_ms: u64,
+    /// It fails after so long.
+    pub time_limit_ms: u64,
+    /// How far it is, 0 to 100.
+    pub progress_percent: u32,
+    /// The shard that it changes, if it is about one.
+    pub shard: Option<ShardId>,
+    /// The node that it is about, if any.
+    pub node: Option<NodeId>,
+    /// What happened so far: when, and what.
+    pub steps: Vec<(u64, String)>,
+}
+
+impl OperatorStatus {
+    /// Whether it is under way.
+    pub fn is_running(&self) -> bool {
+        self.state == "running"
+    }
+
+    /// Whether its goal is reached.
+    pub fn is_done(&self) -> bool {
+        self.state == "done"
+    }
+}
+
+/// What rebalancing would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Each move and why, in order.
+    pub moves: Vec<(String, String)>,
+    /// Why nothing (more) is to be done.
+    pub why_no_more: String,
+    /// The operator that carries it out, if that was asked for.
+    pub operator: Option<OperatorId>,
+}
+
+macro_rules! starts {
+    ($self:ident, $method:ident, $message:expr) => {{
+        let answer = $self
+            .call(Manner::write(false), &$message, |mut coordinator, request| async move {
+                coordinator.$method(request).await
+            })
+            .await?;
+        Ok(OperatorId(answer.operator_id))
+    }};
+}
+
+impl AdminClient {
+    /// Has a shard's replicas put on these nodes, and nowhere else.
+    ///
+    /// # Errors
+    /// [`Error`], also for an unknown, repeated or unusable node.
+    pub async fn set_shard_replicas(
+        &self,
+        shard: ShardId,
+        nodes: &[NodeId],
+    ) -> Result<OperatorId, Error> {
+        let message = proto::SetShardReplicasRequest {
+            shard_id: shard.0,
+            node_ids: nodes.iter().map(|node| node.0).collect(),
+            membership_epoch: 0,
+        };
+        starts!(self, set_shard_replicas, message)
+    }
+
+    /// Has one replica of a shard moved.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn move_replica(
+        &self,
+        shard: ShardId,
+        from: NodeId,
+        to: NodeId,
+    ) -> Result<OperatorId, Error> {
+        let (shard_id, from_node_id, to_node_id) = (shard.0, from.0, to.0);
+        let message = proto::MoveReplicaRequest { shard_id, from_node_id, to_node_id };
+        starts!(self, move_replica, message)
+    }
+
+    /// Has a shard cut in two: at a user key (in a hash keyspace, at its slot), or in the middle
+    /// of its slots if none is given.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn split_shard(
+        &self,
+        shard: ShardId,
+        at: Option<Bytes>,
+    ) -> Result<OperatorId, Error> {
+        let message = proto::SplitShardRequest { shard_id: shard.0, at: at.unwrap_or_default() };
+        starts!(self, split_shard, message)
+    }
+
+    /// Has a node emptied.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn drain_node(&self, node: NodeId) -> Result<OperatorId, Error> {
+        starts!(self, drain_node, proto::DrainNodeRequest { node_id: node.0 })
+    }
+
+    /// Has everything that a node held rebuilt elsewhere; then the node is removed for good.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn replace_node(&self, node: NodeId) -> Result<OperatorId, Error> {
+        starts!(self, replace_node, proto::ReplaceNodeRequest { node_id: node.0 })
+    }
+
+    /// What rebalancing would do now; `start` has it done.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn plan_rebalance(&self, start: bool) -> Result<Plan, Error> {
+        let message = proto::PlanRebalanceRequest { start };
+        let manner = if start { Manner::write(false) } else { Manner::READ };
+        let answer = self
+            .call(manner, &message, |mut coordinator, request| async move {
+                coordinator.plan_rebalance(request).await
+            })
+            .await?;
+        Ok(Plan {
+            moves: answer.moves.into_iter().map(|step| (step.description, step.reason)).collect(),
+            why_no_more: answer.why_no_more,
+            operator: (answer.operator_id != 0).then_some(OperatorId(answer.operator_id)),
+        })
+    }
+
+    /// Operators: all that are remembered, or those under way.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn operators(&self, running_only: bool) -> Result<Vec<OperatorStatus>, Error> {
+        let message = proto::ListOperatorsRequest { running_only };
+        let answer = self
+            .call(Manner::READ, &message, |mut coordinator, request| async move {
+                coordinator.list_operators(request).await
+            })
+            .await?;
+        Ok(answer.operators.into_iter().map(status).collect())
+    }
+
+    /// Calls an operator off, with those that it has started.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn cancel_operator(&self, id: OperatorId) -> Result<MapVersion, Error> {
+        let message = proto::CancelOperatorRequest { operator_id: id.0 };
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.cancel_operator(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+}
+
+fn status(operator: proto::Operator) -> OperatorStatus {
+    OperatorStatus {
+        id: OperatorId(operator.operator_id),
+        parent: (operator.parent_id != 0).then_some(OperatorId(operator.parent_id)),
+        kind: operator.kind,
+        description: operator.description,
+        reason: operator.reason,
+        state: operator.state,
+        failure: operator.failure,
+        started_ms: operator.started_ms,
+        ended_ms: operator.ended_ms,
+        time_limit_ms: operator.time_limit_ms,
+        progress_percent: operator.progress_percent,
+        shard: (operator.shard_id != 0).then_some(ShardId(operator.shard_id)),
+        node: (operator.node_id != 0).then_some(NodeId(operator.node_id)),
+        steps: operator.steps.into_iter().map(|step| (step.at_ms, step.what)).collect(),
+    }
+}

@@ -1,0 +1,114 @@
+//! Operators over gRPC: asked for, listed, called off, previewed.
+
+use crate::service::Member;
+use kvdb_control::{
+    ControlCommand, ControlResponse, ControlState, Operator, OperatorKind, OperatorRequest,
+    OperatorState, Planner,
+};
+use kvdb_model::{MembershipEpoch, NodeId, OperatorId, ShardId};
+use kvdb_runtime::clock;
+use kvdb_wire::proto;
+use tonic::{Response, Status};
+
+/// Why an operator was started, if nothing was said.
+const ASKED_FOR: &str = "asked for by an administrator";
+
+pub(crate) fn set_replicas(request: proto::SetShardReplicasRequest) -> OperatorRequest {
+    OperatorRequest::SetReplicas {
+        shard: ShardId(request.shard_id),
+        nodes: request.node_ids.into_iter().map(NodeId).collect(),
+        membership_epoch: (request.membership_epoch != 0)
+            .then_some(MembershipEpoch(request.membership_epoch)),
+    }
+}
+
+pub(crate) fn move_replica(request: &proto::MoveReplicaRequest) -> OperatorRequest {
+    OperatorRequest::Move {
+        shard: ShardId(request.shard_id),
+        from: NodeId(request.from_node_id),
+        to: NodeId(request.to_node_id),
+    }
+}
+
+pub(crate) fn split(request: proto::SplitShardRequest) -> OperatorRequest {
+    let at = (!request.at.is_empty()).then_some(request.at);
+    OperatorRequest::Split { shard: ShardId(request.shard_id), at }
+}
+
+impl Member {
+    /// Puts an operator into the log; it goes on by itself from there.
+    pub(crate) async fn start(
+        &self,
+        request: OperatorRequest,
+    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+        let command = ControlCommand::StartOperator {
+            request,
+            reason: ASKED_FOR.to_owned(),
+            parent: None,
+            now_ms: clock::wall_ms(),
+            time_limit_ms: self.planner.config.time_limit_ms,
+        };
+        match self.propose(command).await? {
+            ControlResponse::OperatorStarted(id, version) => {
+                Ok(Response::new(proto::StartOperatorResponse {
+                    operator_id: id.0,
+                    map_version: version.0,
+                }))
+            }
+            other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
+        }
+    }
+
+    pub(crate) async fn cancel(&self, id: OperatorId) -> Result<(), Status> {
+        let command = ControlCommand::CancelOperator { id, now_ms: clock::wall_ms() };
+        self.propose(command).await.map(|_| ())
+    }
+}
+
+/// All operators, or those under way.
+pub(crate) fn list(state: &ControlState, running_only: bool) -> proto::ListOperatorsResponse {
+    let wanted = |operator: &&Operator| !running_only || operator.is_running();
+    let operators = state.operators().filter(wanted).map(|operator| to_proto(state, operator));
+    proto::ListOperatorsResponse { operators: operators.collect() }
+}
+
+/// What rebalancing would do now.
+pub(crate) fn preview(planner: &Planner, state: &ControlState) -> proto::PlanRebalanceResponse {
+    let (proposals, why_no_more) = planner.preview(state);
+    let moves = proposals.into_iter().map(|proposal| proto::PlannedMove {
+        description: proposal.request.describe(),
+        reason: proposal.reason,
+    });
+    proto::PlanRebalanceResponse { moves: moves.collect(), why_no_more, operator_id: 0 }
+}
+
+fn to_proto(state: &ControlState, operator: &Operator) -> proto::Operator {
+    let failure = match &operator.state {
+        OperatorState::Failed(why) => why.clone(),
+        _ => String::new(),
+    };
+    let node = match &operator.kind {
+        OperatorKind::Lead { to, .. } => Some(to.node_id),
+        other => other.empties(),
+    };
+    proto::Operator {
+        operator_id: operator.id.0,
+        parent_id: operator.parent.unwrap_or_default().0,
+        kind: operator.kind.name().to_owned(),
+        description: operator.kind.describe(),
+        reason: operator.reason.clone(),
+        state: operator.state.name().to_owned(),
+        failure,
+        started_ms: operator.started_ms,
+        ended_ms: operator.ended_ms,
+        time_limit_ms: operator.time_limit_ms,
+        progress_percent: state.progress_percent(operator),
+        shard_id: operator.kind.shard().unwrap_or_default().0,
+        node_id: node.unwrap_or_default().0,
+        steps: operator
+            .steps
+            .iter()
+            .map(|step| proto::OperatorStep { at_ms: step.at_ms, what: step.what.clone() })
+            .collect(),
+    }
+}

@@ -1,0 +1,80 @@
+//! What coordinators ask of shard leaders, both ways.
+
+use crate::convert::{FieldError, missing, replica_from, replica_to};
+use crate::proto;
+use kvdb_model::{
+    MembershipEpoch, OperatorId, Replica, ReplicaId, ShardId, ShardTask, SplitPlan, Work,
+};
+
+/// A task as protobuf.
+pub fn shard_task_to(task: &ShardTask) -> proto::ShardTask {
+    use proto::shard_task::Work as Sent;
+    let work = match &task.work {
+        Work::Replicas(goal) => {
+            Sent::Replicas(proto::ReplicaGoal { replicas: goal.iter().map(replica_to).collect() })
+        }
+        Work::Lead(replica) => Sent::LeadReplicaId(replica.0),
+        Work::Split(plan) => Sent::Split(proto::SplitTask {
+            at: plan.at.clone(),
+            child_shard_id: plan.child.0,
+            replicas: plan.replicas.iter().map(replica_to).collect(),
+            membership_epoch: plan.membership_epoch.0,
+        }),
+    };
+    proto::ShardTask { operator_id: task.operator.0, shard_id: task.shard.0, work: Some(work) }
+}
+
+/// A task from protobuf.
+///
+/// # Errors
+/// For work that this version doesn't know, or a role that can't be.
+pub fn shard_task_from(task: proto::ShardTask) -> Result<ShardTask, FieldError> {
+    use proto::shard_task::Work as Sent;
+    let replicas = |sent: &[proto::Replica]| -> Result<Vec<Replica>, FieldError> {
+        sent.iter().map(replica_from).collect()
+    };
+    let work = match task.work.ok_or(missing("work"))? {
+        Sent::Replicas(goal) => Work::Replicas(replicas(&goal.replicas)?),
+        Sent::LeadReplicaId(replica) => Work::Lead(ReplicaId(replica)),
+        Sent::Split(plan) => Work::Split(SplitPlan {
+            at: plan.at,
+            child: ShardId(plan.child_shard_id),
+            replicas: replicas(&plan.replicas)?,
+            membership_epoch: MembershipEpoch(plan.membership_epoch),
+        }),
+    };
+    Ok(ShardTask { operator: OperatorId(task.operator_id), shard: ShardId(task.shard_id), work })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use kvdb_model::{NodeId, Role};
+
+    #[test]
+    fn tasks_survive_the_way_over_the_wire() {
+        let replica =
+            |id| Replica { node_id: NodeId(id), replica_id: ReplicaId(id), role: Role::Voter };
+        let works = [
+            Work::Replicas(vec![replica(1), replica(4)]),
+            Work::Lead(ReplicaId(7)),
+            Work::Split(SplitPlan {
+                at: Bytes::from_static(b"\0\0\0\x01\x20\0"),
+                child: ShardId(9),
+                replicas: vec![replica(3)],
+                membership_epoch: MembershipEpoch(5),
+            }),
+        ];
+        for work in works {
+            let task = ShardTask { operator: OperatorId(3), shard: ShardId(2), work };
+            assert_eq!(shard_task_from(shard_task_to(&task)), Ok(task));
+        }
+    }
+
+    #[test]
+    fn work_that_is_not_known_is_refused() {
+        let task = proto::ShardTask { operator_id: 1, shard_id: 1, work: None };
+        assert!(shard_task_from(task).is_err());
+    }
+}
