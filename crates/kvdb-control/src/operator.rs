@@ -587,6 +587,14 @@ impl ControlState {
         if descriptor.replicas.iter().any(|replica| replica.role != Role::Voter) {
             return Err(ControlError::ShardNotReady(shard));
         }
+        // One that was called off may still be on its way through the shard's log. Under another id
+        // for the same child nobody could tell which of the two was born.
+        let same = |of: ShardId, plan: &SplitPlan| {
+            of == shard && plan.at == at && plan.membership_epoch == descriptor.membership_epoch
+        };
+        if let Some((_, plan)) = self.split_of(same) {
+            return Ok(OperatorKind::Split { shard, plan });
+        }
         let child = self.counters.next_shard;
         self.counters.next_shard = child.next();
         let mut replicas = Vec::with_capacity(descriptor.replicas.len());
@@ -600,12 +608,13 @@ impl ControlState {
         Ok(OperatorKind::Split { shard, plan })
     }
 
-    /// The split that a child comes from, or that made its parent end at a key.
+    /// The split that a child comes from, or that made its parent end at a key: the newest, since
+    /// an older one with another plan for the same key is for replicas that the shard had left.
     pub(crate) fn split_of(
         &self,
         is_it: impl Fn(ShardId, &SplitPlan) -> bool,
     ) -> Option<(ShardId, SplitPlan)> {
-        self.operators.values().find_map(|operator| match &operator.kind {
+        self.operators.values().rev().find_map(|operator| match &operator.kind {
             OperatorKind::Split { shard, plan } if is_it(*shard, plan) => {
                 Some((*shard, plan.clone()))
             }

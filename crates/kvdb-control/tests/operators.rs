@@ -266,6 +266,22 @@ fn a_split_puts_both_sides_into_the_map_whoever_reports_first() {
 }
 
 #[test]
+fn a_split_that_was_called_off_and_is_asked_for_again_makes_the_same_child() {
+    let mut cluster = Cluster::new(&["", "", ""], 1);
+    let split = OperatorRequest::Split { shard: ShardId(1), at: None };
+    let first = cluster.start(split.clone()).unwrap();
+    // The leader has proposed it already; nobody has heard of its end.
+    cluster.work();
+    let now_ms = cluster.now_ms;
+    cluster.apply(ControlCommand::CancelOperator { id: first, now_ms }).unwrap();
+    cluster.start(split).unwrap();
+    cluster.report();
+    let told: BTreeSet<ShardId> = cluster.state.map().shards.keys().copied().collect();
+    let there: BTreeSet<ShardId> = cluster.shards.keys().copied().collect();
+    assert_eq!(told, there, "the map names a shard that nobody has made");
+}
+
+#[test]
 fn a_split_is_made_where_it_is_asked_for_and_only_inside_the_range() {
     let mut cluster = Cluster::new(&["", "", ""], 1);
     let key = bytes::Bytes::from_static(b"{tag}:1");

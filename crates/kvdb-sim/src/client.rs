@@ -143,6 +143,25 @@ impl World {
         PROCESSES + client
     }
 
+    /// What a client is about, for whoever wonders why it gets no further.
+    pub(crate) fn doing(&self, id: usize) -> String {
+        let client = &self.clients[id];
+        let Some(current) = &client.current else { return "it rests".to_owned() };
+        let key = String::from_utf8_lossy(current.routing_key.get(6..).unwrap_or_default());
+        let route = client.routes.route(&current.routing_key, None);
+        let replicas: Vec<String> = self
+            .processes
+            .iter()
+            .filter(|process| !process.is_coordinator)
+            .filter_map(|process| {
+                let shard = route.as_ref()?.shard_id;
+                let group = process.core.as_ref()?.host.status(shard)?;
+                Some(format!("{}: {group:?}", process.name))
+            })
+            .collect();
+        format!("it asks for {key}, by {route:?}; {}", replicas.join("; "))
+    }
+
     /// A client begins its next operation.
     pub(crate) fn begin(&mut self, id: usize) {
         let now_us = self.now_us;

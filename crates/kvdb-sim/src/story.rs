@@ -107,8 +107,9 @@ fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
         if world.clients[id].succeeded < before + 10 * settings.calm_s {
             let after = world.clients[id].succeeded - before;
             return Err(format!(
-                "client {id} got only {after} answers in {} s without faults",
-                settings.calm_s
+                "client {id} got only {after} answers in {} s without faults: {}",
+                settings.calm_s,
+                world.doing(id)
             ));
         }
     }
