@@ -48,7 +48,7 @@ const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
 /// Measures `rounds` failovers.
 ///
 /// # Errors
-/// [`Error`], if the cluster can't be started or doesn't recover.
+/// [`enum@Error`], if the cluster can't be started or doesn't recover.
 pub async fn failover(
     program: PathBuf,
     folder: PathBuf,

@@ -62,7 +62,7 @@ pub type Listener<'a> = &'a (dyn Fn(&str) + Sync);
 /// Makes a run. `tell` is told what happens while it does; `interrupted` ends it early, in order.
 ///
 /// # Errors
-/// [`Error`], if the cluster can't be started or a fault can't be injected.
+/// [`enum@Error`], if the cluster can't be started or a fault can't be injected.
 pub async fn run(
     options: &Options,
     tell: Listener<'_>,
