@@ -63,7 +63,7 @@ pub enum CommandOutcome {
     TimeAdvanced(Version),
     /// The result of a control command.
     Controlled(Bytes),
-    /// The shard was cut in two, or the split was refused ([`SplitPlan::apply_to`]).
+    /// The shard was cut in two, or the split was refused ([`kvdb_model::SplitPlan::apply_to`]).
     Split(Option<Box<Born>>),
     /// So many expired records were freed.
     Reclaimed(u64),
