@@ -16,6 +16,7 @@ use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::transport;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::task::JoinSet;
@@ -398,8 +399,14 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
     tokio::select! {
         result = ready => {
             result?;
-            println!("KvDB is ready: {} nodes, gRPC on {gateway}, Redis on {redis}, data in {}", args.nodes, data.display());
-            println!("Try: kvdb --endpoint {gateway} put greeting hello");
+            let ready = format!(
+                "KvDB is ready: {} nodes, gRPC on {gateway}, Redis on {redis}, data in {}\n\
+                 Try: kvdb --endpoint {gateway} put greeting hello\n",
+                args.nodes,
+                data.display()
+            );
+            // Whoever reads it may be gone; that is no reason to end.
+            let _ = std::io::stdout().write_all(ready.as_bytes());
         }
         ended = parts.join_next() => {
             shutdown.trigger();
