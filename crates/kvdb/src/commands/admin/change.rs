@@ -8,7 +8,7 @@ use kvdb_model::{NodeId, ShardId};
 use serde_json::{Value, json};
 
 /// Says what was done, in the way that was asked for.
-fn say(json: bool, document: &Value, words: String) -> Result<(), Failure> {
+pub(super) fn say(json: bool, document: &Value, words: String) -> Result<(), Failure> {
     let mut output = Output::new();
     match json {
         true => output.document(document)?,

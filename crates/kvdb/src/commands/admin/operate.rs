@@ -1,8 +1,9 @@
 //! `kvdb admin`: changes that take their time, and how far they are.
 
+use super::change::say;
 use super::{Drain, Move, Operators, Replace, SetReplicas, Split, Waiting};
 use crate::exit::Failure;
-use crate::output::{Output, table};
+use crate::output::table;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvdb_client::{AdminClient, OperatorStatus};
@@ -140,15 +141,6 @@ fn row(operator: &OperatorStatus) -> Vec<String> {
         operator.reason.clone(),
         last,
     ]
-}
-
-fn say(json: bool, document: &Value, words: String) -> Result<(), Failure> {
-    let mut output = Output::new();
-    match json {
-        true => output.document(document)?,
-        false => output.line(words)?,
-    }
-    output.finish()
 }
 
 /// Says that an operator runs, and follows it to its end if that is asked for.
