@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status};
 
 /// Longest that a command waits for its majority.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Characters of what a node says about a task; the rest is cut off.
+const MOST_WORDS: usize = 300;
 /// Updates that wait for one watcher; it is held back beyond, and gets a snapshot if it falls
 /// out of the history.
 const WATCH_QUEUE: usize = 16;
@@ -114,6 +116,19 @@ impl Member {
         match outcome {
             Outcome::Controlled(result) => decode_result(&result).map_err(|error| invalid(&error)),
             other => Err(Status::internal(format!("an unexpected outcome: {other:?}"))),
+        }
+    }
+
+    /// What a shard's leader says can't be done. Only of operators under way, and in a few words:
+    /// it is kept, and enters the log.
+    fn hear_impossible(&self, told: Vec<proto::TaskProblem>) {
+        let state = self.view.state();
+        let mut impossible = self.impossible.lock();
+        for proto::TaskProblem { operator_id, why } in told {
+            let id = OperatorId(operator_id);
+            if state.operator(id).is_some_and(|operator| operator.is_running()) {
+                impossible.insert(id, why.chars().take(MOST_WORDS).collect());
+            }
         }
     }
 
@@ -258,10 +273,8 @@ impl Coordinator for Member {
                 self.propose(command).await?;
             }
         }
-        self.impossible.lock().extend(
-            request.impossible.into_iter().map(|told| (OperatorId(told.operator_id), told.why)),
-        );
         let state = self.view.state();
+        self.hear_impossible(request.impossible);
         let transfers = state
             .wanted_leaders()
             .iter()
