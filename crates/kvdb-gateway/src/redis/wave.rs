@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Longest that a wave takes, retries included.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest pause before what was refused is asked for again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Most steps in one message.
 const BATCH_STEPS: usize = 1024;
 /// Most bytes in one message, a step more at most.
@@ -228,13 +230,16 @@ impl<'a> Wave<'a> {
 
     /// Whether it is worth another try.
     async fn learn_and_wait(&self, refusal: &Refusal) -> bool {
+        let mut changes = self.gateway.map.changes();
+        changes.mark_unchanged();
         if let Refusal::StaleEpoch { descriptors, .. } | Refusal::ShardMoved { descriptors, .. } =
             refusal
         {
             self.gateway.map.learn(descriptors);
         }
         self.gateway.map.refresh();
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // A change of the map, also what was learned just now, is worth trying at once.
+        let _ = tokio::time::timeout(RETRY_PAUSE, changes.changed()).await;
         Instant::now() < self.deadline
     }
 
