@@ -5,7 +5,7 @@ SHARDS ?= 8
 SEEDS ?= 1000
 SECONDS ?= 600
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture bench verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -19,6 +19,7 @@ help:
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
+	@echo "bench           figures beside etcd and Redis, and which targets are met; QUICK=1 for a short run"
 	@echo "verify          formatting, lints and docs, without editing anything"
 	@echo "fix             format and apply lint fixes"
 
@@ -56,6 +57,9 @@ planted:
 
 torture: build
 	@KVDB_BIN=$(KVDB) LENGTH=$(SECONDS) SEED=$(SEED) scripts/torture.sh
+
+bench: build
+	@KVDB_BIN=$(KVDB) QUICK=$(QUICK) scripts/bench.sh
 
 verify:
 	cargo fmt --all --check

@@ -63,7 +63,7 @@ pub(crate) enum ClientCommand {
     Export(commands::export::Args),
     /// Ask the gateway whether it is there
     Ping,
-    /// Measure puts or gets
+    /// Measure puts, gets or a workload; of KvDB, Redis or etcd
     Bench(commands::bench::Args),
     /// Kill, pause and starve a disposable cluster under load, and judge what its clients saw
     Torture(commands::torture::Args),

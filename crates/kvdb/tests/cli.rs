@@ -343,3 +343,51 @@ async fn a_bench_counts_every_request() {
     let broken = cluster.run(&words).await;
     assert_eq!((broken.code, &broken.json()["errors"]), (5, &1.into()));
 }
+
+#[tokio::test]
+async fn a_bench_of_the_echo_tells_its_processor_time_apart() {
+    let cluster = cluster().await;
+    let words = ["bench", "--target", "echo", "--requests", "300", "--json", "--row", "put"];
+    let report = cluster.run(&words).await.json();
+    assert_eq!((&report["requests"], &report["system"]), (&300.into(), &"echo".into()));
+    assert!(report["server_cpu_seconds_per_million"].is_number(), "{report}");
+    assert!(report["server_peak_memory_bytes"].as_u64() > Some(1_000_000), "{report}");
+}
+
+#[tokio::test]
+async fn a_bench_in_batches_writes_and_reads_what_a_single_one_does() {
+    let cluster = cluster().await;
+    let words = ["bench", "--target", "kvdb-batch", "--pipeline", "10", "--keys", "100", "--fill"];
+    let words = [&words[..], &["--workload", "a", "--requests", "400", "--json"]].concat();
+    let report = cluster.run(&words).await.json();
+    assert_eq!((&report["requests"], &report["errors"]), (&400.into(), &0.into()));
+    assert_eq!((&report["missing"], cluster.keys()), (&0.into(), 100));
+    let f = ["bench", "--workload", "f", "--target", "kvdb-batch"];
+    assert_eq!(cluster.run(&f).await.code, 2);
+}
+
+#[tokio::test]
+async fn reports_of_a_bench_are_put_side_by_side() {
+    let cluster = cluster().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let words = ["bench", "--clients", "2", "--json", "--row", "put-c1", "--requests"];
+    let mut rows = cluster.run(&[&words[..], &["100"]].concat()).await.stdout;
+    let etcd = [&words[..], &["50", "--system", "etcd"]].concat();
+    rows.extend(cluster.run(&etcd).await.stdout);
+    std::fs::write(path("rows.jsonl"), rows).unwrap();
+    let (rows, out) = (path("rows.jsonl"), path("out"));
+    let words = ["bench", "compare", rows.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let words = [&words[..], &["--name", "today", "--about", "A test."]].concat();
+    let compared = cluster.run(&words).await;
+    assert!(compared.code == 0 && compared.text().contains("put-c1  etcd"), "{}", compared.text());
+    let page = std::fs::read_to_string(path("out/today.md")).unwrap();
+    assert!(page.contains("A test.") && page.contains("today-throughput.svg"), "{page}");
+    let document = std::fs::read(path("out/today.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    assert_eq!(document["rows"].as_array().unwrap().len(), 2);
+    assert!(path("out/today-throughput.svg").exists());
+    std::fs::write(path("bad.jsonl"), "nonsense").unwrap();
+    let bad = path("bad.jsonl");
+    assert_eq!(cluster.run(&["bench", "compare", bad.to_str().unwrap()]).await.code, 2);
+}

@@ -23,7 +23,11 @@ use serde_json::{Map, Value};
 
 /// Runs one command to its end.
 pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failure> {
-    let runtime = threads::runtime(threads::of_a_client())
+    let threads = match &command {
+        ClientCommand::Bench(command) if command.is_server() => threads::of_a_server(),
+        _ => threads::of_a_client(),
+    };
+    let runtime = threads::runtime(threads)
         .map_err(|error| Failure::Unavailable(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
         match command {
