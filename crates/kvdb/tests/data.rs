@@ -57,7 +57,9 @@ impl Cluster {
         let offset = port.checked_sub(FIRST_PORT).filter(|offset| *offset < 57_000)?;
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        // Killed, it removes nothing itself: its temporary directory is in the test's own.
         let process = Command::new(env!("CARGO_BIN_EXE_kvdb"))
+            .env("TMPDIR", folder.path())
             .args(["dev", "--temporary", "--shards", "4", "--port-offset", &offset.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

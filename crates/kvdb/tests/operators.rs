@@ -16,12 +16,16 @@ const CLIENTS: usize = 6;
 struct Dev {
     child: Child,
     endpoint: String,
+    /// Its temporary directory is in here: killed, it removes nothing itself.
+    _folder: tempfile::TempDir,
 }
 
 impl Dev {
     fn start() -> Self {
         let offset = free_offset();
+        let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(KVDB)
+            .env("TMPDIR", folder.path())
             .args(["dev", "--temporary", "--nodes", "4", "--shards", "4"])
             .args(["--port-offset", &offset.to_string()])
             .stdout(Stdio::piped())
@@ -31,7 +35,7 @@ impl Dev {
         let stdout = child.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut ready).unwrap();
         assert!(ready.contains("KvDB is ready"), "{ready}");
-        Dev { child, endpoint: format!("127.0.0.1:{}", 7400 + offset) }
+        Dev { child, endpoint: format!("127.0.0.1:{}", 7400 + offset), _folder: folder }
     }
 
     fn admin(&self, args: &[&str]) -> Output {

@@ -12,6 +12,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Dev {
     child: Child,
     redis: u16,
+    /// Its temporary directory is in here: killed, it removes nothing itself.
+    _folder: tempfile::TempDir,
 }
 
 impl Drop for Dev {
@@ -36,7 +38,9 @@ fn free_offset() -> u16 {
 impl Dev {
     fn start() -> Self {
         let offset = free_offset();
+        let folder = tempfile::tempdir().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_kvdb"))
+            .env("TMPDIR", folder.path())
             .args(["dev", "--temporary", "--nodes", "1", "--shards", "2", "--port-offset"])
             .arg(offset.to_string())
             .stdin(Stdio::null())
@@ -44,7 +48,7 @@ impl Dev {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let dev = Dev { child, redis: 7379 + offset };
+        let dev = Dev { child, redis: 7379 + offset, _folder: folder };
         let until = Instant::now() + PATIENCE;
         loop {
             let ready = TcpStream::connect(("127.0.0.1", dev.redis)).is_ok()
