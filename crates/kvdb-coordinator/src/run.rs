@@ -11,7 +11,7 @@ use kvdb_model::{
     ShardDescriptor, ShardId,
 };
 use kvdb_replication::{HostConfig, Input};
-use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -155,6 +155,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             flush_age: Duration::from_secs(20),
             ..LsmConfig::default()
         },
+        reserve_bytes: RESERVE_BYTES / 4,
     };
     let make_machine = move || ControlMachine::new(machine_view.clone());
     let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;

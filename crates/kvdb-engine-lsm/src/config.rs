@@ -1,9 +1,43 @@
 //! Settings, and what raising each of them costs.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Level-0 runs at which a flush compacts first. The format counts them in one byte.
 pub(crate) const MOST_RUNS: usize = 64;
+
+/// Whether there is room on the disk for what the engine is about to write. Asked before, because
+/// a file that breaks off in the middle keeps its space until the next start.
+pub trait Room: Send + Sync {
+    /// For a flush of as many bytes. What waits for a flush keeps memory and log from shrinking.
+    fn for_flush(&self, bytes: u64) -> bool;
+    /// For a compaction that writes up to as many bytes.
+    fn for_compaction(&self, bytes: u64) -> bool;
+    /// For a new volume, whose size isn't known.
+    fn for_volume(&self) -> bool;
+}
+
+/// The room that an engine asks for, if it asks.
+#[derive(Clone, Default)]
+pub struct Asks(pub(crate) Option<Arc<dyn Room>>);
+
+impl Asks {
+    /// Asks `room` before anything large is written.
+    pub fn of(room: Arc<dyn Room>) -> Self {
+        Asks(Some(room))
+    }
+
+    pub(crate) fn may(&self, ask: impl Fn(&dyn Room) -> bool) -> bool {
+        self.0.as_ref().is_none_or(|room| ask(&**room))
+    }
+}
+
+impl fmt::Debug for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Asks(..)" } else { "Asks(nobody)" })
+    }
+}
 
 /// Settings of an [`crate::LsmEngine`].
 #[derive(Clone, Debug)]
@@ -30,6 +64,8 @@ pub struct LsmConfig {
     /// Bytes of keys and values that compactions read in a second, while no write waits for them;
     /// `None` is as fast as it goes. Raising it takes more of disk and processor from requests.
     pub compaction_bytes_per_second: Option<u64>,
+    /// Who knows how much room there is on the disk.
+    pub room: Asks,
 }
 
 impl Default for LsmConfig {
@@ -43,6 +79,7 @@ impl Default for LsmConfig {
             stall_at_runs: 48,
             longest_stall: Duration::from_millis(500),
             compaction_bytes_per_second: Some(128 * 1024 * 1024),
+            room: Asks::default(),
         }
     }
 }

@@ -80,6 +80,7 @@ impl Shared {
                 budget: Arc::new(Budget::new(config.memtable_budget_bytes)),
                 counts: Arc::new(Counts::default()),
                 strategy: Arc::new(Leveled::default().with_l0_threshold(config.compact_at_runs)),
+                room: config.room.clone(),
             },
             pace: Mutex::new(Pace::new(config.compaction_bytes_per_second, Instant::now())),
             folder,

@@ -42,7 +42,19 @@ pub(crate) fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, LsmErr
 }
 
 pub(crate) fn engine_io<T>(path: &Path, result: std::io::Result<T>) -> Result<T, EngineError> {
-    result.map_err(|source| EngineError::Io { place: path.display().to_string(), source })
+    result.map_err(|source| of_io(path, source))
+}
+
+fn of_io(path: &Path, source: std::io::Error) -> EngineError {
+    let place = path.display().to_string();
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => EngineError::NoRoom { place },
+        _ => EngineError::Io { place, source },
+    }
+}
+
+pub(crate) fn no_room(path: &Path) -> EngineError {
+    EngineError::NoRoom { place: path.display().to_string() }
 }
 
 /// Whether an error of a read says that bytes aren't there which were written, and not that they
@@ -55,9 +67,7 @@ pub(crate) fn is_damage(error: &std::io::Error) -> bool {
 /// What an error of a tree means for its volume.
 pub(crate) fn of_tree(volume: VolumeId, path: &Path, error: lsm_tree::Error) -> EngineError {
     match error {
-        lsm_tree::Error::Io(source) if !is_damage(&source) => {
-            EngineError::Io { place: path.display().to_string(), source }
-        }
+        lsm_tree::Error::Io(source) if !is_damage(&source) => of_io(path, source),
         other => EngineError::Damaged { volume, what: format!("{}: {other}", path.display()) },
     }
 }

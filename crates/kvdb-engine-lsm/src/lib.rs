@@ -19,9 +19,13 @@
 //! is one that was being made, a folder with a file `gone` one that was deleted; both are removed
 //! when the engine is opened.
 //!
-//! Not here: a journal (the write-ahead log is the only one), and room for what is to be flushed
-//! (the node reserves it before the disk is full). An i/o error of a flush or compaction means
-//! that the process should stop.
+//! A full disk is no failure: before a flush, a compaction or a new volume the engine asks
+//! [`Room`] for as much as it may write, and puts off what there is no room for. Should the disk
+//! fill up in the middle, the tree is as it was, and what was written is removed when the engine
+//! is next opened.
+//!
+//! Not here: a journal (the write-ahead log is the only one). Another i/o error of a flush or
+//! compaction means that the process should stop.
 
 mod budget;
 mod config;
@@ -36,7 +40,7 @@ mod open;
 mod view;
 mod volume;
 
-pub use config::LsmConfig;
+pub use config::{Asks, LsmConfig, Room};
 pub use engine::LsmEngine;
 pub use error::LsmError;
 pub use open::DamagedVolume;

@@ -6,6 +6,15 @@ use kvdb_engine::EngineError;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Whether a piece of work was done. One that the disk has no room for is put off.
+fn had_room<T>(worked: Result<T, EngineError>) -> Result<bool, EngineError> {
+    match worked {
+        Ok(_) => Ok(true),
+        Err(EngineError::NoRoom { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Shared {
     /// One round. Flushes come first: writes wait for them.
     pub(crate) fn maintain(&self) -> Result<bool, EngineError> {
@@ -13,18 +22,15 @@ impl Shared {
         self.remove_deleted()?;
         let mut worked = false;
         if let Some(volume) = self.due(|_| true) {
-            volume.flush()?;
+            worked |= had_room(volume.flush())?;
             self.relieve();
-            worked = true;
         }
         if let Some(volume) = self.find(|volume| volume.has_dropped()) {
-            volume.free()?;
-            worked = true;
+            worked |= had_room(volume.free())?;
         }
         if let Some(volume) = self.most_restless() {
-            volume.compact()?;
+            worked |= had_room(volume.compact())?;
             self.relieve();
-            worked = true;
         }
         Ok(worked)
     }
@@ -35,7 +41,9 @@ impl Shared {
         self.work.take();
         // A crowded one would have to be compacted first, and this is a compaction already.
         while let Some(volume) = self.due(|volume| !volume.is_crowded()) {
-            volume.flush_only()?;
+            if !had_room(volume.flush_only())? {
+                break;
+            }
             self.relieve();
         }
         if !self.is_pressed() {
@@ -51,8 +59,8 @@ impl Shared {
         let candidates = volumes.values().filter(|volume| may(volume));
         if self.common.budget.is_over() {
             return candidates
-                .filter(|volume| volume.active_bytes() > 0)
-                .max_by_key(|volume| volume.active_bytes())
+                .filter(|volume| volume.memtable_bytes() > 0)
+                .max_by_key(|volume| volume.memtable_bytes())
                 .cloned();
         }
         candidates

@@ -5,7 +5,7 @@
 //! when the engine is opened.
 
 use crate::engine::{LsmEngine, Shared};
-use crate::error::{LsmError, engine_io, io, of_tree};
+use crate::error::{LsmError, engine_io, io, no_room, of_tree};
 use crate::filter::FilterFactory;
 use crate::volume::{Dropped, Volume};
 use crate::{LsmConfig, files, format, manifest};
@@ -96,6 +96,9 @@ impl Shared {
                     return Ok(None);
                 }
                 Err(EngineError::Io { source, .. }) => return io(path, Err(source)),
+                Err(error @ EngineError::NoRoom { .. }) => {
+                    return io(path, Err(std::io::Error::other(error.to_string())));
+                }
                 Err(EngineError::Damaged { what, .. }) => what,
                 Err(other) => other.to_string(),
             },
@@ -143,6 +146,9 @@ impl Shared {
     ) -> Result<(), EngineError> {
         self.remove_deleted()?;
         let path = self.path_of(id);
+        if !self.config.room.may(|room| room.for_volume()) {
+            return Err(no_room(&path));
+        }
         let temporary = self.folder.join(format!("tmp-{id}"));
         if !self.making.lock().insert(id) {
             return Err(EngineError::VolumeExists(id));

@@ -9,7 +9,8 @@
 //! then those of the views.
 
 use crate::budget::{Budget, Counts};
-use crate::config::MOST_RUNS;
+use crate::config::{Asks, MOST_RUNS};
+use crate::error::no_room;
 use crate::view::{Views, bounds};
 use bytes::Bytes;
 use kvdb_engine::{Batch, EngineError, SequenceNumber, VolumeStats};
@@ -25,12 +26,16 @@ use std::time::Instant;
 /// Size of the tables that compactions write.
 const TABLE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Most room that a compaction is asked about. It takes a few tables of each of two levels.
+const LARGEST_COMPACTION_BYTES: u64 = 16 * TABLE_BYTES;
+
 /// What a volume shares with the engine that it is in.
 #[derive(Clone)]
 pub(crate) struct Common {
     pub(crate) budget: Arc<Budget>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) strategy: Arc<Leveled>,
+    pub(crate) room: Asks,
 }
 
 /// Ranges that nobody reads any more; compactions remove what is inside.
@@ -145,13 +150,27 @@ impl Volume {
 
     pub(crate) fn flush_only(&self) -> Result<SequenceNumber, EngineError> {
         let flushing = self.tree.get_flush_lock();
-        let (through, bytes) = self.seal();
-        let forget = self.views.release(&self.tree);
-        if self.tree.flush(&flushing, forget).map_err(|error| self.error(error))?.is_some() {
-            self.common.counts.flushed();
-            self.restless.store(true, Ordering::Release);
+        if self.memtable_bytes() > 0
+            && !self.common.room.may(|room| room.for_flush(self.memtable_bytes()))
+        {
+            return Err(no_room(&self.path));
         }
-        self.memory.sealed.fetch_sub(bytes, Ordering::Relaxed);
+        let through = self.seal();
+        let forget = self.views.release(&self.tree);
+        match self.tree.flush(&flushing, forget).map_err(|error| self.error(error)) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                self.common.counts.flushed();
+                self.restless.store(true, Ordering::Release);
+            }
+            Err(error) => {
+                // What was sealed stays so, and goes with the next flush.
+                self.oldest.lock().get_or_insert_with(Instant::now);
+                return Err(error);
+            }
+        }
+        // All that was sealed before, too.
+        let bytes = self.memory.sealed.swap(0, Ordering::Relaxed);
         self.common.budget.give_back(bytes);
         self.flushed.fetch_max(through, Ordering::AcqRel);
         drop(flushing);
@@ -160,24 +179,31 @@ impl Volume {
     }
 
     /// Seals the memtable, between two batches. Returns the number below which everything is in
-    /// sealed memtables or on disk, and the bytes that were sealed.
-    fn seal(&self) -> (u64, u64) {
+    /// sealed memtables or on disk.
+    fn seal(&self) -> u64 {
         let _writer = self.writer.lock();
         self.tree.rotate_memtable();
         let bytes = self.memory.active.swap(0, Ordering::Relaxed);
         self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);
         *self.oldest.lock() = None;
-        (self.views.published(), bytes)
+        self.views.published()
     }
 
     /// One compaction, if there is a reason for one. Returns whether something changed.
     pub(crate) fn compact(&self) -> Result<bool, EngineError> {
         let _compacting = self.compacting.lock();
+        let most = self.tree.disk_space().min(LARGEST_COMPACTION_BYTES);
+        if !self.common.room.may(|room| room.for_compaction(most)) {
+            return Err(no_room(&self.path));
+        }
         self.restless.store(false, Ordering::Release);
         let before = self.tree.current_version().id();
         let forget = self.views.release(&self.tree);
         let strategy = self.common.strategy.clone();
-        self.tree.compact(strategy, forget).map_err(|error| self.error(error))?;
+        if let Err(error) = self.tree.compact(strategy, forget) {
+            self.restless.store(true, Ordering::Release);
+            return Err(self.error(error));
+        }
         let changed = self.tree.current_version().id() != before;
         if changed {
             self.common.counts.compacted();
@@ -223,6 +249,10 @@ impl Volume {
         }
         self.settle()?;
         if dropped.iter().any(|range| self.has_tables_in(range)) {
+            let most = self.tree.disk_space();
+            if !self.common.room.may(|room| room.for_compaction(most)) {
+                return Err(no_room(&self.path));
+            }
             let forget = self.views.release(&self.tree);
             let compacted = self.tree.major_compact(TABLE_BYTES, forget);
             compacted.map_err(|error| self.error(error))?;
@@ -242,11 +272,6 @@ impl Volume {
 
     pub(crate) fn memtable_bytes(&self) -> u64 {
         self.memory.active.load(Ordering::Relaxed) + self.memory.sealed.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that a flush would write.
-    pub(crate) fn active_bytes(&self) -> u64 {
-        self.memory.active.load(Ordering::Relaxed)
     }
 
     pub(crate) fn oldest_change(&self) -> Option<Instant> {

@@ -20,6 +20,13 @@ pub enum EngineError {
     /// A key is empty, or longer than [`crate::MAX_KEY_BYTES`].
     #[error("a key has {0} bytes; the limits are 1 and {max}", max = crate::MAX_KEY_BYTES)]
     KeyLength(usize),
+    /// The disk has no room for what was to be written. Nothing is lost: it is kept in memory, and
+    /// may be tried again when there is room.
+    #[error("there is no room on the disk of {place}")]
+    NoRoom {
+        /// The file or folder.
+        place: String,
+    },
     /// Something on disk isn't what was written.
     #[error("volume {volume} is damaged: {what}")]
     Damaged {

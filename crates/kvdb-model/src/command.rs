@@ -82,6 +82,17 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it stores nothing and may remove something: what a full disk still takes.
+    pub fn frees_space(&self) -> bool {
+        match self {
+            Action::Delete => true,
+            Action::String(action) => action.frees_space(),
+            Action::Put { .. } | Action::Increment { .. } | Action::Expire { .. } => false,
+        }
+    }
+}
+
 /// When an operation applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {

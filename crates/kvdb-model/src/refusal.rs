@@ -56,6 +56,15 @@ pub enum Refusal {
         /// Why.
         reason: &'static str,
     },
+    /// The disks of the shard's nodes have no room for what was to be written.
+    #[error(
+        "there is no room on the disks of shard {shard_id}: writes are refused until there is; \
+         reads go on, and deletes while the reserve lasts"
+    )]
+    DiskFull {
+        /// The shard.
+        shard_id: ShardId,
+    },
     /// A queue on the way is full.
     #[error("overloaded: {what} is full; try again in {retry_after_ms} ms")]
     Overloaded {
@@ -136,6 +145,7 @@ impl Refusal {
             Refusal::ShardMoved { .. } => "SHARD_MOVED",
             Refusal::StaleEpoch { .. } => "STALE_EPOCH",
             Refusal::ShardUnavailable { .. } => "SHARD_UNAVAILABLE",
+            Refusal::DiskFull { .. } => "DISK_FULL",
             Refusal::Overloaded { .. } => "OVERLOADED",
             Refusal::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
             Refusal::DeadlineExceeded => "DEADLINE_EXCEEDED",
@@ -156,7 +166,8 @@ impl Refusal {
             Refusal::NotLeader { shard_id, .. }
             | Refusal::ShardMoved { shard_id, .. }
             | Refusal::StaleEpoch { shard_id, .. }
-            | Refusal::ShardUnavailable { shard_id, .. } => Some(*shard_id),
+            | Refusal::ShardUnavailable { shard_id, .. }
+            | Refusal::DiskFull { shard_id } => Some(*shard_id),
             _ => None,
         }
     }

@@ -206,6 +206,11 @@ pub enum StringAction {
 }
 
 impl StringAction {
+    /// Whether it stores nothing; see [`crate::Action::frees_space`].
+    pub fn frees_space(&self) -> bool {
+        matches!(self, StringAction::Read | StringAction::Check | StringAction::Remove)
+    }
+
     /// The keys beside the operation's own, which are routed like it.
     pub fn other_keys(&self) -> &[Bytes] {
         match self {

@@ -5,13 +5,14 @@
 //! into a proposal or a read and its outcome into an answer; `freshness` says which reads a replica
 //! that doesn't lead may serve. `watch` tells of changes; `sweep` frees what has expired. `link`
 //! keeps the node in touch with the coordinators: registration, heartbeats, the shard map; `tasks`
-//! does what they ask of shards.
+//! does what they ask of shards. `room` is for full disks.
 
 mod access;
 mod freshness;
 mod link;
 mod metrics;
 mod operation;
+mod room;
 mod run;
 mod service;
 mod stream;

@@ -152,7 +152,8 @@ fn transfer(drive: &Drive, transfers: &[proto::LeaderTransfer]) {
         let to = view
             .and_then(|view| view.descriptor.clone())
             .and_then(|descriptor| descriptor.replica_on(NodeId(wanted.to_node_id)).copied());
-        if let Some(to) = to {
+        // One without room would hand it back.
+        if let Some(to) = to.filter(|to| !drive.room().is_short(to.node_id)) {
             // Refused only under overload; the next heartbeat asks again.
             let _ = drive.submit(Input::TransferLeader { shard, to: Some(to.replica_id) });
         }
@@ -167,6 +168,7 @@ pub(crate) async fn follow_map(
     shutdown: Shutdown,
 ) {
     let mut changes = map.changes();
+    let mut room = drive.room().changes();
     let mut saved = None;
     loop {
         changes.mark_unchanged();
@@ -185,6 +187,8 @@ pub(crate) async fn follow_map(
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            // What there was no room for can be made now.
+            Ok(()) = room.changed() => {}
             () = shutdown.wait() => return,
         }
     }

@@ -294,7 +294,8 @@ impl Access {
             // applied; here it is enough that one of them belongs to this replica.
         }
         let first = operations.first().map(|operation| operation.key.clone()).unwrap_or_default();
-        self.leader(shard, epoch, &first)?;
+        let view = self.leader(shard, epoch, &first)?;
+        self.check_room(&view, &operations)?;
         let command = Command::Write(Write { epoch, atomic, request, operations });
         let version_count = command.version_count();
         let submit = Submit::Propose { shard, command: command.to_bytes(), version_count };

@@ -2,12 +2,12 @@
 
 use crate::access::Access;
 use crate::metrics::Metrics;
-use crate::{link, sweep};
+use crate::{link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -112,6 +112,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         host: HostConfig::new(node_id, identity.token as u64),
         wal: WalConfig::default(),
         engine: LsmConfig::default(),
+        reserve_bytes: RESERVE_BYTES,
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
     directory.log_has_begun()?;
@@ -140,6 +141,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let stop = Shutdown::default();
     let stopping = stop.clone();
     tokio::spawn(sweep::run(access.clone(), stop.clone()));
+    tokio::spawn(room::hand_over_when_full(drive.clone(), stop.clone()));
     let node_server = NodeServer::new(access)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);

@@ -154,6 +154,8 @@ pub fn refused(refusal: &Refusal) -> Reply {
             "OUTCOMEUNKNOWN {refusal}: look before trying again"
         )),
         Refusal::Overloaded { .. } => Reply::Error(format!("TRYAGAIN {refusal}")),
+        // Redis's own word for a disk that it can't write to.
+        Refusal::DiskFull { .. } => Reply::Error(format!("MISCONF {refusal}")),
         Refusal::InvalidArgument { .. } => Reply::error(refusal.to_string()),
         _ => Reply::Error(format!("CLUSTERDOWN {refusal}")),
     }

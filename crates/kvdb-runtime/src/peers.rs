@@ -3,7 +3,7 @@
 //! Each process keeps one outgoing stream to each peer that it has something to say to; all
 //! shards' messages share it. What can't be delivered is dropped and reported: Raft retries.
 
-use crate::drive::{Drive, Event, MAX_PEER_FRAMES, Outgoing};
+use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, Version};
 use kvdb_replication::message::{self, Message};
@@ -130,6 +130,8 @@ async fn feed_peer(
     let mut said = String::new();
     loop {
         let result = stream_to(&drive, &neighbourhood, to, &mut queue, &mut pause).await;
+        // One that can't be heard is no voter that could take entries, but says nothing of room.
+        drive.room().peer_is(to, false);
         match result {
             Ok(()) => return,
             // Said once, and again when it has been heard from meanwhile.
@@ -186,6 +188,9 @@ async fn stream_to(
                 }
             }
             heard = answers.message() => match heard {
+                Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Room(room)) })) => {
+                    drive.room().peer_is(to, room.short);
+                }
                 Ok(Some(_)) => {
                     tracing::info!(peer = to.0, "a peer is reached");
                     *pause = FIRST_PAUSE;
@@ -344,9 +349,22 @@ async fn hear(
     mut frames: Streaming<proto::PeerFrame>,
     answers: mpsc::Sender<Result<proto::PeerFrame, Status>>,
 ) {
+    let mut levels = drive.room().changes();
+    // Told at once what it is, unless it is what a peer takes for granted.
+    if *levels.borrow() != Level::Ample {
+        levels.mark_changed();
+    }
     loop {
         let frame = tokio::select! {
             frame = frames.message() => frame,
+            Ok(()) = levels.changed() => {
+                let short = *levels.borrow_and_update() != Level::Ample;
+                let room = peer_frame::Frame::Room(proto::PeerRoom { short });
+                if answers.send(Ok(proto::PeerFrame { frame: Some(room) })).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             () = answers.closed() => return,
         };
         let Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(batch)) })) = frame

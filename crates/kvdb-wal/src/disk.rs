@@ -24,6 +24,10 @@ pub trait Disk {
     /// As the operating system reports; nothing is left then.
     fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()>;
 
+    /// Keeps space for a later segment, if there is some and none is kept yet: the log can then go
+    /// on for a while on a full disk. For when nothing else is to be done.
+    fn keep_spare(&mut self, _size_bytes: u64) {}
+
     /// All bytes of a segment.
     ///
     /// # Errors
@@ -58,12 +62,16 @@ const SPARES: usize = 2;
 /// blocks are written once, many at a time, before they are needed.
 const PREPARE_BYTES: u64 = 1024 * 1024;
 
+/// What to do when there is no room for a segment: waits, and returns whether to try again.
+pub type Patience = Box<dyn FnMut() -> bool + Send>;
+
 /// A [`Disk`] in a folder: `<id>.wal`, and `spare-<n>` for space to be used again.
 pub struct FileDisk {
     folder: PathBuf,
     open: BTreeMap<u64, Segment>,
     spares: Vec<Spare>,
     next_spare: u64,
+    patience: Option<Patience>,
 }
 
 struct Segment {
@@ -112,6 +120,7 @@ impl FileDisk {
             open: BTreeMap::new(),
             spares: Vec::new(),
             next_spare: 0,
+            patience: None,
         };
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
@@ -125,6 +134,12 @@ impl FileDisk {
             }
         }
         Ok(disk)
+    }
+
+    /// From now on a segment that there is no room for is waited for, as long as `patience` says
+    /// so. Nothing is lost by it: what came before is synced, and what follows isn't written yet.
+    pub fn wait_for_room(&mut self, patience: Patience) {
+        self.patience = Some(patience);
     }
 
     fn path(&self, segment: u64) -> PathBuf {
@@ -162,6 +177,11 @@ impl FileDisk {
     }
 }
 
+/// Whether an error says that there is no room, now.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn segment_id(name: &str) -> Option<u64> {
     name.strip_suffix(".wal")?.parse().ok()
 }
@@ -178,17 +198,37 @@ impl Disk for FileDisk {
     fn create(&mut self, segment: u64, size_bytes: u64) -> io::Result<()> {
         let spare = self.spares.pop().unwrap_or_else(|| self.new_spare());
         let path = self.path(segment);
-        let made = self
-            .make(&spare.path, size_bytes)
-            .and_then(|file| std::fs::rename(&spare.path, &path).map(|()| file));
-        match made {
-            Ok(file) => {
-                self.open.insert(segment, Segment::new(file, spare.prepared)?);
-                self.sync_folder()
+        loop {
+            let made = self
+                .make(&spare.path, size_bytes)
+                .and_then(|file| std::fs::rename(&spare.path, &path).map(|()| file));
+            match made {
+                Ok(file) => {
+                    self.open.insert(segment, Segment::new(file, spare.prepared)?);
+                    return self.sync_folder();
+                }
+                Err(error) => {
+                    let _ = std::fs::remove_file(&spare.path);
+                    let waits =
+                        is_full(&error) && self.patience.as_mut().is_some_and(|wait| wait());
+                    if !waits {
+                        return Err(error);
+                    }
+                }
             }
-            Err(error) => {
+        }
+    }
+
+    fn keep_spare(&mut self, size_bytes: u64) {
+        if !self.spares.is_empty() {
+            return;
+        }
+        let spare = self.new_spare();
+        match self.make(&spare.path, size_bytes) {
+            Ok(_) => self.spares.push(spare),
+            // There is no room for it: then there isn't.
+            Err(_) => {
                 let _ = std::fs::remove_file(&spare.path);
-                Err(error)
             }
         }
     }

@@ -34,6 +34,6 @@ mod record;
 pub mod sim_disk;
 mod wal;
 
-pub use disk::{Disk, FileDisk};
+pub use disk::{Disk, FileDisk, Patience};
 pub use live::{LiveReplica, LiveState, volumes_to_flush};
 pub use wal::{OpenError, Wal, WalConfig, WalError, WalStats};

@@ -203,7 +203,14 @@ impl<D: Disk> Wal<D> {
     pub fn mark_idle(&mut self) -> Result<(), WalError> {
         self.check_usable()?;
         self.write_frame(FrameKind::Marker, &[])?;
-        self.sync()
+        self.sync()?;
+        self.disk.keep_spare(self.config.segment_bytes);
+        Ok(())
+    }
+
+    /// The disk under the log.
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
     }
 
     fn segment(&self) -> u64 {

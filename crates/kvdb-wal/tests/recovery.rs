@@ -432,6 +432,65 @@ fn a_segment_that_was_being_made_is_no_damage() {
     Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
 }
 
+/// A directory whose limit is its own: `None` where this user may not mount one.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &std::path::Path) -> Option<Self> {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=512k", "kvdb-test"]).arg(folder);
+        let mounted = mount.stderr(std::process::Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| SmallDisk(folder.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_log_waits_for_room_and_goes_on_without_losing_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(small) = SmallDisk::mount(folder.path()) else {
+        eprintln!("skipped: mounting a small file system takes root");
+        return;
+    };
+    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 8 };
+    let filler = small.0.join("filler");
+    let wal_folder = small.0.join("wal");
+    let (mut wal, _) = Wal::open(FileDisk::open(&wal_folder).unwrap(), config).unwrap();
+    // Space for one more segment is kept while there is some.
+    wal.mark_idle().unwrap();
+    assert!(wal_folder.join("spare-1").exists());
+    let free = 512 * 1024 - 2 * 64 * 1024;
+    std::fs::write(&filler, vec![1; free - 16 * 1024]).unwrap();
+    let waits = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = waits.clone();
+    let (gone, kept) = (filler.clone(), waits.clone());
+    wal.disk_mut().wait_for_room(Box::new(move || {
+        if counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 2 {
+            std::fs::remove_file(&gone).unwrap();
+        }
+        true
+    }));
+    wal.append(&[created(1)]).unwrap();
+    for index in 6..200 {
+        let entries = vec![entry(index, 5, 1000)];
+        wal.append(&[WalRecord::Append { replica: ReplicaId(1), entries }]).unwrap();
+        wal.sync().unwrap();
+        // The spare lets it go on for a while.
+        let used = wal.stats().segments;
+        let waited = kept.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(used > 2 || waited == 0, "{used} segments");
+    }
+    assert_eq!(waits.load(std::sync::atomic::Ordering::Relaxed), 3);
+    drop(wal);
+    let (_, found) = Wal::open(FileDisk::open(&wal_folder).unwrap(), config).unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(199));
+}
+
 #[test]
 fn the_file_disk_keeps_what_was_synced() {
     let folder = tempfile::tempdir().unwrap();

@@ -99,6 +99,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
         "SHARD_UNAVAILABLE" => {
             Refusal::ShardUnavailable { shard_id, reason: "the node can't serve it for now" }
         }
+        "DISK_FULL" => Refusal::DiskFull { shard_id },
         "OVERLOADED" => {
             Refusal::Overloaded { what: "a queue", retry_after_ms: refusal.retry_after_ms }
         }
@@ -165,7 +166,9 @@ fn grpc_code(refusal: &Refusal) -> Code {
         }
         Refusal::NotInitialised | Refusal::WrongValue(_) => Code::FailedPrecondition,
         Refusal::ShardUnavailable { .. } => Code::Unavailable,
-        Refusal::Overloaded { .. } | Refusal::ResponseTooLarge { .. } => Code::ResourceExhausted,
+        Refusal::Overloaded { .. }
+        | Refusal::ResponseTooLarge { .. }
+        | Refusal::DiskFull { .. } => Code::ResourceExhausted,
         Refusal::OutcomeUnknown { .. } => Code::Unknown,
         Refusal::DeadlineExceeded => Code::DeadlineExceeded,
         Refusal::RequestIdReused { .. }

@@ -80,9 +80,10 @@ impl From<Error> for Failure {
             RetryClass::RetryHere | RetryClass::RetryElsewhere => Failure::Unavailable(words),
             RetryClass::Final => match error.refusal() {
                 // Nothing is wrong with the request: the cluster wasn't ready for it.
-                None | Some(Refusal::DeadlineExceeded | Refusal::NotInitialised) => {
-                    Failure::Unavailable(words)
-                }
+                None
+                | Some(
+                    Refusal::DeadlineExceeded | Refusal::NotInitialised | Refusal::DiskFull { .. },
+                ) => Failure::Unavailable(words),
                 Some(_) => Failure::Refused(words),
             },
         }

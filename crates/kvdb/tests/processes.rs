@@ -73,7 +73,10 @@ fn free_ports(count: usize) -> Vec<u16> {
 
 impl Cluster {
     fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
         let ports = free_ports(15);
         let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
         let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
@@ -504,6 +507,140 @@ fn metrics(part: &Part) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// A file system of its own in memory, as long as it is mounted.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None` where this user may not mount.
+    fn mount(folder: &Path, size: &str) -> Option<Self> {
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "kvdb-test"]).arg(folder);
+        let mounted = mount.stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| SmallDisk(folder.to_owned()))
+    }
+
+    /// Leaves no room at all.
+    fn fill(&self) {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let filler = std::fs::File::create(self.0.join("filler")).unwrap();
+        let (mut offset, mut length) = (0, 1u64 << 30);
+        while length >= 4096 {
+            match fallocate(&filler, FallocateFlags::empty(), offset, length) {
+                Ok(()) => offset += length,
+                Err(rustix::io::Errno::NOSPC) => length /= 2,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Nobody may die of it: all seven processes share the full disk.
+#[test]
+fn on_a_full_disk_reads_and_deletes_go_on_and_writes_resume_when_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(folder.path(), "1200m") else {
+        eprintln!("skipped: mounting a small file system takes root");
+        return;
+    };
+    let mut cluster = Cluster::start_in(tempfile::tempdir_in(&disk.0).unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(async {
+        kvdb_client::Client::new(kvdb_client::Options::to(&cluster.endpoint)).unwrap()
+    });
+    let put = |key: String, value: &str| {
+        let value = bytes::Bytes::from(value.to_owned());
+        runtime.block_on(client.put(bytes::Bytes::from(key), value))
+    };
+    let get = |key: String| runtime.block_on(client.get(bytes::Bytes::from(key))).unwrap();
+    for number in 0..200 {
+        put(format!("key{number}"), "before").unwrap();
+    }
+    disk.fill();
+    let is_full = |error: &kvdb_client::Error| {
+        matches!(error.refusal(), Some(kvdb_model::Refusal::DiskFull { .. }))
+    };
+    cluster.until("writes are refused", |_| match put("late".to_owned(), "x") {
+        Ok(_) => false,
+        Err(error) => is_full(&error) || panic!("{error}"),
+    });
+    // Every shard refuses, at once.
+    let mut longest = Duration::ZERO;
+    for number in 0..200 {
+        let begun = Instant::now();
+        let refused = put(format!("key{number}"), "after").unwrap_err();
+        longest = longest.max(begun.elapsed());
+        assert!(is_full(&refused), "{refused}");
+    }
+    println!("the slowest refusal took {longest:?}");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    let told = cluster.kvdb(&["put", "key1", "after"]);
+    let words = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(told.status.code() == Some(4) && words.contains("no room"), "{words}");
+    for number in 0..200 {
+        assert_eq!(get(format!("key{number}")).unwrap().value, "before");
+    }
+    for number in 0..100 {
+        let key = bytes::Bytes::from(format!("key{number}"));
+        runtime.block_on(client.delete(key)).unwrap();
+        assert!(get(format!("key{number}")).is_none());
+    }
+    disk.make_room();
+    cluster.until("writes go on by themselves", |_| put("key1".to_owned(), "again").is_ok());
+    for number in 2..200 {
+        let expected = if number < 100 { None } else { Some("before") };
+        let found = get(format!("key{number}"));
+        assert_eq!(found.as_ref().map(|entry| &entry.value[..]), expected.map(str::as_bytes));
+    }
+    cluster.until("every shard takes writes", |_| {
+        (0..20).all(|number| put(format!("new{number}"), "value").is_ok())
+    });
+    cluster.until("all replicas hold the same", digests_agree);
+    for part in cluster.parts() {
+        let ended = part.child.as_mut().unwrap().try_wait().unwrap();
+        assert!(ended.is_none(), "{:?} has ended: {ended:?}", part.args);
+    }
+}
+
+#[test]
+fn one_full_disk_of_three_refuses_nobody_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("n1");
+    std::fs::create_dir(&own).unwrap();
+    let Some(disk) = SmallDisk::mount(&own, "500m") else {
+        eprintln!("skipped: mounting a small file system takes root");
+        return;
+    };
+    let mut cluster = Cluster::start_in(folder);
+    let lead = |cluster: &Cluster| {
+        let text = metrics(&cluster.nodes[0]);
+        let line = text.lines().find(|line| line.starts_with("kvdb_leaders ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
+    };
+    cluster.until("it leads shards", |cluster| lead(cluster) > 0);
+    disk.fill();
+    cluster.until("its shards are led elsewhere", |cluster| lead(cluster) == 0);
+    for number in 0..40 {
+        let key = format!("key{number}");
+        assert!(cluster.kvdb(&["put", &key, "value"]).status.success());
+        assert_eq!(cluster.get(&key), "value");
+    }
+    assert_eq!(lead(&cluster), 0);
+    disk.make_room();
+    cluster.until("all replicas hold the same", digests_agree);
+    assert!(cluster.nodes[0].child.as_mut().unwrap().try_wait().unwrap().is_none());
 }
 
 #[test]

@@ -48,16 +48,24 @@ impl LogWriter {
 
     fn write(&mut self, batch: LogBatch) {
         for volume in volumes_to_flush(self.wal.live(), &batch.records) {
-            match self.engine.flush(volume) {
-                // Gone already: nobody is left in it.
-                Ok(_) | Err(EngineError::VolumeMissing(_)) => {}
-                Err(error) => fatal(&format!("volume {volume} can't be flushed: {error}")),
+            loop {
+                match self.engine.flush(volume) {
+                    // Gone already: nobody is left in it.
+                    Ok(_) | Err(EngineError::VolumeMissing(_)) => break,
+                    Err(EngineError::NoRoom { .. }) if self.shared.room.pause() => {}
+                    Err(error) => fatal(&format!("volume {volume} can't be flushed: {error}")),
+                }
             }
         }
         let started = Instant::now();
         if let Err(error) = self.wal.append(&batch.records) {
+            if self.shared.room.is_stopped() {
+                // It waited for room. Nobody was told that these records are in the log.
+                return tracing::warn!(%error, "stopping with a log that had no room");
+            }
             fatal(&format!("the write-ahead log can't be written: {error}"));
         }
+        self.shared.room.log_goes_on();
         if let Err(error) = self.wal.sync() {
             fatal(&format!("the write-ahead log can't be synced: {error}"));
         }
@@ -72,6 +80,9 @@ impl LogWriter {
 
     fn mark_idle(&mut self) {
         if let Err(error) = self.wal.mark_idle() {
+            if self.shared.room.is_stopped() {
+                return tracing::warn!(%error, "stopping with a log that had no room");
+            }
             fatal(&format!("the write-ahead log can't be written: {error}"));
         }
     }

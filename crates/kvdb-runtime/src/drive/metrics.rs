@@ -182,9 +182,19 @@ impl Collector for Gathered {
         let gauges = [
             ("kvdb_replicas", "Replicas in this process", views.len()),
             ("kvdb_leaders", "Replicas in this process that lead their shard", leads),
+            (
+                "kvdb_disk_level",
+                "Room on the disk: 0 enough, 1 deletes only, 2 no writes",
+                shared.room.level() as usize,
+            ),
+            (
+                "kvdb_disk_free_bytes",
+                "Bytes free on the disk, without the reserve",
+                shared.room.free_bytes() as usize,
+            ),
         ];
         for (name, help, value) in gauges {
-            let metric = ConstGauge::new(value as i64);
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }
         let totals = self.engine.totals();

@@ -23,6 +23,7 @@ mod mailbox;
 mod maintain;
 mod metrics;
 mod replicate;
+mod room;
 mod ticket;
 mod views;
 
@@ -31,13 +32,14 @@ pub use fatal::fatal;
 pub use kvdb_engine::EngineError as VolumeError;
 pub(crate) use replicate::Event;
 pub use replicate::Outgoing;
+pub use room::{Level, RESERVE_BYTES, Room};
 pub use ticket::{Outcome, ReplySink, Ticket};
 pub use views::{ShardView, ViewTable, Views};
 
 use apply::Applier;
 use flushes::Flushes;
 use kvdb_engine::{Engine, EngineError};
-use kvdb_engine_lsm::{LsmConfig, LsmEngine, LsmError};
+use kvdb_engine_lsm::{Asks, LsmConfig, LsmEngine, LsmError};
 use kvdb_model::{NodeId, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{GroupStatus, Host, HostConfig, Input};
 use kvdb_shard::{Machine, SnapshotWriter};
@@ -69,6 +71,8 @@ pub struct Shared {
     pub views: Views,
     /// What they did lately.
     pub changes: Changes,
+    /// Whether there is room for more.
+    pub room: Arc<Room>,
     pub(crate) flushes: Flushes,
     pub(crate) submitted: AtomicUsize,
     pub(crate) peer_frames: AtomicUsize,
@@ -90,6 +94,9 @@ pub struct DriveConfig {
     pub wal: WalConfig,
     /// Of the engine.
     pub engine: LsmConfig,
+    /// Bytes of disk that are kept for what must be written when it is full. Raising it makes
+    /// writes stop earlier, and lets more be deleted before nothing more is taken.
+    pub reserve_bytes: u64,
 }
 
 /// Why a drive can't start. Nothing is changed.
@@ -135,6 +142,7 @@ pub struct Drive {
 pub struct Threads {
     events: Sender<Event>,
     stop: Arc<AtomicBool>,
+    room: Arc<Room>,
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -142,6 +150,7 @@ impl Threads {
     /// Ends the threads in order: what was submitted is still written and applied.
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.room.stop();
         self.events.send(Event::Stop);
         for handle in self.handles {
             if handle.join().is_err() {
@@ -164,12 +173,16 @@ impl Drive {
     ) -> Result<(Self, Threads, mpsc::UnboundedReceiver<Outgoing>), DriveError> {
         let engine_path = config.data.join("engine");
         io(&engine_path, std::fs::create_dir_all(&engine_path))?;
-        let engine = LsmEngine::open(&engine_path, config.engine)?;
+        let room = Arc::new(io(&config.data, Room::new(&config.data, config.reserve_bytes))?);
+        let engine_config = LsmConfig { room: Asks::of(room.clone()), ..config.engine };
+        let engine = LsmEngine::open(&engine_path, engine_config)?;
         let lost: Vec<VolumeId> = engine.damaged().iter().map(|damaged| damaged.volume).collect();
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let wal_path = config.data.join("wal");
         let disk = io(&wal_path, FileDisk::open(&wal_path))?;
-        let (wal, live) = Wal::open(disk, config.wal)?;
+        let (mut wal, live) = Wal::open(disk, config.wal)?;
+        let waiting = room.clone();
+        wal.disk_mut().wait_for_room(Box::new(move || waiting.log_waits()));
 
         let (events, event_queue) = mailbox();
         let (to_log, log_queue) = mailbox();
@@ -180,6 +193,7 @@ impl Drive {
         let shared = Arc::new(Shared {
             views: Views::default(),
             changes: Changes::default(),
+            room: room.clone(),
             flushes: Flushes::default(),
             submitted: AtomicUsize::new(0),
             peer_frames: AtomicUsize::new(0),
@@ -261,11 +275,13 @@ impl Drive {
             shared: shared.clone(),
             stop: stop.clone(),
         };
+        let watched = room.clone();
         let handles = vec![
             spawn("replication", move || replicator.run()),
             spawn("log", move || log_writer.run()),
             spawn("apply", move || applier.run()),
             spawn("maintenance", move || maintainer.run()),
+            spawn("room", move || watched.watch()),
         ];
         let drive = Drive { events: events.clone(), shared, engine, node_id };
         for child in recovered.unborn {
@@ -276,7 +292,7 @@ impl Drive {
                 last_version: child.last_version,
             }));
         }
-        Ok((drive, Threads { events, stop, handles }, network_queue))
+        Ok((drive, Threads { events, stop, room, handles }, network_queue))
     }
 
     /// The node that the host runs on.
@@ -292,6 +308,11 @@ impl Drive {
     /// What the replicas did lately.
     pub fn changes(&self) -> &Changes {
         &self.shared.changes
+    }
+
+    /// Whether there is room for more on the disk.
+    pub fn room(&self) -> &Room {
+        &self.shared.room
     }
 
     /// Changes each time a role, term or leader does.
