@@ -20,4 +20,5 @@ mod sweep;
 mod tasks;
 mod watch;
 
+pub use kvdb_runtime::drive::RESERVE_BYTES;
 pub use run::{NodeConfig, NodeError, run};

@@ -7,7 +7,7 @@ use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// Failure domain; may be empty.
     pub zone: String,
+    /// Bytes of disk that are kept for what must be written when it is full.
+    pub reserve_bytes: u64,
 }
 
 impl NodeConfig {
@@ -112,7 +114,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         host: HostConfig::new(node_id, identity.token as u64),
         wal: WalConfig::default(),
         engine: LsmConfig::default(),
-        reserve_bytes: RESERVE_BYTES,
+        reserve_bytes: config.reserve_bytes,
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
     directory.log_has_begun()?;

@@ -25,6 +25,8 @@ pub(crate) async fn carry_out(drive: &Drive, tasks: Vec<ShardTask>) -> Impossibl
         let group = groups.get(&task.shard).filter(|group| group.role == ReplicaRole::Leader);
         let Some(group) = group else { continue };
         match step(group, &task) {
+            // It would hand leadership back; the operator waits until there is room.
+            Ok(Some(input)) if leads_to_full_disk(drive, group, &input) => {}
             Ok(Some(input)) => {
                 tracing::debug!(operator = task.operator.0, shard = task.shard.0, "a step");
                 // Refused only under overload; the next heartbeat brings the task again.
@@ -37,6 +39,12 @@ pub(crate) async fn carry_out(drive: &Drive, tasks: Vec<ShardTask>) -> Impossibl
         }
     }
     impossible
+}
+
+fn leads_to_full_disk(drive: &Drive, group: &GroupStatus, input: &Input<Ticket>) -> bool {
+    let Input::TransferLeader { to: Some(to), .. } = input else { return false };
+    let known = group.descriptor.as_ref().and_then(|descriptor| descriptor.replica(*to));
+    known.is_some_and(|to| drive.room().is_short(to.node_id))
 }
 
 /// What is to be submitted for a task now, if anything.

@@ -203,9 +203,12 @@ impl<D: Disk> Wal<D> {
     pub fn mark_idle(&mut self) -> Result<(), WalError> {
         self.check_usable()?;
         self.write_frame(FrameKind::Marker, &[])?;
-        self.sync()?;
+        self.sync()
+    }
+
+    /// Keeps space for one more segment, if there is any: for when the disk is filling up.
+    pub fn keep_spare(&mut self) {
         self.disk.keep_spare(self.config.segment_bytes);
-        Ok(())
     }
 
     /// The disk under the log.

@@ -462,7 +462,7 @@ fn a_log_waits_for_room_and_goes_on_without_losing_anything() {
     let wal_folder = small.0.join("wal");
     let (mut wal, _) = Wal::open(FileDisk::open(&wal_folder).unwrap(), config).unwrap();
     // Space for one more segment is kept while there is some.
-    wal.mark_idle().unwrap();
+    wal.keep_spare();
     assert!(wal_folder.join("spare-1").exists());
     let free = 512 * 1024 - 2 * 64 * 1024;
     std::fs::write(&filler, vec![1; free - 16 * 1024]).unwrap();

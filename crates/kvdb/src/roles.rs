@@ -190,7 +190,7 @@ pub(crate) fn run(role: Role) -> ExitCode {
     match start(role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("kvdb: {failure}");
+            let _ = writeln!(std::io::stderr(), "kvdb: {failure}");
             ExitCode::FAILURE
         }
     }
@@ -329,6 +329,7 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
         )?,
         data: needed(args.data.or(file.data), "--data")?,
         zone: args.zone.or(file.zone).unwrap_or_default(),
+        reserve_bytes: kvdb_node::RESERVE_BYTES,
     })
 }
 
@@ -381,6 +382,8 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
             coordinators: coordinators.clone(),
             data: data.join(format!("node-{id}")),
             zone: String::new(),
+            // They share a disk.
+            reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(kvdb_node::run(config, shutdown).await?) });

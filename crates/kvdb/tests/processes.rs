@@ -526,7 +526,7 @@ impl SmallDisk {
     fn fill(&self) {
         use rustix::fs::{FallocateFlags, fallocate};
         let filler = std::fs::File::create(self.0.join("filler")).unwrap();
-        let (mut offset, mut length) = (0, 1u64 << 30);
+        let (mut offset, mut length) = (0, 16u64 << 20);
         while length >= 4096 {
             match fallocate(&filler, FallocateFlags::empty(), offset, length) {
                 Ok(()) => offset += length,

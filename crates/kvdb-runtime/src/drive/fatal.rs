@@ -4,9 +4,12 @@
 //! what it holds. Nothing is acknowledged after that: the process says what happened and ends,
 //! and its peers carry on.
 
+use std::io::Write as _;
+
 /// Logs `what` and ends the process with exit code 70 (an internal failure, as in `sysexits.h`).
 pub fn fatal(what: &str) -> ! {
     tracing::error!(target: "kvdb", "stopping: {what}");
-    eprintln!("kvdb: stopping: {what}");
+    // Standard error may be on the very disk that failed.
+    let _ = writeln!(std::io::stderr(), "kvdb: stopping: {what}");
     std::process::exit(70);
 }

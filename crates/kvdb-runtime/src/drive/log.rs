@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long after the last sync an idle log gets the marker that protects its tail.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
+/// How often an idle log looks whether the disk is filling up.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct LogWriter {
     pub(crate) wal: Wal<FileDisk>,
@@ -26,15 +28,20 @@ impl LogWriter {
     pub(crate) fn run(mut self) {
         let mut marked = true;
         loop {
-            let deadline = (!marked).then(|| Instant::now() + IDLE_AFTER);
-            match self.batches.receive(deadline) {
+            let patience = if marked { LOOK_EVERY } else { IDLE_AFTER };
+            match self.batches.receive(Some(Instant::now() + patience)) {
                 Ok(batch) => {
                     self.write(batch);
                     marked = false;
                 }
                 Err(Nothing::Yet) => {
-                    self.mark_idle();
-                    marked = true;
+                    if !marked {
+                        self.mark_idle();
+                        marked = true;
+                    }
+                    if self.shared.room.is_tight() {
+                        self.wal.keep_spare();
+                    }
                 }
                 Err(Nothing::Ever) => {
                     if !marked {

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -35,6 +35,10 @@ const LARGEST_PART: u64 = 32;
 /// How often the file system is looked at. A disk that fills at 1 GiB/s fills by a third of the
 /// reserve meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Looks in a row that must find room again before it counts as such: half a second.
+const LOOKS_TO_BE_SURE: u32 = 25;
+/// Times the reserve that are left when space for one more segment of the log is set aside.
+const TIGHT: u64 = 8;
 /// What metadata takes beside what is written.
 const MARGIN_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -73,6 +77,8 @@ pub struct Room {
     level: AtomicU8,
     log_waits: AtomicBool,
     flush_waits: AtomicBool,
+    /// How often in a row there was more room than the level says.
+    better: AtomicU32,
     told: watch::Sender<Level>,
     /// Peers that have said that they have too little.
     short_peers: Mutex<BTreeSet<NodeId>>,
@@ -98,6 +104,7 @@ impl Room {
             level: AtomicU8::new(Level::Ample as u8),
             log_waits: AtomicBool::new(false),
             flush_waits: AtomicBool::new(false),
+            better: AtomicU32::new(0),
             told: watch::Sender::new(Level::Ample),
             short_peers: Mutex::default(),
             anyone_short: AtomicBool::new(false),
@@ -138,6 +145,11 @@ impl Room {
             ample += usize::from(!short.contains(&node));
         }
         if ample > voters / 2 { Level::Ample } else { Level::Low }
+    }
+
+    /// Whether the end is in sight.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.free_bytes() < self.wanted_bytes.saturating_mul(TIGHT)
     }
 
     /// Whether a peer has said that it has too little.
@@ -213,7 +225,13 @@ impl Room {
         }
         let before = self.level();
         let now = facts.level(before);
-        if now != before {
+        // Worse at once, better when it lasts: who fills a disk may do it in several goes.
+        let lasts =
+            now < before && self.better.fetch_add(1, Ordering::Relaxed) + 1 >= LOOKS_TO_BE_SURE;
+        if now >= before || lasts {
+            self.better.store(0, Ordering::Relaxed);
+        }
+        if now > before || lasts {
             self.change(before, now, &facts);
         }
     }
@@ -399,6 +417,10 @@ mod tests {
         room.look();
         assert_eq!(room.level(), Level::Out);
         assert!(room.for_flush(MIB));
+        for _ in 1..LOOKS_TO_BE_SURE {
+            room.look();
+            assert_eq!(room.level(), Level::Out);
+        }
         room.look();
         assert_eq!(room.level(), Level::Ample);
         assert!(folder.path().join("reserve").exists());
