@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 struct Echo {
@@ -58,7 +57,7 @@ pub async fn serve_echo(
     let listener = TcpListener::bind(listen).await?;
     bound(listener.local_addr()?);
     let echo = Echo { value: Bytes::from(vec![b'v'; value_bytes as usize]) };
-    let connections = TcpListenerStream::new(listener);
+    let connections = transport::incoming(listener);
     let served =
         transport::server().add_service(KvServer::new(echo)).serve_with_incoming(connections);
     served.await.map_err(io::Error::other)

@@ -29,7 +29,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio_stream::wrappers::TcpListenerStream;
 
 /// How long a stopping leader waits for its successor.
 const HAND_OVER: Duration = Duration::from_secs(1);
@@ -207,7 +206,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+        .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });
     let server = tokio::spawn(server);

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use thiserror::Error;
-use tokio_stream::wrappers::TcpListenerStream;
 
 /// How long a stopping gateway lets requests finish.
 const GRACE: Duration = Duration::from_secs(2);
@@ -99,7 +98,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         .add_service(CoordinatorServer::new(Control(gateway)))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+        .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });
     let mut server = tokio::spawn(server);

@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 
 /// How long a stopping node waits for others to take over what it leads.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -152,7 +151,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc_listener), async move {
+        .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });
     let server = tokio::spawn(server);
