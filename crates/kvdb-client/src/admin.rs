@@ -10,12 +10,12 @@ use crate::options::Options;
 use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use kvdb_model::{
-    ClusterId, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning, Refusal,
-    RetryClass, ShardId, ShardMap, Term,
+    ClusterId, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning,
+    Refusal, RetryClass, ShardId, ShardMap, Term,
 };
 use kvdb_wire::proto::{self, coordinator_client::CoordinatorClient};
 use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
-use kvdb_wire::{cluster_id_from, node_status_to, partitioning_to, shard_map_from};
+use kvdb_wire::{cluster_id_from, history_to, node_status_to, partitioning_to, shard_map_from};
 use parking_lot::Mutex;
 use std::future::Future;
 use tokio::time::{Instant, sleep};
@@ -180,11 +180,29 @@ impl AdminClient {
         shards: u32,
         replication_factor: u32,
     ) -> Result<KeyspaceId, Error> {
+        self.create_keyspace_with_history(name, partitioning, shards, replication_factor, None)
+            .await
+    }
+
+    /// Makes a keyspace whose shards keep their changes within limits: a watch can begin in the
+    /// past, whatever has become of processes and shards since.
+    ///
+    /// # Errors
+    /// [`Error`], also if it exists or the limits are out of bounds.
+    pub async fn create_keyspace_with_history(
+        &self,
+        name: &str,
+        partitioning: Partitioning,
+        shards: u32,
+        replication_factor: u32,
+        history: Option<HistoryLimits>,
+    ) -> Result<KeyspaceId, Error> {
         let message = proto::CreateKeyspaceRequest {
             name: name.to_owned(),
             partitioning: partitioning_to(partitioning).into(),
             shards,
             replication_factor,
+            history: history.as_ref().map(history_to),
         };
         let answer = self
             .call(Manner::write(false), &message, |mut coordinator, request| async move {
@@ -192,6 +210,26 @@ impl AdminClient {
             })
             .await?;
         Ok(KeyspaceId(answer.keyspace_id))
+    }
+
+    /// Sets how much of its past a keyspace keeps for watches; `None` = nothing any more. Its shards
+    /// follow within moments. Returns the map version.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_history(
+        &self,
+        keyspace: &str,
+        history: Option<HistoryLimits>,
+    ) -> Result<MapVersion, Error> {
+        let history = history.as_ref().map(history_to);
+        let message = proto::SetHistoryRequest { keyspace: keyspace.to_owned(), history };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.set_history(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
     }
 
     /// Registers a node ahead of its first start. `token` is what the node will call itself by:

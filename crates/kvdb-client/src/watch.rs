@@ -28,7 +28,9 @@ pub struct WatchOptions {
     pub key: Bytes,
     /// Only keys that start with it; not together with `key`.
     pub prefix: Bytes,
-    /// Of a single key: changes after this version; from now on if `None`.
+    /// Changes after this version, of each shard; from now on if `None`. Versions carry the time: see
+    /// [`Version::from_millis`]. How far back they can be told is for the keyspace's history to say;
+    /// what is missing is told as a gap.
     pub from_version: Option<Version>,
     /// Where an earlier watch of the same keys was ([`Watch::cursor`]); empty = from now on.
     pub cursor: Bytes,

@@ -3,8 +3,8 @@
 use crate::operator::OperatorRequest;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, KeyspaceId, MapVersion, MembershipEpoch, NodeId, NodeStatus, OperatorId,
-    Partitioning, ShardDescriptor, ShardId, Term,
+    ClusterId, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NodeId, NodeStatus,
+    OperatorId, Partitioning, ShardDescriptor, ShardId, Term,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -61,6 +61,8 @@ pub enum ControlCommand {
         shards: u32,
         /// As for [`ControlCommand::InitShards`].
         replication_factor: u32,
+        /// How much of their past its shards keep.
+        history: Option<HistoryLimits>,
     },
     /// Sets how a node is.
     SetNodeStatus {
@@ -118,6 +120,13 @@ pub enum ControlCommand {
     DropKeyspace {
         /// Its name.
         name: String,
+    },
+    /// Sets how much of its past a keyspace keeps.
+    SetHistory {
+        /// Its name.
+        name: String,
+        /// `None`: nothing.
+        history: Option<HistoryLimits>,
     },
 }
 

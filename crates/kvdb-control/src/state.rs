@@ -6,9 +6,9 @@ use crate::placement::place_replicas;
 use bytes::Bytes;
 use kvdb_model::key::slot_start;
 use kvdb_model::{
-    KeyRange, Keyspace, KeyspaceId, MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId,
-    NodeRecord, NodeStatus, OperatorId, Partitioning, RangeEpoch, Replica, ReplicaId, Role,
-    SLOT_COUNT, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
+    HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, MapChange, MapDelta, MapVersion,
+    MembershipEpoch, NodeId, NodeRecord, NodeStatus, OperatorId, Partitioning, RangeEpoch, Replica,
+    ReplicaId, Role, SLOT_COUNT, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,8 +217,24 @@ impl ControlState {
             ControlCommand::InitShards { shards, replication_factor } => {
                 self.init_shards(*shards, *replication_factor)?
             }
-            ControlCommand::CreateKeyspace { name, partitioning, shards, replication_factor } => {
-                self.create_keyspace(name, *partitioning, *shards, *replication_factor)?
+            ControlCommand::CreateKeyspace {
+                name,
+                partitioning,
+                shards,
+                replication_factor,
+                history,
+            } => {
+                check_history(history.as_ref())?;
+                let made =
+                    self.create_keyspace(name, *partitioning, *shards, *replication_factor)?;
+                if history.is_some() {
+                    self.set_history(name, *history)?;
+                }
+                made
+            }
+            ControlCommand::SetHistory { name, history } => {
+                check_history(history.as_ref())?;
+                self.set_history(name, *history)?
             }
             ControlCommand::DropKeyspace { name } => self.drop_keyspace(name)?,
             ControlCommand::SetNodeStatus { node, status } => {
@@ -426,6 +442,20 @@ impl ControlState {
         Ok(ControlResponse::KeyspaceCreated(id, self.map.version))
     }
 
+    fn set_history(
+        &mut self,
+        name: &str,
+        limits: Option<HistoryLimits>,
+    ) -> Result<ControlResponse, ControlError> {
+        let known = self.map.keyspace_named(name).filter(|known| !known.is_dropped()).cloned();
+        let keyspace = known.ok_or_else(|| ControlError::UnknownKeyspace(name.to_owned()))?;
+        if keyspace.history.limits != limits {
+            let history = HistoryPolicy { revision: keyspace.history.revision + 1, limits };
+            self.map.change(MapChange::Keyspace(Keyspace { history, ..keyspace }));
+        }
+        Ok(ControlResponse::Done(self.map.version))
+    }
+
     /// The shards leave the map at once; nodes clean up when they hear that the keyspace is dropped.
     /// Operators of its shards fail by themselves, as for any shard that is gone.
     fn drop_keyspace(&mut self, name: &str) -> Result<ControlResponse, ControlError> {
@@ -481,7 +511,8 @@ impl ControlState {
             if name == "default" { DEFAULT_KEYSPACE } else { self.counters.next_keyspace };
         self.counters.next_keyspace = self.counters.next_keyspace.max(keyspace_id.next());
         let name = name.to_owned();
-        self.map.change(MapChange::Keyspace(Keyspace { keyspace_id, name, partitioning }));
+        let history = HistoryPolicy::default();
+        self.map.change(MapChange::Keyspace(Keyspace { keyspace_id, name, partitioning, history }));
         let refs: Vec<&NodeRecord> = nodes.iter().collect();
         let placed =
             place_replicas(&refs, &self.replica_counts(), shards as usize, factor as usize);
@@ -561,6 +592,15 @@ fn with_version(response: ControlResponse, version: MapVersion) -> ControlRespon
         }
         ControlResponse::KeyspaceCreated(id, _) => ControlResponse::KeyspaceCreated(id, version),
         ControlResponse::OperatorStarted(id, _) => ControlResponse::OperatorStarted(id, version),
+    }
+}
+
+fn check_history(history: Option<&HistoryLimits>) -> Result<(), ControlError> {
+    match history.and_then(HistoryLimits::problem) {
+        Some((field, value, accepted)) => {
+            Err(ControlError::OutOfRange { field: field.to_owned(), value, accepted })
+        }
+        None => Ok(()),
     }
 }
 
@@ -682,6 +722,7 @@ mod tests {
             partitioning: Partitioning::Hash,
             shards: 3,
             replication_factor: 0,
+            history: None,
         };
         let drop = |name: &str| ControlCommand::DropKeyspace { name: name.into() };
         let Ok(ControlResponse::KeyspaceCreated(id, _)) = state.apply(&create).result else {
@@ -713,6 +754,39 @@ mod tests {
     }
 
     #[test]
+    fn the_history_of_a_keyspace_is_set_within_bounds_and_each_decision_has_a_number() {
+        let mut state = initialised(3, 1);
+        let limits = HistoryLimits { max_age_ms: 5000, max_bytes: 2 << 20 };
+        let create = ControlCommand::CreateKeyspace {
+            name: "k".into(),
+            partitioning: Partitioning::Hash,
+            shards: 2,
+            replication_factor: 0,
+            history: Some(limits),
+        };
+        assert!(matches!(state.apply(&create).result, Ok(ControlResponse::KeyspaceCreated(..))));
+        let policy = |state: &ControlState, name: &str| {
+            state.map().keyspace_named(name).map(|known| known.history).unwrap()
+        };
+        assert_eq!(policy(&state, "k"), HistoryPolicy { revision: 1, limits: Some(limits) });
+        let mut set = |name: &str, history| {
+            let name = name.to_owned();
+            state.apply(&ControlCommand::SetHistory { name, history }).result
+        };
+        let short = HistoryLimits { max_age_ms: 999, ..limits };
+        let large = HistoryLimits { max_bytes: (256 << 20) + 1, ..limits };
+        for bad in [short, large] {
+            assert!(matches!(set("k", Some(bad)), Err(ControlError::OutOfRange { .. })), "{bad:?}");
+        }
+        assert_eq!(set("x", None), Err(ControlError::UnknownKeyspace("x".into())));
+        for (name, history) in [("k", Some(limits)), ("k", None), ("", Some(limits))] {
+            set(name, history).unwrap();
+        }
+        assert_eq!(policy(&state, "k"), HistoryPolicy { revision: 2, limits: None });
+        assert_eq!(policy(&state, "default").limits, Some(limits));
+    }
+
+    #[test]
     fn a_wanted_leader_must_hold_a_vote_and_is_forgotten_once_it_leads() {
         let mut state = initialised(3, 1);
         register(&mut state, 9);
@@ -738,7 +812,19 @@ mod tests {
             }),
             ("[a-c]{0,2}", any::<bool>(), 0u32..5).prop_map(|(name, range, shards)| {
                 let partitioning = if range { Partitioning::Range } else { Partitioning::Hash };
-                ControlCommand::CreateKeyspace { name, partitioning, shards, replication_factor: 0 }
+                let (replication_factor, history) = (0, None);
+                ControlCommand::CreateKeyspace {
+                    name,
+                    partitioning,
+                    shards,
+                    replication_factor,
+                    history,
+                }
+            }),
+            ("[a-c]{0,2}", prop::option::of(900u64..2000)).prop_map(|(name, age)| {
+                let history =
+                    age.map(|max_age_ms| HistoryLimits { max_age_ms, max_bytes: 1 << 20 });
+                ControlCommand::SetHistory { name, history }
             }),
             "[a-c]{0,2}".prop_map(|name| ControlCommand::DropKeyspace { name }),
             (0u64..6, 0u8..5).prop_map(|(node, status)| ControlCommand::SetNodeStatus {

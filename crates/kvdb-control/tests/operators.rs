@@ -297,6 +297,7 @@ fn a_split_is_made_where_it_is_asked_for_and_only_inside_the_range() {
     let command = ControlCommand::CreateKeyspace {
         name: "ordered".to_owned(),
         partitioning: Partitioning::Range,
+        history: None,
         shards: 0,
         replication_factor: 0,
     };

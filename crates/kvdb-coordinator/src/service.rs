@@ -12,7 +12,7 @@ use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_from, map_delta_to, node_status_from,
+    cluster_id_from, cluster_id_to, descriptor_from, history_from, map_delta_to, node_status_from,
     partitioning_from, proto, shard_map_to, shard_task_to, status_of, token_from,
 };
 use parking_lot::Mutex;
@@ -317,6 +317,7 @@ impl Coordinator for Member {
             partitioning,
             shards: request.shards,
             replication_factor: request.replication_factor,
+            history: request.history.map(history_from),
         };
         let response = self.propose(command).await?;
         let keyspace_id = match response {
@@ -325,6 +326,17 @@ impl Coordinator for Member {
         };
         let map_version = version_of(&response);
         Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id, map_version }))
+    }
+
+    async fn set_history(
+        &self,
+        request: Request<proto::SetHistoryRequest>,
+    ) -> Result<Response<proto::SetHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let history = request.history.map(history_from);
+        let command = ControlCommand::SetHistory { name: request.keyspace, history };
+        let map_version = version_of(&self.propose(command).await?);
+        Ok(Response::new(proto::SetHistoryResponse { map_version }))
     }
 
     async fn drop_keyspace(

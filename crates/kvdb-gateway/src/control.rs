@@ -49,6 +49,7 @@ pass_on! {
     heartbeat(HeartbeatRequest) -> HeartbeatResponse;
     init_shards(InitShardsRequest) -> InitShardsResponse;
     create_keyspace(CreateKeyspaceRequest) -> CreateKeyspaceResponse;
+    set_history(SetHistoryRequest) -> SetHistoryResponse;
     drop_keyspace(DropKeyspaceRequest) -> DropKeyspaceResponse;
     set_node_status(SetNodeStatusRequest) -> SetNodeStatusResponse;
     set_shard_leader(SetShardLeaderRequest) -> SetShardLeaderResponse;

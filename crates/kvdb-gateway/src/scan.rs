@@ -192,6 +192,7 @@ mod tests {
             keyspace_id: KeyspaceId(1),
             name: "r".into(),
             partitioning: Partitioning::Range,
+            history: Default::default(),
         };
         let prefix = proto::ScanRequest { prefix: "ab".into(), ..Default::default() };
         let bounds_of = bounds(&keyspace, &prefix);

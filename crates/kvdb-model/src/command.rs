@@ -6,6 +6,7 @@
 //! entry's allocation: keys and values are never copied.
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::history::HistoryPolicy;
 use crate::id::RangeEpoch;
 use crate::refusal::Refusal;
 use crate::string_action::StringAction;
@@ -119,6 +120,8 @@ pub enum Command {
     Split(SplitPlan),
     /// Frees the records under these routing keys as far as they have expired; others stay.
     Reclaim(Vec<Bytes>),
+    /// Begins, ends or bounds the shard's change history, unless it has heard of a later decision.
+    History(HistoryPolicy),
 }
 
 impl Command {
@@ -152,6 +155,10 @@ impl Command {
                 out.varint(keys.len() as u64);
                 keys.iter().for_each(|key| out.bytes(key));
             }
+            Command::History(policy) => {
+                out.u8(6);
+                policy.encode(&mut out);
+            }
         }
         out.finish()
     }
@@ -162,6 +169,7 @@ impl Command {
                 64 + write.operations.iter().map(Operation::size_bytes).sum::<usize>()
             }
             Command::AdvanceTime => 1,
+            Command::History(_) => 32,
             Command::Control(bytes) => bytes.len() + 11,
             Command::Split(plan) => plan.at.len() + 64,
             Command::Reclaim(keys) => 8 + keys.iter().map(|key| key.len() + 5).sum::<usize>(),
@@ -183,6 +191,7 @@ impl Command {
                 let count = input.count(1)?;
                 Command::Reclaim((0..count).map(|_| input.bytes()).collect::<Result<_, _>>()?)
             }
+            6 => Command::History(HistoryPolicy::decode(&mut input)?),
             other => return Err(DecodeError::unknown_tag("command", other)),
         };
         input.end()?;
@@ -479,6 +488,15 @@ mod tests {
             Just(Command::AdvanceTime),
             any_bytes().prop_map(Command::Control),
             prop::collection::vec(any_bytes(), 0..4).prop_map(Command::Reclaim),
+            (any::<u64>(), prop::option::of((any::<u64>(), 1..u64::MAX))).prop_map(
+                |(revision, limits)| {
+                    let limits = limits.map(|(max_age_ms, max_bytes)| crate::HistoryLimits {
+                        max_age_ms,
+                        max_bytes,
+                    });
+                    Command::History(HistoryPolicy { revision, limits })
+                }
+            ),
             (any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
                 |(at, child, epoch, node)| {
                     let node_id = crate::id::NodeId(node);

@@ -12,6 +12,7 @@
 pub mod codec;
 pub mod command;
 pub mod descriptor;
+pub mod history;
 pub mod id;
 pub mod key;
 pub mod limits;
@@ -29,6 +30,7 @@ pub use command::{
     Write, WriteResult,
 };
 pub use descriptor::{Replica, Role, ShardDescriptor};
+pub use history::{HistoryLimits, HistoryPolicy};
 pub use id::*;
 pub use key::{KeyRange, Partitioning, SLOT_COUNT, slot_of};
 pub use limits::Limits;

@@ -5,6 +5,7 @@
 //! the newer. A watcher therefore never needs to trust more than the snapshot it started from.
 
 use crate::descriptor::ShardDescriptor;
+use crate::history::HistoryPolicy;
 use crate::id::{ClusterId, KeyspaceId, MapVersion, NodeId, ShardId, Term};
 use crate::key::{KeyRange, Partitioning};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Keyspace {
     pub name: String,
     /// How its keys are laid out.
     pub partitioning: Partitioning,
+    /// How much of its past its shards keep.
+    pub history: HistoryPolicy,
 }
 
 impl Keyspace {
@@ -241,6 +244,7 @@ mod tests {
                 keyspace_id: KeyspaceId(id),
                 name,
                 partitioning: Partitioning::Hash,
+                history: HistoryPolicy::default(),
             })),
             (0u32..3).prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),
             (0u64..4, 0u64..5, prop::option::of(0u64..3)).prop_map(|(id, epoch, leader)| {

@@ -3,12 +3,14 @@
 //! A request's way: `service` (one call) or `stream` (many at once) takes it in, `access` checks
 //! it against the replicas that are here and refuses wrong ones with hints, `operation` turns it
 //! into a proposal or a read and its outcome into an answer; `freshness` says which reads a replica
-//! that doesn't lead may serve. `watch` tells of changes; `sweep` frees what has expired. `link`
+//! that doesn't lead may serve. `watch` tells of changes; `history` has shards keep the changes that
+//! their keyspaces ask for; `sweep` frees what has expired. `link`
 //! keeps the node in touch with the coordinators: registration, heartbeats, the shard map; `tasks`
 //! does what they ask of shards. `room` is for full disks.
 
 mod access;
 mod freshness;
+mod history;
 mod link;
 mod metrics;
 mod operation;

@@ -2,7 +2,7 @@
 
 use crate::access::Access;
 use crate::metrics::Metrics;
-use crate::{link, room, sweep};
+use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
 use kvdb_replication::{HostConfig, Input};
@@ -142,6 +142,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let stop = Shutdown::default();
     let stopping = stop.clone();
     tokio::spawn(sweep::run(access.clone(), stop.clone()));
+    tokio::spawn(history::run(drive.clone(), map.clone(), stop.clone()));
     tokio::spawn(room::hand_over_when_full(drive.clone(), stop.clone()));
     let node_server = NodeServer::new(access)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)

@@ -2,7 +2,7 @@
 //! up for the slow.
 //!
 //! Whoever watches says after which version it wants to hear, and gets what the replica still
-//! remembers of that. Only a leader answers: not because others would tell anything wrong (all that
+//! remembers of that, or else what the shard's history tells, if its keyspace keeps one. Only a leader answers: not because others would tell anything wrong (all that
 //! is told is committed, in the order of the log), but because it hears of changes first. Leadership
 //! is asked for once, when a watch begins "from now": then everything that was acknowledged
 //! before is behind it.
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
-use kvdb_shard::{ChangeEvent, WatchQuery};
+use kvdb_shard::{ChangeEvent, ChangePage, View, WatchQuery};
 use kvdb_wire::proto;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +50,14 @@ impl Access {
             // From here on nothing is missed between the look and the wait.
             changed.as_mut().enable();
             let query = WatchQuery { epoch, after, range: &range, max_bytes };
-            let Ok(page) = changes.read(&query) else { return Err(self.over(shard, &range)) };
+            let Ok(mut page) = changes.read(&query) else { return Err(self.over(shard, &range)) };
+            let mut is_past = false;
+            if let Some(gap) = page.gap
+                && let Some(told) = self.past(shard, epoch, after, &range, max_bytes).await?
+                && told.gap.is_none_or(|known| known < gap)
+            {
+                (page, is_past) = (told, true);
+            }
             after = page.version;
             let wanted = |event: &ChangeEvent| {
                 let user_key = event.routing_key.get(prefix_len..).unwrap_or_default();
@@ -69,12 +76,38 @@ impl Access {
                     gap_up_to_version: page.gap.map_or(0, |version| version.0),
                 });
             }
+            if is_past {
+                continue;
+            }
             tokio::select! {
                 () = changed => {}
                 _ = roles.changed() => self.still_leads(shard, &changes)?,
                 () = tokio::time::sleep_until(until.into()) => {}
             }
         }
+    }
+
+    /// Changes out of the shard's history; `None` if it keeps none.
+    async fn past(
+        &self,
+        shard: ShardId,
+        epoch: RangeEpoch,
+        after: Version,
+        range: &KeyRange,
+        max_bytes: usize,
+    ) -> Result<Option<ChangePage>, Refusal> {
+        let keeps = self.drive.views().get(shard).is_some_and(|view| view.history.limits.is_some());
+        if !keeps {
+            return Ok(None);
+        }
+        let (access, range) = (self.clone(), range.clone());
+        let read = move || {
+            let (snapshot, replica) = access.reader(shard)?;
+            let query = WatchQuery { epoch, after, range: &range, max_bytes };
+            let page = View::new(&*snapshot, replica).and_then(|view| view.history(&query));
+            page.map_err(|error| access.unread(shard, error))
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|_| stopping())?
     }
 
     fn changes_of(&self, shard_id: ShardId) -> Result<Arc<ShardChanges>, Refusal> {

@@ -306,6 +306,7 @@ mod tests {
             keyspace_id: KeyspaceId(1),
             name: "default".into(),
             partitioning: kvdb_model::Partitioning::Range,
+            history: Default::default(),
         }));
         for id in 1..=3 {
             map.change(MapChange::Node(NodeRecord {

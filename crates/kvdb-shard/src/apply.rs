@@ -7,6 +7,7 @@
 //! result: every decision depends on the entries and the state alone.
 
 use crate::effect::{Change, Effect, effect_of, needs_current, unapplied};
+use crate::history::{Pending, Store};
 use crate::layout::{Kind, data_key, record_key, routing_key_of};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
@@ -14,7 +15,7 @@ use crate::recent::ChangeEvent;
 use crate::record::{Record, RecordDamage};
 use crate::seal::seal;
 use crate::sessions::{Room, reused};
-use crate::shard::Shard;
+use crate::shard::{OpenError, Shard};
 use crate::split::Born;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
@@ -22,8 +23,8 @@ use kvdb_model::codec::DecodeError;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     Action, Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
-    OperationOutcome, RangeEpoch, Refusal, RequestTag, ShardDescriptor, StringAction, Version,
-    VolumeId, Write,
+    OperationOutcome, RangeEpoch, Refusal, ReplicaId, RequestTag, ShardDescriptor, StringAction,
+    Version, VolumeId, Write,
 };
 use rustc_hash::FxHashMap;
 use thiserror::Error;
@@ -44,6 +45,9 @@ pub enum ApplyError {
     /// A record that an operation needed is damaged.
     #[error(transparent)]
     Damage(#[from] RecordDamage),
+    /// A record of the change history can't be read.
+    #[error(transparent)]
+    History(#[from] OpenError),
     /// A committed entry can't be read: it was made by a newer version, or memory is failing.
     #[error("entry {index} can't be read: {source}")]
     Unreadable {
@@ -67,6 +71,8 @@ pub enum CommandOutcome {
     Split(Option<Box<Born>>),
     /// So many expired records were freed.
     Reclaimed(u64),
+    /// A decision about the change history was heard of.
+    HistoryDecided,
 }
 
 /// What one entry came to.
@@ -135,7 +141,7 @@ impl<M: Machine> Shard<M> {
     }
 
     fn finish(
-        &self,
+        &mut self,
         run: Option<Run>,
         events: &mut Vec<ChangeEvent>,
     ) -> Result<Option<SequenceNumber>, ApplyError> {
@@ -146,7 +152,8 @@ impl<M: Machine> Shard<M> {
             self.state.write(self.replica, &mut ahead);
             self.engine.write(self.volume, ahead)?;
         }
-        let mut batch = run.into_batch();
+        let mut batch = run.into_batch(self.replica);
+        self.history.write(self.replica, &mut batch);
         self.state.write(self.replica, &mut batch);
         Ok(Some(self.engine.write(self.volume, batch)?))
     }
@@ -202,11 +209,19 @@ impl<M: Machine> Shard<M> {
                 Command::AdvanceTime => CommandOutcome::TimeAdvanced(version),
                 Command::Control(command) => self.apply_control(run, &command, version),
                 Command::Split(plan) => {
-                    let born = self.apply_split(&plan, version, &mut run.records);
+                    // The child gets what was done before.
+                    self.remember_changes(run);
+                    let born = self.apply_split(&plan, version, run)?;
                     CommandOutcome::Split(born.map(Box::new))
                 }
                 Command::Reclaim(keys) => {
                     CommandOutcome::Reclaimed(self.apply_reclaim(run, &keys, version)?)
+                }
+                Command::History(policy) => {
+                    self.remember_changes(run);
+                    let from_birth = self.state.last_version == Version::ZERO && run.told == 0;
+                    self.history.decide(policy, version, from_birth);
+                    CommandOutcome::HistoryDecided
                 }
             });
             version = next;
@@ -214,7 +229,16 @@ impl<M: Machine> Shard<M> {
         let now = self.state.last_version.max(last_version);
         self.state.last_version = now;
         self.sessions.expire(self.replica, now, EXPIRE_PER_ENTRY, &mut run.records);
+        self.remember_changes(run);
+        self.history.keep_bounds(now, &mut run.history_store(self.replica))?;
         Ok(outcomes)
+    }
+
+    /// Adds to the history what was done since the last time.
+    fn remember_changes(&mut self, run: &mut Run) {
+        let events = &run.events[run.told..];
+        run.size_bytes += self.history.add(events, &mut run.history);
+        run.told = run.events.len();
     }
 
     /// Whoever proposed it has seen these records expired; what has been written since stays.
@@ -415,14 +439,18 @@ pub(crate) fn check_range(
 }
 
 /// A run under way: what is changed but not written yet.
-struct Run {
+pub(crate) struct Run {
     before: Box<dyn Snapshot>,
     /// By data key; the last change of each.
     changed: FxHashMap<Bytes, Change>,
     /// Replica records.
-    records: Batch,
+    pub(crate) records: Batch,
+    /// History records.
+    history: Pending,
     /// All changes, in order.
     events: Vec<ChangeEvent>,
+    /// How many of them the history has been told.
+    told: usize,
     size_bytes: usize,
 }
 
@@ -439,9 +467,16 @@ impl Run {
             before: engine.snapshot(volume)?,
             changed: FxHashMap::default(),
             records: Batch::default(),
+            history: Pending::new(),
             events: Vec::new(),
+            told: 0,
             size_bytes: 0,
         })
+    }
+
+    pub(crate) fn history_store(&mut self, replica: ReplicaId) -> Store<'_> {
+        let (before, pending) = (&*self.before, &mut self.history);
+        Store { replica, before, pending, batch: &mut self.records }
     }
 
     /// The record that is there, expired or not.
@@ -517,9 +552,12 @@ impl Run {
         }
     }
 
-    fn into_batch(self) -> Batch {
+    fn into_batch(self, replica: ReplicaId) -> Batch {
         let mut batch = self.records;
-        batch.changes.reserve(self.changed.len() + 1);
+        batch.changes.reserve(self.changed.len() + self.history.len() + 2);
+        for (suffix, stored) in self.history {
+            batch.put(record_key(replica, Kind::History, &suffix), stored);
+        }
         for (key, change) in self.changed {
             let stored = match change {
                 Change::Set(record) => Some(record.encode(&key[1..])),

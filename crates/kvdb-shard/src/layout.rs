@@ -5,6 +5,7 @@
 //! 'r' replica id (u64 BE)  0                           the replica's state (`shard`)
 //! 'r' replica id (u64 BE)  1 client id, sequence       a request of the window (`answers`)
 //! 'r' replica id (u64 BE)  2 key                       a record of the coordinators' machine
+//! 'r' replica id (u64 BE)  3 version, part             changes that are kept for watchers (`history`)
 //! ```
 //!
 //! Data comes first, so that a snapshot is the data in the range followed by the replica's
@@ -26,6 +27,7 @@ pub(crate) enum Kind {
     State = 0,
     Request = 1,
     Control = 2,
+    History = 3,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
             Kind::State => "the replica's state",
             Kind::Request => "the request window",
             Kind::Control => "the control state",
+            Kind::History => "the change history",
         }
     }
 }
@@ -144,7 +147,7 @@ mod tests {
             suffixes.insert(vec![]);
             let mut before: Vec<Bytes> = suffixes.iter().map(|key| data_key(key)).collect();
             before.push(record_key(ReplicaId(from), Kind::State, &[]));
-            for kind in [Kind::Request, Kind::Control] {
+            for kind in [Kind::Request, Kind::Control, Kind::History] {
                 before.extend(suffixes.iter().map(|key| record_key(ReplicaId(from), kind, key)));
             }
             prop_assert!(before.is_sorted());

@@ -16,8 +16,9 @@
 //!
 //! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
 //! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
-//! travels, `split` for how it becomes two, [`Recent`] for what watchers are told. Left out: who may propose, and when a read may be served (`kvdb-replication`);
-//! when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
+//! travels, `split` for how it becomes two, [`Recent`] for what watchers are told, `history` for what
+//! they are told of the past. Left out: who may propose, and when a read may be served
+//! (`kvdb-replication`); when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
 //! a [`Machine`].
 
 mod answers;
@@ -25,6 +26,7 @@ mod apply;
 mod bits;
 mod decimal;
 mod effect;
+mod history;
 mod layout;
 mod machine;
 mod membership;

@@ -6,7 +6,9 @@
 //! replication to say, before the snapshot is taken.
 
 use crate::apply::check_range;
+use crate::history::{self, History};
 use crate::layout::{data_key, data_range, routing_key_of};
+use crate::recent::{ChangePage, WatchQuery};
 use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
@@ -16,6 +18,9 @@ use thiserror::Error;
 
 /// What an item of a scan costs beside its key and value, for [`ScanRequest::max_bytes`].
 const ITEM_OVERHEAD_BYTES: usize = 32;
+
+/// History that is looked through for one page.
+const EXAMINED_BYTES: usize = 4 << 20;
 
 /// Why a read can't be served.
 #[derive(Debug, Error)]
@@ -106,6 +111,7 @@ pub struct SweepPage {
 /// reads and checks the replica's state.
 pub struct View<'a> {
     snapshot: &'a dyn Snapshot,
+    replica: ReplicaId,
     state: State,
 }
 
@@ -116,7 +122,7 @@ impl<'a> View<'a> {
     /// [`ReadError::NotHere`], or if its state can't be read.
     pub fn new(snapshot: &'a dyn Snapshot, replica: ReplicaId) -> Result<Self, ReadError> {
         let state = State::read(snapshot, replica)?.ok_or(ReadError::NotHere(replica))?;
-        Ok(View { snapshot, state })
+        Ok(View { snapshot, replica, state })
     }
 
     /// The descriptor in the snapshot.
@@ -153,6 +159,41 @@ impl<'a> View<'a> {
         let record = record.filter(|record| !record.is_expired(self.state.last_version));
         let expires_by_clock = record.as_ref().is_some_and(|record| is_past(record, wall_ms));
         Ok(ReadResult { record, expires_by_clock })
+    }
+
+    /// The changes that a watcher is to be told next, from the shard's history; `None` if it keeps
+    /// none. The page tells up to where it has looked: to shard time, if nothing is left.
+    ///
+    /// # Errors
+    /// [`ReadError`]; a stale epoch is one.
+    pub fn history(&self, query: &WatchQuery<'_>) -> Result<Option<ChangePage>, ReadError> {
+        let descriptor = &self.state.descriptor;
+        check_range(descriptor, query.epoch, &descriptor.range.start)?;
+        let kept = History::load(self.snapshot, self.replica)?;
+        if kept.policy().limits.is_none() {
+            return Ok(None);
+        }
+        let gap = (query.after < kept.floor()).then(|| kept.floor());
+        let after = gap.unwrap_or(query.after);
+        let version = after.max(self.state.last_version);
+        let mut page = ChangePage { events: vec![], version, gap };
+        let (mut size_bytes, mut examined_bytes, mut last) = (0, 0, after);
+        for events in history::after(self.snapshot, self.replica, after) {
+            for event in events?.into_iter().filter(|event| event.version > after) {
+                let is_full = size_bytes >= query.max_bytes || examined_bytes >= EXAMINED_BYTES;
+                if is_full && event.version != last {
+                    page.version = last;
+                    return Ok(Some(page));
+                }
+                last = event.version;
+                examined_bytes += event.size_bytes();
+                if query.range.contains(&event.routing_key) {
+                    size_bytes += event.size_bytes();
+                    page.events.push(event);
+                }
+            }
+        }
+        Ok(Some(page))
     }
 
     /// Reads a page. `keep` sees each routing key and says whether it is wanted.

@@ -1,5 +1,6 @@
 //! One replica's state machine: what it is, and how it comes back after a restart.
 
+use crate::history::History;
 use crate::layout::{Kind, kind_range, record_key, suffix_of};
 use crate::machine::Machine;
 use crate::record::RecordDamage;
@@ -9,7 +10,8 @@ use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, Snapshot};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{
-    LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
+    HistoryPolicy, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, Version,
+    VolumeId,
 };
 use std::sync::Arc;
 use thiserror::Error;
@@ -87,6 +89,7 @@ pub struct Shard<M> {
     pub(crate) volume: VolumeId,
     pub(crate) state: State,
     pub(crate) sessions: Sessions,
+    pub(crate) history: History,
     pub(crate) machine: M,
 }
 
@@ -112,6 +115,7 @@ impl<M: Machine> Shard<M> {
             None => born(&*engine, replica, volume, birth, start)?,
         };
         let sessions = Sessions::load(SessionLimits::default(), &*snapshot, replica)?;
+        let history = History::load(&*snapshot, replica)?;
         machine.clear();
         for item in snapshot.scan(&kind_range(replica, Kind::Control), false) {
             let (key, stored) = item?;
@@ -120,7 +124,7 @@ impl<M: Machine> Shard<M> {
         }
         machine.loaded();
         drop(snapshot);
-        Ok(Shard { engine, replica, volume, state, sessions, machine })
+        Ok(Shard { engine, replica, volume, state, sessions, history, machine })
     }
 
     /// The replica.
@@ -151,6 +155,11 @@ impl<M: Machine> Shard<M> {
     /// As of the last entry applied.
     pub fn descriptor(&self) -> &ShardDescriptor {
         &self.state.descriptor
+    }
+
+    /// What was last decided about its change history, as applied.
+    pub fn history_policy(&self) -> HistoryPolicy {
+        self.history.policy()
     }
 
     /// The coordinators' state machine.

@@ -1,4 +1,5 @@
-//! A shard becomes two: metadata only, in one batch.
+//! A shard becomes two: metadata only (but for the change history of keyspaces that keep one, of which
+//! the child's part is copied), in one batch.
 //!
 //! Both sides go on in the same volume. The batch that holds the parent's narrower range also
 //! holds the child's own records: its state, at the position where every new log starts, and a
@@ -6,10 +7,11 @@
 //! A flush therefore takes the split as a whole or not at all: after a crash a volume has the
 //! child's state exactly if the parent's state in it is past the split.
 
+use crate::apply::{ApplyError, Run};
 use crate::layout::{all_replicas, data_range, replica_of, replica_range};
 use crate::machine::Machine;
 use crate::shard::{OpenError, Shard, State};
-use kvdb_engine::{Batch, Snapshot};
+use kvdb_engine::Snapshot;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{KeyRange, ReplicaId, ShardDescriptor, SplitPlan, Version};
@@ -33,19 +35,21 @@ impl<M: Machine> Shard<M> {
         &mut self,
         plan: &SplitPlan,
         version: Version,
-        records: &mut Batch,
-    ) -> Option<Born> {
-        let (parent, child) = plan.apply_to(&self.state.descriptor)?;
-        let own_node = parent.replica(self.replica)?.node_id;
-        let replica = child.replica_on(own_node)?.replica_id;
+        run: &mut Run,
+    ) -> Result<Option<Born>, ApplyError> {
+        let Some((parent, child)) = plan.apply_to(&self.state.descriptor) else { return Ok(None) };
+        let own = parent.replica(self.replica).map(|own| own.node_id);
+        let Some(replica) = own.and_then(|node| child.replica_on(node)) else { return Ok(None) };
+        let replica = replica.replica_id;
         let state =
             State { applied: INITIAL_POSITION, last_version: version, descriptor: child.clone() };
-        state.write(replica, records);
+        state.write(replica, &mut run.records);
         if !has(Bug::WindowLostInSplit) {
-            self.sessions.copy_to(replica, records);
+            self.sessions.copy_to(replica, &mut run.records);
         }
+        self.history.copy_to(replica, &child.range, &mut run.history_store(self.replica))?;
         self.state.descriptor = parent.clone();
-        Some(Born { parent, child, replica, last_version: version })
+        Ok(Some(Born { parent, child, replica, last_version: version }))
     }
 }
 

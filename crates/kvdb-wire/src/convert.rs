@@ -3,10 +3,10 @@
 use crate::proto;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, Condition, KeyRange, Keyspace, KeyspaceId, Limits, MapChange, MapDelta, MapVersion,
-    MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning, Previous, RangeEpoch, Refusal,
-    Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
-    Version,
+    ClusterId, Condition, HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, Limits,
+    MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning,
+    Previous, RangeEpoch, Refusal, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId,
+    ShardMap, ShardRecord, Term, Version,
 };
 use thiserror::Error;
 
@@ -182,11 +182,28 @@ fn node_from(node: proto::NodeRecord) -> Result<NodeRecord, FieldError> {
     })
 }
 
+/// The limits of a history as they travel.
+pub fn history_to(limits: &HistoryLimits) -> proto::HistoryLimits {
+    proto::HistoryLimits { max_age_ms: limits.max_age_ms, max_bytes: limits.max_bytes }
+}
+
+/// The limits of a history, with defaults for what isn't said. Whether they are within bounds is for
+/// the coordinators to say.
+pub fn history_from(limits: proto::HistoryLimits) -> HistoryLimits {
+    let or = |value, default| if value == 0 { default } else { value };
+    HistoryLimits {
+        max_age_ms: or(limits.max_age_ms, HistoryLimits::DEFAULT_AGE_MS),
+        max_bytes: or(limits.max_bytes, HistoryLimits::DEFAULT_BYTES),
+    }
+}
+
 fn keyspace_to(keyspace: &Keyspace) -> proto::Keyspace {
     proto::Keyspace {
         keyspace_id: keyspace.keyspace_id.0,
         name: keyspace.name.clone(),
         partitioning: partitioning_to(keyspace.partitioning).into(),
+        history: keyspace.history.limits.as_ref().map(history_to),
+        history_revision: keyspace.history.revision,
     }
 }
 
@@ -195,6 +212,10 @@ fn keyspace_from(keyspace: proto::Keyspace) -> Result<Keyspace, FieldError> {
         keyspace_id: KeyspaceId(keyspace.keyspace_id),
         name: keyspace.name,
         partitioning: partitioning_from(keyspace.partitioning)?,
+        history: HistoryPolicy {
+            revision: keyspace.history_revision,
+            limits: keyspace.history.map(history_from),
+        },
     })
 }
 
@@ -430,13 +451,22 @@ mod tests {
                     status,
                 })),
             any::<u64>().prop_map(|id| MapChange::NodeGone(NodeId(id))),
-            (any::<u32>(), ".{0,9}", prop::sample::select(layouts.to_vec())).prop_map(
-                |(id, name, partitioning)| MapChange::Keyspace(Keyspace {
-                    keyspace_id: KeyspaceId(id),
-                    name,
-                    partitioning,
-                })
-            ),
+            (
+                any::<u32>(),
+                ".{0,9}",
+                prop::sample::select(layouts.to_vec()),
+                (any::<u64>(), prop::option::of((1..u64::MAX, 1..u64::MAX))),
+            )
+                .prop_map(|(id, name, partitioning, (revision, limits))| {
+                    let limits = limits
+                        .map(|(max_age_ms, max_bytes)| HistoryLimits { max_age_ms, max_bytes });
+                    MapChange::Keyspace(Keyspace {
+                        keyspace_id: KeyspaceId(id),
+                        name,
+                        partitioning,
+                        history: HistoryPolicy { revision, limits },
+                    })
+                }),
             any::<u32>().prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),
             any_shard().prop_map(MapChange::Shard),
             any::<u64>().prop_map(|id| MapChange::ShardGone(ShardId(id))),

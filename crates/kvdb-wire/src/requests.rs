@@ -155,10 +155,6 @@ pub fn check_watch(watch: &proto::WatchRequest, limits: &Limits) -> Result<(), R
             return Err(Refusal::invalid("prefix", "can't be combined with key"));
         }
     }
-    if watch.from_version != 0 && watch.key.is_empty() {
-        let problem = "needs a single key; other watches go on from a cursor";
-        return Err(Refusal::invalid("from_version", problem));
-    }
     if watch.from_version != 0 && !watch.cursor.is_empty() {
         return Err(Refusal::invalid("from_version", "can't be combined with cursor"));
     }
@@ -498,7 +494,7 @@ mod tests {
                 check_watch(&request, &Limits::default()).is_ok()
             };
         assert!(watch("", "", 0, "") && watch("k", "", 7, "") && watch("", "p", 0, "c"));
-        assert!(!watch("k", "p", 0, "") && !watch("", "p", 7, "") && !watch("k", "", 7, "c"));
+        assert!(!watch("k", "p", 0, "") && watch("", "p", 7, "") && !watch("k", "", 7, "c"));
     }
 
     #[test]

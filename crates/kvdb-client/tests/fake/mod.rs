@@ -86,6 +86,7 @@ impl Fake {
                 keyspace_id: kvdb_model::KeyspaceId(1),
                 name: "default".into(),
                 partitioning: Partitioning::Hash,
+                history: Default::default(),
             }));
         }
         self
@@ -452,6 +453,14 @@ impl coordinator_server::Coordinator for Fake {
     ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
         self.lead()?;
         Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id: 2, map_version: 3 }))
+    }
+
+    async fn set_history(
+        &self,
+        _: Request<proto::SetHistoryRequest>,
+    ) -> Result<Response<proto::SetHistoryResponse>, Status> {
+        self.lead()?;
+        Ok(Response::new(proto::SetHistoryResponse { map_version: 4 }))
     }
 
     async fn drop_keyspace(

@@ -62,6 +62,7 @@ impl Connection {
         let request = proto::CreateKeyspaceRequest {
             name: name.to_owned(),
             partitioning: proto::Partitioning::Hash.into(),
+            history: None,
             shards: 0,
             replication_factor: 0,
         };

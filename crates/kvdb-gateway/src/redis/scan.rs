@@ -257,7 +257,12 @@ mod tests {
     use kvdb_model::KeyspaceId;
 
     fn keyspace() -> Keyspace {
-        Keyspace { keyspace_id: KeyspaceId(3), name: "k".into(), partitioning: Partitioning::Hash }
+        Keyspace {
+            keyspace_id: KeyspaceId(3),
+            name: "k".into(),
+            partitioning: Partitioning::Hash,
+            history: Default::default(),
+        }
     }
 
     #[test]

@@ -97,6 +97,7 @@ mod tests {
             keyspace_id: KeyspaceId(1),
             name: "k".into(),
             partitioning: Partitioning::Range,
+            history: Default::default(),
         };
         Selector::new(&keyspace, b"", prefix.as_bytes())
     }

@@ -91,6 +91,7 @@ impl<M: Machine> Applier<M> {
         self.shared.views.update(shard.shard_id(), shard.replica(), |view| {
             view.volume = Some(shard.volume());
             view.descriptor = Some(Arc::new(shard.descriptor().clone()));
+            view.history = shard.history_policy();
         });
     }
 
@@ -120,8 +121,10 @@ impl<M: Machine> Applier<M> {
         let mut membership = Vec::new();
         let mut children = Vec::new();
         let mut commands = 0;
+        let mut decided = false;
         for entry in applied.entries {
             commands += entry.commands.len() as u64;
+            decided |= entry.commands.contains(&CommandOutcome::HistoryDecided);
             let waiting = tickets.remove(&entry.index.0).unwrap_or_default();
             if let Some(descriptor) = &entry.membership {
                 membership.push(ConfOutcome { index: entry.index, descriptor: descriptor.clone() });
@@ -131,7 +134,7 @@ impl<M: Machine> Applier<M> {
             }
             answer(entry, waiting, applied.position);
         }
-        let changed = !membership.is_empty() || !children.is_empty();
+        let changed = !membership.is_empty() || !children.is_empty() || decided;
         self.shared.metrics.applied_entries.inc_by(run.len() as u64);
         self.shared.metrics.applied_commands.inc_by(commands);
         for (index, born) in children {
@@ -246,6 +249,7 @@ fn answer(entry: EntryOutcome, tickets: Vec<Ticket>, position: LogPosition) {
             CommandOutcome::TimeAdvanced(_) => Outcome::TimeAdvanced(position),
             CommandOutcome::Split(born) => Outcome::Split(born.is_some()),
             CommandOutcome::Reclaimed(freed) => Outcome::Reclaimed(freed),
+            CommandOutcome::HistoryDecided => Outcome::HistoryDecided,
         });
     }
 }

@@ -19,6 +19,8 @@ pub enum Outcome {
     Split(bool),
     /// So many expired records were freed.
     Reclaimed(u64),
+    /// A decision about the shard's change history was applied.
+    HistoryDecided,
     /// Shard time has advanced.
     TimeAdvanced(LogPosition),
     /// The read may be served from the shard's present state.

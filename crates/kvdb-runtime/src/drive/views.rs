@@ -5,7 +5,7 @@
 //! own snapshot by the shard).
 
 use arc_swap::ArcSwap;
-use kvdb_model::{NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId};
+use kvdb_model::{HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub struct ShardView {
     pub volume: Option<VolumeId>,
     /// As applied; `None` while it waits for its first snapshot.
     pub descriptor: Option<Arc<ShardDescriptor>>,
+    /// What was decided about its change history, as applied.
+    pub history: HistoryPolicy,
     /// Whether it leads.
     pub is_leader: bool,
     /// In which term.
@@ -65,6 +67,7 @@ impl Views {
                 replica,
                 volume: None,
                 descriptor: None,
+                history: HistoryPolicy::default(),
                 is_leader: false,
                 term: Term(0),
                 leader: None,

@@ -3,8 +3,8 @@
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_model::{
-    Action, Command, Condition, Operation, OperationOutcome, Previous, Refusal, Version, Write,
-    WriteResult,
+    Action, Command, Condition, HistoryLimits, HistoryPolicy, Operation, OperationOutcome,
+    Previous, Refusal, Version, Write, WriteResult,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -185,6 +185,8 @@ pub enum Step {
     Wait { millis: u64 },
     /// Expired records of these keys are freed.
     Reclaim { keys: Vec<Bytes> },
+    /// History is bounded anew, or ends.
+    History { limits: Option<HistoryLimits> },
     /// The entry ends.
     EntryEnds,
 }
@@ -217,6 +219,12 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     })
 }
 
+/// Limits that a short history goes beyond.
+pub fn any_limits() -> impl Strategy<Value = HistoryLimits> {
+    (50u64..2000, 300u64..20_000)
+        .prop_map(|(max_age_ms, max_bytes)| HistoryLimits { max_age_ms, max_bytes })
+}
+
 pub fn any_history() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (any::<bool>(), any::<bool>(), prop::collection::vec(any_operation(), 1..4)).prop_map(
@@ -231,6 +239,7 @@ pub fn any_history() -> impl Strategy<Value = Vec<Step>> {
         2 => (0u64..80).prop_map(|millis| Step::Wait { millis }),
         1 => prop::collection::vec(prop::sample::select(vec!["b", "c", "d", "e", "z"]), 0..4)
             .prop_map(|keys| Step::Reclaim { keys: keys.into_iter().map(Bytes::from).collect() }),
+        1 => prop::option::weighted(0.8, any_limits()).prop_map(|limits| Step::History { limits }),
         3 => Just(Step::EntryEnds),
     ];
     prop::collection::vec(step, 1..40)
@@ -242,6 +251,7 @@ pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
     let mut sent: Vec<Write> = Vec::new();
     let mut contents = vec![vec![]];
     let mut open: Vec<Command> = vec![];
+    let mut revision = 0;
     for step in history {
         match step {
             Step::Write { is_atomic, is_tagged, operations } => {
@@ -259,6 +269,10 @@ pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
             Step::Retry { .. } => open.push(Command::AdvanceTime),
             Step::Wait { millis } => log.now_ms += millis,
             Step::Reclaim { keys } => open.push(Command::Reclaim(keys.clone())),
+            Step::History { limits } => {
+                revision += 1;
+                open.push(Command::History(HistoryPolicy { revision, limits: *limits }));
+            }
             Step::EntryEnds if open.is_empty() => {
                 log.push_empty();
                 contents.push(vec![]);

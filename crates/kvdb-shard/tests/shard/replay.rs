@@ -23,6 +23,7 @@ fn expected(log: &Log, contents: &[Vec<Command>]) -> (Vec<EntryOutcome>, Model) 
                     Command::Reclaim(keys) => {
                         CommandOutcome::Reclaimed(model.reclaim(keys, version))
                     }
+                    Command::History(_) => CommandOutcome::HistoryDecided,
                     _ => CommandOutcome::TimeAdvanced(version),
                 });
                 version = version.plus(command.version_count());

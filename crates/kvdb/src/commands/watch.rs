@@ -31,8 +31,8 @@ pub(crate) struct Args {
     /// Only keys that begin with it
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<OsString>,
-    /// Of a single key: changes after this version
-    #[arg(long, value_name = "VERSION", requires = "key", conflicts_with = "cursor")]
+    /// Changes after this version, as far back as the keyspace's history goes
+    #[arg(long, value_name = "VERSION", conflicts_with = "cursor")]
     from_version: Option<u64>,
     /// Go on where an earlier watch was
     #[arg(long, value_name = "CURSOR")]

@@ -1,5 +1,6 @@
 //! Commands that change the cluster.
 
+use super::history;
 use super::{CreateKeyspace, DropKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus};
 use crate::exit::Failure;
 use crate::output::Output;
@@ -37,7 +38,9 @@ pub(super) async fn create_keyspace(
     json: bool,
 ) -> Result<(), Failure> {
     let layout = command.partitioning.into();
-    let id = admin.create_keyspace(&command.name, layout, command.shards, command.replicas).await?;
+    let history = history::limits(command.history, command.history_bytes);
+    let CreateKeyspace { name, shards, replicas, .. } = &command;
+    let id = admin.create_keyspace_with_history(name, layout, *shards, *replicas, history).await?;
     let document = json!({ "keyspace_id": id.0, "name": command.name });
     say(json, &document, format!("made keyspace {} with id {id}", command.name))
 }

@@ -1,6 +1,7 @@
 //! `kvdb admin`: what the cluster is, and changes of it.
 
 mod change;
+mod history;
 mod operate;
 mod show;
 
@@ -15,6 +16,7 @@ use kvdb_model::{NodeStatus, Partitioning};
 Examples:
   kvdb admin init-shards --shards 8
   kvdb admin shards
+  kvdb admin create-keyspace orders --history 24h
   kvdb admin set-leader 3 2
   kvdb admin split 3 --wait
   kvdb admin drain 2 --wait
@@ -36,6 +38,8 @@ pub(crate) enum Command {
     InitShards(InitShards),
     /// Make a keyspace
     CreateKeyspace(CreateKeyspace),
+    /// Set how much of its past a keyspace keeps for watches
+    SetHistory(SetHistory),
     /// Take a keyspace away, with all that is in it
     DropKeyspace(DropKeyspace),
     /// Register a node ahead of its first start
@@ -166,6 +170,36 @@ pub(crate) struct CreateKeyspace {
     /// Replicas of each; 0 = 3, or as many as there are nodes if fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
+    /// Keep changes for so long, so that watches can begin in the past: 90s, 30m, 24h, 7d
+    #[arg(long, value_name = "TIME", value_parser = history::parse_time)]
+    history: Option<u64>,
+    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB
+    #[arg(long, value_name = "BYTES", value_parser = history::parse_size)]
+    history_bytes: Option<u64>,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin set-history default --for 24h
+  kvdb admin set-history orders --for 7d --bytes 64MiB
+  kvdb admin set-history orders --off
+
+Each shard keeps its changes until one of the bounds is reached; every replica holds them on disk.
+What was written before history was on is not in it: a watch from before is told of a gap.")]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["time", "bytes", "off"]))]
+pub(crate) struct SetHistory {
+    /// The keyspace's name
+    name: String,
+    /// Keep changes for so long: 90s, 30m, 24h, 7d; a day if not given
+    #[arg(long = "for", value_name = "TIME", value_parser = history::parse_time)]
+    time: Option<u64>,
+    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB; 32MiB if not given
+    #[arg(long, value_name = "BYTES", value_parser = history::parse_size)]
+    bytes: Option<u64>,
+    /// Keep nothing any more
+    #[arg(long, conflicts_with_all = ["time", "bytes"])]
+    off: bool,
 }
 
 #[derive(clap::Args)]
@@ -264,6 +298,7 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
         Command::CreateKeyspace(command) => {
             change::create_keyspace(&admin, command, args.json).await
         }
+        Command::SetHistory(command) => history::set(&admin, command, args.json).await,
         Command::DropKeyspace(command) => change::drop_keyspace(&admin, command, args.json).await,
         Command::RegisterNode(command) => change::register_node(&admin, command, args.json).await,
         Command::SetNodeStatus(command) => {

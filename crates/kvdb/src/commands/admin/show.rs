@@ -126,6 +126,10 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 "name": keyspace.name,
                 "partitioning": layout_name(keyspace.partitioning),
                 "shards": shards(keyspace.keyspace_id),
+                "history": keyspace.history.limits.map(|limits| json!({
+                    "max_age_ms": limits.max_age_ms,
+                    "max_bytes": limits.max_bytes,
+                })),
             })
         })
         .collect();
@@ -137,10 +141,11 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 keyspace.name.clone(),
                 layout_name(keyspace.partitioning).to_owned(),
                 shards(keyspace.keyspace_id).to_string(),
+                super::history::words(keyspace.history.limits.as_ref()),
             ]
         };
         let rows: Vec<Vec<String>> = there().map(row).collect();
-        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS"], &rows)
+        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS", "HISTORY"], &rows)
     })
 }
 
@@ -284,6 +289,7 @@ mod tests {
             keyspace_id: KeyspaceId(1),
             name: "default".into(),
             partitioning,
+            history: Default::default(),
         }));
         map
     }
