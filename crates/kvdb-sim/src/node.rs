@@ -10,8 +10,9 @@ use kvdb_control::{
 use kvdb_engine::Engine;
 use kvdb_model::task::is_removed;
 use kvdb_model::{
-    ClusterId, Command, KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica,
-    ReplicaId, Role, ShardDescriptor, ShardId, ShardMap, Step, next_step,
+    ClusterId, Command, HistoryLimits, HistoryPolicy, KeyRange, KeyspaceId, MembershipEpoch,
+    NodeId, RangeEpoch, Replica, ReplicaId, Role, ShardDescriptor, ShardId, ShardMap, Step,
+    next_step,
 };
 use kvdb_replication::Input;
 use kvdb_shard::MembershipChange;
@@ -308,6 +309,31 @@ impl World {
         }
     }
 
+    /// Has shards that are led here keep histories of other bounds, or none, now and then.
+    fn decide_histories(&mut self, place: Place) {
+        let Some(core) = self.processes[place].core.as_ref().filter(|_| self.keeps_history) else {
+            return;
+        };
+        let led = core.shards.iter().filter(|(shard, _)| core.leads(**shard));
+        let led: Vec<_> =
+            led.map(|(shard, open)| (*shard, open.history_policy().revision)).collect();
+        for (shard, revision) in led {
+            if revision > 0 && self.dice.below(16) > 0 {
+                continue;
+            }
+            let limits = HistoryLimits {
+                max_age_ms: self.dice.between(500, 20_000),
+                max_bytes: self.dice.between(2_000, 100_000),
+            };
+            let is_on = revision == 0 || self.dice.below(4) > 0;
+            let policy = HistoryPolicy { revision: revision + 1, limits: is_on.then_some(limits) };
+            *self.faults.entry("history decided").or_default() += 1;
+            let command = Command::History(policy).to_bytes();
+            let ticket = Ticket::Nobody;
+            self.feed(place, Input::Propose { shard, command, version_count: 1, ticket });
+        }
+    }
+
     /// Replicas that the map proves to be removed go.
     fn destroy_removed(&mut self, place: Place, map: &ShardMap) {
         let Some(core) = &self.processes[place].core else { return };
@@ -375,6 +401,7 @@ impl World {
                 core.unanswered = false;
                 core.asked = tasks;
                 self.do_tasks(place);
+                self.decide_histories(place);
                 for (shard, node) in wanted {
                     self.transfer(place, shard, node);
                 }

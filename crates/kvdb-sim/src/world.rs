@@ -130,6 +130,8 @@ pub(crate) struct World {
     pub(crate) checks: Checks,
     /// Whether faults still happen.
     pub(crate) stormy: bool,
+    /// Every fourth seed: shards keep change histories, which are bounded anew all the time.
+    pub(crate) keeps_history: bool,
     pub(crate) fault_schedule: Schedule,
     pub(crate) next_transfer: u64,
     /// Whether a node's volume was lost already: the shard would not survive a second.
@@ -159,6 +161,7 @@ impl World {
             recorder: Recorder::new(),
             checks: Checks::default(),
             stormy: true,
+            keeps_history: seed % 4 == 3,
             fault_schedule: Schedule::new(seed, chosen),
             next_transfer: 1,
             volume_lost: false,

@@ -1,0 +1,193 @@
+//! A cluster of real processes on free ports, for tests.
+
+#![allow(dead_code, reason = "not every test uses all of it")]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A part of a cluster.
+pub struct Part {
+    pub args: Vec<String>,
+    pub log: std::path::PathBuf,
+    pub child: Option<Child>,
+}
+
+impl Part {
+    pub fn start(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(KVDB)
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// 3 coordinators, nodes and a gateway, as processes.
+pub struct Cluster {
+    pub coordinators: Vec<Part>,
+    pub nodes: Vec<Part>,
+    pub gateway: Part,
+    pub endpoint: String,
+    /// Where the gateway speaks the Redis protocol.
+    pub redis: String,
+    pub folder: tempfile::TempDir,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for part in self.parts() {
+            part.kill();
+        }
+        if std::thread::panicking() {
+            for entry in std::fs::read_dir(self.folder.path()).unwrap().flatten() {
+                if entry.path().extension().is_some_and(|kind| kind == "log") {
+                    let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                    let tail: Vec<&str> = text.lines().rev().take(15).collect();
+                    eprintln!("--- {}", entry.path().display());
+                    tail.iter().rev().for_each(|line| eprintln!("{line}"));
+                }
+            }
+        }
+    }
+}
+
+/// Ports that were free a moment ago. All are held until all are chosen.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+impl Cluster {
+    /// With three nodes.
+    pub fn start() -> Self {
+        Self::of(3)
+    }
+
+    pub fn of(nodes: usize) -> Self {
+        Self::of_in(nodes, tempfile::tempdir().unwrap())
+    }
+
+    /// With three nodes, and all that they write in a folder.
+    pub fn start_in(folder: tempfile::TempDir) -> Self {
+        Self::of_in(3, folder)
+    }
+
+    pub fn of_in(nodes: usize, folder: tempfile::TempDir) -> Self {
+        let ports = free_ports(9 + 2 * nodes);
+        let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+        let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
+        let coordinators: Vec<_> = (0..3).map(address).collect();
+        let part = |name: &str, args: Vec<String>, http: usize| {
+            let mut args = args;
+            args.extend(["--http".to_owned(), address(http)]);
+            Part { args, log: folder.path().join(format!("{name}.log")), child: None }
+        };
+        let data = |name: &str| folder.path().join(name).display().to_string();
+        let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let mut cluster = Cluster {
+            coordinators: (0..3)
+                .map(|n| {
+                    let (id, listen) = ((n + 1).to_string(), address(n));
+                    let name = format!("c{id}");
+                    let args = text(&[
+                        "coordinator",
+                        "--id",
+                        &id,
+                        "--listen",
+                        &listen,
+                        "--peers",
+                        &peers.join(","),
+                        "--data",
+                        &data(&name),
+                    ]);
+                    part(&name, args, 3 + n)
+                })
+                .collect(),
+            nodes: (0..nodes)
+                .map(|n| {
+                    let name = format!("n{}", n + 1);
+                    let args = text(&[
+                        "node",
+                        "--listen",
+                        &address(9 + n),
+                        "--coordinators",
+                        &coordinators.join(","),
+                        "--data",
+                        &data(&name),
+                    ]);
+                    part(&name, args, 9 + nodes + n)
+                })
+                .collect(),
+            gateway: part(
+                "gateway",
+                text(&[
+                    "gateway",
+                    "--listen",
+                    &address(6),
+                    "--redis",
+                    &address(8),
+                    "--coordinators",
+                    &coordinators.join(","),
+                ]),
+                7,
+            ),
+            endpoint: address(6),
+            redis: address(8),
+            folder,
+        };
+        for part in cluster.parts() {
+            part.start();
+        }
+        cluster.until("shards are made", |cluster| {
+            let status = cluster.json(&["admin", "status", "--json"]);
+            status.is_some_and(|status| status["nodes"].to_string().contains(&nodes.to_string()))
+                && cluster.kvdb(&["admin", "init-shards", "--shards", "4"]).status.success()
+        });
+        cluster.until("a key can be written", |cluster| {
+            cluster.kvdb(&["put", "first", "1"]).status.success()
+        });
+        cluster
+    }
+
+    pub fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
+        self.coordinators.iter_mut().chain(&mut self.nodes).chain([&mut self.gateway])
+    }
+
+    pub fn kvdb(&self, args: &[&str]) -> Output {
+        Command::new(KVDB).args(["--endpoint", &self.endpoint]).args(args).output().unwrap()
+    }
+
+    pub fn json(&self, args: &[&str]) -> Option<serde_json::Value> {
+        serde_json::from_slice(&self.kvdb(args).stdout).ok()
+    }
+
+    /// Asks again until it is so. The answer comes from other processes: there is no event to wait
+    /// for but their answers.
+    pub fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !is_so(self) {
+            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn get(&self, key: &str) -> String {
+        let output = self.kvdb(&["get", key]);
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+}
