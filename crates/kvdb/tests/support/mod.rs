@@ -114,6 +114,9 @@ impl Cluster {
                         &peers.join(","),
                         "--data",
                         &data(&name),
+                        // Nothing moves but what a test asks for.
+                        "--rebalance",
+                        "false",
                     ]);
                     part(&name, args, 3 + n)
                 })
