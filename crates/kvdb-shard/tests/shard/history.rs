@@ -164,7 +164,7 @@ fn a_shard_that_is_not_asked_keeps_nothing_and_one_that_was_begins_there() {
 
     // Off, a change that is missed, and on again: what was kept first is not told any more.
     let off = Command::History(HistoryPolicy { revision: 2, limits: None });
-    let (entry, _) = single.log.push(&[off.clone()]);
+    let (entry, _) = single.log.push(std::slice::from_ref(&off));
     single.apply(&[entry]);
     assert_eq!(told(&single.engine, REPLICA, EPOCH, Version::ZERO, &all, 1), None);
     assert_eq!(stored_bytes(&single.engine), 0, "it is freed");
