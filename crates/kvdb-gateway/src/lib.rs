@@ -3,11 +3,12 @@
 //! `service` takes requests in; `route` takes one through its retries; `link` keeps a stream to
 //! each node and packs what waits for it; `lanes` gives writes the ids under which they may be
 //! retried; `batch` groups many operations by shard; `scan` walks the shards; `watch` puts the changes
-//! of many shards together; `control` passes calls on to the coordinators; `redis` speaks the Redis
+//! of many shards together; `figures` counts by keyspace; `control` passes calls on to the coordinators; `redis` speaks the Redis
 //! protocol.
 
 mod batch;
 mod control;
+mod figures;
 mod lanes;
 mod link;
 mod metrics;

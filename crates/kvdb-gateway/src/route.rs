@@ -1,5 +1,6 @@
 //! One request, through routing and retries, to its answer or its end.
 
+use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
@@ -23,6 +24,7 @@ pub(crate) struct Gateway {
     pub(crate) lanes: Lanes,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) figures: KeyspaceFigures,
     pub(crate) coordinators: Coordinators,
     pub(crate) seeds: Arc<AtomicU64>,
     pub(crate) watches: Watches,
@@ -301,6 +303,7 @@ mod tests {
             watches: Watches::default(),
             limits: Limits::default(),
             metrics: Metrics::new(&mut Registry::default()),
+            figures: KeyspaceFigures::new(&mut Registry::default()),
             coordinators: Coordinators::new(vec!["127.0.0.1:1".to_owned()]),
             seeds: Arc::default(),
         }

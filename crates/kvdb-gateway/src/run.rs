@@ -1,6 +1,7 @@
 //! A gateway, from its configuration to its end.
 
 use crate::control::Control;
+use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
@@ -66,6 +67,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    let figures = KeyspaceFigures::new(&mut registry);
     let readiness = Readiness::default();
     readiness.wait_for("map", "the coordinators have not sent the shard map yet");
     let map = ClusterMap::default();
@@ -76,6 +78,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         lanes: Lanes::new(random as u64),
         limits: Limits::default(),
         metrics: metrics.clone(),
+        figures,
         coordinators: coordinators.clone(),
         watches: Watches::default(),
         seeds: Arc::new(AtomicU64::new((random >> 64) as u64)),

@@ -1,5 +1,6 @@
 //! The `Kv` service.
 
+use crate::figures::Figures;
 use crate::route::{Gateway, Nature, Place, wall_ms};
 use crate::{scan, watch};
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use kvdb_wire::proto::kv_server::Kv;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{proto, refusal_from_proto, request_tag_from, requests, status_of};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -43,6 +45,31 @@ pub(crate) struct Identified {
     _lane: Option<crate::lanes::Ticket>,
 }
 
+/// A call under way.
+struct Call<'a> {
+    gateway: &'a Gateway,
+    method: &'static str,
+    figures: Arc<Figures>,
+    started: Instant,
+}
+
+impl Call<'_> {
+    fn end<T>(self, result: Result<T, Refusal>) -> Result<Response<T>, Status> {
+        self.figures.count(self.started, result.is_ok());
+        let metrics = &self.gateway.metrics;
+        match result {
+            Ok(answer) => {
+                metrics.request(self.method, "OK");
+                Ok(Response::new(answer))
+            }
+            Err(refusal) => {
+                metrics.request(self.method, refusal.code());
+                Err(status_of(&refusal))
+            }
+        }
+    }
+}
+
 /// How fresh a read must be, as the caller has said.
 #[derive(Clone, Copy)]
 pub(crate) struct Freshness {
@@ -62,21 +89,10 @@ impl Freshness {
 }
 
 impl Gateway {
-    fn counted<T>(
-        &self,
-        method: &'static str,
-        result: Result<T, Refusal>,
-    ) -> Result<Response<T>, Status> {
-        match result {
-            Ok(answer) => {
-                self.metrics.request(method, "OK");
-                Ok(Response::new(answer))
-            }
-            Err(refusal) => {
-                self.metrics.request(method, refusal.code());
-                Err(status_of(&refusal))
-            }
-        }
+    /// A call begins. How it ends is counted.
+    fn call(&self, method: &'static str, keyspace: &str) -> Call<'_> {
+        let figures = self.figures.of(keyspace, &self.map.routes.load());
+        Call { gateway: self, method, figures, started: Instant::now() }
     }
 
     pub(crate) fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
@@ -252,79 +268,88 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::GetRequest>,
     ) -> Result<Response<proto::GetResponse>, Status> {
+        let call = self.call("get", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.get_one(request.into_inner(), deadline).await;
-        self.counted("get", result)
+        call.end(result)
     }
 
     async fn put(
         &self,
         request: Request<proto::PutRequest>,
     ) -> Result<Response<proto::PutResponse>, Status> {
+        let call = self.call("put", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.put_one(request.into_inner(), deadline).await;
-        self.counted("put", result)
+        call.end(result)
     }
 
     async fn delete(
         &self,
         request: Request<proto::DeleteRequest>,
     ) -> Result<Response<proto::DeleteResponse>, Status> {
+        let call = self.call("delete", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.delete_one(request.into_inner(), deadline).await;
-        self.counted("delete", result)
+        call.end(result)
     }
 
     async fn increment(
         &self,
         request: Request<proto::IncrementRequest>,
     ) -> Result<Response<proto::IncrementResponse>, Status> {
+        let call = self.call("increment", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.increment_one(request.into_inner(), deadline).await;
-        self.counted("increment", result)
+        call.end(result)
     }
 
     async fn expire(
         &self,
         request: Request<proto::ExpireRequest>,
     ) -> Result<Response<proto::ExpireResponse>, Status> {
+        let call = self.call("expire", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.expire_one(request.into_inner(), deadline).await;
-        self.counted("expire", result)
+        call.end(result)
     }
 
     async fn batch_get(
         &self,
         request: Request<proto::BatchGetRequest>,
     ) -> Result<Response<proto::BatchGetResponse>, Status> {
+        let call = self.call("batch_get", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.get_many(request.into_inner(), deadline).await;
-        self.counted("batch_get", result)
+        call.end(result)
     }
 
     async fn batch_write(
         &self,
         request: Request<proto::BatchWriteRequest>,
     ) -> Result<Response<proto::BatchWriteResponse>, Status> {
+        let call = self.call("batch_write", &request.get_ref().keyspace);
         let deadline = deadline_of(request.metadata());
         let result = self.write_many(request.into_inner(), deadline).await;
-        self.counted("batch_write", result)
+        call.end(result)
     }
 
     async fn scan(
         &self,
         request: Request<proto::ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
+        let call = self.call("scan", &request.get_ref().keyspace);
         let result = scan::start(self, request.into_inner());
-        self.counted("scan", result)
+        call.end(result)
     }
 
     async fn watch(
         &self,
         request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let call = self.call("watch", &request.get_ref().keyspace);
         let result = watch::start(self, request.into_inner());
-        self.counted("watch", result)
+        call.end(result)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::clients::{Client, Clients};
 use super::wave::{Outcome, Wave};
+use crate::figures::Figures;
 use crate::route::{Gateway, wall_ms};
 use bytes::{Buf, Bytes, BytesMut};
 use kvdb_model::{Keyspace, Refusal};
@@ -13,6 +14,7 @@ use kvdb_redis::plan::refused;
 use kvdb_redis::session::Step;
 use kvdb_redis::{Job, Parser, Plan, Reply, Session};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -146,9 +148,18 @@ impl Connection {
             self.run_wave(batch.slots, batch.steps).await?;
         }
         let Some((last, manner)) = batch.last else { return Ok(()) };
+        let started = Instant::now();
         let reply = match last {
-            Last::Together(plan) => self.together(plan).await,
-            Last::Job(job) => self.job(job).await,
+            Last::Together(plan) => {
+                let reply = self.together(plan).await;
+                self.figures().count(started, !matches!(reply, Reply::Error(_)));
+                reply
+            }
+            Last::Job(job) => {
+                let reply = self.job(job).await;
+                self.figures().count(started, !matches!(reply, Reply::Error(_)));
+                reply
+            }
             Last::Close(reply) => {
                 self.over = true;
                 reply
@@ -164,6 +175,7 @@ impl Connection {
         steps: Vec<kvdb_redis::plan::Step>,
     ) -> std::io::Result<()> {
         let gateway = self.gateway.clone();
+        let (started, mut answered, mut failed) = (Instant::now(), 0, 0);
         let keyspace = if steps.is_empty() { None } else { Some(self.current_keyspace()) };
         let mut wave = match &keyspace {
             Some(Ok(keyspace)) => {
@@ -197,10 +209,22 @@ impl Connection {
                     _ => plan.finish(vec![], wall_ms()),
                 },
             };
+            match &reply {
+                Reply::Error(_) => failed += 1,
+                _ => answered += 1,
+            }
             self.answer(&reply, manner);
             self.flush_if_large().await?;
         }
+        if keyspace.is_some() {
+            self.figures().count_many(started, answered, failed);
+        }
         Ok(())
+    }
+
+    /// The figures of the database that is selected.
+    fn figures(&self) -> Arc<Figures> {
+        self.gateway.figures.of(&keyspace_name(self.session.db), &self.gateway.routes())
     }
 
     /// A command that is carried out as a whole or not at all.
