@@ -1,0 +1,3 @@
+module kvdb.example/tour
+
+go 1.19
