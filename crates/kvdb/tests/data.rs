@@ -108,12 +108,22 @@ impl Cluster {
                 shard.descriptor.replicas.iter().map(|replica| replica.node_id).collect();
             let other = nodes[turn % nodes.len()];
             wanted.insert(shard.descriptor.shard_id, other);
-            admin.set_shard_leader(shard.descriptor.shard_id, other).await.unwrap();
         }
+        let mut asked_at = None;
         loop {
             let map = admin.shard_map().await.unwrap();
-            if wanted.iter().all(|(shard, node)| map.shards[shard].leader == Some(*node)) {
+            let elsewhere =
+                |(shard, node): &(&ShardId, &NodeId)| map.shards[shard].leader != Some(**node);
+            let mut open = wanted.iter().filter(elsewhere).peekable();
+            if open.peek().is_none() {
                 return;
+            }
+            // Again after each change: the cluster spreads leaders by itself meanwhile.
+            if asked_at != Some(map.version) {
+                for (shard, node) in open {
+                    admin.set_shard_leader(*shard, *node).await.unwrap();
+                }
+                asked_at = Some(map.version);
             }
             tokio::task::yield_now().await;
         }
