@@ -12,6 +12,9 @@
 //! # }
 //! ```
 //!
+//! More in `examples/`: `tour` shows the whole data API, `history` a copy of a keyspace that is brought up to date
+//! after an absence. Both run as tests against a cluster.
+//!
 //! # What it adds to a bare gRPC client
 //!
 //! - **A deadline on every call**, sent along so that the servers keep it too. A call ends by it:
