@@ -1,0 +1,94 @@
+//! Commands that a gateway in memory can't serve, against real processes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Output, Stdio};
+use support::{Cluster, KVDB};
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+#[test]
+fn watch_expire_and_history_on_the_command_line() {
+    let cluster = Cluster::start();
+    // Keys and values of any bytes, from files.
+    let folder = cluster.folder.path();
+    let (key, value) = (folder.join("key"), folder.join("value"));
+    std::fs::write(&key, b"w-\0\xff\n").unwrap();
+    std::fs::write(&value, b"\xfe\t\n").unwrap();
+    let (key, value) = (key.to_str().unwrap(), value.to_str().unwrap());
+
+    let mut watch = Command::new(KVDB)
+        .args(["--endpoint", &cluster.endpoint, "watch", "--prefix", "w-", "--json"])
+        .args(["--progress", "--limit", "3"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut lines =
+        lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    let stands = lines.next().unwrap();
+    assert!(stands["progress_version"].is_u64(), "{stands}");
+    assert!(cluster.kvdb(&["put", "--key-file", key, "--value-file", value]).status.success());
+    assert!(cluster.kvdb(&["put", "other", "x"]).status.success());
+    assert!(cluster.kvdb(&["expire", "--key-file", key, "--ttl-ms", "600000"]).status.success());
+    assert!(cluster.kvdb(&["del", "--key-file", key]).status.success());
+    let told: Vec<_> = lines.filter(|line| line["kind"].is_string()).collect();
+    assert!(watch.wait().unwrap().success(), "it ends after so many");
+    let kinds: Vec<_> = told.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["PUT", "PUT", "DELETE"]);
+    assert!(told.iter().all(|line| line["key_b64"] == "dy0A/wo="), "{told:?}");
+    assert!(told[0]["value_b64"] == "/gkK" && told[0]["expires_at_ms"].is_null(), "{told:?}");
+    assert!(told[1]["expires_at_ms"].is_u64(), "{told:?}");
+
+    // Another goes on from a cursor; one of other keys is refused.
+    let cursor = told[0]["cursor"].as_str().unwrap();
+    let rest = cluster.kvdb(&["watch", "--prefix", "w-", "--cursor", cursor, "--limit", "2"]);
+    assert_eq!(text(&rest), "PUT\tw-\\u{0}\\xff\\n\t\\xfe\\t\\n\nDELETE\tw-\\u{0}\\xff\\n");
+    let other = cluster.kvdb(&["watch", "--prefix", "x-", "--cursor", cursor]);
+    assert!(
+        !other.status.success() && String::from_utf8_lossy(&other.stderr).contains("other keys")
+    );
+    assert_eq!(cluster.kvdb(&["watch", "--cursor", "no cursor"]).status.code(), Some(2));
+
+    // Expiry.
+    assert!(cluster.kvdb(&["put", "session", "s", "--ttl-ms", "600000"]).status.success());
+    let never = cluster.kvdb(&["expire", "session", "--never", "--json"]);
+    let never: serde_json::Value = serde_json::from_slice(&never.stdout).unwrap();
+    assert_eq!(never["applied"], true);
+    let kept = cluster.json(&["get", "session", "--json"]).unwrap();
+    assert!(kept["expires_at_ms"].is_null(), "{kept}");
+    assert!(cluster.kvdb(&["expire", "session", "--ttl-ms", "1"]).status.success());
+    cluster.until("it is gone", |cluster| cluster.get("session").is_empty());
+    assert_eq!(cluster.kvdb(&["expire", "session", "--never"]).status.code(), Some(1));
+    assert_eq!(
+        cluster.kvdb(&["expire", "session"]).status.code(),
+        Some(2),
+        "how long is to be said"
+    );
+
+    // History of a keyspace.
+    let make = ["admin", "create-keyspace", "k", "--history", "90m", "--history-bytes", "2MiB"];
+    assert!(cluster.kvdb(&make).status.success());
+    let history = |cluster: &Cluster| {
+        let all = cluster.json(&["admin", "keyspaces", "--json"]).unwrap();
+        let all = all["keyspaces"].as_array().unwrap().clone();
+        all.into_iter().find(|one| one["name"] == "k").unwrap()["history"].clone()
+    };
+    assert_eq!(history(&cluster)["max_age_ms"], 5_400_000);
+    assert_eq!(history(&cluster)["max_bytes"], 2 << 20);
+    let table = text(&cluster.kvdb(&["admin", "keyspaces"]));
+    assert!(table.contains("90m, 2MiB a shard"), "{table}");
+    for bad in [&["--for", "1y"][..], &["--bytes", "1GiB"], &[], &["--off", "--for", "1h"]] {
+        let args: Vec<&str> = ["admin", "set-history", "k"].iter().chain(bad).copied().collect();
+        assert!(!cluster.kvdb(&args).status.success(), "{bad:?}");
+    }
+    assert!(cluster.kvdb(&["admin", "set-history", "k", "--off"]).status.success());
+    assert!(history(&cluster).is_null());
+    let unknown = cluster.kvdb(&["admin", "set-history", "nope", "--off"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("\"nope\" does not exist"));
+}
