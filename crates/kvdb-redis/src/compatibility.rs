@@ -31,7 +31,7 @@ pub const MISSING: [(&str, &str); 8] = [
     ),
     (
         "Redis's own storage, replication, cluster and access rules",
-        "acl asking bgrewriteaof bgsave cluster debug failover lastsave lolwut memory migrate module psync readonly readwrite replconf replicaof role slaveof swapdb sync",
+        "acl asking bgrewriteaof bgsave cluster debug failover lastsave lolwut memory migrate module psync readonly readwrite replconf replicaof role slaveof sync",
     ),
 ];
 

@@ -68,6 +68,12 @@ pub(crate) fn move_key(_: &[Bytes]) -> Planned {
     Err(Reply::error("MOVE between databases is not supported: they are on different shards"))
 }
 
+pub(crate) fn swap_db(_: &[Bytes]) -> Planned {
+    Err(Reply::error(
+        "SWAPDB is not supported: databases are on different shards, which can't be swapped at one moment",
+    ))
+}
+
 fn expire_with(args: &[Bytes], command: &'static str, unit: TimeUnit) -> Planned {
     let mut rule = ExpiryRule::ALWAYS;
     let mut options = Options::after(args, 3);

@@ -209,6 +209,7 @@ commands! {
     "slowlog" -2 CONNECTION NONE "server" Local(server::slowlog) "Slow commands" "always empty";
     "strlen" 2 READ ONE "string" Keys(strings::strlen) "The length of a string" "";
     "substr" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "swapdb" 3 WRITE NONE "server" Keys(keys::swap_db) "Swaps two databases" "always refused: their shards can't change names at one moment";
     "time" 1 CONNECTION NONE "server" Local(server::time) "The gateway's clock" "in steps of a millisecond";
     "touch" -2 READ ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
     "ttl" 2 READ ONE "generic" Keys(keys::ttl) "Seconds to live" "";

@@ -188,6 +188,19 @@ fn a_deep_pipeline_is_answered_in_order() {
 }
 
 #[test]
+fn what_can_not_be_done_at_one_moment_across_databases_is_refused_in_clear_words() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    assert_eq!(client.ask("set k v"), "+OK\r\n");
+    for command in ["move k 1", "copy k other db 1", "swapdb 0 1"] {
+        let told = client.ask(command);
+        assert!(told.starts_with("-ERR") && told.contains("different shards"), "{told}");
+    }
+    assert_eq!(client.ask("get k"), "$1\r\nv\r\n");
+    assert_eq!(client.ask("copy {k}a {k}b"), ":0\r\n");
+}
+
+#[test]
 fn a_transaction_over_shards_is_refused_and_one_on_a_shard_is_carried_out() {
     let dev = Dev::start();
     let mut client = dev.client();
