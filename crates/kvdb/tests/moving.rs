@@ -94,15 +94,16 @@ fn scans_and_batches_under_way_lose_and_repeat_nothing_when_shards_split_and_mov
         go_on(&mut scans);
     }
     // Each shard's replica on one node moves to the spare one.
-    for shard in ["1", "3", "4"] {
+    for shard in [1, 3, 4] {
         let map = cluster.json(&["admin", "shards", "--json"]).unwrap();
         let shards = map["shards"].as_array().unwrap();
-        let record = shards.iter().find(|found| found["shard_id"].to_string() == shard).unwrap();
+        let record = shards.iter().find(|found| found["shard_id"] == shard).unwrap();
         let replicas = record["replicas"].as_array().unwrap();
         let on: Vec<u64> =
             replicas.iter().map(|replica| replica["node_id"].as_u64().unwrap()).collect();
         let spare = (1..=4).find(|node| !on.contains(node)).unwrap();
-        done(&cluster, &["admin", "move", shard, &on[0].to_string(), &spare.to_string(), "--wait"]);
+        let [shard, from, to] = [shard, on[0], spare].map(|id| id.to_string());
+        done(&cluster, &["admin", "move", &shard, &from, &to, "--wait"]);
         go_on(&mut scans);
     }
     for (mut scan, mut seen) in scans {
