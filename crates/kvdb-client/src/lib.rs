@@ -49,7 +49,7 @@ pub use admin::{AdminClient, ClusterStatus, Initialised, Member, Registered};
 pub use client::Client;
 pub use error::Error;
 pub use kvdb_wire::transport::AddressError;
-pub use operators::{OperatorStatus, Plan};
+pub use operators::{OperatorStatus, Plan, Recovery, ReplicaStanding};
 pub use options::Options;
 pub use scan::Scan;
 pub use types::{

@@ -4,8 +4,10 @@ use crate::admin::AdminClient;
 use crate::call::Manner;
 use crate::error::Error;
 use bytes::Bytes;
-use kvdb_model::{MapVersion, NodeId, OperatorId, ShardId};
-use kvdb_wire::proto;
+use kvdb_model::{
+    LogIndex, MapVersion, NodeId, NodeStatus, OperatorId, ReplicaId, ShardId, Version,
+};
+use kvdb_wire::{node_status_from, proto};
 
 /// An operator as the coordinators remember it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,33 @@ pub struct Plan {
     pub why_no_more: String,
     /// The operator that carries it out, if that was asked for.
     pub operator: Option<OperatorId>,
+}
+
+/// What letting a shard go on from one replica means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The replica that it goes on from first, then the others.
+    pub replicas: Vec<ReplicaStanding>,
+    /// What should be known before, in sentences.
+    pub warnings: Vec<String>,
+    /// The operator that does it, if it was confirmed.
+    pub operator: Option<OperatorId>,
+}
+
+/// What is known of one replica of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStanding {
+    /// Where it is.
+    pub node: NodeId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// How its node is.
+    pub status: NodeStatus,
+    /// For how long the node was not heard, in milliseconds, where that is known.
+    pub silent_ms: Option<u64>,
+    /// What it has told last, if anything: the last entry applied and the last of its log, and the
+    /// highest version applied.
+    pub told: Option<(LogIndex, LogIndex, Version)>,
 }
 
 macro_rules! starts {
@@ -137,6 +166,32 @@ impl AdminClient {
         starts!(self, replace_node, proto::ReplaceNodeRequest { node_id: node.0 })
     }
 
+    /// What it would mean to let a shard that has lost its majority go on from the replica on a
+    /// node; `confirm` has it done.
+    ///
+    /// # Errors
+    /// [`Error`]: also where the shard may have its majority.
+    pub async fn force_recover(
+        &self,
+        shard: ShardId,
+        from: NodeId,
+        confirm: bool,
+    ) -> Result<Recovery, Error> {
+        let message =
+            proto::ForceRecoverRequest { shard_id: shard.0, from_node_id: from.0, confirm };
+        let manner = if confirm { Manner::write(false) } else { Manner::READ };
+        let answer = self
+            .call(manner, &message, |mut coordinator, request| async move {
+                coordinator.force_recover(request).await
+            })
+            .await?;
+        Ok(Recovery {
+            replicas: answer.replicas.into_iter().map(standing).collect(),
+            warnings: answer.warnings,
+            operator: (answer.operator_id != 0).then_some(OperatorId(answer.operator_id)),
+        })
+    }
+
     /// What rebalancing would do now; `start` has it done.
     ///
     /// # Errors
@@ -182,6 +237,20 @@ impl AdminClient {
             })
             .await?;
         Ok(MapVersion(answer.map_version))
+    }
+}
+
+fn standing(standing: proto::ReplicaStanding) -> ReplicaStanding {
+    let told = standing.report.map(|report| {
+        let (applied, last) = (LogIndex(report.applied_index), LogIndex(report.last_index));
+        (applied, last, Version(report.version))
+    });
+    ReplicaStanding {
+        node: NodeId(standing.node_id),
+        replica: ReplicaId(standing.replica_id),
+        status: node_status_from(standing.node_status).unwrap_or(NodeStatus::Suspect),
+        silent_ms: standing.silent_ms,
+        told,
     }
 }
 

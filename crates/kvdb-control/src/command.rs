@@ -274,6 +274,66 @@ pub enum ControlError {
     /// `default` stays.
     #[error("the keyspace \"default\" can't be dropped")]
     DefaultStays,
+    /// The shard isn't lost.
+    #[error(
+        "shard {shard} has its majority: nodes {there:?} are there, or may be. It needs no force; a \
+         node that is gone for good counts as such when it is DEAD"
+    )]
+    HasMajority {
+        /// The shard.
+        shard: ShardId,
+        /// The nodes of its voters that are there.
+        there: Vec<NodeId>,
+    },
+    /// A node is said to be gone and isn't.
+    #[error("node {node} of shard {shard} has been heard: look again, then decide")]
+    NodeIsThere {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The replica to go on from is lost itself.
+    #[error("node {node} is gone itself: shard {shard} can only go on from a node that is there")]
+    SurvivorIsGone {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The replica to go on from wasn't heard lately.
+    #[error(
+        "node {node} hasn't told of its replica of shard {shard} lately: it must run and be heard; \
+         if it has just started, try again in some seconds"
+    )]
+    NotHeard {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The replica to go on from has nothing.
+    #[error(
+        "the replica of shard {shard} on node {node} has no state of its own (its files are lost, or \
+         it waits for its first snapshot): go on from another"
+    )]
+    WithoutState {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The replica to go on from hasn't heard of a split.
+    #[error(
+        "the replica of shard {shard} on node {node} doesn't know yet that the shard was split: what \
+         it holds belongs to two shards. Go on from another"
+    )]
+    BeforeSplit {
+        /// The shard.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
     /// The command can't be read by this version.
     #[error("the command can't be read by this version")]
     Unreadable,

@@ -17,11 +17,17 @@
 
 mod balance;
 mod command;
+mod decide;
 mod history;
+mod keyspaces;
 mod liveness;
 mod operator;
 mod placement;
 mod planner;
+mod records;
+mod recovery;
+mod report;
+mod standings;
 mod state;
 
 pub use balance::Proposal;
@@ -33,4 +39,6 @@ pub use liveness::{Liveness, LivenessConfig};
 pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};
 pub use placement::place_replicas;
 pub use planner::{Observed, Planner, PlannerConfig};
+pub use recovery::{RecoveryPreview, ReplicaStanding, preview as preview_recovery};
+pub use standings::{ReplicaReport, Standings};
 pub use state::{Applied, ControlState};

@@ -9,18 +9,15 @@ use crate::state::ControlState;
 use bytes::Bytes;
 use kvdb_model::task::left;
 use kvdb_model::{
-    MembershipEpoch, NodeId, NodeStatus, OperatorId, Partitioning, Replica, Role, SLOT_COUNT,
-    ShardDescriptor, ShardId, ShardRecord, ShardTask, SplitPlan, Work, key::slot_start,
+    MembershipEpoch, NodeId, NodeStatus, OperatorId, RecoveryPlan, Replica, Role, ShardDescriptor,
+    ShardId, ShardRecord, ShardTask, SplitPlan, Work,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// Operators that have ended are remembered up to this many.
 const MOST_ENDED: usize = 500;
 /// Steps that an operator remembers: the first ones and the last.
 const MOST_STEPS: usize = 64;
-/// Most replicas of a shard.
-const MOST_REPLICAS: usize = 7;
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +67,20 @@ pub enum OperatorRequest {
     },
     /// Replicas and leaders are spread evenly.
     Rebalance,
+    /// The shard gets as many replicas as it is to have, as far as there are nodes for them.
+    Restore {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The shard has lost its majority for good: it goes on from one replica.
+    ForceRecover {
+        /// The shard.
+        shard: ShardId,
+        /// Where that replica is.
+        from: NodeId,
+        /// The nodes that aren't there any more, as the proposer has found.
+        gone: Vec<NodeId>,
+    },
 }
 
 /// What an operator does.
@@ -110,6 +121,15 @@ pub enum OperatorKind {
     },
     /// Spreads replicas and leaders.
     Rebalance,
+    /// Lets a shard without a majority go on from one replica.
+    ForceRecover {
+        /// The shard.
+        shard: ShardId,
+        /// What its replicas were.
+        from: Vec<Replica>,
+        /// How.
+        plan: RecoveryPlan,
+    },
 }
 
 impl OperatorKind {
@@ -118,7 +138,8 @@ impl OperatorKind {
         match self {
             OperatorKind::Replicas { shard, .. }
             | OperatorKind::Lead { shard, .. }
-            | OperatorKind::Split { shard, .. } => Some(*shard),
+            | OperatorKind::Split { shard, .. }
+            | OperatorKind::ForceRecover { shard, .. } => Some(*shard),
             _ => None,
         }
     }
@@ -140,6 +161,7 @@ impl OperatorKind {
             OperatorKind::Drain { .. } => "drain",
             OperatorKind::Replace { .. } => "replace",
             OperatorKind::Rebalance => "rebalance",
+            OperatorKind::ForceRecover { .. } => "force-recover",
         }
     }
 
@@ -163,6 +185,11 @@ impl OperatorKind {
             OperatorKind::Drain { node } => format!("node {node}: drain"),
             OperatorKind::Replace { node } => format!("node {node}: replace"),
             OperatorKind::Rebalance => "all nodes: rebalance".to_owned(),
+            OperatorKind::ForceRecover { shard, from, plan } => format!(
+                "shard {shard}: go on from node {} alone, of {}",
+                plan.replica.node_id,
+                nodes(from)
+            ),
         }
     }
 }
@@ -235,6 +262,10 @@ impl OperatorRequest {
             OperatorRequest::Drain { node } => format!("node {node}: drain"),
             OperatorRequest::Replace { node } => format!("node {node}: replace"),
             OperatorRequest::Rebalance => "rebalance".to_owned(),
+            OperatorRequest::Restore { shard } => format!("shard {shard}: more replicas"),
+            OperatorRequest::ForceRecover { shard, from, .. } => {
+                format!("shard {shard}: go on from node {from} alone")
+            }
         }
     }
 }
@@ -257,7 +288,9 @@ impl ControlState {
                     .count();
                 (33 * (there + vote) / goal.len().max(1)) as u32
             }
-            OperatorKind::Lead { .. } | OperatorKind::Split { .. } => 0,
+            OperatorKind::Lead { .. }
+            | OperatorKind::Split { .. }
+            | OperatorKind::ForceRecover { .. } => 0,
             OperatorKind::Drain { node } | OperatorKind::Replace { node } => {
                 let holds = |record: &&ShardRecord| record.descriptor.replica_on(*node).is_some();
                 self.share_done(operator.id, self.map.shards.values().filter(holds).count())
@@ -298,7 +331,14 @@ impl ControlState {
     /// What is asked of the leaders on a node.
     pub fn tasks_of(&self, node: NodeId) -> Vec<ShardTask> {
         let led = self.map.shards.values().filter(|record| record.leader == Some(node));
-        led.filter_map(|record| self.task_of(&record.descriptor)).collect()
+        let of_survivors = self.running().filter_map(|operator| match &operator.kind {
+            OperatorKind::ForceRecover { shard, plan, .. } if plan.replica.node_id == node => {
+                let work = Work::ForceRecover(plan.clone());
+                Some(ShardTask { operator: operator.id, shard: *shard, work })
+            }
+            _ => None,
+        });
+        led.filter_map(|record| self.task_of(&record.descriptor)).chain(of_survivors).collect()
     }
 
     fn task_of(&self, descriptor: &ShardDescriptor) -> Option<ShardTask> {
@@ -422,208 +462,4 @@ impl ControlState {
         operator.steps.push(OperatorStep { at_ms, what: what.chars().take(300).collect() });
         Ok(())
     }
-
-    fn decide(&mut self, request: &OperatorRequest) -> Result<OperatorKind, ControlError> {
-        match request {
-            OperatorRequest::SetReplicas { shard, nodes, membership_epoch } => {
-                let descriptor = self.free_shard(*shard)?;
-                let current = descriptor.membership_epoch;
-                if membership_epoch.is_some_and(|seen| seen != current) {
-                    return Err(ControlError::StaleEpoch { shard: *shard, current });
-                }
-                self.new_replicas(&descriptor, nodes)
-            }
-            OperatorRequest::Move { shard, from, to } => {
-                let descriptor = self.free_shard(*shard)?;
-                let on: Vec<NodeId> =
-                    descriptor.replicas.iter().map(|replica| replica.node_id).collect();
-                if !on.contains(from) {
-                    return Err(ControlError::NotAReplica { shard: *shard, node: *from, on });
-                }
-                if on.contains(to) {
-                    return Err(ControlError::ReplicaThere { shard: *shard, node: *to });
-                }
-                let nodes: Vec<NodeId> =
-                    on.iter().map(|node| if node == from { *to } else { *node }).collect();
-                self.new_replicas(&descriptor, &nodes)
-            }
-            OperatorRequest::Lead { shard, node } => {
-                let descriptor = self.free_shard(*shard)?;
-                let replica = descriptor.replica_on(*node);
-                let Some(to) = replica.filter(|replica| replica.role == Role::Voter) else {
-                    let on = descriptor.replicas.iter().map(|replica| replica.node_id).collect();
-                    return Err(ControlError::NotAReplica { shard: *shard, node: *node, on });
-                };
-                Ok(OperatorKind::Lead { shard: *shard, to: *to })
-            }
-            OperatorRequest::Split { shard, at } => {
-                let descriptor = self.free_shard(*shard)?;
-                self.plan_split(&descriptor, at.as_ref())
-            }
-            OperatorRequest::Drain { node } => {
-                self.may_be_emptied(*node)?;
-                Ok(OperatorKind::Drain { node: *node })
-            }
-            OperatorRequest::Replace { node } => {
-                self.may_be_emptied(*node)?;
-                Ok(OperatorKind::Replace { node: *node })
-            }
-            OperatorRequest::Rebalance => {
-                let running = self.running().find(|other| other.kind == OperatorKind::Rebalance);
-                match running {
-                    Some(other) => Err(ControlError::AlreadyUnderWay(other.id)),
-                    None => Ok(OperatorKind::Rebalance),
-                }
-            }
-        }
-    }
-
-    /// A shard that no other operator changes.
-    fn free_shard(&self, shard: ShardId) -> Result<ShardDescriptor, ControlError> {
-        let record = self.map.shards.get(&shard).ok_or(ControlError::UnknownShard(shard))?;
-        if let Some(other) = self.running_on(shard) {
-            return Err(ControlError::ShardBusy { shard, operator: other.id });
-        }
-        if record.creating {
-            return Err(ControlError::ShardNotReady(shard));
-        }
-        Ok(record.descriptor.clone())
-    }
-
-    fn may_be_emptied(&self, node: NodeId) -> Result<(), ControlError> {
-        let record = self.map.nodes.get(&node).ok_or(ControlError::UnknownNode(node))?;
-        if record.status == NodeStatus::Removed {
-            return Err(ControlError::NodeRemoved(node));
-        }
-        match self.running().find(|other| other.kind.empties() == Some(node)) {
-            Some(other) => Err(ControlError::AlreadyUnderWay(other.id)),
-            None => Ok(()),
-        }
-    }
-
-    fn new_replicas(
-        &mut self,
-        descriptor: &ShardDescriptor,
-        nodes: &[NodeId],
-    ) -> Result<OperatorKind, ControlError> {
-        let shard = descriptor.shard_id;
-        if nodes.is_empty() || nodes.len() > MOST_REPLICAS {
-            return Err(ControlError::OutOfRange {
-                field: "nodes".to_owned(),
-                value: nodes.len() as u64,
-                accepted: format!("1 to {MOST_REPLICAS}"),
-            });
-        }
-        let distinct: BTreeSet<&NodeId> = nodes.iter().collect();
-        if distinct.len() < nodes.len() {
-            return Err(ControlError::DuplicateNode { shard });
-        }
-        let current = left(&descriptor.replicas);
-        for node in nodes {
-            let record = self.map.nodes.get(node).ok_or(ControlError::UnknownNode(*node))?;
-            let stays = current.iter().any(|replica| replica.node_id == *node);
-            if !stays && record.status != NodeStatus::Alive {
-                return Err(ControlError::NodeUnusable { node: *node, status: record.status });
-            }
-        }
-        let on: BTreeSet<&NodeId> = current.iter().map(|replica| &replica.node_id).collect();
-        if on == distinct && current.len() == descriptor.replicas.len() {
-            return Err(ControlError::NothingToDo(format!(
-                "shard {shard} is on these nodes already"
-            )));
-        }
-        let mut goal = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            let there = current.iter().find(|replica| replica.node_id == *node);
-            let replica_id = match there {
-                Some(replica) => replica.replica_id,
-                None => {
-                    let id = self.counters.next_replica;
-                    self.counters.next_replica = id.next();
-                    id
-                }
-            };
-            goal.push(Replica { node_id: *node, replica_id, role: Role::Voter });
-        }
-        goal.sort_by_key(|replica| replica.replica_id);
-        Ok(OperatorKind::Replicas { shard, from: descriptor.replicas.clone(), goal })
-    }
-
-    fn plan_split(
-        &mut self,
-        descriptor: &ShardDescriptor,
-        at: Option<&Bytes>,
-    ) -> Result<OperatorKind, ControlError> {
-        let shard = descriptor.shard_id;
-        let keyspace = descriptor.keyspace_id;
-        let partitioning = match self.map.keyspaces.get(&keyspace) {
-            Some(keyspace) => keyspace.partitioning,
-            None => return Err(ControlError::UnknownShard(shard)),
-        };
-        let range = &descriptor.range;
-        let at = match (partitioning, at) {
-            (Partitioning::Range, Some(key)) => partitioning.routing_key(keyspace, key),
-            (Partitioning::Range, None) => {
-                let why = "in a range keyspace the key must be given (--at KEY)";
-                return Err(ControlError::NotSplittable { shard, why: why.to_owned() });
-            }
-            (Partitioning::Hash, Some(key)) => slot_start(keyspace, kvdb_model::slot_of(key)),
-            (Partitioning::Hash, None) => {
-                let first = slot_at(&range.start).unwrap_or(0);
-                let end = slot_at(&range.end)
-                    .filter(|_| range.end.starts_with(&keyspace.0.to_be_bytes()))
-                    .unwrap_or(SLOT_COUNT);
-                if end.saturating_sub(first) < 2 {
-                    let why = "it has a single slot; keys of one slot stay together";
-                    return Err(ControlError::NotSplittable { shard, why: why.to_owned() });
-                }
-                slot_start(keyspace, first + (end - first) / 2)
-            }
-        };
-        if !range.contains(&at) || range.start == at {
-            let why = "the key is not strictly inside the shard's range".to_owned();
-            return Err(ControlError::NotSplittable { shard, why });
-        }
-        if descriptor.replicas.iter().any(|replica| replica.role != Role::Voter) {
-            return Err(ControlError::ShardNotReady(shard));
-        }
-        // One that was called off may still be on its way through the shard's log. Under another id
-        // for the same child nobody could tell which of the two was born.
-        let same = |of: ShardId, plan: &SplitPlan| {
-            of == shard && plan.at == at && plan.membership_epoch == descriptor.membership_epoch
-        };
-        if let Some((_, plan)) = self.split_of(same) {
-            return Ok(OperatorKind::Split { shard, plan });
-        }
-        let child = self.counters.next_shard;
-        self.counters.next_shard = child.next();
-        let mut replicas = Vec::with_capacity(descriptor.replicas.len());
-        for replica in &descriptor.replicas {
-            let replica_id = self.counters.next_replica;
-            self.counters.next_replica = replica_id.next();
-            replicas.push(Replica { node_id: replica.node_id, replica_id, role: Role::Voter });
-        }
-        let membership_epoch = descriptor.membership_epoch;
-        let plan = SplitPlan { at, child, replicas, membership_epoch };
-        Ok(OperatorKind::Split { shard, plan })
-    }
-
-    /// The split that a child comes from, or that made its parent end at a key: the newest, since
-    /// an older one with another plan for the same key is for replicas that the shard had left.
-    pub(crate) fn split_of(
-        &self,
-        is_it: impl Fn(ShardId, &SplitPlan) -> bool,
-    ) -> Option<(ShardId, SplitPlan)> {
-        self.operators.values().rev().find_map(|operator| match &operator.kind {
-            OperatorKind::Split { shard, plan } if is_it(*shard, plan) => {
-                Some((*shard, plan.clone()))
-            }
-            _ => None,
-        })
-    }
-}
-
-/// The slot that a bound of a hash keyspace names.
-fn slot_at(bound: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(*bound.get(4..)?.first_chunk()?))
 }

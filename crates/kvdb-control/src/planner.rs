@@ -47,6 +47,10 @@ pub struct Observed {
     pub impossible: BTreeMap<OperatorId, String>,
 }
 
+/// What somebody must decide.
+pub(crate) const FORCE: &str = "start its nodes again, or, if they are gone for good, see \
+     `kvdb admin force-recover --help`";
+
 /// Plans.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Planner {
@@ -132,6 +136,9 @@ impl Round<'_> {
             }
             OperatorKind::Lead { to, .. } => record.leader == Some(to.node_id),
             OperatorKind::Split { plan, .. } => self.state.map().shards.contains_key(&plan.child),
+            OperatorKind::ForceRecover { plan, .. } => {
+                record.descriptor.membership_epoch >= plan.membership_epoch
+            }
             _ => false,
         };
         let late_ms = self.observed.now_ms.saturating_sub(operator.started_ms);
@@ -235,6 +242,10 @@ impl Round<'_> {
             }
             let Some(record) = self.state.map().shards.get(shard) else { continue };
             let descriptor = record.descriptor.clone();
+            if !self.state.map().has_majority(&descriptor) {
+                stuck = Some(format!("shard {shard} has lost its majority: {FORCE}"));
+                continue;
+            }
             let Some(to) = balance::target(&self.state, &descriptor, node) else {
                 stuck = Some(format!(
                     "no node that is alive could take a replica of shard {shard}: start another one"
@@ -282,6 +293,25 @@ impl Round<'_> {
             let shards = self.shards_on(node);
             let why = format!("node {node} is dead for more than {} s", limit_ms / 1000);
             self.move_away(node, &shards, &why, None);
+        }
+        self.restore();
+    }
+
+    /// Shards that have lost replicas for good get new ones.
+    fn restore(&mut self) {
+        for shard in self.state.short_shards() {
+            let Some(record) = self.state.map().shards.get(&shard) else { continue };
+            let descriptor = record.descriptor.clone();
+            let nodes = self.state.fuller(&descriptor);
+            let comes = |node: &&NodeId| descriptor.replica_on(**node).is_none();
+            let mut coming = nodes.iter().filter(comes).peekable();
+            let is_busy = |node: &NodeId| self.coming_to(*node) >= self.config.moves_per_node;
+            if coming.peek().is_none() || coming.any(is_busy) {
+                continue;
+            }
+            let (has, wanted) = (descriptor.replicas.len(), self.state.wanted_replicas.get(&shard));
+            let why = format!("it has {has} of {} replicas", wanted.copied().unwrap_or_default());
+            self.start(OperatorRequest::Restore { shard }, why, None);
         }
     }
 

@@ -24,6 +24,7 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
         if leads && !led {
             // Whoever led before has heard what this member hasn't.
             member.liveness.lock().reset();
+            member.standings.lock().reset();
         }
         led = leads;
         if leads {
@@ -36,6 +37,7 @@ async fn look(member: &Member) {
     let state = member.view.state();
     let commands = if state.map().cluster_id.is_known() {
         let now_ms = clock::now().boot_us / 1000;
+        member.standings.lock().forget_gone(state.map());
         let judged = member.liveness.lock().judge(state.map(), now_ms);
         let judged = judged.into_iter();
         judged

@@ -7,6 +7,7 @@
 mod duties;
 mod machine;
 mod operators;
+mod recovery;
 mod run;
 mod service;
 mod view;

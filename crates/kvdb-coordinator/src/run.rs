@@ -187,6 +187,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         view: view.clone(),
         peers: addresses,
         liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
+        standings: Arc::default(),
         planner: Planner { config: config.planner },
         impossible: Arc::default(),
     };

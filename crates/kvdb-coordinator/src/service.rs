@@ -1,10 +1,10 @@
 //! The `Coordinator` service. Only the leader answers; a follower says who leads.
 
-use crate::operators;
 use crate::view::View;
+use crate::{operators, recovery};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, LedShard, Liveness, OperatorRequest, Planner,
-    Since, decode_result,
+    Since, Standings, decode_result,
 };
 use kvdb_model::{Command, MapVersion, NodeId, OperatorId, Refusal, ShardId, Term};
 use kvdb_replication::{Input, Rejection};
@@ -38,6 +38,8 @@ pub(crate) struct Member {
     pub(crate) view: Arc<View>,
     pub(crate) peers: Arc<BTreeMap<NodeId, String>>,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
+    /// How far single replicas are.
+    pub(crate) standings: Arc<Mutex<Standings>>,
     pub(crate) planner: Planner,
     /// What shard leaders say can't be done, since the last round of planning.
     pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
@@ -139,10 +141,15 @@ impl Member {
     }
 }
 
-fn invalid(error: &ControlError) -> Status {
+pub(crate) fn invalid(error: &ControlError) -> Status {
     let field = match error {
-        ControlError::UnknownNode(_) | ControlError::NotAReplica { .. } => "node_id",
-        ControlError::UnknownShard(_) => "shard_id",
+        ControlError::UnknownNode(_)
+        | ControlError::NotAReplica { .. }
+        | ControlError::SurvivorIsGone { .. }
+        | ControlError::NotHeard { .. }
+        | ControlError::WithoutState { .. }
+        | ControlError::BeforeSplit { .. } => "node_id",
+        ControlError::UnknownShard(_) | ControlError::HasMajority { .. } => "shard_id",
         ControlError::BadAddress(_) | ControlError::AddressTaken(..) => "address",
         ControlError::BadName(_)
         | ControlError::KeyspaceExists(_)
@@ -275,6 +282,7 @@ impl Coordinator for Member {
         }
         let state = self.view.state();
         self.hear_impossible(request.impossible);
+        recovery::hear(self, node, request.replicas);
         let transfers = state
             .wanted_leaders()
             .iter()
@@ -409,6 +417,24 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::StartOperatorResponse>, Status> {
         let node = NodeId(request.into_inner().node_id);
         self.start(OperatorRequest::Replace { node }).await
+    }
+
+    async fn force_recover(
+        &self,
+        request: Request<proto::ForceRecoverRequest>,
+    ) -> Result<Response<proto::ForceRecoverResponse>, Status> {
+        self.catch_up().await?;
+        let request = request.into_inner();
+        let (shard, from) = (ShardId(request.shard_id), NodeId(request.from_node_id));
+        let preview = recovery::preview(self, shard, from)?;
+        let operator_id = if request.confirm {
+            let gone = preview.gone.clone();
+            let started = self.start(OperatorRequest::ForceRecover { shard, from, gone }).await?;
+            started.into_inner().operator_id
+        } else {
+            0
+        };
+        Ok(Response::new(recovery::to_proto(shard, from, preview, operator_id)))
     }
 
     async fn list_operators(

@@ -44,6 +44,7 @@ macro_rules! pass_on {
 }
 
 pass_on! {
+    force_recover(ForceRecoverRequest) -> ForceRecoverResponse;
     get_shard_map(GetShardMapRequest) -> GetShardMapResponse;
     register_node(RegisterNodeRequest) -> RegisterNodeResponse;
     heartbeat(HeartbeatRequest) -> HeartbeatResponse;

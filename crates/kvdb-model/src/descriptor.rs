@@ -62,6 +62,17 @@ impl ShardDescriptor {
         self.replicas.iter().any(|replica| matches!(replica.role, Role::Incoming | Role::Outgoing))
     }
 
+    /// Whether the replicas on the nodes that are there can decide for the shard. In a joint
+    /// configuration both halves must agree.
+    pub fn has_majority(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
+        let half = |other: Role| {
+            let voters =
+                || self.replicas.iter().filter(|one| one.role == Role::Voter || one.role == other);
+            2 * voters().filter(|one| is_there(one.node_id)).count() > voters().count()
+        };
+        half(Role::Incoming) && half(Role::Outgoing)
+    }
+
     /// Appends the encoding that [`ShardDescriptor::decode`] reads.
     pub fn encode(&self, out: &mut Writer) {
         out.u8(1);

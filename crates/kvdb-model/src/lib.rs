@@ -42,5 +42,5 @@ pub use refusal::{Refusal, RetryClass};
 pub use string_action::{
     BitFieldStep, BitOperation, BitRange, Expiry, ExpiryRule, Overflow, StringAction,
 };
-pub use task::{ShardTask, SplitPlan, Step, Work, next_step};
+pub use task::{RecoveryPlan, ShardTask, SplitPlan, Step, Work, next_step};
 pub use version::{HybridClock, Version};

@@ -128,6 +128,15 @@ pub struct DeltaGap {
 }
 
 impl ShardMap {
+    /// Whether enough nodes of a shard's voters are there, as far as their statuses tell.
+    pub fn has_majority(&self, descriptor: &ShardDescriptor) -> bool {
+        descriptor.has_majority(|node| {
+            self.nodes.get(&node).is_some_and(|record| {
+                !matches!(record.status, NodeStatus::Dead | NodeStatus::Removed)
+            })
+        })
+    }
+
     /// Applies the next delta. One that is already contained changes nothing.
     ///
     /// # Errors

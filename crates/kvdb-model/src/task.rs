@@ -10,7 +10,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::descriptor::{Replica, Role, ShardDescriptor, decode_replicas, encode_replicas};
-use crate::id::{MembershipEpoch, OperatorId, ReplicaId, ShardId};
+use crate::id::{MembershipEpoch, OperatorId, RangeEpoch, ReplicaId, ShardId, Term};
 use crate::key::KeyRange;
 use crate::planted::{Bug, has};
 use bytes::Bytes;
@@ -35,6 +35,31 @@ pub enum Work {
     Lead(ReplicaId),
     /// The upper part of the range is a shard of its own.
     Split(SplitPlan),
+    /// The shard goes on from one replica, without the majority that it has lost for good. The only
+    /// work that isn't a leader's: it is for the node of the survivor, and there is no leader.
+    ForceRecover(RecoveryPlan),
+}
+
+/// How a shard goes on from one replica. The survivor itself never votes again: its state and its
+/// log become those of a *new* replica, alone in its shard, so that whatever the lost majority has
+/// promised, and whoever of it comes back, is of another life.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecoveryPlan {
+    /// Whose state it is.
+    pub survivor: ReplicaId,
+    /// As which it goes on, on the same node: the shard's only voter.
+    pub replica: Replica,
+    /// The shard's membership epoch from then on: above any that the lost majority can have
+    /// reached, so that the map proves each of its replicas to be removed.
+    pub membership_epoch: MembershipEpoch,
+    /// The shard's range epoch from then on: requests that are routed by the new map are refused
+    /// by replicas of the old life.
+    pub range_epoch: RangeEpoch,
+    /// A survivor with a lower range epoch doesn't know of a split that has been done: what it
+    /// holds belongs to two shards.
+    pub least_range_epoch: RangeEpoch,
+    /// It leads in a higher term.
+    pub term: Term,
 }
 
 /// How a shard is to be split.
@@ -134,6 +159,8 @@ pub fn next_step(
             _ => Step::Impossible("the replica has no vote in the shard"),
         },
         Work::Split(plan) => next_split(plan, descriptor),
+        Work::ForceRecover(plan) if plan.replica.replica_id == own => Step::Done,
+        Work::ForceRecover(_) => Step::Impossible("the shard has a leader: its majority lives"),
     }
 }
 
@@ -196,6 +223,12 @@ fn next_membership(
     if coming.is_empty() && current.iter().all(&wanted) {
         return Step::Done;
     }
+    let stranger = |replica: &&Replica| replica.role == Role::Learner && !wanted(replica);
+    if coming.len() + leaving.len() <= 1
+        && let Some(stranger) = current.iter().find(stranger)
+    {
+        return Step::Change(without(current, stranger));
+    }
     if leaving.contains(&own) {
         let voters_stay =
             current.iter().any(|replica| replica.role == Role::Voter && wanted(replica));
@@ -235,26 +268,27 @@ fn learners_come(current: &[Replica], missing: &[&Replica], own: ReplicaId) -> S
         missing.iter().any(|to| to.node_id == replica.node_id) && replica.replica_id != own
     };
     if let Some(old) = current.iter().find(in_the_way) {
-        let rest = current.iter().filter(|replica| replica.replica_id != old.replica_id);
-        return Step::Change(rest.copied().collect());
+        return Step::Change(without(current, old));
     }
     if missing.iter().any(|to| current.iter().any(|replica| replica.node_id == to.node_id)) {
         return Step::Impossible("the leader's own node is to get another replica of the shard");
     }
+    // One at a time: raft takes several changes in one for a joint configuration.
     let mut replicas = current.to_vec();
-    replicas.extend(missing.iter().map(|to| with_role(to, Role::Learner)));
+    replicas.extend(missing.first().map(|to| with_role(to, Role::Learner)));
     Step::Change(replicas)
 }
 
-/// One voter changes in a single step, more by a joint configuration. Learners that nobody wants
-/// go with the last step.
+fn without(current: &[Replica], gone: &Replica) -> Vec<Replica> {
+    current.iter().filter(|replica| replica.replica_id != gone.replica_id).copied().collect()
+}
+
+/// One voter changes in a single step, more by a joint configuration, in which learners that
+/// nobody wants stay.
 fn voters_change(current: &[Replica], coming: &[ReplicaId], leaving: &[ReplicaId]) -> Vec<Replica> {
     let joint = coming.len() + leaving.len() > 1;
-    let stranger =
-        |replica: &&Replica| replica.role == Role::Learner && !coming.contains(&replica.replica_id);
     current
         .iter()
-        .filter(|replica| joint || !stranger(replica))
         .filter(|replica| joint || !leaving.contains(&replica.replica_id))
         .map(|replica| {
             if coming.contains(&replica.replica_id) {
@@ -295,13 +329,19 @@ mod tests {
             .collect()
     }
 
-    /// Whether raft would take the step: at most one voter without a joint configuration, one
-    /// entered from a plain one only and left whole.
+    /// Whether raft would take the step: at most one replica changes without a joint
+    /// configuration, one is entered from a plain one only and left whole.
     fn is_lawful(from: &[Replica], to: &[Replica]) -> bool {
         let was_joint = voters(from) != outgoing(from);
         let is_joint = voters(to) != outgoing(to);
         match (was_joint, is_joint) {
-            (false, false) => voters(from).symmetric_difference(&voters(to)).count() <= 1,
+            (false, false) => {
+                let differs = |one: &&Replica, other: &[Replica]| !other.contains(one);
+                let gone = from.iter().filter(|one| differs(one, to));
+                let new = to.iter().filter(|one| differs(one, from));
+                let changed: BTreeSet<_> = gone.chain(new).map(|one| one.replica_id).collect();
+                changed.len() <= 1
+            }
             (false, true) => outgoing(to) == voters(from),
             (true, false) => voters(to) == voters(from),
             (true, true) => false,
@@ -324,7 +364,7 @@ mod tests {
             let mut steps = 0;
             loop {
                 steps += 1;
-                prop_assert!(steps < 12, "no end: {current:?}");
+                prop_assert!(steps < 16, "no end: {current:?}");
                 match next_membership(&goal, &current, own, &|_| true) {
                     Step::Done => break,
                     Step::Change(next) => {

@@ -6,7 +6,8 @@
 //! that doesn't lead may serve. `watch` tells of changes; `history` has shards keep the changes that
 //! their keyspaces ask for; `sweep` frees what has expired. `link`
 //! keeps the node in touch with the coordinators: registration, heartbeats, the shard map; `tasks`
-//! does what they ask of shards. `room` is for full disks.
+//! does what they ask of shards, `recoveries` what they ask where the majority is lost; `reports`
+//! tells of the replicas here. `room` is for full disks.
 
 mod access;
 mod freshness;
@@ -14,6 +15,8 @@ mod history;
 mod link;
 mod metrics;
 mod operation;
+mod recoveries;
+mod reports;
 mod room;
 mod run;
 mod service;

@@ -1,5 +1,7 @@
 //! In touch with the coordinators: registration, heartbeats, and what the map asks of this node.
 
+use crate::recoveries::Recoveries;
+use crate::reports::Reports;
 use crate::run::NodeConfig;
 use crate::tasks::{self, Impossible};
 use kvdb_model::{ClusterId, NodeId, ShardId};
@@ -86,6 +88,8 @@ pub(crate) async fn heartbeats(
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut roles = drive.role_changes();
     let mut impossible = Impossible::new();
+    let recoveries = Recoveries::default();
+    let mut reports = Reports::default();
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -93,7 +97,8 @@ pub(crate) async fn heartbeats(
             _ = roles.changed() => {}
             () = shutdown.wait() => return,
         }
-        let request = heartbeat(&drive, cluster_id, incarnation, &impossible);
+        let replicas = reports.next(&drive).await;
+        let request = heartbeat(&drive, cluster_id, incarnation, replicas, &impossible);
         let answer = coordinators
             .call(async |mut client| client.heartbeat(Request::new(request.clone())).await)
             .await;
@@ -110,7 +115,8 @@ pub(crate) async fn heartbeats(
                 if !tasks.is_empty() {
                     interval.reset_after(HEARTBEAT_AT_WORK);
                 }
-                impossible = tasks::carry_out(&drive, tasks).await;
+                impossible = recoveries.carry_out(&drive, &tasks);
+                impossible.extend(tasks::carry_out(&drive, tasks).await);
             }
             Err(status) => tracing::debug!(error = status.message(), "heartbeat not answered"),
         }
@@ -121,6 +127,7 @@ fn heartbeat(
     drive: &Drive,
     cluster_id: ClusterId,
     incarnation: u64,
+    replicas: Vec<proto::ReplicaReport>,
     impossible: &Impossible,
 ) -> proto::HeartbeatRequest {
     let views = drive.views().all();
@@ -138,6 +145,7 @@ fn heartbeat(
         incarnation,
         led,
         replica_count: views.len() as u64,
+        replicas,
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })

@@ -122,6 +122,8 @@ mod tests {
             last_index: LogIndex(1000),
             committed: LogIndex(1000),
             applied: LogIndex(1000),
+            last_term: Term(6),
+            awaits_snapshot: false,
             progress: replicas.iter().map(progress).collect(),
             descriptor: Some(ShardDescriptor {
                 shard_id: ShardId(1),

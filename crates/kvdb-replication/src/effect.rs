@@ -105,6 +105,35 @@ pub enum SnapshotRefusal {
     Busy,
 }
 
+/// Why a replica can't go on as another one, alone in its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CantGoOn {
+    /// It isn't here, or another one is.
+    #[error("the replica is not on this node any more")]
+    NotHere,
+    /// It has no state: its engine is lost, or its first snapshot hasn't come.
+    #[error("the replica has no state of its own: its files are lost, or it waits for a snapshot")]
+    WithoutState,
+    /// The shard has a leader.
+    #[error("the replica hears a leader of the shard: its majority lives")]
+    HasLeader,
+    /// Its log or its state has changed meanwhile, or is changing.
+    #[error("the replica's log has changed meanwhile")]
+    Changing,
+    /// The new replica is or was here.
+    #[error("the id of the new replica was used before")]
+    Used,
+}
+
+/// The log of a replica from some position on, as it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogTail {
+    /// In order, without gaps.
+    pub entries: Vec<LogEntry>,
+    /// Where the log ends.
+    pub end: LogPosition,
+}
+
 /// Something to be done by whoever drives the host.
 #[derive(Debug)]
 pub enum Effect<T> {
@@ -186,6 +215,10 @@ pub struct GroupStatus {
     pub committed: LogIndex,
     /// The last entry applied.
     pub applied: LogIndex,
+    /// The term of the last entry in the log.
+    pub last_term: Term,
+    /// Its state is lost, or hasn't come yet.
+    pub awaits_snapshot: bool,
     /// The descriptor as of `applied`; `None` while it waits for its first snapshot.
     pub descriptor: Option<ShardDescriptor>,
     /// As a leader: how far each replica is, itself included.

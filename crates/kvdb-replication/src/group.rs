@@ -17,6 +17,7 @@
 
 mod events;
 mod ready;
+mod rebirth;
 mod reconfigure;
 mod snapshots;
 
@@ -272,6 +273,8 @@ impl<T> Group<T> {
             last_index: LogIndex(self.raw.raft.raft_log.last_index()),
             committed: LogIndex(self.raw.raft.raft_log.committed),
             applied: self.applied,
+            last_term: self.log_end().term,
+            awaits_snapshot: self.engine_lost || self.volume.is_none(),
             descriptor: self.descriptor.clone(),
             progress: self.progress(),
         }

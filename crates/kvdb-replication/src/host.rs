@@ -1,9 +1,11 @@
 //! The table of groups: who is here, who may come to be here, and who is gone for good.
 
 use crate::config::HostConfig;
-use crate::effect::{ApplyTask, Effect, GroupStatus, PeerMessage, PersistBatch, SnapshotRefusal};
+use crate::effect::{
+    ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch, SnapshotRefusal,
+};
 use crate::group::{Group, RecoveredGroup};
-use crate::input::{Input, Now, Rejection};
+use crate::input::{Input, Now, Rebirth, Rejection};
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
     HardState, LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Version,
@@ -128,6 +130,28 @@ impl<T> Host<T> {
         self.groups.values().map(Group::status)
     }
 
+    /// How the next groups are doing, by shard: at most `most`, from `from` on.
+    pub fn statuses_from(&self, from: ShardId, most: usize) -> impl Iterator<Item = GroupStatus> {
+        self.groups.range(from..).take(most).map(|(_, group)| group.status())
+    }
+
+    /// What a replica's log holds after a position, for a copy of it that is to go on alone.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn log_after(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        position: LogPosition,
+    ) -> Result<LogTail, CantGoOn> {
+        let group = self.groups.get(&shard).filter(|group| group.replica == replica);
+        let group = group.ok_or(CantGoOn::NotHere)?;
+        group.cant_go_on()?;
+        let entries = group.log_after(position).ok_or(CantGoOn::Changing)?;
+        Ok(LogTail { entries, end: group.log_end() })
+    }
+
     /// How one group is doing.
     pub fn status(&self, shard: ShardId) -> Option<GroupStatus> {
         self.groups.get(&shard).map(Group::status)
@@ -173,6 +197,7 @@ impl<T> Host<T> {
                 let birth = Birth { descriptor: child, volume, last_version, origin };
                 self.split(from.map(|from| from.parent), birth);
             }
+            Input::Rebear(rebirth) => self.rebear(rebirth),
             Input::Destroy { shard, replica } => self.destroy(shard, replica),
             Input::TransferLeader { shard, to } => self.transfer_leader(shard, to),
             Input::TransferAll => {
@@ -531,6 +556,67 @@ impl<T> Host<T> {
         if campaign && let Some(group) = self.touch(shard) {
             group.campaign();
         }
+    }
+
+    /// A replica ends, and another one goes on from what it has left: see [`Rebirth`].
+    fn rebear(&mut self, rebirth: Rebirth) {
+        let shard = rebirth.descriptor.shard_id;
+        let Some(replica) = self.may_be_reborn(&rebirth) else {
+            self.out.effects.push(Effect::DropVolume(rebirth.volume));
+            return;
+        };
+        let term = self.groups.get(&shard).map(|group| group.hard_state().term);
+        let term = Term(rebirth.term.max(term.unwrap_or_default()).0 + 1);
+        let hard_state = HardState { term, vote: ReplicaId(0), commit: rebirth.log_end.index };
+        let birth = rebirth.descriptor.to_bytes();
+        let (volume, start) = (Some(rebirth.volume), rebirth.log_end);
+        // These three stay together in one frame of the log (`kvdb_wal`): the old replica's end
+        // and the new one's birth.
+        self.destroy(shard, rebirth.survivor);
+        self.out.records.push(WalRecord::Created {
+            replica,
+            shard,
+            volume,
+            start,
+            birth: birth.clone(),
+        });
+        self.out.records.push(WalRecord::HardState { replica, state: hard_state });
+        self.out.effects.push(Effect::Apply(ApplyTask::Open {
+            shard,
+            replica,
+            volume: rebirth.volume,
+            birth,
+            start,
+        }));
+        let group = RecoveredGroup {
+            replica,
+            shard,
+            volume,
+            hard_state,
+            start,
+            entries: Vec::new(),
+            applied: start,
+            descriptor: Some(rebirth.descriptor),
+            last_version: rebirth.last_version,
+            engine_lost: false,
+        };
+        self.insert(group, false);
+        if let Some(group) = self.groups.get_mut(&shard) {
+            group.await_birth(&mut self.out);
+        }
+        if let Some(group) = self.touch(shard) {
+            group.campaign();
+        }
+    }
+
+    /// The id that a replica may go on under.
+    fn may_be_reborn(&self, rebirth: &Rebirth) -> Option<ReplicaId> {
+        let descriptor = &rebirth.descriptor;
+        let replica = self.own_replica(descriptor).filter(|_| descriptor.replicas.len() == 1)?;
+        let group = self.groups.get(&descriptor.shard_id)?;
+        let is_free = replica > group.replica && !self.is_buried(descriptor.shard_id, replica);
+        let unchanged = group.replica == rebirth.survivor && group.log_end() == rebirth.log_end;
+        (is_free && unchanged && group.cant_go_on().is_ok()).then_some(replica)
     }
 
     fn destroy(&mut self, shard: ShardId, replica: ReplicaId) {

@@ -3,7 +3,8 @@
 use crate::effect::PeerMessage;
 use bytes::Bytes;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, Replica, ReplicaId, ShardDescriptor, ShardId, Version, VolumeId,
+    LogIndex, LogPosition, NodeId, Replica, ReplicaId, ShardDescriptor, ShardId, Term, Version,
+    VolumeId,
 };
 use raft::eraftpb::Message;
 
@@ -35,6 +36,23 @@ pub struct SplitFrom {
     pub replica: ReplicaId,
     /// The entry of the parent's log.
     pub index: LogIndex,
+}
+
+/// A replica's state and log, copied: what a new one begins with, alone in its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebirth {
+    /// Whose they were.
+    pub survivor: ReplicaId,
+    /// Where the survivor's log ended when it was copied.
+    pub log_end: LogPosition,
+    /// The shard from now on: the new replica is its only one, on this node.
+    pub descriptor: ShardDescriptor,
+    /// The copy, durable, with everything up to `log_end` applied.
+    pub volume: VolumeId,
+    /// The highest version in it.
+    pub last_version: Version,
+    /// The new replica begins in a term above this one, and above the survivor's.
+    pub term: Term,
 }
 
 /// An event for the host. `T` is the caller's ticket: handed back with the outcome of what it
@@ -113,6 +131,9 @@ pub enum Input<T> {
         /// The highest version in the child.
         last_version: Version,
     },
+    /// The shard has lost its majority for good: a replica ends, and a new one goes on alone from
+    /// what it has left. Where that can't be (any more), the copy's volume is dropped.
+    Rebear(Rebirth),
     /// Remove a replica for good.
     Destroy {
         /// The shard.

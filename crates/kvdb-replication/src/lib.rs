@@ -51,12 +51,12 @@ mod store;
 
 pub use config::{HostConfig, HostConfigError};
 pub use effect::{
-    ApplyTask, CommittedEntry, Effect, GroupStatus, PeerMessage, PersistBatch, ReplicaProgress,
-    ReplicaRole, SnapshotRefusal,
+    ApplyTask, CantGoOn, CommittedEntry, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch,
+    ReplicaProgress, ReplicaRole, SnapshotRefusal,
 };
 pub use group::RecoveredGroup;
 pub use host::Host;
-pub use input::{ConfOutcome, Input, Now, Rejection, SplitFrom};
+pub use input::{ConfOutcome, Input, Now, Rebirth, Rejection, SplitFrom};
 pub use membership::conf_state_of;
 
 /// The wire form of a Raft message: protobuf, as the `raft` crate defines it.

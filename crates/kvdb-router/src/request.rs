@@ -86,7 +86,8 @@ impl RequestMachine {
                 RetryClass::RetryHere,
                 Refusal::ShardUnavailable {
                     shard_id: kvdb_model::ShardId(0),
-                    reason: "no node of the shard can be reached",
+                    reason: "no node of the shard can be reached (`kvdb admin shards` tells whether it has lost its \
+                             majority, and what can be done)",
                 },
             ),
             Failure::NoAnswer => {

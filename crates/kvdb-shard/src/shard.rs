@@ -172,6 +172,18 @@ impl<M: Machine> Shard<M> {
         self.machine
     }
 
+    /// Puts another descriptor in the place of the shard's own, beside its log: only for a replica
+    /// that begins a life of its own from what another has left. Durable with the next flush.
+    ///
+    /// # Errors
+    /// An i/o error, or if the volume is gone.
+    pub fn redescribe(&mut self, descriptor: ShardDescriptor) -> Result<(), EngineError> {
+        self.state.descriptor = descriptor;
+        let mut batch = Batch::default();
+        self.state.write(self.replica, &mut batch);
+        self.engine.write(self.volume, batch).map(|_| ())
+    }
+
     /// A consistent view of the volume as of now.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ const FORMAT: u8 = 1;
 const ITEMS: u8 = 0;
 const END: u8 = 1;
 const CHUNK_BYTES: usize = 256 * 1024;
+const UNKNOWN_KEY: &str = "has a key of an unknown kind";
 
 /// Why a snapshot can't be read or taken in.
 #[derive(Debug, Error)]
@@ -92,6 +93,22 @@ impl SnapshotWriter {
     /// The highest version in it.
     pub fn last_version(&self) -> Version {
         self.state.last_version
+    }
+
+    /// Everything in it, ascending, as another replica would hold it: for a copy that doesn't
+    /// travel.
+    pub fn items_for(&self, receiver: ReplicaId) -> impl Iterator<Item = Item> + '_ {
+        items_of(&*self.snapshot, self.replica, &self.state).map(move |item| {
+            let (key, value) = item?;
+            match from_neutral(&to_neutral(&key), receiver) {
+                Some(own) => Ok((own, value)),
+                None => {
+                    let problem = SnapshotError::Chunk { sequence: 0, problem: UNKNOWN_KEY };
+                    let source = std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
+                    Err(EngineError::Io { place: "the replica".to_owned(), source })
+                }
+            }
+        })
     }
 
     /// Hands every chunk to `send`, in order; ends early once `send` returns false.
@@ -250,7 +267,7 @@ impl<I: Iterator<Item = Bytes>> ChunkReader<I> {
             }
             self.has_state |= is_neutral_state(&key);
             let Some(own) = from_neutral(&key, self.replica) else {
-                return Err(self.problem("has a key of an unknown kind"));
+                return Err(self.problem(UNKNOWN_KEY));
             };
             self.items.push_back((own, value));
             self.last = Some(key);

@@ -241,9 +241,13 @@ impl<D: Disk> Wal<D> {
         let mut contents: Vec<Content> = Vec::new();
         let mut out = Writer::new();
         let mut first = 0;
-        for (place, record) in records.iter().enumerate() {
+        let mut place = 0;
+        while place < records.len() {
             let mut one = Writer::new();
-            encode(record, &mut one);
+            let together = kept_together(&records[place..]);
+            for record in &records[place..place + together] {
+                encode(record, &mut one);
+            }
             if one.len() > largest {
                 return Err(WalError::TooLarge {
                     size_bytes: one.len(),
@@ -256,6 +260,7 @@ impl<D: Disk> Wal<D> {
                 first = place;
             }
             out.raw(one.as_slice());
+            place += together;
         }
         if !out.is_empty() {
             contents.push(Content { bytes: out.finish(), records: first..records.len() });
@@ -483,6 +488,20 @@ fn any_frame(
     (offset..content.len())
         .step_by(ALIGN)
         .any(|at| parse_frame(content, segment, at).is_some_and(|frame| wanted(&frame)))
+}
+
+/// How many of the next records a crash must take or leave as one. Where a replica ends and another
+/// of the shard goes on at once from a state of its own, there must never be neither.
+fn kept_together(records: &[WalRecord]) -> usize {
+    match records {
+        [
+            WalRecord::Destroyed { shard, .. },
+            WalRecord::Created { replica, shard: same, volume: Some(_), .. },
+            WalRecord::HardState { replica: next, .. },
+            ..,
+        ] if shard == same && replica == next => 3,
+        _ => 1,
+    }
 }
 
 fn replay<D: Disk>(disk: &D, frames: &[(u64, Frame)]) -> Result<LiveState, OpenError> {

@@ -520,3 +520,43 @@ fn the_file_disk_keeps_what_was_synced() {
         expected = content(wal.live());
     }
 }
+
+#[test]
+fn where_one_replica_goes_on_as_another_a_crash_never_leaves_neither() {
+    let (old, new) = (ReplicaId(1), ReplicaId(9));
+    let state = HardState { term: Term(70), vote: ReplicaId(0), commit: LogIndex(6) };
+    for size in (0..1900).step_by(13) {
+        let handover = |batch: &mut Vec<WalRecord>| {
+            batch.push(WalRecord::Destroyed { replica: old, shard: ShardId(1) });
+            batch.push(WalRecord::Created {
+                replica: new,
+                shard: ShardId(1),
+                volume: Some(VolumeId(9)),
+                start: LogPosition { index: LogIndex(6), term: Term(5) },
+                birth: Bytes::from_static(b"birth"),
+            });
+            batch.push(WalRecord::HardState { replica: new, state });
+        };
+        let entries = vec![entry(6, 5, size)];
+        let mut batch = vec![WalRecord::Append { replica: ReplicaId(2), entries }];
+        handover(&mut batch);
+        let batches = vec![vec![created(1), created(2)], batch];
+        let mut whole = SimDisk::new();
+        run(&mut whole, &batches);
+        for operation in 0..whole.operations() {
+            let mut disk = SimDisk::new();
+            disk.fail_from(operation);
+            let (_, acknowledged) = run(&mut disk, &batches);
+            let (_, live) = Wal::open(Shared::new(disk.crash(operation)), SMALL).unwrap();
+            match (live.replicas.contains_key(&old), live.replicas.get(&new)) {
+                (true, None) => assert!(acknowledged < 2),
+                (false, Some(found)) => {
+                    assert_eq!(found.hard_state, state);
+                    assert_eq!(live.tombstones()[&ShardId(1)], old);
+                }
+                (false, None) => assert_eq!(acknowledged, 0),
+                (true, Some(_)) => panic!("both live"),
+            }
+        }
+    }
+}

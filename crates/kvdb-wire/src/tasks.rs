@@ -3,7 +3,8 @@
 use crate::convert::{FieldError, missing, replica_from, replica_to};
 use crate::proto;
 use kvdb_model::{
-    MembershipEpoch, OperatorId, Replica, ReplicaId, ShardId, ShardTask, SplitPlan, Work,
+    MembershipEpoch, OperatorId, RangeEpoch, RecoveryPlan, Replica, ReplicaId, ShardId, ShardTask,
+    SplitPlan, Term, Work,
 };
 
 /// A task as protobuf.
@@ -19,6 +20,14 @@ pub fn shard_task_to(task: &ShardTask) -> proto::ShardTask {
             child_shard_id: plan.child.0,
             replicas: plan.replicas.iter().map(replica_to).collect(),
             membership_epoch: plan.membership_epoch.0,
+        }),
+        Work::ForceRecover(plan) => Sent::ForceRecover(proto::ForceRecoverTask {
+            survivor_replica_id: plan.survivor.0,
+            replica: Some(replica_to(&plan.replica)),
+            membership_epoch: plan.membership_epoch.0,
+            range_epoch: plan.range_epoch.0,
+            least_range_epoch: plan.least_range_epoch.0,
+            term: plan.term.0,
         }),
     };
     proto::ShardTask { operator_id: task.operator.0, shard_id: task.shard.0, work: Some(work) }
@@ -42,6 +51,14 @@ pub fn shard_task_from(task: proto::ShardTask) -> Result<ShardTask, FieldError> 
             replicas: replicas(&plan.replicas)?,
             membership_epoch: MembershipEpoch(plan.membership_epoch),
         }),
+        Sent::ForceRecover(plan) => Work::ForceRecover(RecoveryPlan {
+            survivor: ReplicaId(plan.survivor_replica_id),
+            replica: replica_from(&plan.replica.ok_or(missing("replica"))?)?,
+            membership_epoch: MembershipEpoch(plan.membership_epoch),
+            range_epoch: RangeEpoch(plan.range_epoch),
+            least_range_epoch: RangeEpoch(plan.least_range_epoch),
+            term: Term(plan.term),
+        }),
     };
     Ok(ShardTask { operator: OperatorId(task.operator_id), shard: ShardId(task.shard_id), work })
 }
@@ -59,6 +76,14 @@ mod tests {
         let works = [
             Work::Replicas(vec![replica(1), replica(4)]),
             Work::Lead(ReplicaId(7)),
+            Work::ForceRecover(RecoveryPlan {
+                survivor: ReplicaId(2),
+                replica: replica(9),
+                membership_epoch: MembershipEpoch(1 << 20),
+                range_epoch: RangeEpoch(1 << 21),
+                least_range_epoch: RangeEpoch(4),
+                term: Term(11),
+            }),
             Work::Split(SplitPlan {
                 at: Bytes::from_static(b"\0\0\0\x01\x20\0"),
                 child: ShardId(9),

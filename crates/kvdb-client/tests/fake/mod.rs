@@ -525,6 +525,13 @@ impl coordinator_server::Coordinator for Fake {
         Err(no_operators())
     }
 
+    async fn force_recover(
+        &self,
+        _: Request<proto::ForceRecoverRequest>,
+    ) -> Result<Response<proto::ForceRecoverResponse>, Status> {
+        Err(no_operators())
+    }
+
     async fn list_operators(
         &self,
         _: Request<proto::ListOperatorsRequest>,

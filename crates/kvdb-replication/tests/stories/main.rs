@@ -13,4 +13,5 @@ mod limits;
 mod logs;
 mod membership;
 mod reads;
+mod rebirth;
 mod snapshots;

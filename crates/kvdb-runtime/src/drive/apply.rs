@@ -17,8 +17,17 @@ use std::sync::atomic::Ordering;
 /// Something for the apply thread.
 pub(crate) enum ApplyWork {
     Task(ApplyTask<Ticket>),
-    TakeSnapshot { shard: ShardId, to: ReplicaId },
+    TakeSnapshot {
+        shard: ShardId,
+        to: ReplicaId,
+    },
     DropVolume(VolumeId),
+    /// Answer with a snapshot of a replica, if it is open.
+    Export {
+        shard: ShardId,
+        replica: ReplicaId,
+        reply: tokio::sync::oneshot::Sender<SnapshotWriter>,
+    },
 }
 
 pub(crate) struct Applier<M> {
@@ -37,7 +46,28 @@ impl<M: Machine> Applier<M> {
                 ApplyWork::Task(task) => self.carry_out(task),
                 ApplyWork::TakeSnapshot { shard, to } => self.take_snapshot(shard, to),
                 ApplyWork::DropVolume(volume) => self.drop_volume(volume),
+                ApplyWork::Export { shard, replica, reply } => self.export(shard, replica, reply),
             }
+        }
+    }
+
+    fn export(
+        &self,
+        id: ShardId,
+        replica: ReplicaId,
+        reply: tokio::sync::oneshot::Sender<SnapshotWriter>,
+    ) {
+        let Some(shard) = self.shards.get(&id).filter(|shard| shard.replica() == replica) else {
+            return;
+        };
+        let read = shard.engine_snapshot().map_err(|error| error.to_string());
+        let writer = read.and_then(|snapshot| {
+            SnapshotWriter::new(snapshot, replica).map_err(|error| error.to_string())
+        });
+        match writer {
+            Ok(writer) => drop(reply.send(writer)),
+            // Whoever asked sees the channel close.
+            Err(error) => tracing::error!(shard = id.0, error, "the shard can't be read"),
         }
     }
 

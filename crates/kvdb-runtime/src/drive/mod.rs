@@ -22,6 +22,7 @@ mod log;
 mod mailbox;
 mod maintain;
 mod metrics;
+mod rebirth;
 mod replicate;
 mod room;
 mod ticket;
@@ -30,6 +31,7 @@ mod views;
 pub use changes::{Changes, ShardChanges};
 pub use fatal::fatal;
 pub use kvdb_engine::EngineError as VolumeError;
+pub use rebirth::GoOnError;
 pub(crate) use replicate::Event;
 pub use replicate::Outgoing;
 pub use room::{Level, RESERVE_BYTES, Room};
@@ -370,6 +372,13 @@ impl Drive {
     pub async fn statuses(&self) -> Vec<GroupStatus> {
         let (sender, receiver) = oneshot::channel();
         self.inform(Event::Statuses(sender));
+        receiver.await.unwrap_or_default()
+    }
+
+    /// How the next groups are doing, by shard: at most `most`, from `from` on.
+    pub async fn statuses_from(&self, from: ShardId, most: usize) -> Vec<GroupStatus> {
+        let (reply, receiver) = oneshot::channel();
+        self.inform(Event::StatusesFrom { from, most, reply });
         receiver.await.unwrap_or_default()
     }
 }

@@ -10,10 +10,10 @@ use super::apply::ApplyWork;
 use super::mailbox::{Nothing, Receiver, Sender};
 use super::ticket::{Outcome, Ticket};
 use crate::clock;
-use kvdb_model::{NodeId, ShardDescriptor, ShardId, WalRecord};
+use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, WalRecord};
 use kvdb_replication::{
-    ApplyTask, Effect, GroupStatus, Host, Input, PeerMessage, PersistBatch, ReplicaRole,
-    SnapshotRefusal, message::Message,
+    ApplyTask, CantGoOn, Effect, GroupStatus, Host, Input, LogTail, PeerMessage, PersistBatch,
+    ReplicaRole, SnapshotRefusal, message::Message,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +42,21 @@ pub(crate) enum Event {
     },
     /// Answer with the status of every group.
     Statuses(tokio::sync::oneshot::Sender<Vec<GroupStatus>>),
+    /// Answer with the status of so many groups from a shard on.
+    StatusesFrom {
+        from: ShardId,
+        most: usize,
+        reply: tokio::sync::oneshot::Sender<Vec<GroupStatus>>,
+    },
+    /// Answer with what a replica's log holds after a position.
+    LogAfter {
+        shard: ShardId,
+        replica: ReplicaId,
+        position: LogPosition,
+        reply: tokio::sync::oneshot::Sender<Result<LogTail, CantGoOn>>,
+    },
+    /// For the apply thread. By way of this one, so that it ends when this one does.
+    ForApply(ApplyWork),
     /// End the thread.
     Stop,
 }
@@ -160,6 +175,13 @@ impl Replicator {
             Event::Statuses(reply) => {
                 let _ = reply.send(self.host.statuses().collect());
             }
+            Event::StatusesFrom { from, most, reply } => {
+                let _ = reply.send(self.host.statuses_from(from, most).collect());
+            }
+            Event::LogAfter { shard, replica, position, reply } => {
+                let _ = reply.send(self.host.log_after(shard, replica, position));
+            }
+            Event::ForApply(work) => self.to_apply_thread(work),
             Event::Stop => return std::ops::ControlFlow::Break(()),
         }
         std::ops::ControlFlow::Continue(())

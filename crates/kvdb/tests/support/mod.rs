@@ -43,6 +43,8 @@ pub struct Cluster {
     pub nodes: Vec<Part>,
     pub gateway: Part,
     pub endpoint: String,
+    /// The coordinators', as `--coordinators` takes them.
+    pub addresses: String,
     /// Where the gateway speaks the Redis protocol.
     pub redis: String,
     pub folder: tempfile::TempDir,
@@ -150,6 +152,7 @@ impl Cluster {
                 7,
             ),
             endpoint: address(6),
+            addresses: coordinators.join(","),
             redis: address(8),
             folder,
         };
@@ -165,6 +168,25 @@ impl Cluster {
             cluster.kvdb(&["put", "first", "1"]).status.success()
         });
         cluster
+    }
+
+    /// Starts one more node, with an empty directory.
+    pub fn add_node(&mut self, name: &str) {
+        let ports = free_ports(2);
+        let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+        let data = self.data_of(name).display().to_string();
+        let words = ["node", "--listen", &address(0), "--http", &address(1)];
+        let more = ["--coordinators", &self.addresses, "--data", &data];
+        let args = words.iter().chain(&more).map(|word| (*word).to_owned()).collect();
+        let log = self.folder.path().join(format!("{name}.log"));
+        let mut node = Part { args, log, child: None };
+        node.start();
+        self.nodes.push(node);
+    }
+
+    /// The data directory of a part.
+    pub fn data_of(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
     }
 
     pub fn parts(&mut self) -> impl Iterator<Item = &mut Part> {

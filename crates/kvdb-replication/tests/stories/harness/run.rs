@@ -286,7 +286,9 @@ impl World {
         let node = self.nodes.get_mut(&id).unwrap();
         match task {
             ApplyTask::Open { shard, replica, volume, birth, start } => {
-                node.volumes.memory.insert(volume, State::born(&birth, start));
+                // One that goes on from a copy has its state already.
+                let born = || State::born(&birth, start);
+                node.volumes.memory.entry(volume).or_insert_with(born);
                 node.homes.insert(shard, (replica, volume));
             }
             ApplyTask::Entries { shard, replica, entries } => {

@@ -3,6 +3,7 @@
 mod change;
 mod history;
 mod operate;
+mod recover;
 mod show;
 
 use crate::cli::ClientArgs;
@@ -66,6 +67,38 @@ pub(crate) enum Command {
     Operators(Operators),
     /// Call an operator off
     Cancel(Cancel),
+    /// Let a shard that has lost its majority for good live again from one replica
+    ForceRecover(ForceRecover),
+}
+
+/// Let a shard that has lost its majority for good live again from one replica.
+///
+/// A shard needs more than half of its replicas. Where the nodes of the others are gone for good,
+/// with their disks, this makes the replica on one node the shard, and everything that the others
+/// had acknowledged and this one never got is lost. First it shows what is known of each replica and
+/// what may be lost, and asks. Start the other nodes again instead wherever that can be done.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin shards                           which shards have lost their majority
+  kvdb admin force-recover 3 --from 2         shows what would be done, and asks
+  kvdb admin force-recover 3 --from 2 --yes --wait
+
+Refused while a majority of the shard's nodes is there or may be (a node counts as gone when it is DEAD), while
+an operator changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many replicas
+as it had, as far as there are nodes: start new ones, or `kvdb admin replace` the lost ones.")]
+pub(crate) struct ForceRecover {
+    /// The shard's id
+    #[arg(value_name = "SHARD")]
+    shard_id: u64,
+    /// The node of the replica that it goes on from: the one whose log is longest
+    #[arg(long, value_name = "NODE")]
+    from: u64,
+    /// Don't ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 #[derive(clap::Args)]
@@ -314,6 +347,7 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
         Command::Plan => operate::plan(&admin, args.json).await,
         Command::Operators(command) => operate::operators(&admin, command, args.json).await,
         Command::Cancel(command) => operate::cancel(&admin, command.operator_id, args.json).await,
+        Command::ForceRecover(command) => recover::run(&admin, command, args.json).await,
     }
 }
 

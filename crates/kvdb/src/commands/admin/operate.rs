@@ -144,7 +144,7 @@ fn row(operator: &OperatorStatus) -> Vec<String> {
 }
 
 /// Says that an operator runs, and follows it to its end if that is asked for.
-async fn started(
+pub(super) async fn started(
     admin: &AdminClient,
     id: OperatorId,
     waiting: Waiting,

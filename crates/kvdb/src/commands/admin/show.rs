@@ -21,7 +21,11 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
     let status = admin.status().await?;
     let map = admin.shard_map().await?;
     let alive = map.nodes.values().filter(|node| node.status == NodeStatus::Alive).count();
-    let led = map.shards.values().filter(|shard| shard.leader.is_some()).count();
+    let led = map
+        .shards
+        .values()
+        .filter(|shard| shard.leader.is_some() && map.has_majority(&shard.descriptor))
+        .count();
     let members: Vec<Value> = status
         .members
         .iter()
@@ -45,9 +49,10 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         let (nodes, shards) = (map.nodes.len(), map.shards.len());
         let rows: Vec<Vec<String>> = status.members.iter().map(member_row).collect();
         format!(
-            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader\n\n{}",
+            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader\n\n{}{}",
             heading(&status),
-            table(&["COORDINATOR", "ADDRESS", "ROLE"], &rows)
+            table(&["COORDINATOR", "ADDRESS", "ROLE"], &rows),
+            lost(&map)
         )
     })
 }
@@ -105,7 +110,7 @@ pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure
     })
 }
 
-fn status_name(status: NodeStatus) -> &'static str {
+pub(super) fn status_name(status: NodeStatus) -> &'static str {
     match status {
         NodeStatus::Alive => "ALIVE",
         NodeStatus::Suspect => "SUSPECT",
@@ -165,8 +170,22 @@ pub(super) async fn shards(admin: &AdminClient, json: bool) -> Result<(), Failur
             map.shards.values().map(|shard| shard_row(&map, shard)).collect();
         let head =
             ["SHARD", "KEYSPACE", "RANGE", "LEADER", "REPLICAS", "RANGE EPOCH", "MEMBER EPOCH"];
-        table(&head, &rows)
+        format!("{}{}", table(&head, &rows), lost(&map))
     })
+}
+
+/// Which shards can't go on by themselves, and what can be done.
+fn lost(map: &ShardMap) -> String {
+    let lost = map.shards.values().filter(|shard| !map.has_majority(&shard.descriptor));
+    let ids: Vec<String> = lost.map(|shard| shard.descriptor.shard_id.to_string()).collect();
+    if ids.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\n\nWithout a majority of their nodes: shards {}. Start those nodes again; if they are gone for \
+         good, see\n`kvdb admin force-recover --help`.",
+        ids.join(", ")
+    )
 }
 
 fn keyspace_name(map: &ShardMap, shard: &ShardRecord) -> String {
@@ -201,6 +220,7 @@ fn shard_object(map: &ShardMap, shard: &ShardRecord) -> Value {
     object.insert("range_epoch".into(), descriptor.range_epoch.0.into());
     object.insert("membership_epoch".into(), descriptor.membership_epoch.0.into());
     object.insert("creating".into(), shard.creating.into());
+    object.insert("has_majority".into(), map.has_majority(descriptor).into());
     object.insert("replicas".into(), replicas.into());
     Value::Object(object)
 }

@@ -1,0 +1,237 @@
+//! A shard that has lost its majority for good: whether it has, from which replica it may go on,
+//! and what is lost by it.
+//!
+//! Going on without a majority breaks what everything else here keeps: what the others have
+//! acknowledged and the survivor hasn't heard of is lost. So it is never done of the planner's own
+//! accord, and refused wherever the shard may still have its majority. What of that can be seen
+//! from the log of the coordinators is checked when the command is applied; what only the leader
+//! has heard (who is silent, how far which replica is) is checked before, by [`preview`]; and the
+//! survivor itself refuses if it hears a leader.
+
+use crate::command::ControlError;
+use crate::liveness::LivenessConfig;
+use crate::operator::OperatorKind;
+use crate::standings::{ReplicaReport, Standings};
+use crate::state::ControlState;
+use kvdb_model::{
+    MembershipEpoch, NodeId, NodeStatus, RangeEpoch, RecoveryPlan, Replica, Role, ShardDescriptor,
+    ShardId, Term,
+};
+use std::collections::BTreeMap;
+
+/// How far epochs and the term are raised: further than a lost majority can have got since it was
+/// last heard.
+const LEAP: u64 = 1 << 20;
+
+/// What is known of one replica of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStanding {
+    /// The replica.
+    pub replica: Replica,
+    /// How its node is.
+    pub status: NodeStatus,
+    /// For how long the node was not heard, in milliseconds.
+    pub silent_ms: Option<u64>,
+    /// What was last heard of it.
+    pub report: Option<ReplicaReport>,
+}
+
+/// What going on from one replica would mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryPreview {
+    /// The survivor first.
+    pub replicas: Vec<ReplicaStanding>,
+    /// Nodes that aren't there any more.
+    pub gone: Vec<NodeId>,
+    /// What should be known before, in sentences.
+    pub warnings: Vec<String>,
+}
+
+fn votes(replica: &Replica) -> bool {
+    replica.role != Role::Learner
+}
+
+impl ControlState {
+    /// The plan by which a shard goes on from the replica on a node.
+    pub(crate) fn plan_recovery(
+        &mut self,
+        shard: ShardId,
+        from: NodeId,
+        gone: &[NodeId],
+    ) -> Result<OperatorKind, ControlError> {
+        let descriptor = self.free_shard(shard)?;
+        let term = self.map.shards.get(&shard).map(|record| record.leader_term);
+        let on = || descriptor.replicas.iter().map(|replica| replica.node_id).collect();
+        let survivor = descriptor.replica_on(from).filter(|replica| votes(replica));
+        let Some(survivor) = survivor.copied() else {
+            return Err(ControlError::NotAReplica { shard, node: from, on: on() });
+        };
+        for node in gone {
+            let status = self.map.nodes.get(node).map(|record| record.status);
+            if matches!(status, Some(NodeStatus::Alive | NodeStatus::Suspect)) {
+                return Err(ControlError::NodeIsThere { shard, node: *node });
+            }
+        }
+        if gone.contains(&from) {
+            return Err(ControlError::SurvivorIsGone { shard, node: from });
+        }
+        let is_there = |node: NodeId| !gone.contains(&node);
+        if descriptor.has_majority(is_there) {
+            let there: Vec<NodeId> = descriptor
+                .replicas
+                .iter()
+                .filter(|replica| votes(replica) && is_there(replica.node_id))
+                .map(|replica| replica.node_id)
+                .collect();
+            return Err(ControlError::HasMajority { shard, there });
+        }
+        let voters = descriptor
+            .replicas
+            .iter()
+            .filter(|replica| replica.role == Role::Voter || replica.role == Role::Incoming)
+            .count();
+        let replica_id = self.counters.next_replica;
+        self.counters.next_replica = replica_id.next();
+        let wanted = self.wanted_replicas.entry(shard).or_default();
+        *wanted = (*wanted).max(voters as u32);
+        let plan = RecoveryPlan {
+            survivor: survivor.replica_id,
+            replica: Replica { node_id: from, replica_id, role: Role::Voter },
+            membership_epoch: MembershipEpoch(descriptor.membership_epoch.0 + LEAP),
+            range_epoch: RangeEpoch(descriptor.range_epoch.0 + LEAP),
+            least_range_epoch: descriptor.range_epoch,
+            term: Term(term.unwrap_or_default().0 + LEAP),
+        };
+        Ok(OperatorKind::ForceRecover { shard, from: descriptor.replicas, plan })
+    }
+
+    /// Shards with fewer replicas than they are to have, and none of them on its way.
+    pub(crate) fn short_shards(&self) -> Vec<ShardId> {
+        let is_short = |(shard, wanted): &(&ShardId, &u32)| {
+            self.map.shards.get(shard).is_some_and(|record| {
+                record.descriptor.replicas.len() < **wanted as usize
+                    && record.leader.is_some()
+                    && self.running_on(**shard).is_none()
+            })
+        };
+        self.wanted_replicas.iter().filter(is_short).map(|(shard, _)| *shard).collect()
+    }
+
+    /// The nodes of a shard's replicas, with more nodes as far as it is to have more replicas.
+    pub(crate) fn fuller(&self, descriptor: &ShardDescriptor) -> Vec<NodeId> {
+        let wanted = self.wanted_replicas.get(&descriptor.shard_id).copied().unwrap_or_default();
+        let mut with = descriptor.clone();
+        while with.replicas.len() < wanted as usize
+            && let Some(node_id) = crate::balance::target(self, &with, NodeId(0))
+        {
+            let replica_id = kvdb_model::ReplicaId(u64::MAX);
+            with.replicas.push(Replica { node_id, replica_id, role: Role::Voter });
+        }
+        with.replicas.iter().map(|replica| replica.node_id).collect()
+    }
+}
+
+/// What going on from the replica on a node would mean, or why it is refused.
+///
+/// # Errors
+/// The shard may have its majority, is being changed, or can't go on from there.
+pub fn preview(
+    state: &ControlState,
+    standings: &Standings,
+    silent_ms: &BTreeMap<NodeId, u64>,
+    shard: ShardId,
+    from: NodeId,
+) -> Result<RecoveryPreview, ControlError> {
+    let descriptor = state.free_shard(shard)?;
+    let limits = LivenessConfig::default();
+    let standing = |replica: &Replica| ReplicaStanding {
+        replica: *replica,
+        status: state
+            .map
+            .nodes
+            .get(&replica.node_id)
+            .map_or(NodeStatus::Removed, |node| node.status),
+        silent_ms: silent_ms.get(&replica.node_id).copied(),
+        report: standings
+            .of(shard, replica.node_id)
+            .filter(|report| report.replica == replica.replica_id)
+            .cloned(),
+    };
+    let mut replicas: Vec<ReplicaStanding> = descriptor.replicas.iter().map(standing).collect();
+    replicas
+        .sort_by_key(|standing| (standing.replica.node_id != from, standing.replica.replica_id));
+    let is_gone = |standing: &ReplicaStanding| match standing.status {
+        NodeStatus::Dead | NodeStatus::Removed => true,
+        NodeStatus::Draining => standing.silent_ms.is_none_or(|silent| silent >= limits.dead_ms),
+        NodeStatus::Alive | NodeStatus::Suspect => false,
+    };
+    let gone: Vec<NodeId> = replicas
+        .iter()
+        .filter(|standing| is_gone(standing))
+        .map(|standing| standing.replica.node_id)
+        .collect();
+    // What the log's own check says comes first.
+    state.clone().plan_recovery(shard, from, &gone)?;
+    let Some(survivor) = replicas.first().cloned() else {
+        return Err(ControlError::NotAReplica { shard, node: from, on: vec![] });
+    };
+    let is_heard = survivor.silent_ms.is_some_and(|silent| silent < limits.suspect_ms);
+    let Some(report) = survivor.report.clone().filter(|_| is_heard) else {
+        return Err(ControlError::NotHeard { shard, node: from });
+    };
+    if report.awaits_snapshot {
+        return Err(ControlError::WithoutState { shard, node: from });
+    }
+    if report.range_epoch < descriptor.range_epoch {
+        return Err(ControlError::BeforeSplit { shard, node: from });
+    }
+    let warnings = warnings(&replicas, &report, &is_gone);
+    Ok(RecoveryPreview { replicas, gone, warnings })
+}
+
+fn warnings(
+    replicas: &[ReplicaStanding],
+    survivor: &ReplicaReport,
+    is_gone: &dyn Fn(&ReplicaStanding) -> bool,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let others = || replicas.iter().skip(1).filter(|other| votes(&other.replica));
+    let end = |report: &ReplicaReport| (report.last.term, report.last.index);
+    let longer = others().filter(|other| !is_gone(other)).filter_map(|other| {
+        let report = other.report.as_ref().filter(|report| !report.awaits_snapshot)?;
+        (end(report) > end(survivor)).then_some((other.replica.node_id, report))
+    });
+    if let Some((node, report)) = longer.max_by_key(|(_, report)| end(report)) {
+        warnings.push(format!(
+            "the replica on node {node} is further (log entry {}, this one {}): go on from that one",
+            report.last.index, survivor.last.index
+        ));
+    }
+    let lost = || others().filter(|other| is_gone(other));
+    let heard = lost().filter_map(|other| other.report.as_ref());
+    match heard.map(|report| report.last.index).max() {
+        Some(furthest) if furthest > survivor.last.index => warnings.push(format!(
+            "a lost replica had log entry {furthest} when it was last heard, this one ends at {}: at \
+             least {} entries are lost",
+            survivor.last.index,
+            furthest.0 - survivor.last.index.0
+        )),
+        Some(furthest) => warnings.push(format!(
+            "what the lost replicas acknowledged after they were last heard (at log entry \
+             {furthest}; this one ends at {}) and this one never got is lost",
+            survivor.last.index
+        )),
+        None => warnings.push(format!(
+            "no lost replica was heard since this coordinator leads: what they had beyond log entry \
+             {} is lost, and nobody knows how much that is",
+            survivor.last.index
+        )),
+    }
+    let nodes: Vec<String> = lost().map(|other| other.replica.node_id.to_string()).collect();
+    warnings.push(format!(
+        "the replicas on node {} never vote again. If such a node still runs somewhere, stop it \
+         first: until it hears of this it may answer those who still ask it",
+        nodes.join(", ")
+    ));
+    warnings
+}

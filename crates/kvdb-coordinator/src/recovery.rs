@@ -1,0 +1,81 @@
+//! Shards without a majority over gRPC: what is heard of single replicas, and what going on from
+//! one of them would mean.
+
+use crate::service::{Member, invalid};
+use kvdb_control::{RecoveryPreview, ReplicaReport, ReplicaStanding, preview_recovery};
+use kvdb_model::{LogIndex, LogPosition, NodeId, RangeEpoch, ReplicaId, ShardId, Term, Version};
+use kvdb_runtime::clock;
+use kvdb_wire::{node_status_to, proto};
+use tonic::Status;
+
+/// Replicas that one heartbeat may tell of; what is beyond is left out.
+const MOST_REPORTS: usize = 1024;
+
+/// A node tells how its replicas are.
+pub(crate) fn hear(member: &Member, node: NodeId, told: Vec<proto::ReplicaReport>) {
+    if told.is_empty() {
+        return;
+    }
+    let state = member.view.state();
+    let mut standings = member.standings.lock();
+    for report in told.into_iter().take(MOST_REPORTS) {
+        standings.heard(state.map(), ShardId(report.shard_id), node, report_from(&report));
+    }
+}
+
+pub(crate) fn preview(
+    member: &Member,
+    shard: ShardId,
+    from: NodeId,
+) -> Result<RecoveryPreview, Status> {
+    let state = member.view.state();
+    let silent_ms = member.liveness.lock().silent_ms(clock::now().boot_us / 1000);
+    let standings = member.standings.lock();
+    preview_recovery(&state, &standings, &silent_ms, shard, from).map_err(|error| invalid(&error))
+}
+
+pub(crate) fn to_proto(
+    shard: ShardId,
+    from: NodeId,
+    preview: RecoveryPreview,
+    operator_id: u64,
+) -> proto::ForceRecoverResponse {
+    proto::ForceRecoverResponse {
+        shard_id: shard.0,
+        from_node_id: from.0,
+        replicas: preview.replicas.iter().map(|standing| standing_to(shard, standing)).collect(),
+        warnings: preview.warnings,
+        operator_id,
+    }
+}
+
+fn report_from(report: &proto::ReplicaReport) -> ReplicaReport {
+    ReplicaReport {
+        replica: ReplicaId(report.replica_id),
+        applied: LogIndex(report.applied_index),
+        last: LogPosition { index: LogIndex(report.last_index), term: Term(report.last_term) },
+        version: Version(report.version),
+        range_epoch: RangeEpoch(report.range_epoch),
+        awaits_snapshot: report.awaits_snapshot,
+    }
+}
+
+fn standing_to(shard: ShardId, standing: &ReplicaStanding) -> proto::ReplicaStanding {
+    let replica_id = standing.replica.replica_id.0;
+    proto::ReplicaStanding {
+        node_id: standing.replica.node_id.0,
+        replica_id,
+        node_status: node_status_to(standing.status) as i32,
+        silent_ms: standing.silent_ms,
+        report: standing.report.as_ref().map(|report| proto::ReplicaReport {
+            shard_id: shard.0,
+            replica_id,
+            applied_index: report.applied.0,
+            last_index: report.last.index.0,
+            last_term: report.last.term.0,
+            version: report.version.0,
+            range_epoch: report.range_epoch.0,
+            awaits_snapshot: report.awaits_snapshot,
+        }),
+    }
+}

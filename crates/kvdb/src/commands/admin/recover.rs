@@ -1,0 +1,100 @@
+//! `kvdb admin force-recover`: shows what is known and what may be lost, asks, and starts it.
+
+use super::ForceRecover;
+use super::operate::started;
+use super::show::status_name;
+use crate::exit::Failure;
+use crate::output::table;
+use kvdb_client::{AdminClient, Recovery, ReplicaStanding};
+use kvdb_model::{NodeId, ShardId};
+use serde_json::{Value, json};
+use std::io::{IsTerminal as _, Write as _};
+
+pub(super) async fn run(
+    admin: &AdminClient,
+    command: ForceRecover,
+    json: bool,
+) -> Result<(), Failure> {
+    let (shard, from) = (ShardId(command.shard_id), NodeId(command.from));
+    let preview = admin.force_recover(shard, from, false).await?;
+    // Beside the answer, which may be read by a program.
+    match json {
+        true => eprintln!("{}", document(shard, from, &preview)),
+        false => eprintln!("{}", words(shard, from, &preview)),
+    }
+    if !command.yes && !is_confirmed(shard)? {
+        return Err(Failure::Refused("nothing was done".to_owned()));
+    }
+    let done = admin.force_recover(shard, from, true).await?;
+    match done.operator {
+        Some(id) => started(admin, id, command.waiting, json).await,
+        None => Err(Failure::Refused("the coordinators have started nothing".to_owned())),
+    }
+}
+
+/// Asks whoever sits there; nobody does where there is no terminal.
+fn is_confirmed(shard: ShardId) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let why = "nothing was done: this must be confirmed, at a terminal or with --yes";
+        return Err(Failure::Refused(why.to_owned()));
+    }
+    eprint!("Go on with shard {shard} from this replica alone? Type yes: ");
+    let read = std::io::stderr().flush().and_then(|()| {
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = read.map_err(|error| Failure::Refused(format!("nothing was done: {error}")))?;
+    Ok(answer.trim() == "yes")
+}
+
+fn document(shard: ShardId, from: NodeId, preview: &Recovery) -> Value {
+    let replicas: Vec<Value> = preview
+        .replicas
+        .iter()
+        .map(|standing| {
+            json!({
+                "node_id": standing.node.0,
+                "replica_id": standing.replica.0,
+                "node_status": status_name(standing.status),
+                "silent_ms": standing.silent_ms,
+                "applied_index": standing.told.map(|(applied, _, _)| applied.0),
+                "last_index": standing.told.map(|(_, last, _)| last.0),
+                "version": standing.told.map(|(_, _, version)| version.0),
+            })
+        })
+        .collect();
+    json!({
+        "shard_id": shard.0,
+        "from_node_id": from.0,
+        "replicas": replicas,
+        "warnings": preview.warnings,
+    })
+}
+
+fn words(shard: ShardId, from: NodeId, preview: &Recovery) -> String {
+    let rows: Vec<Vec<String>> = preview.replicas.iter().map(|one| row(one, from)).collect();
+    let head = ["NODE", "STATUS", "HEARD", "APPLIED", "LOG ENDS AT", "VERSION", ""];
+    let warnings: Vec<String> =
+        preview.warnings.iter().map(|warning| format!("- {warning}")).collect();
+    format!(
+        "Shard {shard} has lost its majority. What was last heard of its replicas:\n\n{}\n\n{}\n",
+        table(&head, &rows),
+        warnings.join("\n")
+    )
+}
+
+fn row(standing: &ReplicaStanding, from: NodeId) -> Vec<String> {
+    let unknown = || "not known".to_owned();
+    let told = |tell: &dyn Fn((_, _, _)) -> String| standing.told.map_or_else(unknown, tell);
+    let heard = |silent: u64| format!("{} s ago", silent / 1000);
+    let role = if standing.node == from { "goes on from here" } else { "is removed" };
+    vec![
+        standing.node.to_string(),
+        status_name(standing.status).to_owned(),
+        standing.silent_ms.map_or_else(unknown, heard),
+        told(&|(applied, _, _)| applied.to_string()),
+        told(&|(_, last, _)| last.to_string()),
+        told(&|(_, _, version)| version.to_string()),
+        role.to_owned(),
+    ]
+}
