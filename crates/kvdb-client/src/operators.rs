@@ -40,6 +40,12 @@ pub struct OperatorStatus {
     pub node: Option<NodeId>,
     /// What happened so far: when, and what.
     pub steps: Vec<(u64, String)>,
+    /// What new replicas have yet to get, in bytes; 0 if nothing, or not known.
+    pub left_bytes: u64,
+    /// The rate at which that is sent, at most; 0 if it has no bound, or isn't known.
+    pub bytes_per_second: u64,
+    /// How long that takes; 0 if not known.
+    pub left_ms: u64,
 }
 
 impl OperatorStatus {
@@ -270,5 +276,8 @@ fn status(operator: proto::Operator) -> OperatorStatus {
         shard: (operator.shard_id != 0).then_some(ShardId(operator.shard_id)),
         node: (operator.node_id != 0).then_some(NodeId(operator.node_id)),
         steps: operator.steps.into_iter().map(|step| (step.at_ms, step.what)).collect(),
+        left_bytes: operator.left_bytes,
+        bytes_per_second: operator.bytes_per_second,
+        left_ms: operator.left_ms,
     }
 }

@@ -1,10 +1,14 @@
-//! Where replicas and leaders should be: by count, in distinct zones, with hysteresis.
+//! Where replicas and leaders should be: by number, bytes and load, in distinct zones, with
+//! hysteresis.
 //!
-//! A replica moves only from a node that has at least two more than the one that gets it, and so
-//! does a leader: one move makes the difference smaller, so that it ends, and a balanced cluster
-//! is left alone.
+//! Each replica weighs what it holds, and a little for being there; each leadership what it is
+//! asked, and a little. A replica moves, or a leadership, only between two nodes of which one has
+//! much more, and only one that weighs about half of the difference at most: so each step makes the
+//! whole more even (the sum of the squares becomes smaller), and it ends.
+//! Where nothing is known of bytes and load, that comes to counting: the difference must be two.
 
 use crate::operator::{OperatorKind, OperatorRequest};
+use crate::standings::Loads;
 use crate::state::ControlState;
 use kvdb_model::{
     NodeId, NodeRecord, NodeStatus, OperatorId, Replica, Role, ShardDescriptor, ShardId,
@@ -13,6 +17,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Moves in a preview end here.
 const MOST_PREVIEWED: usize = 1000;
+/// Pairs of nodes that are looked at for one step, the most different first.
+const MOST_PAIRS: usize = 64;
+/// What a replica weighs beside its bytes.
+const REPLICA_BYTES: u64 = 16 << 20;
+/// Nodes that differ by less, and by less than a fifth of what a node has on average, are even.
+const EVEN_BYTES: u64 = 128 << 20;
+/// What a leadership weighs beside its operations a second.
+const LEADER_LOAD: u64 = 100;
+/// As [`EVEN_BYTES`], in operations a second, and a quarter of the average.
+const EVEN_LOAD: u64 = 1000;
 
 /// Something worth doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +35,55 @@ pub struct Proposal {
     pub request: OperatorRequest,
     /// Why.
     pub reason: String,
+}
+
+/// What a node has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    count: usize,
+    weight: u64,
+}
+
+/// A node with much, one with little, and by how much they differ.
+struct Pair {
+    from: NodeId,
+    to: NodeId,
+    more: Share,
+    less: Share,
+}
+
+impl Pair {
+    fn difference(&self) -> u64 {
+        self.more.weight - self.less.weight
+    }
+
+    /// Whether something that weighs so much makes the two more even. A little more than half of the
+    /// difference still does, and what it weighs for being there must not keep the larger of two
+    /// busy shards where both are.
+    fn takes(&self, weight: u64) -> bool {
+        20 * weight <= 11 * self.difference()
+    }
+
+    fn differs_by_number(&self) -> bool {
+        self.more.count >= self.less.count + 2
+    }
+}
+
+/// Pairs of nodes that differ by much, the most different first.
+fn uneven(shares: &BTreeMap<NodeId, Share>, even: u64, part: u64) -> Vec<Pair> {
+    let all: u64 = shares.values().map(|share| share.weight).sum();
+    let even = even.max(all / part / shares.len().max(1) as u64);
+    let mut pairs: Vec<Pair> = shares
+        .iter()
+        .flat_map(|(from, more)| {
+            let less = shares.iter().filter(move |(_, less)| less.weight < more.weight);
+            less.map(move |(to, less)| Pair { from: *from, to: *to, more: *more, less: *less })
+        })
+        .filter(|pair| pair.differs_by_number() || pair.difference() >= even)
+        .collect();
+    pairs.sort_by_key(|pair| (std::cmp::Reverse(pair.difference()), pair.from, pair.to));
+    pairs.truncate(MOST_PAIRS);
+    pairs
 }
 
 /// A shard's replicas as they will be when its operator is done.
@@ -38,26 +101,40 @@ fn usable(state: &ControlState) -> impl Iterator<Item = &NodeRecord> {
     })
 }
 
-fn replica_counts(state: &ControlState) -> BTreeMap<NodeId, usize> {
-    let mut counts: BTreeMap<NodeId, usize> = usable(state).map(|node| (node.node_id, 0)).collect();
+fn nobody_has_any(state: &ControlState) -> BTreeMap<NodeId, Share> {
+    usable(state).map(|node| (node.node_id, Share::default())).collect()
+}
+
+fn replica_weight(loads: &Loads, shard: ShardId) -> u64 {
+    REPLICA_BYTES + loads.get(&shard).map_or(0, |load| load.bytes)
+}
+
+fn leader_weight(loads: &Loads, shard: ShardId) -> u64 {
+    LEADER_LOAD + loads.get(&shard).map_or(0, |load| load.operations())
+}
+
+fn replica_shares(state: &ControlState, loads: &Loads) -> BTreeMap<NodeId, Share> {
+    let mut shares = nobody_has_any(state);
     for record in state.map().shards.values() {
         for replica in replicas_of(state, &record.descriptor) {
-            if let Some(count) = counts.get_mut(&replica.node_id) {
-                *count += 1;
+            if let Some(share) = shares.get_mut(&replica.node_id) {
+                share.count += 1;
+                share.weight += replica_weight(loads, record.descriptor.shard_id);
             }
         }
     }
-    counts
+    shares
 }
 
 /// The best node for the replica of a shard that leaves `leaving`: one that is alive and has none
-/// of the shard, in a zone of its own if there is one, with the fewest replicas.
+/// of the shard, in a zone of its own if there is one, with the least.
 pub(crate) fn target(
     state: &ControlState,
+    loads: &Loads,
     descriptor: &ShardDescriptor,
     leaving: NodeId,
 ) -> Option<NodeId> {
-    let counts = replica_counts(state);
+    let shares = replica_shares(state, loads);
     let replicas = replicas_of(state, descriptor);
     let has_one = |node: NodeId| {
         replicas.iter().chain(&descriptor.replicas).any(|replica| replica.node_id == node)
@@ -67,7 +144,8 @@ pub(crate) fn target(
         .filter(|node| !has_one(node.node_id))
         .min_by_key(|node| {
             let crowded = !node.zone.is_empty() && zones.contains(node.zone.as_str());
-            (crowded, counts.get(&node.node_id).copied().unwrap_or(0), node.node_id)
+            let weight = shares.get(&node.node_id).map_or(0, |share| share.weight);
+            (crowded, weight, node.node_id)
         })
         .map(|node| node.node_id)
 }
@@ -111,63 +189,74 @@ pub(crate) fn why_not(state: &ControlState, parent: Option<OperatorId>) -> Optio
 }
 
 /// The next step towards balance.
-pub(crate) fn next(state: &ControlState) -> Option<Proposal> {
-    next_replica(state).or_else(|| next_leader(state))
+pub(crate) fn next(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+    next_replica(state, loads).or_else(|| next_leader(state, loads))
 }
 
-fn extremes(counts: &BTreeMap<NodeId, usize>) -> Option<((NodeId, usize), (NodeId, usize))> {
-    let most = counts.iter().max_by_key(|(node, count)| (**count, std::cmp::Reverse(**node)))?;
-    let least = counts.iter().min_by_key(|(node, count)| (**count, **node))?;
-    (*most.1 >= least.1 + 2).then_some(((*most.0, *most.1), (*least.0, *least.1)))
-}
-
-fn next_replica(state: &ControlState) -> Option<Proposal> {
-    let counts = replica_counts(state);
-    let ((from, most), (to, least)) = extremes(&counts)?;
-    let map = state.map();
-    let to_zone = map.nodes.get(&to)?.zone.as_str();
-    let candidates = map.shards.values().filter(|record| {
-        let descriptor = &record.descriptor;
-        let zones = zones_of(state, &descriptor.replicas, Some(from));
-        let keeps_zones = to_zone.is_empty()
-            || !zones.contains(to_zone)
-            || zones_of(state, &descriptor.replicas, None).len() == zones.len();
-        !record.creating
-            && state.running_on(descriptor.shard_id).is_none()
-            && descriptor.replicas.iter().all(|replica| replica.role == Role::Voter)
-            && descriptor.replica_on(from).is_some()
-            && descriptor.replica_on(to).is_none()
-            && keeps_zones
-    });
-    // A leader would have to be handed over first.
-    let best = candidates
-        .min_by_key(|record| (record.leader == Some(from), record.descriptor.shard_id))?;
-    Some(Proposal {
-        request: OperatorRequest::Move { shard: best.descriptor.shard_id, from, to },
-        reason: format!("node {from} has {most} replicas, node {to} has {least}"),
+fn next_replica(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+    let shares = replica_shares(state, loads);
+    uneven(&shares, EVEN_BYTES, 5).into_iter().find_map(|pair| {
+        let shard = movable(state, loads, &pair)?;
+        let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
+        let reason = match pair.differs_by_number() {
+            true => {
+                format!("node {from} has {} replicas, node {to} has {}", more.count, less.count)
+            }
+            false => format!(
+                "node {from} holds {}, node {to} holds {}",
+                mebibytes(more.weight - REPLICA_BYTES * more.count as u64),
+                mebibytes(less.weight - REPLICA_BYTES * less.count as u64)
+            ),
+        };
+        Some(Proposal { request: OperatorRequest::Move { shard, from, to }, reason })
     })
 }
 
-fn next_leader(state: &ControlState) -> Option<Proposal> {
+pub(crate) fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// The shard of which a replica moves between two nodes: one that isn't led from there (it would
+/// have to be handed over first), and of those the largest that fits.
+fn movable(state: &ControlState, loads: &Loads, pair: &Pair) -> Option<ShardId> {
     let map = state.map();
-    let mut counts: BTreeMap<NodeId, usize> = usable(state).map(|node| (node.node_id, 0)).collect();
+    let to_zone = map.nodes.get(&pair.to)?.zone.as_str();
+    let candidates = map.shards.values().filter(|record| {
+        let descriptor = &record.descriptor;
+        let keeps_zones = || {
+            let zones = zones_of(state, &descriptor.replicas, Some(pair.from));
+            to_zone.is_empty()
+                || !zones.contains(to_zone)
+                || zones_of(state, &descriptor.replicas, None).len() == zones.len()
+        };
+        !record.creating
+            && pair.takes(replica_weight(loads, descriptor.shard_id))
+            && descriptor.replica_on(pair.from).is_some()
+            && descriptor.replica_on(pair.to).is_none()
+            && descriptor.replicas.iter().all(|replica| replica.role == Role::Voter)
+            && state.running_on(descriptor.shard_id).is_none()
+            && keeps_zones()
+    });
+    let best = candidates.min_by_key(|record| {
+        let shard = record.descriptor.shard_id;
+        let weight = replica_weight(loads, shard);
+        (record.leader == Some(pair.from), std::cmp::Reverse(weight), shard)
+    })?;
+    Some(best.descriptor.shard_id)
+}
+
+fn next_leader(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+    let map = state.map();
+    let mut shares = nobody_has_any(state);
     for record in map.shards.values() {
-        if let Some(count) = record.leader.and_then(|leader| counts.get_mut(&leader)) {
-            *count += 1;
+        if let Some(share) = record.leader.and_then(|leader| shares.get_mut(&leader)) {
+            share.count += 1;
+            share.weight += leader_weight(loads, record.descriptor.shard_id);
         }
     }
     // The two furthest apart may share no shard: then the next pair.
-    let mut pairs: Vec<(usize, NodeId, NodeId)> = counts
-        .iter()
-        .flat_map(|(from, most)| {
-            counts
-                .iter()
-                .filter(move |(_, least)| *most >= **least + 2)
-                .map(move |(to, least)| (most - least, *from, *to))
-        })
-        .collect();
-    pairs.sort_by_key(|(difference, from, to)| (std::cmp::Reverse(*difference), *from, *to));
-    pairs.into_iter().find_map(|(_, from, to)| {
+    uneven(&shares, EVEN_LOAD, 4).into_iter().find_map(|pair| {
+        let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
         let shard: ShardId = map
             .shards
             .values()
@@ -177,29 +266,41 @@ fn next_leader(state: &ControlState) -> Option<Proposal> {
                 replica.is_some_and(|replica| replica.role == Role::Voter)
             })
             .map(|record| record.descriptor.shard_id)
-            .find(|shard| state.running_on(*shard).is_none())?;
-        let reason =
-            format!("node {from} leads {} shards, node {to} leads {}", counts[&from], counts[&to]);
+            .filter(|shard| pair.takes(leader_weight(loads, *shard)))
+            .filter(|shard| state.running_on(*shard).is_none())
+            .min_by_key(|shard| (std::cmp::Reverse(leader_weight(loads, *shard)), *shard))?;
+        let load = |share: Share| share.weight - LEADER_LOAD * share.count as u64;
+        let reason = match pair.differs_by_number() {
+            true => {
+                format!("node {from} leads {} shards, node {to} leads {}", more.count, less.count)
+            }
+            false => format!(
+                "node {from} leads shards with {} operations a second, node {to} with {}",
+                load(more),
+                load(less)
+            ),
+        };
         Some(Proposal { request: OperatorRequest::Lead { shard, node: to }, reason })
     })
 }
 
 /// All steps to balance, as if each were done at once, and why they end.
-pub(crate) fn preview(state: &ControlState) -> (Vec<Proposal>, String) {
+pub(crate) fn preview(state: &ControlState, loads: &Loads) -> (Vec<Proposal>, String) {
     if let Some(why) = why_not(state, None) {
         return (Vec::new(), format!("nothing to do now: {why}"));
     }
     let mut state = state.clone();
     let mut proposals = Vec::new();
     while proposals.len() < MOST_PREVIEWED
-        && let Some(proposal) = next(&state)
+        && let Some(proposal) = next(&state, loads)
     {
         state.pretend(&proposal.request);
         proposals.push(proposal);
     }
     let nodes = usable(&state).count();
     let end = format!(
-        "nothing {}to do because no two of {nodes} nodes differ by two replicas or two leaders",
+        "nothing {}to do because no move would make any two of {nodes} nodes that differ by two replicas or \
+         leaders, or by much in bytes or load, more even",
         if proposals.is_empty() { "" } else { "more " }
     );
     (proposals, end)

@@ -68,6 +68,18 @@ impl ControlState {
                 let descriptor = self.free_shard(*shard)?;
                 self.plan_split(&descriptor, at.as_ref())
             }
+            OperatorRequest::SplitAt { shard, at } => {
+                let descriptor = self.free_shard(*shard)?;
+                let keyspace = descriptor.keyspace_id;
+                let known = self.map.keyspaces.get(&keyspace);
+                let is_hash = known.is_some_and(|known| known.partitioning == Partitioning::Hash);
+                let begins_slot = slot_at(at).map(|slot| slot_start(keyspace, slot));
+                if is_hash && begins_slot.as_ref() != Some(at) {
+                    let why = "in a hash keyspace it is split between slots".to_owned();
+                    return Err(ControlError::NotSplittable { shard: *shard, why });
+                }
+                self.plan_split_at(&descriptor, at.clone())
+            }
             OperatorRequest::Drain { node } => {
                 self.may_be_emptied(*node)?;
                 Ok(OperatorKind::Drain { node: *node })
@@ -188,6 +200,16 @@ impl ControlState {
                 slot_start(keyspace, first + (end - first) / 2)
             }
         };
+        self.plan_split_at(descriptor, at)
+    }
+
+    fn plan_split_at(
+        &mut self,
+        descriptor: &ShardDescriptor,
+        at: Bytes,
+    ) -> Result<OperatorKind, ControlError> {
+        let shard = descriptor.shard_id;
+        let range = &descriptor.range;
         if !range.contains(&at) || range.start == at {
             let why = "the key is not strictly inside the shard's range".to_owned();
             return Err(ControlError::NotSplittable { shard, why });

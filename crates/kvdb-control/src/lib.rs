@@ -40,5 +40,5 @@ pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, Opera
 pub use placement::place_replicas;
 pub use planner::{Observed, Planner, PlannerConfig};
 pub use recovery::{RecoveryPreview, ReplicaStanding, preview as preview_recovery};
-pub use standings::{ReplicaReport, Standings};
+pub use standings::{Load, Loads, ReplicaReport, Standings};
 pub use state::{Applied, ControlState};

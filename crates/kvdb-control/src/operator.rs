@@ -5,6 +5,7 @@
 //! any time: whoever is next reads the same record.
 
 use crate::command::ControlError;
+use crate::standings::Loads;
 use crate::state::ControlState;
 use bytes::Bytes;
 use kvdb_model::task::left;
@@ -80,6 +81,13 @@ pub enum OperatorRequest {
         from: NodeId,
         /// The nodes that aren't there any more, as the proposer has found.
         gone: Vec<NodeId>,
+    },
+    /// The shard is cut in two at a *routing* key; in a hash keyspace that begins a slot.
+    SplitAt {
+        /// The shard.
+        shard: ShardId,
+        /// The first routing key of the upper part.
+        at: Bytes,
     },
 }
 
@@ -258,7 +266,9 @@ impl OperatorRequest {
                 format!("shard {shard}: from node {from} to node {to}")
             }
             OperatorRequest::Lead { shard, node } => format!("shard {shard}: led from node {node}"),
-            OperatorRequest::Split { shard, .. } => format!("shard {shard}: split"),
+            OperatorRequest::Split { shard, .. } | OperatorRequest::SplitAt { shard, .. } => {
+                format!("shard {shard}: split")
+            }
             OperatorRequest::Drain { node } => format!("node {node}: drain"),
             OperatorRequest::Replace { node } => format!("node {node}: replace"),
             OperatorRequest::Rebalance => "rebalance".to_owned(),
@@ -295,9 +305,8 @@ impl ControlState {
                 let holds = |record: &&ShardRecord| record.descriptor.replica_on(*node).is_some();
                 self.share_done(operator.id, self.map.shards.values().filter(holds).count())
             }
-            OperatorKind::Rebalance => {
-                self.share_done(operator.id, crate::balance::preview(self).0.len())
-            }
+            OperatorKind::Rebalance => self
+                .share_done(operator.id, crate::balance::preview(self, &Loads::default()).0.len()),
         }
     }
 

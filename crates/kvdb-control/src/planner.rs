@@ -8,6 +8,7 @@
 use crate::balance::{self, Proposal};
 use crate::command::{ControlCommand, ControlResponse};
 use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
+use crate::standings::Loads;
 use crate::state::ControlState;
 use kvdb_model::{NodeId, NodeStatus, OperatorId, Role, ShardDescriptor, ShardId};
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ pub struct PlannerConfig {
     pub moves_per_node: usize,
     /// An operator on a shard fails after so long.
     pub time_limit_ms: u64,
+    /// A shard with more bytes is split, without being asked; 0 for never. Smaller shards move
+    /// faster and share the load better; each costs every process some memory and ticks.
+    pub split_size_bytes: u64,
 }
 
 impl Default for PlannerConfig {
@@ -32,6 +36,7 @@ impl Default for PlannerConfig {
             rebalance: true,
             moves_per_node: 2,
             time_limit_ms: 60 * 60 * 1000,
+            split_size_bytes: 256 << 20,
         }
     }
 }
@@ -45,11 +50,18 @@ pub struct Observed {
     pub silent_ms: BTreeMap<NodeId, u64>,
     /// What shard leaders say can't be done, by operator.
     pub impossible: BTreeMap<OperatorId, String>,
+    /// What shards hold and are asked.
+    pub loads: Loads,
 }
 
 /// What somebody must decide.
 pub(crate) const FORCE: &str = "start its nodes again, or, if they are gone for good, see \
      `kvdb admin force-recover --help`";
+
+/// Splits that nobody has asked for, at a time.
+const SPLITS_AT_A_TIME: usize = 2;
+/// Until what has failed is tried again.
+const TRY_AGAIN_MS: u64 = 60_000;
 
 /// Plans.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +91,7 @@ impl Planner {
             round.lead_on(operator);
         }
         round.repair();
+        round.split_large();
         if self.config.rebalance {
             round.rebalance(None);
         }
@@ -86,8 +99,8 @@ impl Planner {
     }
 
     /// What [`OperatorRequest::Rebalance`] would do, in order, and why nothing more.
-    pub fn preview(&self, state: &ControlState) -> (Vec<Proposal>, String) {
-        balance::preview(state)
+    pub fn preview(&self, state: &ControlState, loads: &Loads) -> (Vec<Proposal>, String) {
+        balance::preview(state, loads)
     }
 }
 
@@ -246,7 +259,8 @@ impl Round<'_> {
                 stuck = Some(format!("shard {shard} has lost its majority: {FORCE}"));
                 continue;
             }
-            let Some(to) = balance::target(&self.state, &descriptor, node) else {
+            let Some(to) = balance::target(&self.state, &self.observed.loads, &descriptor, node)
+            else {
                 stuck = Some(format!(
                     "no node that is alive could take a replica of shard {shard}: start another one"
                 ));
@@ -315,12 +329,46 @@ impl Round<'_> {
         }
     }
 
+    /// Shards that have grown too large are cut into halves, a few at a time.
+    fn split_large(&mut self) {
+        let limit_bytes = self.config.split_size_bytes;
+        let observed = self.observed;
+        let is_split = |operator: &&Operator| matches!(operator.kind, OperatorKind::Split { .. });
+        let mut running = self.state.running().filter(is_split).count();
+        for (shard, load) in &observed.loads {
+            if limit_bytes == 0 || running >= SPLITS_AT_A_TIME {
+                return;
+            }
+            let Some(at) = load.split_at.clone().filter(|_| load.bytes > limit_bytes) else {
+                continue;
+            };
+            if self.state.running_on(*shard).is_some() || self.failed_lately(*shard) {
+                continue;
+            }
+            let (shard, has) = (*shard, balance::mebibytes(load.bytes));
+            let why = format!("it holds {has}, more than {}", balance::mebibytes(limit_bytes));
+            if self.start(OperatorRequest::SplitAt { shard, at }, why, None) {
+                running += 1;
+            }
+        }
+    }
+
+    /// Whether a split of the shard has failed not long ago: another try can wait.
+    fn failed_lately(&self, shard: ShardId) -> bool {
+        self.state.operators().any(|operator| {
+            matches!(operator.kind, OperatorKind::Split { .. })
+                && operator.kind.shard() == Some(shard)
+                && matches!(operator.state, OperatorState::Failed(_))
+                && operator.ended_ms + TRY_AGAIN_MS > self.observed.now_ms
+        })
+    }
+
     /// One step towards balance, if all is well otherwise. Whether one was started.
     fn rebalance(&mut self, parent: Option<OperatorId>) -> bool {
         if balance::why_not(&self.state, parent).is_some() {
             return false;
         }
-        match balance::next(&self.state) {
+        match balance::next(&self.state, &self.observed.loads) {
             Some(Proposal { request, reason }) => self.start(request, reason, parent),
             None => false,
         }

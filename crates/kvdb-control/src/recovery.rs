@@ -120,9 +120,10 @@ impl ControlState {
     /// The nodes of a shard's replicas, with more nodes as far as it is to have more replicas.
     pub(crate) fn fuller(&self, descriptor: &ShardDescriptor) -> Vec<NodeId> {
         let wanted = self.wanted_replicas.get(&descriptor.shard_id).copied().unwrap_or_default();
+        let none = crate::standings::Loads::default();
         let mut with = descriptor.clone();
         while with.replicas.len() < wanted as usize
-            && let Some(node_id) = crate::balance::target(self, &with, NodeId(0))
+            && let Some(node_id) = crate::balance::target(self, &none, &with, NodeId(0))
         {
             let replica_id = kvdb_model::ReplicaId(u64::MAX);
             with.replicas.push(Replica { node_id, replica_id, role: Role::Voter });

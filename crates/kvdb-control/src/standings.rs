@@ -3,8 +3,11 @@
 //!
 //! Bounded by the map: only what is told of a replica that the map knows is kept, one report each.
 
+use crate::operator::{Operator, OperatorKind};
+use crate::state::ControlState;
+use bytes::Bytes;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, RangeEpoch, ReplicaId, ShardId, ShardMap, Version,
+    LogIndex, LogPosition, NodeId, RangeEpoch, Replica, ReplicaId, Role, ShardId, ShardMap, Version,
 };
 use std::collections::BTreeMap;
 
@@ -23,18 +26,67 @@ pub struct ReplicaReport {
     pub range_epoch: RangeEpoch,
     /// Its state is lost, or hasn't come yet.
     pub awaits_snapshot: bool,
+    /// What it holds and is asked.
+    pub load: Load,
+}
+
+/// What a shard holds and is asked, as its leader has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Of keys and values, or about as many.
+    pub bytes: u64,
+    /// Strong reads a second, lately.
+    pub reads_per_second: u64,
+    /// Changes of keys a second, lately.
+    pub writes_per_second: u64,
+    /// The routing key that cuts it into halves, if it is large.
+    pub split_at: Option<Bytes>,
+}
+
+/// By shard; one that nothing is known of is missing.
+pub type Loads = BTreeMap<ShardId, Load>;
+
+impl Load {
+    /// A write costs about as much as two reads.
+    pub(crate) fn operations(&self) -> u64 {
+        self.reads_per_second.saturating_add(self.writes_per_second.saturating_mul(2))
+    }
 }
 
 /// All that was heard.
 #[derive(Debug, Default)]
 pub struct Standings {
     reports: BTreeMap<ShardId, BTreeMap<NodeId, ReplicaReport>>,
+    /// At what rate each node sends snapshots.
+    rates: BTreeMap<NodeId, u64>,
 }
 
 impl Standings {
     /// A new leader knows nothing.
     pub fn reset(&mut self) {
         self.reports.clear();
+        self.rates.clear();
+    }
+
+    /// A node of the map tells how many bytes of snapshots it sends a second, at most.
+    pub fn heard_rate(&mut self, node: NodeId, bytes_per_second: u64) {
+        self.rates.insert(node, bytes_per_second);
+    }
+
+    /// What new replicas of an operator's shard have yet to get, and the rate at which it comes;
+    /// `None` where that isn't known, or nothing is to come.
+    pub fn left_to_send(&self, state: &ControlState, operator: &Operator) -> Option<(u64, u64)> {
+        let OperatorKind::Replicas { shard, goal, .. } = &operator.kind else { return None };
+        let record = state.map().shards.get(shard).filter(|_| operator.is_running())?;
+        let leader = record.leader?;
+        let bytes = self.of(*shard, leader)?.load.bytes;
+        let comes = |goal: &&Replica| {
+            let now = record.descriptor.replica(goal.replica_id);
+            now.is_none_or(|now| now.role == Role::Learner)
+        };
+        let newcomers = goal.iter().filter(comes).count() as u64;
+        let rate = self.rates.get(&leader).copied().unwrap_or_default();
+        (newcomers > 0).then_some((bytes.saturating_mul(newcomers), rate))
     }
 
     /// A node tells of a replica.
@@ -48,6 +100,16 @@ impl Standings {
     /// What was last heard of the replica on a node.
     pub fn of(&self, shard: ShardId, node: NodeId) -> Option<&ReplicaReport> {
         self.reports.get(&shard)?.get(&node)
+    }
+
+    /// What the leaders of shards have told of them, in their present ranges.
+    pub fn loads(&self, map: &ShardMap) -> Loads {
+        let of = |(shard, record): (&ShardId, &kvdb_model::ShardRecord)| {
+            let report = self.of(*shard, record.leader?)?;
+            let is_present = report.range_epoch == record.descriptor.range_epoch;
+            is_present.then(|| (*shard, report.load.clone()))
+        };
+        map.shards.iter().filter_map(of).collect()
     }
 
     /// Forgets what the map doesn't know any more.

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it, in its helpers too")]
 
 use kvdb_control::{
-    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Observed,
+    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Load, Loads, Observed,
     OperatorRequest, OperatorState, Planner, PlannerConfig,
 };
 use kvdb_model::{
@@ -22,6 +22,7 @@ struct Cluster {
     /// What the shards themselves say.
     shards: BTreeMap<ShardId, ShardDescriptor>,
     leaders: BTreeMap<ShardId, NodeId>,
+    loads: Loads,
 }
 
 impl Cluster {
@@ -36,6 +37,7 @@ impl Cluster {
             term: 6,
             shards: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            loads: Loads::new(),
         };
         for zone in zones {
             cluster.add_node(zone);
@@ -149,6 +151,7 @@ impl Cluster {
             now_ms: self.now_ms,
             silent_ms: self.silent_ms.clone(),
             impossible: BTreeMap::new(),
+            loads: self.loads.clone(),
         };
         let commands = self.planner.plan(&self.state, &observed);
         let count = commands.len();
@@ -445,7 +448,7 @@ proptest! {
         for number in first..first + more {
             cluster.add_node(zone(number));
         }
-        let (preview, _) = cluster.planner.preview(&cluster.state);
+        let (preview, _) = cluster.planner.preview(&cluster.state, &cluster.loads);
         cluster.settle();
         prop_assert_eq!(cluster.plan(), 0);
         let nodes: Vec<NodeId> = cluster.state.map().nodes.keys().copied().collect();
@@ -462,7 +465,7 @@ proptest! {
         if more == 0 && !zoned {
             prop_assert!(preview.len() <= shards as usize);
         }
-        let (left, why) = cluster.planner.preview(&cluster.state);
+        let (left, why) = cluster.planner.preview(&cluster.state, &cluster.loads);
         prop_assert!(left.is_empty() && why.contains("nothing"), "{left:?} {why}");
     }
 
@@ -504,5 +507,120 @@ proptest! {
         let ids: BTreeSet<ReplicaId> = cluster.shards.values().flat_map(|shard| &shard.replicas).map(|replica| replica.replica_id).collect();
         let all: usize = cluster.shards.values().map(|shard| shard.replicas.len()).sum();
         prop_assert_eq!(ids.len(), all, "a replica id was given twice");
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn holding(bytes: u64) -> Load {
+    Load { bytes, ..Load::default() }
+}
+
+#[test]
+fn a_shard_that_has_grown_too_large_is_split_at_the_middle_of_its_bytes() {
+    let at = kvdb_model::key::slot_start(kvdb_model::KeyspaceId(1), 5000);
+    let large = Load { bytes: 300 * MIB, split_at: Some(at.clone()), ..Load::default() };
+    let mut cluster = Cluster::new(&["", "", ""], 1);
+    cluster.loads.insert(ShardId(1), Load { bytes: 255 * MIB, ..large.clone() });
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0, "it isn't too large");
+    cluster.loads.insert(ShardId(1), Load { split_at: None, ..large.clone() });
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0, "nobody knows where");
+    let inside_a_slot = bytes::Bytes::from([&at[..], b"key"].concat());
+    cluster.loads.insert(ShardId(1), Load { split_at: Some(inside_a_slot), ..large.clone() });
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0, "keys of a slot stay together");
+    cluster.loads.insert(ShardId(1), large.clone());
+    cluster.planner.config.split_size_bytes = 0;
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0, "it is turned off");
+    cluster.planner.config.split_size_bytes = PlannerConfig::default().split_size_bytes;
+    cluster.plan();
+    let operator = cluster.state.running().next().expect("it is too large").clone();
+    assert!(operator.reason.contains("300 MiB, more than 256 MiB"), "{}", operator.reason);
+    // What is known is of before.
+    cluster.loads.clear();
+    cluster.settle();
+    assert_eq!(cluster.shards[&ShardId(2)].range.start, at);
+    assert_eq!(cluster.shards[&ShardId(1)].range.end, at);
+}
+
+#[test]
+fn a_split_that_has_failed_is_not_tried_again_at_once() {
+    let at = kvdb_model::key::slot_start(kvdb_model::KeyspaceId(1), 5000);
+    let mut cluster = Cluster::new(&["", "", ""], 1);
+    let large = Load { bytes: 300 * MIB, split_at: Some(at), ..Load::default() };
+    cluster.loads.insert(ShardId(1), large);
+    cluster.plan();
+    let id = cluster.state.running().next().unwrap().id;
+    let (failure, now_ms) = (Some("no".to_owned()), cluster.now_ms);
+    cluster.apply(ControlCommand::FinishOperator { id, failure, now_ms }).unwrap();
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0);
+    cluster.now_ms += 60_000;
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 1);
+}
+
+#[test]
+fn leaders_are_spread_by_what_their_shards_are_asked() {
+    let mut cluster = Cluster::new(&["", "", ""], 6);
+    cluster.planner.config.rebalance = true;
+    cluster.settle();
+    // By number all is even; all that is asked is asked of one node.
+    let node = cluster.leaders[&ShardId(1)];
+    for (shard, leader) in &cluster.leaders {
+        let asked = if *leader == node { 10_000 } else { 0 };
+        let load = Load { reads_per_second: asked, ..Load::default() };
+        cluster.loads.insert(*shard, load);
+    }
+    cluster.settle();
+    let busy: BTreeSet<NodeId> = cluster
+        .leaders
+        .iter()
+        .filter(|(shard, _)| cluster.loads[shard].reads_per_second > 0)
+        .map(|(_, leader)| *leader)
+        .collect();
+    assert_eq!(busy.len(), 2, "both busy shards are led from one node");
+}
+
+proptest! {
+    #[test]
+    fn bytes_are_spread_and_it_ends(
+        nodes in 3usize..7,
+        more in 0usize..3,
+        sizes in prop::collection::vec(0u64..600, 1..24),
+    ) {
+        let mut cluster = Cluster::new(&vec![""; nodes], sizes.len() as u32);
+        cluster.planner.config.rebalance = true;
+        cluster.planner.config.split_size_bytes = 0;
+        for (place, size) in sizes.iter().enumerate() {
+            cluster.loads.insert(ShardId(place as u64 + 1), holding(size * MIB));
+        }
+        (0..more).for_each(|_| { cluster.add_node(""); });
+        // Ends, with no more than one replica of a shard on a node and never fewer than before.
+        cluster.settle();
+        prop_assert!(cluster.shards.values().all(|shard| shard.replicas.len() == 3));
+        prop_assert_eq!(cluster.plan(), 0, "it is never content");
+        // Nothing could move from one node to another and make the two much more even.
+        let weight = |shard: &ShardId| 16 * MIB + cluster.loads[shard].bytes;
+        let on = |node: NodeId| -> Vec<ShardId> {
+            let here = cluster.shards.iter().filter(|(_, shard)| shard.replica_on(node).is_some());
+            here.map(|(id, _)| *id).collect()
+        };
+        let all: Vec<NodeId> = cluster.state.map().nodes.keys().copied().collect();
+        let of = |node: NodeId| on(node).iter().map(weight).sum::<u64>();
+        let mean = all.iter().map(|node| of(*node)).sum::<u64>() / all.len() as u64;
+        for from in &all {
+            for to in &all {
+                let difference = of(*from).saturating_sub(of(*to));
+                let much = difference >= (128 * MIB).max(mean / 5);
+                let fits = |shard: &ShardId| {
+                    2 * weight(shard) <= difference && !on(*to).contains(shard)
+                };
+                prop_assert!(!much || !on(*from).iter().any(fits), "{from} to {to}");
+            }
+        }
     }
 }

@@ -69,6 +69,7 @@ fn heard(state: &ControlState, node: u64, last: u64) -> ReplicaReport {
         version: Version(last),
         range_epoch: descriptor.range_epoch,
         awaits_snapshot: false,
+        load: Default::default(),
     }
 }
 
@@ -146,7 +147,7 @@ fn carry_out(state: &mut ControlState) -> ShardDescriptor {
 
 fn plan(state: &mut ControlState, planner: &Planner) {
     let silent_ms = silent(&[(2, 999_000), (3, 999_000)]);
-    let observed = Observed { now_ms: 2000, silent_ms, impossible: BTreeMap::new() };
+    let observed = Observed { now_ms: 2000, silent_ms, ..Observed::default() };
     for command in planner.plan(state, &observed) {
         state.apply(&command).result.unwrap();
     }

@@ -70,6 +70,7 @@ fn plan(member: &Member, state: &ControlState) -> Vec<ControlCommand> {
         now_ms: clock::wall_ms(),
         silent_ms: member.liveness.lock().silent_ms(clock::now().boot_us / 1000),
         impossible: std::mem::take(&mut *member.impossible.lock()),
+        loads: member.standings.lock().loads(state.map()),
     };
     let commands = member.planner.plan(state, &observed);
     for command in &commands {

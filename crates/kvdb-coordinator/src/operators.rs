@@ -3,7 +3,7 @@
 use crate::service::Member;
 use kvdb_control::{
     ControlCommand, ControlResponse, ControlState, Operator, OperatorKind, OperatorRequest,
-    OperatorState, Planner,
+    OperatorState,
 };
 use kvdb_model::{MembershipEpoch, NodeId, OperatorId, ShardId};
 use kvdb_runtime::clock;
@@ -66,15 +66,21 @@ impl Member {
 }
 
 /// All operators, or those under way.
-pub(crate) fn list(state: &ControlState, running_only: bool) -> proto::ListOperatorsResponse {
+pub(crate) fn list(member: &Member, running_only: bool) -> proto::ListOperatorsResponse {
+    let state = member.view.state();
+    let standings = member.standings.lock();
     let wanted = |operator: &&Operator| !running_only || operator.is_running();
-    let operators = state.operators().filter(wanted).map(|operator| to_proto(state, operator));
+    let operators = state.operators().filter(wanted).map(|operator| {
+        let left = standings.left_to_send(&state, operator);
+        to_proto(&state, operator, left)
+    });
     proto::ListOperatorsResponse { operators: operators.collect() }
 }
 
 /// What rebalancing would do now.
-pub(crate) fn preview(planner: &Planner, state: &ControlState) -> proto::PlanRebalanceResponse {
-    let (proposals, why_no_more) = planner.preview(state);
+pub(crate) fn preview(member: &Member, state: &ControlState) -> proto::PlanRebalanceResponse {
+    let loads = member.standings.lock().loads(state.map());
+    let (proposals, why_no_more) = member.planner.preview(state, &loads);
     let moves = proposals.into_iter().map(|proposal| proto::PlannedMove {
         description: proposal.request.describe(),
         reason: proposal.reason,
@@ -82,7 +88,13 @@ pub(crate) fn preview(planner: &Planner, state: &ControlState) -> proto::PlanReb
     proto::PlanRebalanceResponse { moves: moves.collect(), why_no_more, operator_id: 0 }
 }
 
-fn to_proto(state: &ControlState, operator: &Operator) -> proto::Operator {
+fn to_proto(
+    state: &ControlState,
+    operator: &Operator,
+    left: Option<(u64, u64)>,
+) -> proto::Operator {
+    let (left_bytes, bytes_per_second) = left.unwrap_or_default();
+    let left_ms = left_bytes.saturating_mul(1000).checked_div(bytes_per_second);
     let failure = match &operator.state {
         OperatorState::Failed(why) => why.clone(),
         _ => String::new(),
@@ -110,5 +122,8 @@ fn to_proto(state: &ControlState, operator: &Operator) -> proto::Operator {
             .iter()
             .map(|step| proto::OperatorStep { at_ms: step.at_ms, what: step.what.clone() })
             .collect(),
+        left_bytes,
+        bytes_per_second,
+        left_ms: left_ms.unwrap_or_default(),
     }
 }

@@ -2,7 +2,7 @@
 //! one of them would mean.
 
 use crate::service::{Member, invalid};
-use kvdb_control::{RecoveryPreview, ReplicaReport, ReplicaStanding, preview_recovery};
+use kvdb_control::{Load, RecoveryPreview, ReplicaReport, ReplicaStanding, preview_recovery};
 use kvdb_model::{LogIndex, LogPosition, NodeId, RangeEpoch, ReplicaId, ShardId, Term, Version};
 use kvdb_runtime::clock;
 use kvdb_wire::{node_status_to, proto};
@@ -10,6 +10,8 @@ use tonic::Status;
 
 /// Replicas that one heartbeat may tell of; what is beyond is left out.
 const MOST_REPORTS: usize = 1024;
+/// A longer routing key isn't one.
+const MOST_KEY_BYTES: usize = u16::MAX as usize;
 
 /// A node tells how its replicas are.
 pub(crate) fn hear(member: &Member, node: NodeId, told: Vec<proto::ReplicaReport>) {
@@ -57,6 +59,13 @@ fn report_from(report: &proto::ReplicaReport) -> ReplicaReport {
         version: Version(report.version),
         range_epoch: RangeEpoch(report.range_epoch),
         awaits_snapshot: report.awaits_snapshot,
+        load: Load {
+            bytes: report.bytes,
+            reads_per_second: report.reads_per_second,
+            writes_per_second: report.writes_per_second,
+            split_at: Some(report.split_at.clone())
+                .filter(|at| (1..=MOST_KEY_BYTES).contains(&at.len())),
+        },
     }
 }
 
@@ -76,6 +85,10 @@ fn standing_to(shard: ShardId, standing: &ReplicaStanding) -> proto::ReplicaStan
             version: report.version.0,
             range_epoch: report.range_epoch.0,
             awaits_snapshot: report.awaits_snapshot,
+            bytes: report.load.bytes,
+            reads_per_second: report.load.reads_per_second,
+            writes_per_second: report.load.writes_per_second,
+            split_at: report.load.split_at.clone().unwrap_or_default(),
         }),
     }
 }

@@ -16,6 +16,7 @@ use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::meter::Meter;
+use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wal::WalConfig;
@@ -154,6 +155,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             flush_age: Duration::from_secs(20),
             ..LsmConfig::default()
         },
+        snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         reserve_bytes: RESERVE_BYTES / 4,
     };
     let make_machine = move || ControlMachine::new(machine_view.clone());

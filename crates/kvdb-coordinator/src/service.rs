@@ -282,6 +282,7 @@ impl Coordinator for Member {
         }
         let state = self.view.state();
         self.hear_impossible(request.impossible);
+        self.standings.lock().heard_rate(node, request.snapshot_bytes_per_second);
         recovery::hear(self, node, request.replicas);
         let transfers = state
             .wanted_leaders()
@@ -296,6 +297,7 @@ impl Coordinator for Member {
             transfers,
             report_all: false,
             tasks: state.tasks_of(node).iter().map(shard_task_to).collect(),
+            split_size_bytes: self.planner.config.split_size_bytes,
         }))
     }
 
@@ -443,7 +445,7 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::ListOperatorsResponse>, Status> {
         self.catch_up().await?;
         let running_only = request.into_inner().running_only;
-        Ok(Response::new(operators::list(&self.view.state(), running_only)))
+        Ok(Response::new(operators::list(self, running_only)))
     }
 
     async fn cancel_operator(
@@ -460,7 +462,7 @@ impl Coordinator for Member {
         request: Request<proto::PlanRebalanceRequest>,
     ) -> Result<Response<proto::PlanRebalanceResponse>, Status> {
         self.catch_up().await?;
-        let mut plan = operators::preview(&self.planner, &self.view.state());
+        let mut plan = operators::preview(self, &self.view.state());
         if request.into_inner().start && !plan.moves.is_empty() {
             let started = self.start(OperatorRequest::Rebalance).await?;
             plan.operator_id = started.into_inner().operator_id;

@@ -7,7 +7,7 @@
 //! their keyspaces ask for; `sweep` frees what has expired. `link`
 //! keeps the node in touch with the coordinators: registration, heartbeats, the shard map; `tasks`
 //! does what they ask of shards, `recoveries` what they ask where the majority is lost; `reports`
-//! tells of the replicas here. `room` is for full disks.
+//! tells of the replicas here, with their `sizes`. `room` is for full disks.
 
 mod access;
 mod freshness;
@@ -20,6 +20,7 @@ mod reports;
 mod room;
 mod run;
 mod service;
+mod sizes;
 mod stream;
 mod sweep;
 mod tasks;

@@ -3,6 +3,7 @@
 use crate::recoveries::Recoveries;
 use crate::reports::Reports;
 use crate::run::NodeConfig;
+use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
 use kvdb_model::{ClusterId, NodeId, ShardId};
 use kvdb_replication::Input;
@@ -82,6 +83,7 @@ pub(crate) async fn heartbeats(
     cluster_id: ClusterId,
     incarnation: u64,
     coordinators: Coordinators,
+    sizes: std::sync::Arc<Sizes>,
     shutdown: Shutdown,
 ) {
     let mut interval = tokio::time::interval(HEARTBEAT);
@@ -89,7 +91,7 @@ pub(crate) async fn heartbeats(
     let mut roles = drive.role_changes();
     let mut impossible = Impossible::new();
     let recoveries = Recoveries::default();
-    let mut reports = Reports::default();
+    let mut reports = Reports::new(sizes.clone());
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -106,6 +108,7 @@ pub(crate) async fn heartbeats(
             Ok(answer) => {
                 let answer = answer.into_inner();
                 transfer(&drive, &answer.transfers);
+                sizes.set_limit(answer.split_size_bytes);
                 // What can't be read was made by a newer coordinator.
                 let tasks: Vec<_> = answer
                     .tasks
@@ -146,6 +149,7 @@ fn heartbeat(
         led,
         replica_count: views.len() as u64,
         replicas,
+        snapshot_bytes_per_second: drive.snapshot_bytes_per_second(),
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })

@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::metrics::Metrics;
+use crate::sizes::{self, Sizes};
 use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::NodeId;
@@ -45,6 +46,8 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// Failure domain; may be empty.
     pub zone: String,
+    /// Bytes of snapshots that leave the node in a second, at most; 0 for no bound.
+    pub snapshot_bytes_per_second: u64,
     /// Bytes of disk that are kept for what must be written when it is full.
     pub reserve_bytes: u64,
 }
@@ -113,6 +116,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         host: HostConfig::new(node_id, identity.token as u64),
         wal: WalConfig::default(),
         engine: LsmConfig::default(),
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second,
         reserve_bytes: config.reserve_bytes,
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
@@ -163,11 +167,14 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let (refuse, mut refusals) = mpsc::channel(1);
     let asking = keep_registered(config.clone(), identity, coordinators.clone(), readiness, refuse);
     tokio::spawn(asking);
+    let known_sizes = Arc::new(Sizes::default());
+    tokio::spawn(sizes::run(drive.clone(), map.clone(), known_sizes.clone(), stop.clone()));
     tokio::spawn(link::heartbeats(
         drive.clone(),
         cluster_id,
         incarnation,
         coordinators,
+        known_sizes,
         stop.clone(),
     ));
     tracing::info!(node = node_id.0, listen = config.listen, http = config.http, "node runs");

@@ -13,5 +13,6 @@ pub mod listen;
 pub mod logging;
 pub mod map;
 pub mod meter;
+pub mod pace;
 pub mod peers;
 pub mod shutdown;

@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -270,8 +270,11 @@ async fn stream_snapshot(
     };
     let first = proto::SnapshotFrame { frame: Some(snapshot_frame::Frame::Header(header)) };
     frames.send(first).await.map_err(|_| "closed")?;
+    let shared = drive.shared().clone();
     let reading = tokio::task::spawn_blocking(move || {
         writer.write(|chunk| {
+            // Here, where it is read, so that the disk is spared too.
+            std::thread::sleep(shared.snapshot_pace.take(chunk.len(), Instant::now()));
             let frame = proto::SnapshotFrame { frame: Some(snapshot_frame::Frame::Chunk(chunk)) };
             frames.blocking_send(frame).is_ok()
         })

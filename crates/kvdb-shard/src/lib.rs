@@ -16,9 +16,10 @@
 //!
 //! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
 //! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
-//! travels, `split` for how it becomes two, [`Recent`] for what watchers are told, `history` for what
-//! they are told of the past. Left out: who may propose, and when a read may be served
-//! (`kvdb-replication`); when a volume is flushed or deleted (the runtime). The coordinators' state machine plugs in as
+//! travels, `split` for how it becomes two, [`Measure`] for where, [`Recent`] for what watchers are
+//! told, `history` for what they are told of the past. Left out: who may propose, and when a read may
+//! be served (`kvdb-replication`); when a volume is flushed or deleted (the runtime). The
+//! coordinators' state machine plugs in as
 //! a [`Machine`].
 
 mod answers;
@@ -29,6 +30,7 @@ mod effect;
 mod history;
 mod layout;
 mod machine;
+mod measure;
 mod membership;
 mod read;
 mod recent;
@@ -42,6 +44,7 @@ mod string_effect;
 
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use machine::{ControlOutcome, Machine, NoControl};
+pub use measure::Measure;
 pub use membership::MembershipChange;
 pub use read::{
     ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, SweepPage, View, get, scan,

@@ -12,6 +12,7 @@ use kvdb_coordinator::CoordinatorConfig;
 use kvdb_gateway::GatewayConfig;
 use kvdb_node::NodeConfig;
 use kvdb_runtime::logging::{self, LogFormat};
+use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::transport;
 use serde::Deserialize;
@@ -87,6 +88,12 @@ pub(crate) struct CoordinatorArgs {
     /// Whether replicas and leaders are spread evenly without being asked [default: true]
     #[arg(long, env = "KVDB_REBALANCE")]
     rebalance: Option<bool>,
+    /// Bytes beyond which a shard is split without being asked; 0 = never [default: 268435456]
+    #[arg(long, env = "KVDB_SPLIT_SIZE_BYTES")]
+    split_size_bytes: Option<u64>,
+    /// Replicas that come to a node at a time [default: 2]
+    #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    moves_per_node: Option<u64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -111,6 +118,9 @@ pub(crate) struct NodeArgs {
     /// Failure domain: replicas of a shard are spread over zones
     #[arg(long, env = "KVDB_ZONE")]
     zone: Option<String>,
+    /// Bytes of snapshots for other nodes in a second, at most; 0 = no bound [default: 67108864]
+    #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND")]
+    snapshot_bytes_per_second: Option<u64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -172,6 +182,9 @@ struct File {
     zone: Option<String>,
     repair_after: Option<u64>,
     rebalance: Option<bool>,
+    split_size_bytes: Option<u64>,
+    moves_per_node: Option<u64>,
+    snapshot_bytes_per_second: Option<u64>,
     log: Option<String>,
     log_format: Option<String>,
     network_threads: Option<u16>,
@@ -313,6 +326,14 @@ fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, F
     let planner = PlannerConfig {
         repair_after_ms: repair_after.map_or(usual.repair_after_ms, |s| s.saturating_mul(1000)),
         rebalance: args.rebalance.or(file.rebalance).unwrap_or(usual.rebalance),
+        split_size_bytes: args
+            .split_size_bytes
+            .or(file.split_size_bytes)
+            .unwrap_or(usual.split_size_bytes),
+        moves_per_node: args
+            .moves_per_node
+            .or(file.moves_per_node)
+            .map_or(usual.moves_per_node, |moves| moves.clamp(1, 1000) as usize),
         ..usual
     };
     Ok(CoordinatorConfig { id, listen, http, peers, data, planner })
@@ -329,6 +350,10 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
         )?,
         data: needed(args.data.or(file.data), "--data")?,
         zone: args.zone.or(file.zone).unwrap_or_default(),
+        snapshot_bytes_per_second: args
+            .snapshot_bytes_per_second
+            .or(file.snapshot_bytes_per_second)
+            .unwrap_or(SNAPSHOT_BYTES_PER_SECOND),
         reserve_bytes: kvdb_node::RESERVE_BYTES,
     })
 }
@@ -382,6 +407,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
             coordinators: coordinators.clone(),
             data: data.join(format!("node-{id}")),
             zone: String::new(),
+            snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             // They share a disk.
             reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
         };

@@ -25,6 +25,9 @@ pub struct ShardChanges {
     changed: Notify,
     /// No key expires before, in milliseconds since 1970; 0 = not known.
     next_expiry_ms: AtomicU64,
+    /// Strong reads that were allowed, and changes that were applied.
+    reads: AtomicU64,
+    writes: AtomicU64,
 }
 
 impl ShardChanges {
@@ -34,6 +37,8 @@ impl ShardChanges {
             recent: Mutex::new(recent),
             changed: Notify::new(),
             next_expiry_ms: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
         })
     }
 
@@ -48,6 +53,15 @@ impl ShardChanges {
     /// Changes up to this version have come.
     pub fn last(&self) -> Version {
         self.recent.lock().last()
+    }
+
+    /// Strong reads that were allowed and changes that were applied, since the replica began here.
+    pub fn counted(&self) -> (u64, u64) {
+        (self.reads.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn count_reads(&self, reads: usize) {
+        self.reads.fetch_add(reads as u64, Ordering::Relaxed);
     }
 
     /// Wakes when there is more to read than before the call.
@@ -120,6 +134,7 @@ impl Changes {
                 known.note_expiry(record.expires_at_ms);
             }
         }
+        known.writes.fetch_add(events.len() as u64, Ordering::Relaxed);
         known.recent.lock().push(events, last, limit_bytes);
         known.changed.notify_waiters();
     }

@@ -38,6 +38,7 @@ pub use room::{Level, RESERVE_BYTES, Room};
 pub use ticket::{Outcome, ReplySink, Ticket};
 pub use views::{ShardView, ViewTable, Views};
 
+use crate::pace::Pace;
 use apply::Applier;
 use flushes::Flushes;
 use kvdb_engine::{Engine, EngineError};
@@ -83,6 +84,8 @@ pub struct Shared {
     pub(crate) role_version: watch::Sender<u64>,
     next_volume: AtomicU64,
     pub(crate) snapshots: Mutex<HashMap<(ShardId, ReplicaId), SnapshotWriter>>,
+    /// Of the snapshots that leave the process.
+    pub(crate) snapshot_pace: Pace,
     pub(crate) metrics: Metrics,
 }
 
@@ -96,6 +99,9 @@ pub struct DriveConfig {
     pub wal: WalConfig,
     /// Of the engine.
     pub engine: LsmConfig,
+    /// Bytes of snapshots that leave the process in a second; 0 for no bound. More brings replicas
+    /// up sooner, and takes more of network and disks from whoever uses them.
+    pub snapshot_bytes_per_second: u64,
     /// Bytes of disk that are kept for what must be written when it is full. Raising it makes
     /// writes stop earlier, and lets more be deleted before nothing more is taken.
     pub reserve_bytes: u64,
@@ -203,6 +209,7 @@ impl Drive {
             role_version: watch::Sender::new(0),
             next_volume: AtomicU64::new(next_volume.0),
             snapshots: Mutex::default(),
+            snapshot_pace: Pace::new(config.snapshot_bytes_per_second),
             metrics: Metrics::default(),
         });
         shared.metrics.register(registry);
@@ -362,6 +369,11 @@ impl Drive {
         self.engine.create_volume(volume)?;
         self.inform(Event::Internal(Input::Create { descriptor, volume, campaign }));
         Ok(())
+    }
+
+    /// Bytes of snapshots that leave the process in a second, at most; 0 for no bound.
+    pub fn snapshot_bytes_per_second(&self) -> u64 {
+        self.shared.snapshot_pace.bytes_per_second()
     }
 
     pub(crate) fn fresh_volume(&self) -> VolumeId {

@@ -201,7 +201,10 @@ impl Replicator {
                 self.send(Outgoing::Snapshot { shard, to_node, message });
             }
             Effect::Apply(task) => self.apply(task),
-            Effect::ReadReady { shard: _, tickets } => {
+            Effect::ReadReady { shard, tickets } => {
+                if let Some(changes) = self.shared.changes.get(shard) {
+                    changes.count_reads(tickets.len());
+                }
                 for ticket in tickets {
                     ticket.reply(Outcome::ReadReady);
                 }

@@ -90,6 +90,11 @@ impl Cluster {
     }
 
     pub fn of_in(nodes: usize, folder: tempfile::TempDir) -> Self {
+        Self::start_with(nodes, folder, &[])
+    }
+
+    /// With more arguments for the coordinators.
+    pub fn start_with(nodes: usize, folder: tempfile::TempDir, more: &[&str]) -> Self {
         let ports = free_ports(9 + 2 * nodes);
         let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
         let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
@@ -120,6 +125,7 @@ impl Cluster {
                         "--rebalance",
                         "false",
                     ]);
+                    let args = args.into_iter().chain(text(more)).collect();
                     part(&name, args, 3 + n)
                 })
                 .collect(),

@@ -5,7 +5,7 @@ use super::{Drain, Move, Operators, Replace, SetReplicas, Split, Waiting};
 use crate::exit::Failure;
 use crate::output::table;
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use kvdb_client::{AdminClient, OperatorStatus};
 use kvdb_model::{NodeId, OperatorId, ShardId};
 use serde_json::{Value, json};
@@ -127,12 +127,19 @@ fn object(operator: &OperatorStatus) -> Value {
         "shard_id": operator.shard.map(|id| id.0),
         "node_id": operator.node.map(|id| id.0),
         "steps": steps,
+        "left_bytes": operator.left_bytes,
+        "bytes_per_second": operator.bytes_per_second,
+        "left_ms": operator.left_ms,
     })
 }
 
 fn row(operator: &OperatorStatus) -> Vec<String> {
     let last = operator.steps.last().map(|(_, what)| what.clone()).unwrap_or_default();
     let last = if operator.failure.is_empty() { last } else { operator.failure.clone() };
+    let last = match left(operator) {
+        Some(left) => format!("{last}; {left}"),
+        None => last,
+    };
     vec![
         operator.id.to_string(),
         operator.state.clone(),
@@ -141,6 +148,22 @@ fn row(operator: &OperatorStatus) -> Vec<String> {
         operator.reason.clone(),
         last,
     ]
+}
+
+/// What is still to be sent, and how long that takes.
+fn left(operator: &OperatorStatus) -> Option<String> {
+    let (left, rate) = (operator.left_bytes, operator.bytes_per_second);
+    if !operator.is_running() || left == 0 {
+        return None;
+    }
+    let words = format!("about {} to send", HumanBytes(left));
+    Some(match rate {
+        0 => words,
+        _ => {
+            let takes = HumanDuration(Duration::from_millis(operator.left_ms));
+            format!("{words} at {} a second: {takes}", HumanBytes(rate))
+        }
+    })
 }
 
 /// Says that an operator runs, and follows it to its end if that is asked for.
@@ -180,7 +203,8 @@ async fn follow(admin: &AdminClient, id: OperatorId) -> Result<OperatorStatus, F
         };
         bar.set_position(operator.progress_percent.into());
         if let Some((_, step)) = operator.steps.last() {
-            bar.set_message(step.clone());
+            let left = left(&operator).map_or_else(String::new, |left| format!("; {left}"));
+            bar.set_message(format!("{step}{left}"));
         }
         if !operator.is_running() {
             bar.finish_and_clear();
