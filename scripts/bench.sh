@@ -243,7 +243,14 @@ start_kvdb() { # SHARDS
   cluster start >/dev/null
   mapfile -t servers < <(cat "$data"/state/run/*.pid)
   mapfile -t nodes < <(cat "$data"/state/run/node-*.pid)
+  mapfile -t coordinators < <(cat "$data"/state/run/coordinator-*.pid)
   grpc=127.0.0.1:$((7400 + offset))
+  until_true "a leader of each shard" all_led
+}
+
+all_led() {
+  "$bin" --endpoint "$grpc" admin status --json |
+    python3 -c 'import json, sys; status = json.load(sys.stdin); sys.exit(status["shards"] != status["shards_with_leader"])'
 }
 
 stop_kvdb() {
@@ -262,7 +269,7 @@ measure_kvdb() {
 
 # 10 times the keys by an import; a restart after kill -9; 1,000 shards.
 measure_growth() {
-  local base=$keys many=$((keys * 10)) from code fields before idle
+  local base=$keys many=$((keys * 10)) from code fields before idle control
   say "KvDB: growth from $base to $many keys"
   start_kvdb 8
   row kvdb put-c64-1x-keys --clients 64 --mode put --fill --address "$grpc"
@@ -291,14 +298,15 @@ measure_growth() {
   stop_kvdb
   from=$(now)
   start_kvdb 1000
-  fields="\"start_seconds\":$(since "$from")"
+  fields="\"seconds_to_all_leaders\":$(since "$from")"
   before=$((($(resident "${nodes[@]}") - before) / 3))
-  idle=$(ticks "${nodes[@]}")
+  idle=$(ticks "${nodes[@]}") control=$(ticks "${coordinators[@]}")
   from=$(now)
   sleep 10
-  idle=$(($(ticks "${nodes[@]}") - idle))
-  fields+=$(awk -v ticks="$idle" -v took="$(since "$from")" -v kib="$before" \
-    'BEGIN { printf ",\"cores_per_node\":%.4f,\"kib_per_replica\":%.1f", ticks / 100 / took / 3, kib / 1000 }')
+  idle=$(($(ticks "${nodes[@]}") - idle)) control=$(($(ticks "${coordinators[@]}") - control))
+  fields+=$(awk -v ticks="$idle" -v took="$(since "$from")" -v control="$control" -v kib="$before" \
+    'BEGIN { printf ",\"cores_per_node\":%.4f,\"cores_of_coordinators\":%.4f,\"kib_per_replica\":%.1f",
+      ticks / 100 / took / 3, control / 100 / took, kib / 1000 }')
   other_row kvdb idle-1000-shards "$fields"
   row kvdb put-c64-1000-shards --clients 64 --mode put --fill --address "$grpc"
   stop_kvdb

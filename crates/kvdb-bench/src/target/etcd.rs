@@ -1,6 +1,6 @@
 //! etcd's version 3 interface, and the echo that answers the same messages.
 
-use super::{Answer, ConnectError, Failed, MOST_ATTEMPTS, Unary};
+use super::{Answer, ConnectError, Failed, Unary, attempts};
 use crate::load::{Action, Operation};
 use crate::options::Options;
 use bytes::Bytes;
@@ -81,7 +81,7 @@ impl Session {
 
     /// Reads, and writes if the revision is still the one that was read (0: not there).
     async fn modify(&self, operation: &Operation) -> Result<Answer, Failed> {
-        for conflicts in 0..MOST_ATTEMPTS {
+        for conflicts in attempts(self.timeout) {
             let read = self.read(operation.key.clone()).await?;
             let revision = read.as_ref().map_or(0, |found| found.mod_revision);
             let message = put_if(operation, revision);
@@ -90,7 +90,7 @@ impl Session {
                 return Ok(Answer { missing: read.is_none(), scanned: 0, conflicts });
             }
         }
-        Err(Failed::Overtaken(MOST_ATTEMPTS))
+        Err(Failed::Overtaken(self.timeout))
     }
 }
 

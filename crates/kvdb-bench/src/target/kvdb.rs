@@ -1,14 +1,18 @@
 //! KvDB by its Rust client: what a service gets that uses it, with its deadlines and retries.
 
-use super::{Answer, ConnectError, Done, Failed, MOST_ATTEMPTS, Session, Unary};
+use super::{Answer, ConnectError, Done, Failed, Session, Unary, attempts};
 use crate::load::{Action, Operation};
 use crate::options::{Options, OptionsError, TargetKind};
 use bytes::Bytes;
 use kvdb_client::{AdminClient, BatchOperation, Client, ReadOptions, ScanOptions, WriteOptions};
 use kvdb_model::{Condition, Partitioning};
+use std::time::Duration;
 
 /// A call an operation.
-pub(crate) struct Single(Client);
+pub(crate) struct Single {
+    client: Client,
+    timeout: Duration,
+}
 
 /// A batch for the writes of a wave and one for the reads.
 pub(crate) struct Batches(Client);
@@ -28,7 +32,7 @@ pub(super) async fn connect(options: &Options) -> Result<Vec<Session>, ConnectEr
     }
     let session = |client: Client| match options.target {
         TargetKind::KvdbBatch => Session::Batch(Batches(client)),
-        _ => Session::Kvdb(Single(client)),
+        _ => Session::Kvdb(Single { client, timeout: options.timeout }),
     };
     Ok((0..options.clients).map(|_| session(client.clone())).collect())
 }
@@ -49,7 +53,7 @@ async fn check_order(admin: &AdminClient, keyspace: &str) -> Result<(), ConnectE
 
 impl Unary for Single {
     async fn call(&self, operation: &Operation) -> Result<Answer, Failed> {
-        let Single(client) = self;
+        let Single { client, .. } = self;
         let key = operation.key.clone();
         match operation.action {
             Action::Read => Ok(Answer::read(client.get(key).await?.is_some())),
@@ -66,7 +70,7 @@ impl Unary for Single {
 impl Single {
     async fn scan(&self, start: Bytes, keys: u32) -> Result<Answer, Failed> {
         let limit = Some(keys.into());
-        let mut scan = self.0.scan(ScanOptions { start, limit, ..ScanOptions::default() });
+        let mut scan = self.client.scan(ScanOptions { start, limit, ..ScanOptions::default() });
         let mut answer = Answer::default();
         while let Some(chunk) = scan.next_chunk().await? {
             answer.scanned += chunk.len() as u32;
@@ -76,20 +80,20 @@ impl Single {
 
     /// Reads, and writes if the version is still the one that was read.
     async fn modify(&self, operation: &Operation) -> Result<Answer, Failed> {
-        for conflicts in 0..MOST_ATTEMPTS {
-            let read = self.0.get(operation.key.clone()).await?;
+        for conflicts in attempts(self.timeout) {
+            let read = self.client.get(operation.key.clone()).await?;
             let condition = match &read {
                 Some(record) => Condition::IfVersion(record.version),
                 None => Condition::IfAbsent,
             };
             let options = WriteOptions { condition: Some(condition), ..WriteOptions::default() };
             let key = operation.key.clone();
-            let written = self.0.put_with(key, operation.value.clone(), options).await?;
+            let written = self.client.put_with(key, operation.value.clone(), options).await?;
             if written.applied {
                 return Ok(Answer { missing: read.is_none(), scanned: 0, conflicts });
             }
         }
-        Err(Failed::Overtaken(MOST_ATTEMPTS))
+        Err(Failed::Overtaken(self.timeout))
     }
 }
 

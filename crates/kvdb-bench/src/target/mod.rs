@@ -12,7 +12,7 @@ use crate::options::{Options, OptionsError, TargetKind};
 use futures_util::future::join_all;
 use std::future::Future;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tonic::Status;
 
@@ -53,10 +53,10 @@ pub enum Failed {
     Unlike(String),
     /// No answer came in time.
     #[error("no answer within {0:?}")]
-    Late(std::time::Duration),
+    Late(Duration),
     /// A key that others write all the time.
-    #[error("a read-modify-write was overtaken {0} times")]
-    Overtaken(u32),
+    #[error("a read-modify-write was overtaken by others for {0:?}")]
+    Overtaken(Duration),
 }
 
 impl From<Status> for Failed {
@@ -158,5 +158,9 @@ pub(crate) async fn connect(options: &Options) -> Result<Vec<Session>, ConnectEr
     }
 }
 
-/// Attempts of one read-modify-write.
-const MOST_ATTEMPTS: u32 = 100;
+/// The attempts of one read-modify-write, by their number, for as long as a request may take.
+/// Whoever is overtaken tries again at once, as YCSB's clients do.
+fn attempts(timeout: Duration) -> impl Iterator<Item = u32> {
+    let end = Instant::now() + timeout;
+    (0..).take_while(move |_| Instant::now() < end)
+}

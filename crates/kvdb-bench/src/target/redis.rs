@@ -1,7 +1,7 @@
 //! The Redis protocol (RESP2) over plain TCP: each client has a connection of its own, writes all
 //! commands of a wave at once and reads their answers in order.
 
-use super::{Answer, ConnectError, Done, Failed, MOST_ATTEMPTS};
+use super::{Answer, ConnectError, Done, Failed, attempts};
 use crate::load::{Action, Operation};
 use crate::options::Options;
 use bytes::{Buf as _, BufMut as _, BytesMut};
@@ -131,7 +131,7 @@ impl Session {
     /// Watches, reads, and writes in a transaction that fails if the key has changed.
     async fn modify(&mut self, operation: &Operation) -> Result<Answer, Failed> {
         let Operation { key, value, .. } = operation;
-        for conflicts in 0..MOST_ATTEMPTS {
+        for conflicts in attempts(self.timeout) {
             let read = self.ask(2, |output| {
                 command(output, &[b"WATCH", key]);
                 command(output, &[b"GET", key]);
@@ -146,7 +146,7 @@ impl Session {
                 return Ok(Answer { missing, scanned: 0, conflicts });
             }
         }
-        Err(Failed::Overtaken(MOST_ATTEMPTS))
+        Err(Failed::Overtaken(self.timeout))
     }
 
     /// Sends commands, and returns the last of their answers. An error among them is one of all.
