@@ -5,7 +5,7 @@ SHARDS ?= 8
 SEEDS ?= 1000
 SECONDS ?= 600
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture bench verify fix
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -20,6 +20,8 @@ help:
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
 	@echo "bench           figures beside etcd and Redis, and which targets are met; QUICK=1 for a short run"
+	@echo "bench-criterion times of the hot pieces alone"
+	@echo "instructions    their instruction counts beside the recorded ones; needs valgrind"
 	@echo "verify          formatting, lints and docs, without editing anything"
 	@echo "fix             format and apply lint fixes"
 
@@ -60,6 +62,12 @@ torture: build
 
 bench: build
 	@KVDB_BIN=$(KVDB) QUICK=$(QUICK) scripts/bench.sh
+
+bench-criterion:
+	cargo bench --locked -p kvdb-bench
+
+instructions:
+	@scripts/instructions.sh
 
 verify:
 	cargo fmt --all --check
