@@ -18,6 +18,7 @@ keys=${KEYS:-100000}
 length=$([ -n "$quick" ] && echo 2 || echo 5)
 name=${NAME:-$(date +%F)}
 [ -x "$bin" ] || { echo "$bin is not there; run \`make build\`" >&2; exit 1; }
+[ "$(basename "$bin")" = kvdb ] || { echo "$bin must be called kvdb: that is how scripts/cluster.sh knows its own" >&2; exit 1; }
 mkdir -p bench/work
 work=$(mktemp -d "$PWD/bench/work/run-XXXXXX")
 rows=${ROWS:-$work/rows.jsonl}
