@@ -46,8 +46,11 @@ pub(crate) struct Cluster {
     pub(crate) disks: Vec<Disk>,
     pub(crate) network: Network,
     folder: PathBuf,
+    program: PathBuf,
     /// Addresses as the others know them, by part.
     addresses: Vec<String>,
+    /// Of `/metrics`, by part.
+    https: Vec<String>,
     admin: AdminClient,
     proxies: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -114,7 +117,9 @@ impl Cluster {
             network,
             admin: admin(&addresses)?,
             folder: layout.folder.clone(),
+            program: layout.program,
             addresses,
+            https: https.to_vec(),
             proxies,
         };
         for part in 0..PARTS {
@@ -122,6 +127,46 @@ impl Cluster {
         }
         cluster.initialise(layout.shards).await?;
         Ok(cluster)
+    }
+
+    /// Starts a fourth node, as the last part, and waits until it is known.
+    pub(crate) async fn add_node(&mut self) -> Result<(), Error> {
+        let free = free_addresses(2)?;
+        let name = format!("node-{}", NODES + 1);
+        let data = self.folder.join(&name).join("data");
+        let args = node_arguments(&data, &free[0], &free[1], &free[0], &self.addresses);
+        let log = self.folder.join(format!("{name}.log"));
+        self.parts.push(Process::new(name, self.program.clone(), args, log));
+        self.addresses.push(free[0].clone());
+        self.https.push(free[1].clone());
+        let part = self.parts.len() - 1;
+        self.parts[part].start_under(&[])?;
+        let started = Instant::now();
+        while self.map().await?.nodes.len() <= NODES {
+            self.fail_if_one_ended()?;
+            if started.elapsed() > PATIENCE {
+                let problem = "the fourth node has not registered".to_owned();
+                return Err(Error::NotReady { problem, folder: self.folder.clone() });
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// For what operators do.
+    pub(crate) fn admin(&self) -> &AdminClient {
+        &self.admin
+    }
+
+    /// How often a replica of a node that runs has become a leader since the node was started.
+    pub(crate) async fn elections(&self) -> Result<u64, Error> {
+        let mut elections = 0;
+        for (part, process) in self.parts.iter().enumerate() {
+            if process.name.starts_with("node") && process.id().is_some() {
+                elections += won(&metrics(&self.https[part]).await?);
+            }
+        }
+        Ok(elections)
     }
 
     pub(crate) fn start_part(&mut self, part: Part) -> Result<(), Error> {
@@ -144,7 +189,7 @@ impl Cluster {
 
     /// The gateways, for clients.
     pub(crate) fn endpoints(&self) -> String {
-        self.addresses[COORDINATORS + NODES..].join(",")
+        self.addresses[COORDINATORS + NODES..PARTS].join(",")
     }
 
     async fn initialise(&mut self, shards: u32) -> Result<(), Error> {
@@ -319,6 +364,21 @@ pub(crate) fn client(endpoints: &str, deadline: Duration) -> Result<Client, Erro
     Client::new(options).map_err(|error| Error::Address(error.to_string()))
 }
 
+/// What `/metrics` says.
+async fn metrics(http: &str) -> Result<String, Error> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(http).await?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+fn won(metrics: &str) -> u64 {
+    let name = "kvdb_raft_elections_won_total ";
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
 async fn digest(address: &str, shard: ShardId) -> Result<(u64, u64), String> {
     let endpoint = kvdb_wire::transport::endpoint(address).map_err(|error| error.to_string())?;
     let mut client = NodeClient::new(endpoint.connect_lazy());
@@ -351,12 +411,26 @@ fn arguments(
         let id = (part + 1).to_string();
         add(&["coordinator", "--id", &id, "--peers", &peers.join(","), "--data", &data]);
     } else if part < COORDINATORS + NODES {
-        add(&["node", "--coordinators", &coordinators, "--data", &data]);
-        add(&["--advertise", &addresses[part]]);
+        let data = data_of(folder, part);
+        return node_arguments(&data, listen, http, &addresses[part], addresses);
     } else {
         // Nobody speaks Redis to it: any port will do.
         add(&["gateway", "--coordinators", &coordinators, "--redis", "127.0.0.1:0"]);
     }
     add(&["--listen", listen, "--http", http, "--network-threads", "2"]);
     args
+}
+
+fn node_arguments(
+    data: &Path,
+    listen: &str,
+    http: &str,
+    advertised: &str,
+    addresses: &[String],
+) -> Vec<String> {
+    let (data, coordinators) = (data.display().to_string(), addresses[..COORDINATORS].join(","));
+    let words = ["node", "--coordinators", &coordinators, "--data", &data];
+    let rest = ["--advertise", advertised, "--listen", listen, "--http", http];
+    let threads = ["--network-threads", "2"];
+    words.iter().chain(&rest).chain(&threads).map(|word| (*word).to_owned()).collect()
 }

@@ -61,7 +61,7 @@ pub async fn failover(
     let layout = Layout { program, folder: folder.clone(), shards, proxied: false, disks: false };
     let mut cluster = Cluster::start(layout).await?;
     let start = Instant::now();
-    let probes = probe::probes(&cluster, start).await?;
+    let probes = probe::probes(&cluster, start, probe::Pace::default()).await?;
     let (stop, stopped) = watch::channel(false);
     let mut writers = JoinSet::new();
     for probe in &probes {

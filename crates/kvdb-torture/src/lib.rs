@@ -4,7 +4,7 @@
 //! through its gateways, kills, pauses, cuts off and starves parts of it by a schedule that a seed
 //! names, and judges everything that the clients saw with `kvdb-checker`. It hands back a
 //! [`Report`]; [`failover`] measures one thing alone: for how long a shard takes no writes when the
-//! node that leads it dies or stands still.
+//! node that leads it dies or stands still; [`planned`] what clients notice of work done on purpose.
 //!
 //! | module | is about |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | `inject` | doing it and undoing it |
 //! | `load`, `window`, `probe` | clients, their history in windows, one writer a shard for gaps |
 //! | `judge` | lost, wrong, stale |
-//! | `run`, `failover` | a run from start to end |
+//! | `run`, `failover`, `planned` | a run from start to end |
 //! | `timeline`, `report`, `html` | what is told |
 //!
 //! A run whose clients did next to nothing proves next to nothing: it ends as invalid. A fault that
@@ -30,6 +30,7 @@ mod inject;
 mod judge;
 mod load;
 mod network;
+mod planned;
 mod probe;
 mod process;
 mod report;
@@ -42,6 +43,7 @@ mod window;
 pub use failover::{Failover, How, failover};
 pub use fault::{Fault, parse_list};
 pub use judge::Findings;
+pub use planned::{Alone, Change, Crowded, Noticed, PlannedWork, planned};
 pub use report::{Report, Verdict};
 pub use run::{Options, run};
 pub use schedule::{Planned, Schedule};

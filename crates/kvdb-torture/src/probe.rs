@@ -10,8 +10,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Between an answer and the next write.
-const PAUSE: Duration = Duration::from_millis(4);
+/// How a probe writes, and what it notes.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    /// Between an answer and the next write.
+    pub(crate) pause: Duration,
+    /// Gaps below this aren't noted.
+    pub(crate) shortest_gap: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { pause: Duration::from_millis(4), shortest_gap: SHORTEST_GAP }
+    }
+}
+
 /// Keys that are tried until every shard has one.
 const NAMES_MAX: u64 = 1_000_000;
 
@@ -21,6 +34,7 @@ pub(crate) struct Probe {
     pub(crate) shard: ShardId,
     key: String,
     start: Instant,
+    pace: Pace,
     state: Mutex<State>,
     /// How many writes were answered.
     answered: watch::Sender<u64>,
@@ -33,6 +47,7 @@ struct State {
     /// The number last acknowledged, and the one last sent.
     acknowledged: u64,
     sent: u64,
+    failed: u64,
 }
 
 /// A key of each shard of the default keyspace.
@@ -59,11 +74,12 @@ fn keys(map: &ShardMap) -> Vec<(ShardId, String)> {
 pub(crate) async fn probes(
     cluster: &Cluster,
     start: Instant,
+    pace: Pace,
 ) -> Result<Vec<Arc<Probe>>, kvdb_client::Error> {
     let map = cluster.map().await?;
     let probes = keys(&map).into_iter().map(|(shard, key)| {
         let answered = watch::Sender::new(0);
-        Arc::new(Probe { shard, key, start, state: Mutex::default(), answered })
+        Arc::new(Probe { shard, key, start, pace, state: Mutex::default(), answered })
     });
     Ok(probes.collect())
 }
@@ -82,10 +98,13 @@ impl Probe {
                 state.sent += 1;
                 state.sent
             };
-            if client.put(self.key.clone(), Bytes::from(number.to_string())).await.is_ok() {
-                self.took(number);
+            match client.put(self.key.clone(), Bytes::from(number.to_string())).await {
+                Ok(_) => self.took(number),
+                Err(_) => self.state.lock().failed += 1,
             }
-            let _ = tokio::time::timeout(PAUSE, stop.wait_for(|stop| *stop)).await;
+            if !self.pace.pause.is_zero() {
+                let _ = tokio::time::timeout(self.pace.pause, stop.wait_for(|stop| *stop)).await;
+            }
         }
     }
 
@@ -93,7 +112,7 @@ impl Probe {
         let now_ms = self.now_ms();
         let mut state = self.state.lock();
         let gap = Gap { from_ms: state.last_ms, until_ms: now_ms };
-        if gap.until_ms - gap.from_ms >= SHORTEST_GAP.as_millis() as u64 {
+        if gap.until_ms - gap.from_ms >= self.pace.shortest_gap.as_millis() as u64 {
             state.gaps.push(gap);
         }
         state.last_ms = now_ms;
@@ -124,6 +143,11 @@ impl Probe {
         let number = held.and_then(|record| std::str::from_utf8(&record.value).ok()?.parse().ok());
         let state = self.state.lock();
         Ok((state.acknowledged..=state.sent).contains(&number.unwrap_or(0)))
+    }
+
+    /// Writes that were refused, or whose outcome isn't known.
+    pub(crate) fn failed(&self) -> u64 {
+        self.state.lock().failed
     }
 
     /// Writes that were answered.

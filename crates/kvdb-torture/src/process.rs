@@ -6,6 +6,10 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// How often a process that was asked to end is looked at.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A process that can be started again and again with the same arguments.
 pub(crate) struct Process {
@@ -60,9 +64,24 @@ impl Process {
         }
     }
 
+    /// Asks it to end, and waits until it has.
+    pub(crate) async fn terminate(&mut self) {
+        self.wanted = false;
+        self.signal(Signal::TERM);
+        while let Some(child) = &mut self.child {
+            match child.try_wait() {
+                Ok(None) => tokio::time::sleep(ASK_AGAIN).await,
+                _ => self.child = None,
+            }
+        }
+    }
+
     /// Stops it, or lets it go on.
     pub(crate) fn pause(&self, paused: bool) {
-        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        self.signal(if paused { Signal::STOP } else { Signal::CONT });
+    }
+
+    fn signal(&self, signal: Signal) {
         let id = self.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let Some(id) = id {
             // One that has died meanwhile is found by `ended`.

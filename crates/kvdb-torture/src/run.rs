@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
             seed: options.seed,
             stop: stopped.clone(),
         });
-        let probes = probe::probes(&cluster, start).await?;
+        let probes = probe::probes(&cluster, start, probe::Pace::default()).await?;
         let mut clients = JoinSet::new();
         for number in 0..u64::from(options.clients) {
             clients.spawn(load::run_client(Arc::clone(&load), number));

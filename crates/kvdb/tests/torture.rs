@@ -45,6 +45,21 @@ fn writes_go_elsewhere_while_a_leader_is_paused() {
 }
 
 #[test]
+fn work_on_purpose_fails_no_write() {
+    let output = Command::new(KVDB)
+        .args(["torture", "--planned", "1", "--hold", "2", "--json"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["noticed"].as_array().unwrap().len(), 6, "{report}");
+    assert_eq!(report["lost"], 0);
+    assert!(report["alone"]["writes_without"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["crowded"]["writes"].as_f64().unwrap() > 0.0, "{report}");
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_words() {
     let run = |args: &[&str]| {
         let output = Command::new(KVDB).arg("torture").args(args).output().unwrap();

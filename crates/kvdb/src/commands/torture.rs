@@ -4,7 +4,9 @@ use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::output::{Output, is_watched, table};
 use indicatif::ProgressBar;
-use kvdb_torture::{Error, Failover, Fault, How, Options, Report, Tools, Verdict, parse_list};
+use kvdb_torture::{
+    Error, Failover, Fault, How, Options, PlannedWork, Report, Tools, Verdict, parse_list,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ Examples:
   kvdb torture --faults all,-clock-jump
   kvdb torture --list-faults
   kvdb torture --failover 20
+  kvdb torture --planned 10 --hold 600
 
 It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free ports of loopback, with
 their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
@@ -60,6 +63,14 @@ pub(crate) struct Args {
     /// Instead: measure the write gap of this many deaths of a leader, and of as many pauses
     #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u32).range(1..=1000))]
     failover: Option<u32>,
+    /// Instead: measure what clients notice of this many leader moves, restarts, splits and moves
+    #[arg(long, value_name = "ROUNDS", conflicts_with = "failover",
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    planned: Option<u32>,
+    /// With --planned: how long without coordinators, and beside threads that use up the processor
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "planned",
+        value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    hold: u32,
 }
 
 /// Where a run has its files.
@@ -100,9 +111,10 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     let faults = parse_list(&command.faults).map_err(Failure::Usage)?;
     let program = std::env::current_exe()
         .map_err(|error| Failure::Unavailable(format!("cannot find this binary: {error}")))?;
-    match command.failover {
-        Some(rounds) => measure(&command, args, program, rounds).await,
-        None => torture(&command, args, program, faults).await,
+    match (command.failover, command.planned) {
+        (Some(rounds), _) => measure(&command, args, program, rounds).await,
+        (_, Some(rounds)) => planned(&command, args, program, rounds).await,
+        _ => torture(&command, args, program, faults).await,
     }
 }
 
@@ -269,4 +281,87 @@ fn failover_line(one: &Failover) -> String {
         one.worst_ms,
         one.gaps_ms.len()
     )
+}
+
+async fn planned(
+    command: &Args,
+    args: &ClientArgs,
+    program: PathBuf,
+    rounds: u32,
+) -> Result<(), Failure> {
+    let place = Place::choose(command.data.as_deref())?;
+    let folder = place.folder.join("planned");
+    std::fs::create_dir_all(&folder).map_err(|error| unusable(&folder, &error))?;
+    let teller = Teller::new();
+    let hold = Duration::from_secs(command.hold.into());
+    let tell = |line: &str| teller.tell(line);
+    let measured = kvdb_torture::planned(program, folder, command.shards, rounds, hold, tell).await;
+    teller.progress.finish_and_clear();
+    let measured = match measured {
+        Ok(measured) => measured,
+        Err(error) => {
+            let failure = failed(&error);
+            eprintln!("kvdb: logs and data stay in {}", place.keep().display());
+            return Err(failure);
+        }
+    };
+    let mut output = Output::new();
+    if args.json {
+        output.json(&serde_json::to_value(&measured).expect("it has only text keys"))?;
+    } else {
+        for line in planned_lines(&measured) {
+            output.line(line)?;
+        }
+    }
+    output.finish()?;
+    if measured.failed_writes() == 0 && measured.lost == 0 {
+        return Ok(());
+    }
+    let (failed, lost) = (measured.failed_writes(), measured.lost);
+    let kept = place.keep();
+    let words = format!(
+        "{failed} writes failed and {lost} shards lost one; logs are in {}",
+        kept.display()
+    );
+    Err(Failure::Failed(words))
+}
+
+fn planned_lines(measured: &PlannedWork) -> Vec<String> {
+    let rows: Vec<Vec<String>> = measured
+        .noticed
+        .iter()
+        .map(|one| {
+            let promised = one.change.promised_ms().map_or("-".to_owned(), |ms| ms.to_string());
+            vec![
+                one.change.name().to_owned(),
+                one.gaps_ms.len().to_string(),
+                one.median_ms.to_string(),
+                one.worst_ms.to_string(),
+                promised,
+                one.failed_writes.to_string(),
+            ]
+        })
+        .collect();
+    let names = ["CHANGE", "ROUNDS", "GAP MS MEDIAN", "WORST", "PROMISED", "FAILED WRITES"];
+    let (alone, crowded) = (&measured.alone, &measured.crowded);
+    vec![
+        table(&names, &rows),
+        format!(
+            "all coordinators down for {} s: {:.0} writes/s, {:.1}% of the {:.0} before; {} failed",
+            alone.seconds,
+            alone.writes_without,
+            100.0 * alone.writes_without / alone.writes_before.max(f64::MIN_POSITIVE),
+            alone.writes_before,
+            alone.failed_writes
+        ),
+        format!(
+            "{} s beside {} threads that use up the processor: {} elections, {:.0} writes/s, {} failed",
+            crowded.seconds,
+            crowded.threads,
+            crowded.elections,
+            crowded.writes,
+            crowded.failed_writes
+        ),
+        format!("failed={} lost={}", measured.failed_writes(), measured.lost),
+    ]
 }
