@@ -92,7 +92,7 @@ struct Manner {
 /// Runs what the options say. Dropping it ends the run.
 ///
 /// # Errors
-/// [`Error`], if nothing could be measured.
+/// [`enum@Error`], if nothing could be measured.
 pub async fn run(options: &Options, progress: &Arc<Progress>) -> Result<Report, Error> {
     options.validate()?;
     progress.enter(0);

@@ -9,10 +9,10 @@ use kvdb_engine_lsm::{LsmConfig, LsmEngine};
 use kvdb_model::key::slot_start;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Action, Command, EntryKind, EntryPayload, KeyRange, Keyspace, KeyspaceId, LogEntry, LogIndex,
-    LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus, Operation,
-    Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, Term, Version, VolumeId, WalRecord, Write,
+    Action, Command, EntryKind, EntryPayload, HistoryPolicy, KeyRange, Keyspace, KeyspaceId,
+    LogEntry, LogIndex, LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus,
+    Operation, Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor,
+    ShardId, ShardMap, ShardRecord, Term, Version, VolumeId, WalRecord, Write,
 };
 use kvdb_redis::Parser;
 use kvdb_router::{MapCache, Routes};
@@ -76,6 +76,7 @@ impl Routing {
             keyspace_id: KEYSPACE,
             name: "default".into(),
             partitioning: Partitioning::Hash,
+            history: HistoryPolicy::default(),
         }));
         for node in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
