@@ -37,6 +37,8 @@ pub(crate) struct Layout {
     pub(crate) proxied: bool,
     /// Whether each node gets a file system of its own.
     pub(crate) disks: bool,
+    /// Whether the coordinators spread replicas and leaders by themselves.
+    pub(crate) rebalance: bool,
 }
 
 /// The running cluster. Dropping it kills every process and unmounts every disk.
@@ -107,7 +109,11 @@ impl Cluster {
             }
         }
         let parts = (0..PARTS).map(|part| {
-            let args = arguments(part, &layout.folder, &listens[part], &https[part], &addresses);
+            let mut args =
+                arguments(part, &layout.folder, &listens[part], &https[part], &addresses);
+            if part < COORDINATORS && !layout.rebalance {
+                args.extend(["--rebalance", "false"].map(str::to_owned));
+            }
             let log = layout.folder.join(format!("{}.log", name_of(part)));
             Process::new(name_of(part), layout.program.clone(), args, log)
         });

@@ -58,7 +58,14 @@ pub async fn failover(
     tell: impl Fn(&str),
 ) -> Result<Failover, Error> {
     std::fs::create_dir_all(&folder)?;
-    let layout = Layout { program, folder: folder.clone(), shards, proxied: false, disks: false };
+    let layout = Layout {
+        program,
+        folder: folder.clone(),
+        shards,
+        proxied: false,
+        disks: false,
+        rebalance: true,
+    };
     let mut cluster = Cluster::start(layout).await?;
     let start = Instant::now();
     let probes = probe::probes(&cluster, start, probe::Pace::default()).await?;

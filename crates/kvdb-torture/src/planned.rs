@@ -1,8 +1,8 @@
 //! What clients notice of work that is done on purpose: hand-overs, restarts, splits, moves, a
 //! drain; of coordinators that are gone; and of a processor that others use up.
 //!
-//! One writer a shard writes without pause through the gateways, at the default settings and
-//! without proxies or faults. The gap of a change is the longest time in which any shard took no
+//! One writer a shard writes without pause through the gateways, at the default settings (but that
+//! the coordinators spread nothing by themselves) and without proxies or faults. The gap of a change is the longest time in which any shard took no
 //! write, from its beginning until a moment after its end; beside it stands the longest gap of as
 //! many undisturbed periods, since a busy machine has gaps of its own. No write may fail.
 
@@ -162,7 +162,10 @@ pub async fn planned(
     hold: Duration,
     tell: impl Fn(&str),
 ) -> Result<PlannedWork, Error> {
-    let layout = Layout { program, folder: folder.clone(), shards, proxied: false, disks: false };
+    // Nothing is to happen but what is asked for.
+    let rebalance = false;
+    let place = folder.clone();
+    let layout = Layout { program, folder: place, shards, proxied: false, disks: false, rebalance };
     let mut cluster = Cluster::start(layout).await?;
     cluster.add_node().await?;
     let start = Instant::now();

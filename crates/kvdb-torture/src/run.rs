@@ -87,6 +87,7 @@ pub async fn run(
         shards: options.shards,
         proxied: faults.iter().any(|fault| fault.is_of_the_network()),
         disks: faults.iter().any(|fault| fault.is_of_the_disk()),
+        rebalance: true,
     })
     .await?;
     let mut run = Run::begin(options, cluster, tell, skipped).await?;
