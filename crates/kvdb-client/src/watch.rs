@@ -82,7 +82,8 @@ impl Watch {
             keyspace,
             key: options.key,
             prefix: options.prefix,
-            from_version: options.from_version.map_or(0, |version| version.0),
+            // On the wire 0 is from now on; no change has a version as low as 1.
+            from_version: options.from_version.map_or(0, |version| version.0.max(1)),
             cursor: options.cursor,
         };
         Watch { shared, request, open: None }

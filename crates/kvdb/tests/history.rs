@@ -50,6 +50,7 @@ async fn update(watch: &mut Watch) -> WatchUpdate {
 /// Hears everything that was written, in the order of each key, and nothing else.
 async fn hear(watch: &mut Watch, written: &Written) {
     let expected: usize = written.values().map(Vec::len).sum();
+    let last = written.values().flatten().map(|(_, version)| *version).max().unwrap();
     let mut heard = Written::new();
     let mut count = 0;
     while count < expected {
@@ -60,6 +61,15 @@ async fn hear(watch: &mut Watch, written: &Written) {
                     let key = String::from_utf8(key.to_vec()).unwrap();
                     heard.entry(key).or_default().push((value, version));
                 }
+            }
+            // It has told all that there was up to then.
+            WatchUpdate::Progress(version) if version >= last => {
+                let missing: Vec<_> = written
+                    .iter()
+                    .map(|(key, all)| (key, all.len(), heard.get(key).map_or(0, Vec::len)))
+                    .filter(|(_, all, heard)| all != heard)
+                    .collect();
+                panic!("{count} of {expected} told up to {version}; missing are of {missing:?}");
             }
             WatchUpdate::Progress(_) => {}
             WatchUpdate::Gap(version) => panic!("a gap up to {version}"),
@@ -92,7 +102,12 @@ async fn change_leaders(admin: &AdminClient) {
         let next = nodes[(place + 1) % nodes.len()];
         // Asked again now and then: what a leader was asked goes with it when it is replaced.
         let mut asked: Option<Instant> = None;
+        let begun = Instant::now();
         while shards(admin).await[&shard].0 != next {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "shard {shard} stays where it is, not on node {next}"
+            );
             if asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(1)) {
                 admin.set_shard_leader(shard, next).await.unwrap();
                 asked = Some(Instant::now());
@@ -110,12 +125,15 @@ async fn a_watch_from_an_old_cursor_misses_and_repeats_nothing_whatever_has_happ
     let layout = Partitioning::Hash;
     admin.create_keyspace_with_history("past", layout, 2, 3, Some(limits)).await.unwrap();
     let client = Client::new(options(&cluster)).unwrap().keyspace("past");
-    // Stands once every shard has a leader, whose first act is to begin the history.
     let of_all = WatchOptions { prefix: "k-".into(), ..WatchOptions::default() };
     let mut live = client.watch(of_all.clone());
-    let begun = match update(&mut live).await {
-        WatchUpdate::Progress(version) => version,
-        other => panic!("{other:?}"),
+    // A leader's first act is to begin the history: before that there is no version to go back to.
+    let begun = loop {
+        match update(&mut live).await {
+            WatchUpdate::Progress(version) if version > Version(0) => break version,
+            WatchUpdate::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
     };
     let cursor = live.cursor().clone();
 
