@@ -287,6 +287,38 @@ fn a_node_that_has_lost_a_part_of_its_promises_never_comes_back() {
 }
 
 #[test]
+fn shards_whose_majority_is_damaged_serve_nothing_and_say_what_can_be_done() {
+    let mut cluster = Cluster::start();
+    cluster.until("keys are written", |cluster| {
+        (0..20).all(|n| cluster.kvdb(&["put", &format!("k{n}"), "v"]).status.success())
+    });
+    for place in [0, 1] {
+        cluster.nodes[place].kill();
+        let segment = first_segment(&cluster.folder.path().join(format!("n{}", place + 1)));
+        let mut content = std::fs::read(&segment).unwrap();
+        content[600] ^= 1;
+        std::fs::write(&segment, content).unwrap();
+        let (code, said) = cluster.nodes[place].run_to_its_end();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("must not vote again") && said.contains("replace"), "{said}");
+    }
+    cluster.until("both are given up", |cluster| {
+        let nodes = cluster.json(&["admin", "nodes", "--json"]).unwrap_or_default();
+        nodes.to_string().matches("DEAD").count() == 2
+    });
+    // The third alone can't know what the others had acknowledged.
+    for command in [vec!["get", "k1"], vec!["put", "k1", "w"]] {
+        let refused = cluster.kvdb(&command);
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(matches!(refused.status.code(), Some(4 | 5)), "{command:?}: {words}");
+        assert!(refused.stdout.is_empty(), "{command:?}: {refused:?}");
+    }
+    let told = cluster.kvdb(&["admin", "status"]);
+    let words = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(words.contains("Without a majority") && words.contains("force-recover"), "{words}");
+}
+
+#[test]
 fn a_node_whose_data_is_damaged_heals_from_the_others() {
     let mut cluster = Cluster::start();
     let rows = cluster.folder.path().join("rows.tsv");
