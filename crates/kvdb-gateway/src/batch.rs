@@ -81,7 +81,7 @@ impl Gateway {
         request: proto::BatchGetRequest,
         deadline: Instant,
     ) -> Result<proto::BatchGetResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         requests::check_keys(&request.keys, &self.limits)?;
         let fresh = Freshness {
             consistency: request.consistency,
@@ -173,7 +173,7 @@ impl Gateway {
         request: proto::BatchWriteRequest,
         deadline: Instant,
     ) -> Result<proto::BatchWriteResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let own = request_tag_from(request.request_id.clone(), &self.limits)?;
         let operations = requests::batch_operations(request.operations, &self.limits)?;
         let results = if request.atomic {

@@ -35,6 +35,9 @@ const USUAL_ANSWER: Duration = Duration::from_millis(20);
 /// How long a node that has lost its leadership may take to say so, before it counts as silent.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
+/// How long a request waits for word of a keyspace that isn't known here.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How a request is treated when its outcome is unknown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
@@ -69,7 +72,7 @@ impl Gateway {
         self.map.routes.load_full()
     }
 
-    /// The keyspace of this name.
+    /// The keyspace of this name, as far as this gateway has heard.
     pub(crate) fn keyspace(&self, name: &str) -> Result<Keyspace, Refusal> {
         let routes = self.routes();
         match routes.keyspace(name) {
@@ -78,14 +81,20 @@ impl Gateway {
                 let reason = "the gateway has not heard from the coordinators yet";
                 Err(Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason })
             }
-            None if !routes.has_shards() => {
-                self.map.refresh();
-                Err(Refusal::NotInitialised)
+            None if !routes.has_shards() => Err(Refusal::NotInitialised),
+            None => Err(Refusal::UnknownKeyspace { name: name.to_owned() }),
+        }
+    }
+
+    /// The keyspace of this name, also when it was made a moment ago: before one is said not to
+    /// exist, the coordinators are asked.
+    pub(crate) async fn current_keyspace(&self, name: &str) -> Result<Keyspace, Refusal> {
+        match self.keyspace(name) {
+            Err(Refusal::UnknownKeyspace { .. } | Refusal::NotInitialised) => {
+                self.map.refreshed(ASK_AGAIN).await;
+                self.keyspace(name)
             }
-            None => {
-                self.map.refresh();
-                Err(Refusal::UnknownKeyspace { name: name.to_owned() })
-            }
+            known => known,
         }
     }
 

@@ -25,9 +25,12 @@ const PAGE_PATIENCE: Duration = Duration::from_secs(30);
 type Pages = ReceiverStream<Result<proto::ScanResponse, Status>>;
 
 /// Checks a scan and starts it.
-pub(crate) fn start(gateway: &Gateway, request: proto::ScanRequest) -> Result<Pages, Refusal> {
+pub(crate) async fn start(
+    gateway: &Gateway,
+    request: proto::ScanRequest,
+) -> Result<Pages, Refusal> {
     requests::check_scan(&request, &gateway.limits)?;
-    let keyspace = gateway.keyspace(&request.keyspace)?;
+    let keyspace = gateway.current_keyspace(&request.keyspace).await?;
     let mut range = bounds(&keyspace, &request);
     if !request.cursor.is_empty() {
         let next = read_cursor(&request.cursor, request.reverse, &range)?;

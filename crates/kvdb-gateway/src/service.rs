@@ -118,7 +118,7 @@ impl Gateway {
         request: proto::GetRequest,
         deadline: Instant,
     ) -> Result<proto::GetResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
         let keyspace_id = keyspace.keyspace_id.0;
         let fresh = Freshness {
@@ -149,7 +149,7 @@ impl Gateway {
         request: proto::PutRequest,
         deadline: Instant,
     ) -> Result<proto::PutResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
         self.limits.check_value(&request.value)?;
         let own = request_tag_from(request.request_id.clone(), &self.limits)?;
@@ -179,7 +179,7 @@ impl Gateway {
         request: proto::DeleteRequest,
         deadline: Instant,
     ) -> Result<proto::DeleteResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
         let own = request_tag_from(request.request_id.clone(), &self.limits)?;
         let identified = self.identify(own, &routing_key);
@@ -207,7 +207,7 @@ impl Gateway {
         request: proto::ExpireRequest,
         deadline: Instant,
     ) -> Result<proto::ExpireResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let own = request_tag_from(request.request_id, &self.limits)?;
         let operation = requests::expire_operation(
             request.key,
@@ -233,7 +233,7 @@ impl Gateway {
         request: proto::IncrementRequest,
         deadline: Instant,
     ) -> Result<proto::IncrementResponse, Refusal> {
-        let keyspace = self.keyspace(&request.keyspace)?;
+        let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
         let own = request_tag_from(request.request_id.clone(), &self.limits)?;
         let identified = self.identify(own, &routing_key);
@@ -339,7 +339,7 @@ impl Kv for Gateway {
         request: Request<proto::ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
         let call = self.call("scan", &request.get_ref().keyspace);
-        let result = scan::start(self, request.into_inner());
+        let result = scan::start(self, request.into_inner()).await;
         call.end(result)
     }
 
@@ -348,7 +348,7 @@ impl Kv for Gateway {
         request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let call = self.call("watch", &request.get_ref().keyspace);
-        let result = watch::start(self, request.into_inner());
+        let result = watch::start(self, request.into_inner()).await;
         call.end(result)
     }
 }

@@ -25,6 +25,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// While a shard that is led here is being changed.
 const HEARTBEAT_AT_WORK: Duration = Duration::from_millis(50);
 const REGISTER_AGAIN: Duration = Duration::from_millis(200);
+/// Until what was refused under overload is submitted once more.
+const TAKE_AGAIN: Duration = Duration::from_millis(100);
 /// The map as last seen, so that a node finds its peers while no coordinator can be reached.
 const MAP_FILE: &str = "shard-map.bin";
 
@@ -181,12 +183,13 @@ pub(crate) async fn follow_map(
 ) {
     let mut changes = map.changes();
     let mut room = drive.room().changes();
+    let mut arrivals = drive.views().arrivals();
     let mut saved = None;
     loop {
         changes.mark_unchanged();
+        arrivals.mark_unchanged();
         create_replicas(&drive, &map);
-        destroy_dropped(&drive, &map);
-        tasks::destroy_removed(&drive, &map).await;
+        let all_taken = tasks::destroy_gone(&drive, &map).await;
         let current = map.cache.lock().map().clone();
         let parts = (current.nodes.clone(), current.keyspaces.clone());
         if saved.as_ref() != Some(&parts) && current.cluster_id.is_known() {
@@ -199,27 +202,12 @@ pub(crate) async fn follow_map(
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            // One that a leader has sent here may be gone by now for whoever made it.
+            Ok(()) = arrivals.changed() => {}
             // What there was no room for can be made now.
             Ok(()) = room.changed() => {}
+            () = tokio::time::sleep(TAKE_AGAIN), if !all_taken => {}
             () = shutdown.wait() => return,
-        }
-    }
-}
-
-/// Replicas of keyspaces that were dropped go, with all that they hold. The map must say so: one
-/// that merely doesn't know a keyspace may be an old one.
-fn destroy_dropped(drive: &Drive, map: &ClusterMap) {
-    let dropped: Vec<_> = {
-        let cache = map.cache.lock();
-        let known = &cache.map().keyspaces;
-        known.values().filter(|known| known.is_dropped()).map(|known| known.keyspace_id).collect()
-    };
-    for (shard, view) in drive.views().all().iter() {
-        let keyspace = view.descriptor.as_ref().map(|descriptor| descriptor.keyspace_id);
-        if keyspace.is_some_and(|keyspace| dropped.contains(&keyspace)) {
-            tracing::info!(shard = shard.0, "its keyspace was dropped");
-            // Refused under overload only; the next change of the map comes here again.
-            let _ = drive.submit(Input::Destroy { shard: *shard, replica: view.replica });
         }
     }
 }

@@ -29,7 +29,16 @@ impl Access {
             Level::Low => operations.iter().all(|operation| operation.action.frees_space()),
             Level::Out => false,
         };
-        if may { Ok(()) } else { Err(Refusal::DiskFull { shard_id: descriptor.shard_id }) }
+        let shard_id = descriptor.shard_id;
+        match may {
+            true => Ok(()),
+            // It was elected, or the disk has filled, a moment ago: another one leads soon.
+            false if successor(&self.drive, descriptor).is_some() => {
+                let reason = "its leader's disk is full, and it hands over";
+                Err(Refusal::ShardUnavailable { shard_id, reason })
+            }
+            false => Err(Refusal::DiskFull { shard_id }),
+        }
     }
 }
 
@@ -69,21 +78,24 @@ fn hand_over(drive: &Drive) {
     let views = drive.views().all();
     for (shard, view) in views.iter().filter(|(_, view)| view.is_leader) {
         let Some(descriptor) = &view.descriptor else { continue };
-        if let Some(to) = roomy_successor(drive, descriptor) {
+        if let Some(to) = successor(drive, descriptor) {
             tracing::info!(shard = shard.0, "handed over: this disk is full");
             submit(drive, *shard, to);
         }
     }
 }
 
-/// A voter with room, if the others with room are a majority without this node.
-fn roomy_successor(drive: &Drive, descriptor: &ShardDescriptor) -> Option<ReplicaId> {
+/// Who may lead, if the others with room are a majority without this node: a voter with room, or
+/// `None` within for whichever is furthest.
+fn successor(drive: &Drive, descriptor: &ShardDescriptor) -> Option<Option<ReplicaId>> {
     let others: Vec<_> = other_voters(descriptor, drive.node_id()).collect();
     let mut roomy = others.iter().filter(|(node, _)| !drive.room().is_short(*node));
-    (roomy.clone().count() > others.len().div_ceil(2)).then(|| roomy.next().map(|(_, id)| *id))?
+    let count = roomy.clone().count();
+    let enough = count > others.len().div_ceil(2);
+    enough.then(|| if count == others.len() { None } else { roomy.next().map(|(_, id)| *id) })
 }
 
-fn submit(drive: &Drive, shard: ShardId, to: ReplicaId) {
+fn submit(drive: &Drive, shard: ShardId, to: Option<ReplicaId>) {
     // Refused only under overload; it is offered again.
-    let _ = drive.submit(Input::TransferLeader { shard, to: Some(to) });
+    let _ = drive.submit(Input::TransferLeader { shard, to });
 }

@@ -72,26 +72,35 @@ fn step(group: &GroupStatus, task: &ShardTask) -> Result<Option<Input<Ticket>>, 
     }))
 }
 
-/// Ends replicas that the map proves to be removed from their shards. Also those whose engine is
-/// lost: nobody else tells them.
-pub(crate) async fn destroy_removed(drive: &Drive, map: &ClusterMap) {
+/// Ends replicas that the map proves to be gone: removed from their shards, or of keyspaces that
+/// were dropped. Also those whose engine is lost: nobody else tells them. Returns whether all of
+/// that was taken; under overload some is refused.
+///
+/// The map must say so: one that merely doesn't know a keyspace may be an old one.
+pub(crate) async fn destroy_gone(drive: &Drive, map: &ClusterMap) -> bool {
     let groups = drive.statuses().await;
-    let removed: Vec<(ShardId, ReplicaId)> = {
+    let gone: Vec<(ShardId, ReplicaId, &str)> = {
         let cache = map.cache.lock();
-        let is_gone =
-            |group: &&GroupStatus| {
-                let record = cache.map().shards.get(&group.shard);
-                group.descriptor.as_ref().zip(record).is_some_and(|(knows, record)| {
-                    is_removed(group.replica, knows, &record.descriptor)
-                })
-            };
-        groups.iter().filter(is_gone).map(|group| (group.shard, group.replica)).collect()
+        let why = |group: &GroupStatus| {
+            let knows = group.descriptor.as_ref()?;
+            let keyspace = cache.map().keyspaces.get(&knows.keyspace_id);
+            if keyspace.is_some_and(|known| known.is_dropped()) {
+                return Some("its keyspace was dropped");
+            }
+            let record = cache.map().shards.get(&group.shard)?;
+            let is_removed = is_removed(group.replica, knows, &record.descriptor);
+            is_removed.then_some("it was moved away")
+        };
+        let gone =
+            groups.iter().filter_map(|group| Some((group.shard, group.replica, why(group)?)));
+        gone.collect()
     };
-    for (shard, replica) in removed {
-        tracing::info!(shard = shard.0, replica = replica.0, "replica was moved away");
-        // Refused only under overload; the next change of the map tries again.
-        let _ = drive.submit(Input::Destroy { shard, replica });
+    let mut all_taken = true;
+    for (shard, replica, why) in gone {
+        tracing::info!(shard = shard.0, replica = replica.0, why, "a replica ends");
+        all_taken &= drive.submit(Input::Destroy { shard, replica }).is_ok();
     }
+    all_taken
 }
 
 #[cfg(test)]

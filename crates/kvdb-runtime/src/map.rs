@@ -10,10 +10,14 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tonic::{Request, Status};
 
 /// Pause after a watch has ended, before the map is polled and watched again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two polls at least, however many ask.
+const POLL_PAUSE: Duration = Duration::from_millis(10);
 
 /// What keeps a process from following the map, said once.
 #[derive(Default)]
@@ -46,6 +50,14 @@ pub struct ClusterMap {
     pub routes: Arc<ArcSwap<Routes>>,
     changed: Arc<watch::Sender<u64>>,
     wanted: Arc<Notify>,
+    polls: Arc<watch::Sender<Polls>>,
+}
+
+/// Polls that this process has sent, and those that were answered or have failed.
+#[derive(Clone, Copy, Default)]
+struct Polls {
+    begun: u64,
+    ended: u64,
 }
 
 impl Default for ClusterMap {
@@ -55,6 +67,7 @@ impl Default for ClusterMap {
             routes: Arc::default(),
             changed: Arc::new(watch::Sender::new(0)),
             wanted: Arc::new(Notify::new()),
+            polls: Arc::default(),
         }
     }
 }
@@ -97,6 +110,15 @@ impl ClusterMap {
         self.wanted.notify_one();
     }
 
+    /// Waits until the coordinators were asked, from now on, for what is new; or for so long at most.
+    pub async fn refreshed(&self, patience: Duration) {
+        let mut polls = self.polls.subscribe();
+        let begun = polls.borrow_and_update().begun;
+        self.refresh();
+        // The sender lives as long as this map.
+        let _ = tokio::time::timeout(patience, polls.wait_for(|now| now.ended > begun)).await;
+    }
+
     fn version(&self) -> MapVersion {
         self.cache.lock().version()
     }
@@ -128,23 +150,36 @@ impl ClusterMap {
             }
         };
         complaint.is_settled();
+        let mut not_before = Instant::now();
         loop {
+            let wanted = async {
+                tokio::time::sleep_until(not_before).await;
+                self.wanted.notified().await;
+            };
             tokio::select! {
                 update = updates.message() => match update {
                     Ok(Some(update)) => if !self.fold(update) { return },
                     Ok(None) => return,
                     Err(status) => return coordinators.failed(&address, &status),
                 },
-                () = self.wanted.notified() => {
+                () = wanted => {
                     if let Err(status) = self.poll(coordinators).await {
                         tracing::debug!(error = status.message(), "the map can't be refreshed");
                     }
+                    not_before = Instant::now() + POLL_PAUSE;
                 }
             }
         }
     }
 
     async fn poll(&self, coordinators: &Coordinators) -> Result<(), Status> {
+        self.polls.send_modify(|polls| polls.begun += 1);
+        let polled = self.try_poll(coordinators).await;
+        self.polls.send_modify(|polls| polls.ended = polls.begun);
+        polled
+    }
+
+    async fn try_poll(&self, coordinators: &Coordinators) -> Result<(), Status> {
         let if_newer_than = self.version().0;
         let answer = coordinators
             .call(async |mut client| {

@@ -372,6 +372,17 @@ async fn a_range_keyspace_is_scanned_in_order_and_watched_by_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyspace_is_there_for_whoever_was_told_that_it_was_made() {
+    let cluster = Cluster::start();
+    let admin = cluster.admin();
+    for number in 0..20 {
+        let name = format!("k{number}");
+        admin.create_keyspace(&name, Partitioning::Hash, 1, 0).await.unwrap();
+        cluster.client().keyspace(&name).put("key", "value").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_keyspace_is_gone_and_its_name_is_free_for_an_empty_one() {
     let cluster = Cluster::start();
     let admin = cluster.admin();

@@ -491,12 +491,21 @@ fn one_full_disk_of_three_refuses_nobody_anything() {
         let line = text.lines().find(|line| line.starts_with("kvdb_leaders ")).unwrap();
         line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
     };
-    cluster.until("it leads shards", |cluster| lead(cluster) > 0);
+    let own_address = cluster.nodes[0].args[2].clone();
+    let nodes = cluster.json(&["admin", "nodes", "--json"]).unwrap();
+    let mut nodes = nodes["nodes"].as_array().unwrap().iter();
+    let node = nodes.find(|node| node["address"] == own_address.as_str()).unwrap();
+    let node = node["node_id"].to_string();
+    // Elections alone may give it none.
+    cluster.until("it leads shards", |cluster| {
+        cluster.kvdb(&["admin", "set-leader", "1", &node]).status.success() && lead(cluster) > 0
+    });
     disk.fill();
     cluster.until("its shards are led elsewhere", |cluster| lead(cluster) == 0);
     for number in 0..40 {
         let key = format!("key{number}");
-        assert!(cluster.kvdb(&["put", &key, "value"]).status.success());
+        let put = cluster.kvdb(&["put", &key, "value"]);
+        assert!(put.status.success(), "{}", String::from_utf8_lossy(&put.stderr));
         assert_eq!(cluster.get(&key), "value");
     }
     assert_eq!(lead(&cluster), 0);

@@ -93,9 +93,12 @@ struct Watched {
 }
 
 /// Checks a watch and starts it.
-pub(crate) fn start(gateway: &Gateway, request: proto::WatchRequest) -> Result<Messages, Refusal> {
+pub(crate) async fn start(
+    gateway: &Gateway,
+    request: proto::WatchRequest,
+) -> Result<Messages, Refusal> {
     requests::check_watch(&request, &gateway.limits)?;
-    let keyspace = gateway.keyspace(&request.keyspace)?;
+    let keyspace = gateway.current_keyspace(&request.keyspace).await?;
     let range = range_of(&keyspace, &request);
     let is_hash = keyspace.partitioning == Partitioning::Hash;
     let user_prefix = if is_hash { request.prefix.clone() } else { Bytes::new() };

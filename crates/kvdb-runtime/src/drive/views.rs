@@ -9,6 +9,7 @@ use kvdb_model::{HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId, Ter
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// One replica, as of a moment ago.
 #[derive(Clone, Debug)]
@@ -37,6 +38,7 @@ pub type ViewTable = BTreeMap<ShardId, Arc<ShardView>>;
 pub struct Views {
     table: ArcSwap<ViewTable>,
     writer: Mutex<()>,
+    arrivals: watch::Sender<u64>,
 }
 
 impl Views {
@@ -48,6 +50,11 @@ impl Views {
     /// One of them.
     pub fn get(&self, shard: ShardId) -> Option<Arc<ShardView>> {
         self.table.load().get(&shard).cloned()
+    }
+
+    /// Changes each time a replica has got its state: made here, or by its first snapshot.
+    pub fn arrivals(&self) -> watch::Receiver<u64> {
+        self.arrivals.subscribe()
     }
 
     /// Changes the view of a replica; `change` starts from what there is, or from nothing if
@@ -73,9 +80,14 @@ impl Views {
                 leader: None,
             },
         };
+        let was_empty = view.descriptor.is_none();
         change(&mut view);
+        let arrives = was_empty && view.descriptor.is_some();
         table.insert(shard, Arc::new(view));
         self.table.store(Arc::new(table));
+        if arrives {
+            self.arrivals.send_modify(|count| *count += 1);
+        }
     }
 
     pub(crate) fn remove(&self, shard: ShardId, replica: ReplicaId) {
