@@ -11,11 +11,13 @@ use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use kvdb_model::{
     ClusterId, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning,
-    Refusal, RetryClass, ShardId, ShardMap, Term,
+    Refusal, RetryClass, Role, ShardId, ShardMap, Term,
 };
 use kvdb_wire::proto::{self, coordinator_client::CoordinatorClient};
 use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
-use kvdb_wire::{cluster_id_from, history_to, node_status_to, partitioning_to, shard_map_from};
+use kvdb_wire::{
+    cluster_id_from, history_to, node_status_to, partitioning_to, role_from, shard_map_from,
+};
 use parking_lot::Mutex;
 use std::future::Future;
 use tokio::time::{Instant, sleep};
@@ -60,6 +62,8 @@ pub struct Member {
     pub address: String,
     /// Whether it leads.
     pub is_leader: bool,
+    /// Whether it votes: a learner doesn't yet, or doesn't any more.
+    pub role: Role,
 }
 
 /// The answer to [`AdminClient::init_shards`].
@@ -106,10 +110,13 @@ impl AdminClient {
                 coordinator.get_status(request).await
             })
             .await?;
-        let members = answer.members.into_iter().map(|member| Member {
-            id: NodeId(member.id),
-            address: member.address,
-            is_leader: member.is_leader,
+        let members = answer.members.into_iter().map(|member| {
+            Ok(Member {
+                id: NodeId(member.id),
+                role: role_from(member.role).map_err(|error| garbled(error.to_string()))?,
+                address: member.address,
+                is_leader: member.is_leader,
+            })
         });
         Ok(ClusterStatus {
             cluster_id: cluster_id(&answer.cluster_id)?,
@@ -117,7 +124,7 @@ impl AdminClient {
             leader: (answer.leader_id != 0).then_some(NodeId(answer.leader_id)),
             term: Term(answer.term),
             applied: LogIndex(answer.applied_index),
-            members: members.collect(),
+            members: members.collect::<Result<_, Error>>()?,
         })
     }
 
@@ -275,6 +282,36 @@ impl AdminClient {
         let answer = self
             .call(Manner::write(true), &message, |mut coordinator, request| async move {
                 coordinator.set_node_status(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
+    /// Has a coordinator join. It must run already, with an empty data directory, and wait for it.
+    /// Answers when it is decided; [`AdminClient::status`] tells when it votes.
+    ///
+    /// # Errors
+    /// [`Error`], also if it doesn't answer or its number was used before.
+    pub async fn add_coordinator(&self, id: NodeId, address: &str) -> Result<MapVersion, Error> {
+        let message = proto::AddCoordinatorRequest { id: id.0, address: address.to_owned() };
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.add_coordinator(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
+    /// Has a coordinator leave for good; it may be dead. Its number stays taken. Answers when it is
+    /// decided; [`AdminClient::status`] tells when it is gone.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn remove_coordinator(&self, id: NodeId) -> Result<MapVersion, Error> {
+        let message = proto::RemoveCoordinatorRequest { id: id.0 };
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.remove_coordinator(request).await
             })
             .await?;
         Ok(MapVersion(answer.map_version))

@@ -12,6 +12,7 @@ use crate::standings::Loads;
 use crate::state::ControlState;
 use kvdb_model::{
     NodeId, NodeRecord, NodeStatus, OperatorId, Replica, Role, ShardDescriptor, ShardId,
+    ShardRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,13 +144,14 @@ pub(crate) fn target(
     usable(state)
         .filter(|node| !has_one(node.node_id))
         .min_by_key(|node| {
-            let crowded = !node.zone.is_empty() && zones.contains(node.zone.as_str());
+            let crowded = zones.contains(node.zone.as_str());
             let weight = shares.get(&node.node_id).map_or(0, |share| share.weight);
             (crowded, weight, node.node_id)
         })
         .map(|node| node.node_id)
 }
 
+/// Nodes that name no zone share one.
 fn zones_of<'a>(
     state: &'a ControlState,
     replicas: &[Replica],
@@ -160,7 +162,6 @@ fn zones_of<'a>(
         .filter(|replica| Some(replica.node_id) != without)
         .filter_map(|replica| state.map().nodes.get(&replica.node_id))
         .map(|node| node.zone.as_str())
-        .filter(|zone| !zone.is_empty())
         .collect()
 }
 
@@ -190,7 +191,53 @@ pub(crate) fn why_not(state: &ControlState, parent: Option<OperatorId>) -> Optio
 
 /// The next step towards balance.
 pub(crate) fn next(state: &ControlState, loads: &Loads) -> Option<Proposal> {
-    next_replica(state, loads).or_else(|| next_leader(state, loads))
+    next_zone(state, loads)
+        .or_else(|| next_replica(state, loads))
+        .or_else(|| next_leader(state, loads))
+}
+
+/// A shard with two replicas in one zone, while there is a node in a zone that has none. No later
+/// step undoes it: moves for balance keep the number of zones of a shard.
+fn next_zone(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+    let map = state.map();
+    let zones: BTreeSet<&str> = usable(state).map(|node| node.zone.as_str()).collect();
+    if zones.len() < 2 {
+        return None;
+    }
+    let shares = replica_shares(state, loads);
+    let weight = |node: NodeId| shares.get(&node).map_or(0, |share| share.weight);
+    map.shards.values().filter(|record| is_settled(state, record)).find_map(|record| {
+        let replicas = &record.descriptor.replicas;
+        let taken = zones_of(state, replicas, None);
+        if taken.len() == replicas.len() {
+            return None;
+        }
+        let to = usable(state)
+            .filter(|node| !taken.contains(node.zone.as_str()))
+            .min_by_key(|node| (weight(node.node_id), node.node_id))?;
+        // One of two that share a zone: not the leader, and from where there is more.
+        let shares_zone = |replica: &&Replica| {
+            zones_of(state, replicas, Some(replica.node_id)).len() == taken.len()
+        };
+        let from = replicas.iter().filter(shares_zone).map(|replica| replica.node_id).min_by_key(
+            |node| (record.leader == Some(*node), std::cmp::Reverse(weight(*node)), *node),
+        )?;
+        let (shard, zone) = (record.descriptor.shard_id, &map.nodes.get(&from)?.zone);
+        let reason = format!(
+            "shard {shard} has more than one replica in zone {zone:?}, and none in zone {:?}",
+            to.zone
+        );
+        let request = OperatorRequest::Move { shard, from, to: to.node_id };
+        Some(Proposal { request, reason })
+    })
+}
+
+/// Whether a replica of it may be moved: it is made, and nothing changes it.
+fn is_settled(state: &ControlState, record: &ShardRecord) -> bool {
+    let descriptor = &record.descriptor;
+    !record.creating
+        && descriptor.replicas.iter().all(|replica| replica.role == Role::Voter)
+        && state.running_on(descriptor.shard_id).is_none()
 }
 
 fn next_replica(state: &ControlState, loads: &Loads) -> Option<Proposal> {
@@ -225,16 +272,13 @@ fn movable(state: &ControlState, loads: &Loads, pair: &Pair) -> Option<ShardId> 
         let descriptor = &record.descriptor;
         let keeps_zones = || {
             let zones = zones_of(state, &descriptor.replicas, Some(pair.from));
-            to_zone.is_empty()
-                || !zones.contains(to_zone)
+            !zones.contains(to_zone)
                 || zones_of(state, &descriptor.replicas, None).len() == zones.len()
         };
-        !record.creating
+        is_settled(state, record)
             && pair.takes(replica_weight(loads, descriptor.shard_id))
             && descriptor.replica_on(pair.from).is_some()
             && descriptor.replica_on(pair.to).is_none()
-            && descriptor.replicas.iter().all(|replica| replica.role == Role::Voter)
-            && state.running_on(descriptor.shard_id).is_none()
             && keeps_zones()
     });
     let best = candidates.min_by_key(|record| {
@@ -299,8 +343,8 @@ pub(crate) fn preview(state: &ControlState, loads: &Loads) -> (Vec<Proposal>, St
     }
     let nodes = usable(&state).count();
     let end = format!(
-        "nothing {}to do because no move would make any two of {nodes} nodes that differ by two replicas or \
-         leaders, or by much in bytes or load, more even",
+        "nothing {}to do because each shard is in as many zones as it can be, and no move would make any two of \
+         {nodes} nodes that differ by two replicas or leaders, or by much in bytes or load, more even",
         if proposals.is_empty() { "" } else { "more " }
     );
     (proposals, end)

@@ -1,5 +1,6 @@
 //! Commands, answers and errors, and their encoding (a format byte and postcard).
 
+use crate::members::CoordinatorRecord;
 use crate::operator::OperatorRequest;
 use bytes::Bytes;
 use kvdb_model::{
@@ -7,6 +8,7 @@ use kvdb_model::{
     OperatorId, Partitioning, ShardDescriptor, ShardId, Term,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use thiserror::Error;
 
 const FORMAT: u8 = 1;
@@ -127,6 +129,25 @@ pub enum ControlCommand {
         name: String,
         /// `None`: nothing.
         history: Option<HistoryLimits>,
+    },
+    /// Writes down who has founded the coordinators' group. The first one counts.
+    FoundCoordinators {
+        /// All of them.
+        founders: BTreeMap<NodeId, CoordinatorRecord>,
+    },
+    /// Another coordinator is to join.
+    AddCoordinator {
+        /// Its number, never used before.
+        id: NodeId,
+        /// Its gRPC address.
+        address: String,
+        /// Made with its data directory.
+        token: u128,
+    },
+    /// A coordinator is to go for good.
+    RemoveCoordinator {
+        /// Which.
+        id: NodeId,
     },
 }
 
@@ -337,6 +358,24 @@ pub enum ControlError {
     /// The command can't be read by this version.
     #[error("the command can't be read by this version")]
     Unreadable,
+    /// Another coordinator has the number or the address.
+    #[error("coordinator {0} has that number, address or data directory already")]
+    CoordinatorExists(NodeId),
+    /// No such coordinator.
+    #[error("coordinator {0} does not exist; `kvdb admin coordinators` lists those that do")]
+    UnknownCoordinator(NodeId),
+    /// Its number stays taken.
+    #[error(
+        "coordinator {0} was removed, and its number stays taken: start it with an empty data directory \
+         under a new one"
+    )]
+    CoordinatorRemoved(NodeId),
+    /// Without it there would be none.
+    #[error("coordinator {0} is the last one: add another first")]
+    LastCoordinator(NodeId),
+    /// Nobody knows yet who the coordinators are.
+    #[error("the coordinators have not founded their group yet: try again in some seconds")]
+    NotFounded,
 }
 
 impl ControlCommand {

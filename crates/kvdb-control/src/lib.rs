@@ -21,6 +21,7 @@ mod decide;
 mod history;
 mod keyspaces;
 mod liveness;
+mod members;
 mod operator;
 mod placement;
 mod planner;
@@ -36,6 +37,7 @@ pub use command::{
 };
 pub use history::{History, Since};
 pub use liveness::{Liveness, LivenessConfig};
+pub use members::{CoordinatorRecord, MOST_COORDINATORS};
 pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};
 pub use placement::place_replicas;
 pub use planner::{Observed, Planner, PlannerConfig};

@@ -26,7 +26,7 @@ pub fn place_replicas(
         while chosen.len() < factor.min(nodes.len()) {
             let best =
                 nodes.iter().filter(|node| !chosen.contains(&node.node_id)).min_by_key(|node| {
-                    let zone_taken = !node.zone.is_empty() && zones.contains(node.zone.as_str());
+                    let zone_taken = zones.contains(node.zone.as_str());
                     (zone_taken, replicas[&node.node_id], node.node_id)
                 });
             let Some(best) = best else { break };

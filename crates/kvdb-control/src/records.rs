@@ -4,7 +4,9 @@ use crate::command::{decode, encode};
 use crate::operator::Operator;
 use crate::state::ControlState;
 use bytes::Bytes;
-use kvdb_model::{MapChange, ShardId};
+use kvdb_model::{KeyspaceId, MapChange, NodeId, ShardId};
+use serde::Serialize;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 const META: &[u8] = b"meta";
@@ -15,39 +17,42 @@ const TOKEN: u8 = b't';
 const WANTED: u8 = b'w';
 const OPERATOR: u8 = b'o';
 const WANTED_REPLICAS: u8 = b'r';
+const COORDINATOR: u8 = b'c';
 
-fn record_key(kind: u8, id: &[u8]) -> Bytes {
-    Bytes::from([&[kind], id].concat())
+/// The records in which two tables differ, found in one walk over both.
+fn differences<K: Ord, V: PartialEq + Serialize>(
+    kind: u8,
+    id: impl Fn(&K) -> Vec<u8>,
+    (before, after): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+    out: &mut Vec<(Bytes, Option<Bytes>)>,
+) {
+    let key = |of: &K| Bytes::from([&[kind], &id(of)[..]].concat());
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some((left, _)), Some((right, _))) => left.cmp(right),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let was = if order.is_le() { old.next() } else { None };
+        let is = if order.is_ge() { new.next() } else { None };
+        match (was, is) {
+            (Some((gone, _)), None) => out.push((key(gone), None)),
+            (None, Some((here, value))) => out.push((key(here), Some(encode(value)))),
+            (Some((_, was)), Some((here, is))) if was != is => {
+                out.push((key(here), Some(encode(is))));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn wide(id: u64) -> Vec<u8> {
+    id.to_be_bytes().to_vec()
 }
 
 impl ControlState {
-    /// Every record of the state.
-    pub(crate) fn records(&self) -> BTreeMap<Bytes, Bytes> {
-        let mut out = BTreeMap::from([(Bytes::from_static(META), encode(&self.counters))]);
-        for (id, node) in &self.map.nodes {
-            out.insert(record_key(NODE, &id.0.to_be_bytes()), encode(node));
-        }
-        for (id, keyspace) in &self.map.keyspaces {
-            out.insert(record_key(KEYSPACE, &id.0.to_be_bytes()), encode(keyspace));
-        }
-        for (id, shard) in &self.map.shards {
-            out.insert(record_key(SHARD, &id.0.to_be_bytes()), encode(shard));
-        }
-        for (token, node) in &self.tokens {
-            out.insert(record_key(TOKEN, &token.to_be_bytes()), encode(node));
-        }
-        for (shard, node) in &self.wanted_leaders {
-            out.insert(record_key(WANTED, &shard.0.to_be_bytes()), encode(node));
-        }
-        for (shard, count) in &self.wanted_replicas {
-            out.insert(record_key(WANTED_REPLICAS, &shard.0.to_be_bytes()), encode(count));
-        }
-        for (id, operator) in &self.operators {
-            out.insert(record_key(OPERATOR, &id.0.to_be_bytes()), encode(operator));
-        }
-        out
-    }
-
     /// Takes back one record.
     ///
     /// # Errors
@@ -82,6 +87,11 @@ impl ControlState {
                 let count = decode(value).map_err(|_| unreadable())?;
                 self.wanted_replicas.insert(ShardId(u64::from_be_bytes(shard)), count);
             }
+            COORDINATOR => {
+                let id = id.try_into().map_err(|_| unreadable())?;
+                let coordinator = decode(value).map_err(|_| unreadable())?;
+                self.coordinators.insert(NodeId(u64::from_be_bytes(id)), coordinator);
+            }
             OPERATOR => {
                 let operator: Operator = decode(value).map_err(|_| unreadable())?;
                 self.operators.insert(operator.id, operator);
@@ -93,15 +103,24 @@ impl ControlState {
 
     /// The records in which another state differs from this one.
     pub fn changed_records(&self, next: &ControlState) -> Vec<(Bytes, Option<Bytes>)> {
-        let (before, after) = (self.records(), next.records());
-        let gone = before.keys().filter(|key| !after.contains_key(*key));
-        let mut changed: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
-        changed.extend(
-            after
-                .into_iter()
-                .filter(|(key, value)| before.get(key) != Some(value))
-                .map(|(key, value)| (key, Some(value))),
-        );
-        changed
+        let mut out = Vec::new();
+        if self.counters != next.counters {
+            out.push((Bytes::from_static(META), Some(encode(&next.counters))));
+        }
+        let (old, new) = (&self.map, &next.map);
+        differences(NODE, |id| wide(id.0), (&old.nodes, &new.nodes), &mut out);
+        let keyspace = |id: &KeyspaceId| id.0.to_be_bytes().to_vec();
+        differences(KEYSPACE, keyspace, (&old.keyspaces, &new.keyspaces), &mut out);
+        differences(SHARD, |id| wide(id.0), (&old.shards, &new.shards), &mut out);
+        let token = |token: &u128| token.to_be_bytes().to_vec();
+        differences(TOKEN, token, (&self.tokens, &next.tokens), &mut out);
+        let leaders = (&self.wanted_leaders, &next.wanted_leaders);
+        differences(WANTED, |id| wide(id.0), leaders, &mut out);
+        let counts = (&self.wanted_replicas, &next.wanted_replicas);
+        differences(WANTED_REPLICAS, |id| wide(id.0), counts, &mut out);
+        let coordinators = (&self.coordinators, &next.coordinators);
+        differences(COORDINATOR, |id| wide(id.0), coordinators, &mut out);
+        differences(OPERATOR, |id| wide(id.0), (&self.operators, &next.operators), &mut out);
+        out
     }
 }

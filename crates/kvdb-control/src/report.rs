@@ -47,6 +47,20 @@ impl ControlState {
         self.running().any(|operator| operator.kind == OperatorKind::Replace { node })
     }
 
+    /// Whether a report may tell anything new. Most don't, and it is asked of each with every heartbeat.
+    pub fn is_news(&self, node: NodeId, report: &LedShard) -> bool {
+        let Some(record) = self.map.shards.get(&report.descriptor.shard_id) else { return true };
+        let (told, known) = (&report.descriptor, &record.descriptor);
+        let leads = record.leader == Some(node) && record.leader_term == report.term;
+        told.range_epoch > known.range_epoch
+            || told.membership_epoch > known.membership_epoch
+            || report.term >= record.leader_term
+                && known.replica_on(node).is_some()
+                && (!leads
+                    || record.creating
+                    || self.wanted_leaders.get(&known.shard_id) == Some(&node))
+    }
+
     /// Higher epochs win for the same shard; where ranges overlap the higher range epoch wins.
     pub(crate) fn report(
         &mut self,
@@ -64,12 +78,21 @@ impl ControlState {
 
     fn fold(&mut self, node: NodeId, report: &LedShard) {
         let id = report.descriptor.shard_id;
+        if !self.is_news(node, report) {
+            return;
+        }
         self.fold_split(&report.descriptor);
-        let outranked = self.map.shards.values().any(|other| {
-            other.descriptor.shard_id != id
-                && other.descriptor.range.overlaps(&report.descriptor.range)
-                && other.descriptor.range_epoch >= report.descriptor.range_epoch
-        });
+        // Where the range is as known, nobody else has a part of it: the map says so.
+        let as_known =
+            self.map.shards.get(&id).is_some_and(|record| {
+                record.descriptor.range_epoch == report.descriptor.range_epoch
+            });
+        let outranked = !as_known
+            && self.map.shards.values().any(|other| {
+                other.descriptor.shard_id != id
+                    && other.descriptor.range.overlaps(&report.descriptor.range)
+                    && other.descriptor.range_epoch >= report.descriptor.range_epoch
+            });
         let Some(record) = self.map.shards.get_mut(&id).filter(|_| !outranked) else { return };
         if report.descriptor.range_epoch > record.descriptor.range_epoch {
             record.descriptor.range = report.descriptor.range.clone();
@@ -120,7 +143,7 @@ impl ControlState {
     }
 }
 
-fn check_address(address: &str) -> Result<(), ControlError> {
+pub(crate) fn check_address(address: &str) -> Result<(), ControlError> {
     let good = address.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty()
             && host.len() <= 255

@@ -2,11 +2,12 @@
 
 use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::keyspaces::check_history;
+use crate::members::CoordinatorRecord;
 use crate::operator::{Operator, OperatorRequest, OperatorState};
 use bytes::Bytes;
 use kvdb_model::{
-    KeyspaceId, MapChange, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, ReplicaId, Role,
-    ShardId, ShardMap,
+    KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, ReplicaId, Role, ShardId,
+    ShardMap,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub struct ControlState {
     /// content with those that it has.
     pub(crate) wanted_replicas: BTreeMap<ShardId, u32>,
     pub(crate) operators: BTreeMap<OperatorId, Operator>,
+    /// Who the coordinators are, those that were removed included.
+    pub(crate) coordinators: BTreeMap<NodeId, CoordinatorRecord>,
 }
 
 /// What a command did.
@@ -66,6 +69,7 @@ impl Default for ControlState {
             wanted_leaders: BTreeMap::new(),
             wanted_replicas: BTreeMap::new(),
             operators: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
         }
     }
 }
@@ -92,10 +96,11 @@ impl ControlState {
     /// Applies a command. An invalid one changes nothing.
     pub fn apply(&mut self, command: &ControlCommand) -> Applied {
         let mut next = self.clone();
-        let (response, changes) = match next.carry_out(command) {
-            Ok(done) => done,
+        let response = match next.carry_out(command) {
+            Ok(response) => response,
             Err(error) => return Applied { result: Err(error), delta: None, records: vec![] },
         };
+        let changes = self.map.diff(&next.map);
         let mut delta = None;
         if !changes.is_empty() {
             let version = next.map.version.next();
@@ -109,12 +114,8 @@ impl ControlState {
         Applied { result: Ok(with_version(response, self.map.version)), delta, records }
     }
 
-    fn carry_out(
-        &mut self,
-        command: &ControlCommand,
-    ) -> Result<(ControlResponse, Vec<MapChange>), ControlError> {
-        let before = self.map.clone();
-        let response = match command {
+    fn carry_out(&mut self, command: &ControlCommand) -> Result<ControlResponse, ControlError> {
+        Ok(match command {
             ControlCommand::Bootstrap { cluster_id } => {
                 if !self.map.cluster_id.is_known() {
                     self.map.cluster_id = *cluster_id;
@@ -175,8 +176,12 @@ impl ControlState {
                 self.note_step(*id, what, *now_ms)?;
                 ControlResponse::Done(self.map.version)
             }
-        };
-        Ok((response, before.diff(&self.map)))
+            ControlCommand::FoundCoordinators { founders } => self.found(founders),
+            ControlCommand::AddCoordinator { id, address, token } => {
+                self.add_coordinator(*id, address, *token)?
+            }
+            ControlCommand::RemoveCoordinator { id } => self.remove_coordinator(*id)?,
+        })
     }
 
     /// As if an operator were done: for previews.

@@ -470,6 +470,30 @@ proptest! {
     }
 
     #[test]
+    fn shards_spread_over_as_many_zones_as_there_are(
+        first in prop::collection::vec(0usize..3, 3..5),
+        more in prop::collection::vec(0usize..4, 0..5),
+        shards in 1u32..12,
+    ) {
+        let names = ["", "a", "b", "c"];
+        let zones: Vec<&str> = first.iter().map(|zone| names[*zone]).collect();
+        let mut cluster = Cluster::new(&zones, shards);
+        cluster.planner.config.rebalance = true;
+        for zone in &more {
+            cluster.add_node(names[*zone]);
+        }
+        cluster.settle();
+        prop_assert_eq!(cluster.plan(), 0);
+        let nodes = &cluster.state.map().nodes;
+        let there: BTreeSet<&str> = nodes.values().map(|node| node.zone.as_str()).collect();
+        for shard in cluster.shards.values() {
+            let zones = shard.replicas.iter().map(|replica| nodes[&replica.node_id].zone.as_str());
+            let zones: BTreeSet<&str> = zones.collect();
+            prop_assert_eq!(zones.len(), there.len().min(shard.replicas.len()), "{:?}", shard);
+        }
+    }
+
+    #[test]
     fn whatever_is_asked_ends_and_leaves_the_map_whole(
         asks in prop::collection::vec((0u8..7, 1u64..12, 1u64..7, 1u64..7), 1..30),
     ) {

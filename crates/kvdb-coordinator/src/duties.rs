@@ -1,5 +1,6 @@
 //! What the leading coordinator does of its own accord: it judges heartbeats, and plans.
 
+use crate::members;
 use crate::service::Member;
 use kvdb_control::{ControlCommand, ControlState, Observed};
 use kvdb_model::ClusterId;
@@ -43,6 +44,7 @@ async fn look(member: &Member) {
         judged
             .map(|(node, status)| ControlCommand::SetNodeStatus { node, status })
             .chain(plan(member, &state))
+            .chain(members::lead_on(member).await)
             .collect()
     } else {
         let mut id = [0; 16];

@@ -1,11 +1,14 @@
 //! The coordinator: one member of the control plane's Raft group, and its gRPC service.
 //!
 //! `machine` plugs the cluster state machine into the shard; `view` is what of it the service
-//! reads and watches; `service` answers; `duties` is what only the leader does; `run` puts them
+//! reads and watches; `service` answers; `duties` is what only the leader does; `members` is who
+//! belongs to the group, and `founders` what each remembers of its beginning; `run` puts them
 //! together.
 
 mod duties;
+mod founders;
 mod machine;
+mod members;
 mod operators;
 mod recovery;
 mod run;

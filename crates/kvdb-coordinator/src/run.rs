@@ -1,10 +1,14 @@
 //! A coordinator, from its configuration to its end.
 
 use crate::duties;
+use crate::founders::{Founders, Members};
 use crate::machine::ControlMachine;
+use crate::members::{Beginning, removed};
 use crate::service::Member;
 use crate::view::View;
-use kvdb_control::{Liveness, LivenessConfig, Planner, PlannerConfig};
+use kvdb_control::{
+    ControlState, CoordinatorRecord, Liveness, LivenessConfig, Planner, PlannerConfig,
+};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{
     KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica, ReplicaId, Role,
@@ -28,11 +32,14 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
 /// How long a stopping leader waits for its successor.
 const HAND_OVER: Duration = Duration::from_secs(1);
+/// How often a coordinator that hears of no leader, or isn't in the group any more, asks whether it was removed.
+const WONDER_EVERY: Duration = Duration::from_secs(2);
 
 /// What a coordinator needs to know.
 #[derive(Clone, Debug)]
@@ -74,7 +81,7 @@ pub enum CoordinatorError {
     Server(#[from] tonic::transport::Error),
 }
 
-fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
+pub(crate) fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
     ShardDescriptor {
         shard_id: ShardId::CONTROL,
         keyspace_id: KeyspaceId(0),
@@ -93,13 +100,19 @@ fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
 }
 
 /// The group that a directory belongs to is written in it: `--peers` says only where its members
-/// are.
-fn check_peers(peers: &BTreeMap<u64, String>, group: &ShardDescriptor) -> Result<(), String> {
+/// were when it was founded.
+fn check_peers(
+    peers: &BTreeMap<u64, String>,
+    group: &ShardDescriptor,
+    state: &ControlState,
+) -> Result<(), String> {
+    let known = |id: u64| state.coordinators().contains_key(&NodeId(id));
     let missing: Vec<String> = group
         .replicas
         .iter()
-        .filter(|replica| !peers.contains_key(&replica.node_id.0))
-        .map(|replica| replica.node_id.to_string())
+        .map(|replica| replica.node_id.0)
+        .filter(|id| !peers.contains_key(id) && !known(*id))
+        .map(|id| id.to_string())
         .collect();
     if !missing.is_empty() {
         return Err(format!(
@@ -109,13 +122,13 @@ fn check_peers(peers: &BTreeMap<u64, String>, group: &ShardDescriptor) -> Result
     }
     let strangers: Vec<String> = peers
         .keys()
-        .filter(|id| group.replica_on(NodeId(**id)).is_none())
+        .filter(|id| group.replica_on(NodeId(**id)).is_none() && !known(**id))
         .map(u64::to_string)
         .collect();
     if !strangers.is_empty() {
         return Err(format!(
-            "--peers names {}, which this group of coordinators doesn't have; its members were \
-             chosen when it was first started",
+            "--peers names {}, which this group of coordinators doesn't have; \
+             `kvdb admin coordinators add` adds one",
             strangers.join(", ")
         ));
     }
@@ -162,24 +175,19 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
     directory.log_has_begun()?;
 
-    let addresses: Arc<BTreeMap<NodeId, String>> =
-        Arc::new(config.peers.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect());
-    let by_id = addresses.clone();
-    let neighbourhood = Neighbourhood {
-        address_of: Arc::new(move |id| by_id.get(&id).cloned()),
-        cluster_id: Arc::new(RwLock::new(known.cluster_id)),
-        coordinator: true,
-        incarnation: kvdb_runtime::clock::now().boot_us,
-    };
-    tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
-    if let Some(group) =
-        drive.views().get(ShardId::CONTROL).and_then(|view| view.descriptor.clone())
-    {
-        check_peers(&config.peers, &group).map_err(CoordinatorError::Config)?;
+    let group = || drive.views().get(ShardId::CONTROL).and_then(|view| view.descriptor.clone());
+    if let Some(group) = group() {
+        let state = view.state();
+        check_peers(&config.peers, &group, &state).map_err(CoordinatorError::Config)?;
+        let is_gone = state.coordinators().get(&node_id).is_some_and(|known| known.is_removed);
+        if is_gone && group.replica_on(node_id).is_none() {
+            return Err(CoordinatorError::Config(removed(node_id)));
+        }
     }
-    if drive.statuses().await.is_empty() {
-        let lowest = config.peers.keys().next() == Some(&config.id);
-        drive.create_replica(first_descriptor(&config.peers), lowest)?;
+    let has_replica = !drive.statuses().await.is_empty();
+    // It has been a member, and its replica was closed when the group went on without it.
+    if !has_replica && known.cluster_id.is_known() {
+        return Err(CoordinatorError::Config(removed(node_id)));
     }
 
     let readiness = Readiness::default();
@@ -187,12 +195,27 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let member = Member {
         drive: drive.clone(),
         view: view.clone(),
-        peers: addresses,
+        founders: Arc::new(Founders::open(&config.data).map_err(CoordinatorError::Config)?),
+        introduced: Arc::default(),
+        token: known.token,
+        peers: Arc::new(
+            config.peers.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect(),
+        ),
         liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
         standings: Arc::default(),
         planner: Planner { config: config.planner },
         impossible: Arc::default(),
     };
+    let finding = member.clone();
+    let admitted = Arc::new(AtomicBool::new(has_replica));
+    let neighbourhood = Neighbourhood {
+        address_of: Arc::new(move |id| finding.address_of(id)),
+        cluster_id: Arc::new(RwLock::new(known.cluster_id)),
+        coordinator: true,
+        incarnation: kvdb_runtime::clock::now().boot_us,
+        admitted: admitted.clone(),
+    };
+    tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
 
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -216,8 +239,21 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let http = tokio::spawn(http::serve(http_listener, readiness.clone(), registry, stop.clone()));
     tracing::info!(id = config.id, listen = config.listen, http = config.http, "coordinator runs");
 
+    if !admitted.load(Ordering::Relaxed) {
+        readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
+        let beginning = tokio::select! {
+            beginning = member.begin(known.token) => beginning.map_err(CoordinatorError::Config)?,
+            () = shutdown.wait() => return Ok(()),
+        };
+        begin(&config, &member, beginning, &admitted)?;
+    }
+
     let mut changes = view.changes();
     let mut roles = drive.role_changes();
+    // Not from one change to the next: a member that was removed may be busy with elections that it
+    // can't win.
+    let mut wondering = tokio::time::interval(WONDER_EVERY);
+    wondering.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let state = view.state();
         map_version.set(state.map().version.0 as i64);
@@ -236,6 +272,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         tokio::select! {
             _ = changes.changed() => {}
             _ = roles.changed() => {}
+            _ = wondering.tick() => {
+                if member.may_be_removed() && member.is_removed(known.token).await {
+                    return Err(CoordinatorError::Config(removed(node_id)));
+                }
+            }
             () = shutdown.wait() => break,
         }
     }
@@ -254,6 +295,33 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     Ok(())
 }
 
+/// Takes part from now on.
+fn begin(
+    config: &CoordinatorConfig,
+    member: &Member,
+    beginning: Beginning,
+    admitted: &AtomicBool,
+) -> Result<(), CoordinatorError> {
+    let founds = match beginning {
+        Beginning::Found(others) => {
+            let address = config.peers[&config.id].clone();
+            let own = CoordinatorRecord { address, token: member.token, is_removed: false };
+            let mut founders: Members = others;
+            founders.insert(NodeId(config.id), own);
+            member.founders.remember(founders).map_err(CoordinatorError::Config)?;
+            true
+        }
+        Beginning::Follow => true,
+        Beginning::Join => false,
+    };
+    admitted.store(true, Ordering::Release);
+    if founds {
+        let lowest = config.peers.keys().next() == Some(&config.id);
+        member.drive.create_replica(first_descriptor(&config.peers), lowest)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,10 +330,12 @@ mod tests {
     fn peers_other_than_the_group_has_are_refused_by_number() {
         let peers = |ids: &[u64]| ids.iter().map(|id| (*id, format!("host:{id}"))).collect();
         let group = first_descriptor(&peers(&[1, 2, 3]));
-        assert_eq!(check_peers(&peers(&[1, 2, 3]), &group), Ok(()));
-        let missing = check_peers(&peers(&[1, 3]), &group).unwrap_err();
+        let state = ControlState::default();
+        let check = |ids: &[u64]| check_peers(&peers(ids), &group, &state);
+        assert_eq!(check(&[1, 2, 3]), Ok(()));
+        let missing = check(&[1, 3]).unwrap_err();
         assert!(missing.contains("2 is missing"), "{missing}");
-        let stranger = check_peers(&peers(&[1, 2, 3, 4]), &group).unwrap_err();
+        let stranger = check(&[1, 2, 3, 4]).unwrap_err();
         assert!(stranger.contains("names 4"), "{stranger}");
     }
 }

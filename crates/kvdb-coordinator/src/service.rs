@@ -1,5 +1,6 @@
 //! The `Coordinator` service. Only the leader answers; a follower says who leads.
 
+use crate::founders::Founders;
 use crate::view::View;
 use crate::{operators, recovery};
 use kvdb_control::{
@@ -11,9 +12,10 @@ use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
+use kvdb_wire::proto::greet_response::Standing;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, history_from, map_delta_to, node_status_from,
-    partitioning_from, proto, shard_map_to, shard_task_to, status_of, token_from,
+    partitioning_from, proto, role_to, shard_map_to, shard_task_to, status_of, token_from,
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -36,7 +38,13 @@ const WATCH_QUEUE: usize = 16;
 pub(crate) struct Member {
     pub(crate) drive: Drive,
     pub(crate) view: Arc<View>,
+    /// As `--peers` says; the control state knows better ([`Member::address_of`]).
     pub(crate) peers: Arc<BTreeMap<NodeId, String>>,
+    pub(crate) founders: Arc<Founders>,
+    /// Where the others have said that coordinators are, before this one's own state could.
+    pub(crate) introduced: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    /// Made with the data directory.
+    pub(crate) token: u128,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
     /// How far single replicas are.
     pub(crate) standings: Arc<Mutex<Standings>>,
@@ -53,7 +61,7 @@ impl Member {
     fn not_leader(&self) -> Status {
         let view = self.drive.views().get(ShardId::CONTROL);
         let leader = view.and_then(|view| view.leader).filter(|id| *id != self.drive.node_id());
-        let leader_hint = leader.and_then(|id| self.peers.get(&id)).cloned();
+        let leader_hint = leader.and_then(|id| self.address_of(id));
         status_of(&Refusal::NotLeader { shard_id: ShardId::CONTROL, leader_hint })
     }
 
@@ -156,6 +164,10 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         | ControlError::UnknownKeyspace(_)
         | ControlError::DefaultStays => "name",
         ControlError::AlreadyInitialised(_) => "shards",
+        ControlError::CoordinatorExists(_)
+        | ControlError::UnknownCoordinator(_)
+        | ControlError::CoordinatorRemoved(_)
+        | ControlError::LastCoordinator(_) => "id",
         _ => "request",
     };
     status_of(&Refusal::invalid(field, error.to_string()))
@@ -270,7 +282,10 @@ impl Coordinator for Member {
                 .descriptor
                 .ok_or_else(|| status_of(&Refusal::invalid("led.descriptor", "is missing")))?;
             let descriptor = descriptor_from(descriptor).map_err(bad_field)?;
-            led.push(LedShard { descriptor, term: Term(report.term) });
+            let report = LedShard { descriptor, term: Term(report.term) };
+            if state.is_news(node, &report) {
+                led.push(report);
+            }
         }
         if !led.is_empty() {
             let command = ControlCommand::ReportShards { node, led };
@@ -470,23 +485,82 @@ impl Coordinator for Member {
         Ok(Response::new(plan))
     }
 
+    async fn greet(
+        &self,
+        request: Request<proto::GreetRequest>,
+    ) -> Result<Response<proto::GreetResponse>, Status> {
+        let request = request.into_inner();
+        let token = token_from("token", &request.token).map_err(bad_field)?;
+        let standing = self.standing_of(NodeId(request.id), token).await;
+        let state = self.view.state();
+        let is_one_of_us = matches!(standing, Standing::Member | Standing::Founder);
+        let members = state.coordinators().iter().filter(|(_, record)| !record.is_removed);
+        let members = members.map(|(id, record)| proto::CoordinatorMember {
+            id: id.0,
+            address: record.address.clone(),
+            ..Default::default()
+        });
+        Ok(Response::new(proto::GreetResponse {
+            id: self.drive.node_id().0,
+            token: self.token.to_be_bytes().to_vec().into(),
+            standing: standing.into(),
+            members: members.filter(|_| is_one_of_us).collect(),
+        }))
+    }
+
+    async fn add_coordinator(
+        &self,
+        request: Request<proto::AddCoordinatorRequest>,
+    ) -> Result<Response<proto::AddCoordinatorResponse>, Status> {
+        self.catch_up().await?;
+        let proto::AddCoordinatorRequest { id, address } = request.into_inner();
+        let id = NodeId(id);
+        // What is wrong with number or address is said before anybody is called.
+        let unknown_token =
+            ControlCommand::AddCoordinator { id, address: address.clone(), token: 0 };
+        self.view.state().validate(&unknown_token).map_err(|error| invalid(&error))?;
+        let token = self.newcomer(id, &address).await?;
+        let response = self.propose(ControlCommand::AddCoordinator { id, address, token }).await?;
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::AddCoordinatorResponse { map_version }))
+    }
+
+    async fn remove_coordinator(
+        &self,
+        request: Request<proto::RemoveCoordinatorRequest>,
+    ) -> Result<Response<proto::RemoveCoordinatorResponse>, Status> {
+        let id = NodeId(request.into_inner().id);
+        let response = self.propose(ControlCommand::RemoveCoordinator { id }).await?;
+        let map_version = version_of(&response);
+        Ok(Response::new(proto::RemoveCoordinatorResponse { map_version }))
+    }
+
     async fn get_status(
         &self,
         _request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         let state = self.view.state();
+        // The leader knows best. Where nobody leads, any voter tells what it knows.
+        let here = self.drive.views().get(ShardId::CONTROL);
+        let is_led = here.as_ref().is_some_and(|here| here.leader.is_some() && !here.is_leader);
+        if is_led || !self.votes() {
+            return Err(self.not_leader());
+        }
         let statuses = self.drive.statuses().await;
         let group = statuses.into_iter().find(|status| status.shard == ShardId::CONTROL);
         let leader = group.as_ref().and_then(|group| group.leader);
-        let members = self
-            .peers
-            .iter()
-            .map(|(id, address)| proto::CoordinatorMember {
-                id: id.0,
-                address: address.clone(),
-                is_leader: leader == Some(*id),
-            })
-            .collect();
+        let descriptor = group.as_ref().and_then(|group| group.descriptor.as_ref());
+        let members = match descriptor {
+            Some(descriptor) => descriptor.replicas.clone(),
+            None => state.wanted_coordinators(),
+        };
+        let members = members.iter().map(|replica| proto::CoordinatorMember {
+            id: replica.node_id.0,
+            address: self.address_of(replica.node_id).unwrap_or_default(),
+            is_leader: leader == Some(replica.node_id),
+            role: role_to(replica.role).into(),
+        });
+        let members = members.collect();
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: cluster_id_to(state.map().cluster_id),
             map_version: state.map().version.0,
@@ -508,19 +582,31 @@ async fn feed_watcher(
     let mut changes = member.view.changes();
     let mut roles = member.drive.role_changes();
     let mut first = true;
+    let mut told = Vec::new();
     loop {
         changes.mark_unchanged();
         let (since, state) = member.view.since(have);
-        let messages = match since {
+        let mut messages: Vec<_> = match since {
             Since::Deltas(deltas) if !(first && have.0 == 0) => {
-                deltas.iter().map(|delta| Update::Delta(map_delta_to(delta))).collect()
+                deltas.iter().map(|delta| Some(Update::Delta(map_delta_to(delta)))).collect()
             }
-            _ => vec![Update::Snapshot(shard_map_to(state.map()))],
+            _ => vec![Some(Update::Snapshot(shard_map_to(state.map())))],
         };
         first = false;
         have = state.map().version;
+        let mut coordinators = state.coordinator_addresses();
+        let is_new = coordinators != told;
+        if is_new {
+            told.clone_from(&coordinators);
+        } else {
+            coordinators.clear();
+        }
+        if is_new && messages.is_empty() {
+            messages.push(None);
+        }
         for update in messages {
-            let update = proto::ShardMapUpdate { update: Some(update) };
+            let coordinators = std::mem::take(&mut coordinators);
+            let update = proto::ShardMapUpdate { update, coordinators };
             if updates.send(Ok(update)).await.is_err() {
                 return;
             }

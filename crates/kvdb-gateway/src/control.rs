@@ -55,6 +55,9 @@ pass_on! {
     set_node_status(SetNodeStatusRequest) -> SetNodeStatusResponse;
     set_shard_leader(SetShardLeaderRequest) -> SetShardLeaderResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;
+    greet(GreetRequest) -> GreetResponse;
+    add_coordinator(AddCoordinatorRequest) -> AddCoordinatorResponse;
+    remove_coordinator(RemoveCoordinatorRequest) -> RemoveCoordinatorResponse;
     set_shard_replicas(SetShardReplicasRequest) -> StartOperatorResponse;
     move_replica(MoveReplicaRequest) -> StartOperatorResponse;
     split_shard(SplitShardRequest) -> StartOperatorResponse;

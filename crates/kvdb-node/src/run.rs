@@ -24,6 +24,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -133,6 +134,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         cluster_id: Arc::new(RwLock::new(cluster_id)),
         coordinator: false,
         incarnation,
+        admitted: Arc::new(AtomicBool::new(true)),
     };
     let (cache, routes) = (map.cache.clone(), map.routes.clone());
     let access = Access::new(drive.clone(), cache, routes, metrics, &mut registry);

@@ -2,11 +2,10 @@
 //! replicas that the map proves to be removed.
 
 use kvdb_model::task::is_removed;
-use kvdb_model::{Command, OperatorId, ReplicaId, ShardId, ShardTask, Step, next_step};
+use kvdb_model::{OperatorId, ReplicaId, ShardId, ShardTask};
 use kvdb_replication::{GroupStatus, Input, ReplicaRole};
-use kvdb_runtime::drive::{Drive, Ticket};
+use kvdb_runtime::drive::{Drive, Ticket, steps};
 use kvdb_runtime::map::ClusterMap;
-use kvdb_shard::MembershipChange;
 use std::collections::BTreeMap;
 
 /// What can't be done any more, by operator, for the next heartbeat.
@@ -24,7 +23,7 @@ pub(crate) async fn carry_out(drive: &Drive, tasks: Vec<ShardTask>) -> Impossibl
     for task in tasks {
         let group = groups.get(&task.shard).filter(|group| group.role == ReplicaRole::Leader);
         let Some(group) = group else { continue };
-        match step(group, &task) {
+        match steps::next(group, &task.work) {
             // It would hand leadership back; the operator waits until there is room.
             Ok(Some(input)) if leads_to_full_disk(drive, group, &input) => {}
             Ok(Some(input)) => {
@@ -45,31 +44,6 @@ fn leads_to_full_disk(drive: &Drive, group: &GroupStatus, input: &Input<Ticket>)
     let Input::TransferLeader { to: Some(to), .. } = input else { return false };
     let known = group.descriptor.as_ref().and_then(|descriptor| descriptor.replica(*to));
     known.is_some_and(|to| drive.room().is_short(to.node_id))
-}
-
-/// What is to be submitted for a task now, if anything.
-fn step(group: &GroupStatus, task: &ShardTask) -> Result<Option<Input<Ticket>>, &'static str> {
-    let Some(descriptor) = &group.descriptor else { return Ok(None) };
-    let shard = group.shard;
-    let caught_up = |replica| group.has_caught_up(replica);
-    // Nobody waits for the outcome: what became of it is seen in the shard's descriptor.
-    let (ticket, _) = Ticket::oneshot();
-    Ok(Some(match next_step(&task.work, descriptor, group.replica, &caught_up) {
-        Step::Done | Step::Wait(_) => return Ok(None),
-        Step::Impossible(why) => return Err(why),
-        Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
-        Step::Change(replicas) => {
-            let expected = descriptor.membership_epoch;
-            let change = MembershipChange { expected, replicas: replicas.clone() };
-            let context = change.to_bytes(descriptor);
-            Input::ChangeMembership { shard, replicas, context, ticket }
-        }
-        Step::Split(plan) => {
-            let command = Command::Split(plan);
-            let version_count = command.version_count();
-            Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
-        }
-    }))
 }
 
 /// Ends replicas that the map proves to be gone: removed from their shards, or of keyspaces that
@@ -101,79 +75,4 @@ pub(crate) async fn destroy_gone(drive: &Drive, map: &ClusterMap) -> bool {
         all_taken &= drive.submit(Input::Destroy { shard, replica }).is_ok();
     }
     all_taken
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kvdb_model::{
-        KeyRange, KeyspaceId, LogIndex, MembershipEpoch, NodeId, RangeEpoch, Replica, Role,
-        ShardDescriptor, Term, Work,
-    };
-    use kvdb_replication::ReplicaProgress;
-
-    fn replica(id: u64, role: Role) -> Replica {
-        Replica { node_id: NodeId(id), replica_id: ReplicaId(id), role }
-    }
-
-    fn leader(replicas: Vec<Replica>, behind: u64) -> GroupStatus {
-        let progress = |replica: &Replica| ReplicaProgress {
-            replica: replica.replica_id,
-            matched: LogIndex(if replica.role == Role::Learner { 1000 - behind } else { 1000 }),
-            is_active: true,
-        };
-        GroupStatus {
-            shard: ShardId(1),
-            replica: ReplicaId(1),
-            role: ReplicaRole::Leader,
-            term: Term(6),
-            leader: Some(NodeId(1)),
-            last_index: LogIndex(1000),
-            committed: LogIndex(1000),
-            applied: LogIndex(1000),
-            last_term: Term(6),
-            awaits_snapshot: false,
-            progress: replicas.iter().map(progress).collect(),
-            descriptor: Some(ShardDescriptor {
-                shard_id: ShardId(1),
-                keyspace_id: KeyspaceId(1),
-                range: KeyRange::of_keyspace(KeyspaceId(1)),
-                range_epoch: RangeEpoch(1),
-                membership_epoch: MembershipEpoch(3),
-                replicas,
-            }),
-        }
-    }
-
-    fn towards(goal: &[u64]) -> ShardTask {
-        let goal = goal.iter().map(|id| replica(*id, Role::Voter)).collect();
-        ShardTask { operator: OperatorId(5), shard: ShardId(1), work: Work::Replicas(goal) }
-    }
-
-    #[test]
-    fn a_newcomer_votes_only_when_it_has_caught_up() {
-        let replicas = vec![
-            replica(1, Role::Voter),
-            replica(2, Role::Voter),
-            replica(3, Role::Voter),
-            replica(4, Role::Learner),
-        ];
-        let behind = leader(replicas.clone(), 900);
-        assert!(matches!(step(&behind, &towards(&[1, 2, 4])), Ok(None)));
-        let level = leader(replicas, 0);
-        let Ok(Some(Input::ChangeMembership { replicas, .. })) = step(&level, &towards(&[1, 2, 4]))
-        else {
-            panic!("a change was due");
-        };
-        assert!(replicas.contains(&replica(4, Role::Incoming)), "{replicas:?}");
-        assert!(replicas.contains(&replica(3, Role::Outgoing)), "{replicas:?}");
-    }
-
-    #[test]
-    fn what_the_shard_has_outgrown_is_reported_as_impossible() {
-        let group = leader(vec![replica(1, Role::Voter)], 0);
-        let work = Work::Lead(ReplicaId(9));
-        let task = ShardTask { operator: OperatorId(5), shard: ShardId(1), work };
-        assert!(step(&group, &task).is_err());
-    }
 }

@@ -20,12 +20,15 @@ pub struct Coordinators {
 }
 
 struct Shared {
+    /// As configured.
     addresses: Vec<String>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
+    /// Those that there are, as they have told, and then those that were configured.
+    all: Vec<String>,
     /// The one to ask next.
     current: usize,
     /// Not among the addresses, but named as leader.
@@ -33,10 +36,32 @@ struct State {
     channels: HashMap<String, Channel>,
 }
 
+impl State {
+    fn current_address(&self) -> Option<String> {
+        self.all.get(self.current % self.all.len().max(1)).cloned()
+    }
+}
+
 impl Coordinators {
     /// The coordinators at these addresses.
     pub fn new(addresses: Vec<String>) -> Self {
-        Coordinators { shared: Arc::new(Shared { addresses, state: Mutex::default() }) }
+        let state = State { all: addresses.clone(), ..State::default() };
+        Coordinators { shared: Arc::new(Shared { addresses, state: Mutex::new(state) }) }
+    }
+
+    /// They have told where they are. They may be others than those that were configured.
+    pub fn learn(&self, told: Vec<String>) {
+        let configured = self.shared.addresses.iter().filter(|known| !told.contains(known));
+        let configured: Vec<String> = configured.cloned().collect();
+        let mut locked = self.shared.state.lock();
+        let state = &mut *locked;
+        let current = state.current_address();
+        state.all = told.into_iter().chain(configured).collect();
+        state.channels.retain(|address, _| state.all.contains(address));
+        // Whoever was asked stays the one to ask.
+        let place =
+            current.and_then(|address| state.all.iter().position(|known| *known == address));
+        state.current = place.unwrap_or_default();
     }
 
     /// A client for the one that is thought to lead, and its address.
@@ -45,11 +70,10 @@ impl Coordinators {
     /// If its address isn't one.
     pub fn client(&self) -> Result<(String, CoordinatorClient<Channel>), Status> {
         let mut state = self.shared.state.lock();
-        let current = state.current % self.shared.addresses.len().max(1);
         let address = state
             .hinted
             .clone()
-            .or_else(|| self.shared.addresses.get(current).cloned())
+            .or_else(|| state.current_address())
             .ok_or_else(|| Status::invalid_argument("no coordinators are configured"))?;
         let channel = match state.channels.get(&address) {
             Some(channel) => channel.clone(),
@@ -73,7 +97,7 @@ impl Coordinators {
         };
         let mut state = self.shared.state.lock();
         match hint.filter(|hint| hint != address) {
-            Some(hint) => match self.shared.addresses.iter().position(|known| *known == hint) {
+            Some(hint) => match state.all.iter().position(|known| *known == hint) {
                 Some(place) => {
                     state.current = place;
                     state.hinted = None;
@@ -82,7 +106,7 @@ impl Coordinators {
             },
             None => {
                 state.hinted = None;
-                state.current = (state.current + 1) % self.shared.addresses.len().max(1);
+                state.current = (state.current + 1) % state.all.len().max(1);
             }
         }
     }
@@ -99,7 +123,8 @@ impl Coordinators {
         F: Future<Output = Result<T, Status>>,
     {
         let mut last = Status::unavailable("no coordinator was asked");
-        for _ in 0..2 * self.shared.addresses.len().max(1) {
+        let tries = 2 * self.shared.state.lock().all.len().max(1);
+        for _ in 0..tries {
             let (address, client) = self.client()?;
             let result = match tokio::time::timeout(TRY, call(client)).await {
                 Ok(result) => result,
@@ -124,5 +149,36 @@ fn elsewhere(status: &Status) -> bool {
         Some(Refusal::NotLeader { .. } | Refusal::ShardUnavailable { .. }) => true,
         Some(_) => false,
         None => matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::ShardId;
+    use kvdb_wire::status_of;
+
+    fn asks(coordinators: &Coordinators) -> String {
+        coordinators.client().unwrap().0
+    }
+
+    #[tokio::test]
+    async fn coordinators_that_are_told_of_are_asked_before_those_of_the_command_line() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        let coordinators = Coordinators::new(names(&["a:1", "b:1"]));
+        let gone = Status::unavailable("gone");
+        coordinators.failed("a:1", &gone);
+        assert_eq!(asks(&coordinators), "b:1");
+        // The one that answers stays the one to ask.
+        coordinators.learn(names(&["c:1", "b:1"]));
+        assert_eq!(asks(&coordinators), "b:1");
+        let leader_hint = Some("c:1".to_owned());
+        let hint = Refusal::NotLeader { shard_id: ShardId::CONTROL, leader_hint };
+        coordinators.failed("b:1", &status_of(&hint));
+        assert_eq!(asks(&coordinators), "c:1");
+        coordinators.learn(names(&["d:1"]));
+        assert_eq!(asks(&coordinators), "d:1");
+        coordinators.failed("d:1", &gone);
+        assert_eq!(asks(&coordinators), "a:1");
     }
 }

@@ -158,7 +158,15 @@ impl ClusterMap {
             };
             tokio::select! {
                 update = updates.message() => match update {
-                    Ok(Some(update)) => if !self.fold(update) { return },
+                    Ok(Some(mut update)) => {
+                        let told = std::mem::take(&mut update.coordinators);
+                        if !told.is_empty() {
+                            coordinators.learn(told);
+                        }
+                        if !self.fold(update) {
+                            return;
+                        }
+                    }
                     Ok(None) => return,
                     Err(status) => return coordinators.failed(&address, &status),
                 },

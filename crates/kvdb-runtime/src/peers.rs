@@ -16,7 +16,7 @@ use kvdb_wire::{cluster_id_from, cluster_id_to, descriptor_from, descriptor_to, 
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -48,6 +48,9 @@ pub struct Neighbourhood {
     pub coordinator: bool,
     /// Changes with each start of the process.
     pub incarnation: u64,
+    /// Whether this process may take part. One that doesn't know yet whether it has made promises
+    /// before, and lost them, must hear nobody.
+    pub admitted: Arc<AtomicBool>,
 }
 
 impl Neighbourhood {
@@ -74,6 +77,9 @@ impl Neighbourhood {
         }
         if hello.coordinator != self.coordinator || hello.to_node != own.0 {
             return refuse(format!("this is not the process that you look for, but number {own}"));
+        }
+        if !self.admitted.load(Ordering::Acquire) {
+            return refuse(format!("number {own} is not a part of the group yet"));
         }
         let theirs = cluster_id_from(&hello.cluster_id)
             .map_err(|error| Box::new(Status::invalid_argument(error.to_string())))?;

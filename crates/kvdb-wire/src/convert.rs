@@ -73,17 +73,35 @@ pub fn descriptor_to(descriptor: &ShardDescriptor) -> proto::ShardDescriptor {
     }
 }
 
-pub(crate) fn replica_to(replica: &Replica) -> proto::Replica {
-    let role = match replica.role {
+/// A role as protobuf.
+pub fn role_to(role: Role) -> proto::ReplicaRole {
+    match role {
         Role::Voter => proto::ReplicaRole::Voter,
         Role::Learner => proto::ReplicaRole::Learner,
         Role::Incoming => proto::ReplicaRole::Incoming,
         Role::Outgoing => proto::ReplicaRole::Outgoing,
-    };
+    }
+}
+
+/// A role from protobuf.
+///
+/// # Errors
+/// For one that isn't known.
+pub fn role_from(role: i32) -> Result<Role, FieldError> {
+    match proto::ReplicaRole::try_from(role) {
+        Ok(proto::ReplicaRole::Voter) => Ok(Role::Voter),
+        Ok(proto::ReplicaRole::Learner) => Ok(Role::Learner),
+        Ok(proto::ReplicaRole::Incoming) => Ok(Role::Incoming),
+        Ok(proto::ReplicaRole::Outgoing) => Ok(Role::Outgoing),
+        Err(_) => Err(unknown("role")),
+    }
+}
+
+pub(crate) fn replica_to(replica: &Replica) -> proto::Replica {
     proto::Replica {
         node_id: replica.node_id.0,
         replica_id: replica.replica_id.0,
-        role: role.into(),
+        role: role_to(replica.role).into(),
     }
 }
 
@@ -104,17 +122,10 @@ pub fn descriptor_from(descriptor: proto::ShardDescriptor) -> Result<ShardDescri
 }
 
 pub(crate) fn replica_from(replica: &proto::Replica) -> Result<Replica, FieldError> {
-    let role = match proto::ReplicaRole::try_from(replica.role) {
-        Ok(proto::ReplicaRole::Voter) => Role::Voter,
-        Ok(proto::ReplicaRole::Learner) => Role::Learner,
-        Ok(proto::ReplicaRole::Incoming) => Role::Incoming,
-        Ok(proto::ReplicaRole::Outgoing) => Role::Outgoing,
-        Err(_) => return Err(unknown("role")),
-    };
     Ok(Replica {
         node_id: NodeId(replica.node_id),
         replica_id: ReplicaId(replica.replica_id),
-        role,
+        role: role_from(replica.role)?,
     })
 }
 

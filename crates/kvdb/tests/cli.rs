@@ -306,6 +306,11 @@ async fn the_cluster_is_shown_as_tables_and_as_json() {
     assert_eq!((&status["leader_id"], &status["nodes_alive"]), (&1.into(), &1.into()));
     assert!(cluster.run(&["admin", "status"]).await.text().contains("1 of 1 alive"));
     assert!(cluster.run(&["admin", "keyspaces"]).await.text().contains("default"));
+    let coordinators = cluster.run(&["admin", "coordinators"]).await;
+    let table = "COORDINATOR  ADDRESS         ROLE\n1            127.0.0.1:7101  leader";
+    assert_eq!((coordinators.code, coordinators.text()), (0, table));
+    let listed = cluster.run(&["admin", "coordinators", "list", "--json"]).await.json();
+    assert_eq!(listed["members"][0]["role"], "VOTER");
     assert_eq!(
         cluster.run(&["admin", "shards", "--json"]).await.json()["shards"],
         serde_json::json!([])
@@ -321,6 +326,10 @@ async fn the_cluster_is_changed_and_refusals_name_the_field() {
     assert_eq!(cluster.run(&["admin", "set-node-status", "1", "draining"]).await.code, 0);
     let refused = cluster.run(&["admin", "set-node-status", "9", "dead"]).await;
     assert_eq!((refused.code, refused.stderr.trim()), (3, "kvdb: node_id is not registered"));
+    let refused = cluster.run(&["admin", "coordinators", "remove", "1"]).await;
+    assert_eq!((refused.code, refused.stderr.trim()), (3, "kvdb: id is the last one"));
+    let removed = cluster.run(&["admin", "coordinators", "remove", "2"]).await;
+    assert_eq!((removed.code, removed.text()), (0, "coordinator 2 leaves"));
     assert_eq!(cluster.run(&["admin", "init-shards", "--shards", "0"]).await.code, 2);
     let registered =
         cluster.run(&["admin", "register-node", "--address", "127.0.0.1:7204", "--json"]).await;

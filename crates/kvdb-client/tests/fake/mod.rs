@@ -553,13 +553,42 @@ impl coordinator_server::Coordinator for Fake {
         Err(no_operators())
     }
 
+    async fn greet(
+        &self,
+        _: Request<proto::GreetRequest>,
+    ) -> Result<Response<proto::GreetResponse>, Status> {
+        Err(Status::unimplemented("the fake is no coordinator"))
+    }
+
+    async fn add_coordinator(
+        &self,
+        _: Request<proto::AddCoordinatorRequest>,
+    ) -> Result<Response<proto::AddCoordinatorResponse>, Status> {
+        Err(Status::unimplemented("the fake is no coordinator"))
+    }
+
+    async fn remove_coordinator(
+        &self,
+        request: Request<proto::RemoveCoordinatorRequest>,
+    ) -> Result<Response<proto::RemoveCoordinatorResponse>, Status> {
+        self.lead()?;
+        match request.into_inner().id {
+            1 => Err(status_of(&Refusal::invalid("id", "is the last one"))),
+            _ => Ok(Response::new(proto::RemoveCoordinatorResponse { map_version: 5 })),
+        }
+    }
+
     async fn get_status(
         &self,
         _: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         self.lead()?;
-        let member =
-            proto::CoordinatorMember { id: 1, address: "127.0.0.1:7101".into(), is_leader: true };
+        let member = proto::CoordinatorMember {
+            id: 1,
+            address: "127.0.0.1:7101".into(),
+            is_leader: true,
+            role: proto::ReplicaRole::Voter.into(),
+        };
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: Bytes::from_static(&[7; 16]),
             map_version: 9,

@@ -173,6 +173,14 @@ fn a_wanted_leader_must_hold_a_vote_and_is_forgotten_once_it_leads() {
     assert!(state.wanted_leaders().is_empty());
 }
 
+fn any_coordinator() -> impl Strategy<Value = CoordinatorRecord> {
+    (7000u16..7010).prop_map(|port| CoordinatorRecord {
+        address: format!("127.0.0.1:{port}"),
+        token: port.into(),
+        is_removed: false,
+    })
+}
+
 fn any_command() -> impl Strategy<Value = ControlCommand> {
     prop_oneof![
         any::<u128>().prop_map(|id| ControlCommand::Bootstrap { cluster_id: ClusterId(id) }),
@@ -212,6 +220,14 @@ fn any_command() -> impl Strategy<Value = ControlCommand> {
             shard: ShardId(shard),
             node: NodeId(node),
         }),
+        prop::collection::btree_map((1u64..4).prop_map(NodeId), any_coordinator(), 1..4)
+            .prop_map(|founders| ControlCommand::FoundCoordinators { founders }),
+        (0u64..6, any_coordinator()).prop_map(|(id, record)| ControlCommand::AddCoordinator {
+            id: NodeId(id),
+            address: record.address,
+            token: record.token,
+        }),
+        (0u64..6).prop_map(|id| ControlCommand::RemoveCoordinator { id: NodeId(id) }),
     ]
 }
 

@@ -25,6 +25,7 @@ mod metrics;
 mod rebirth;
 mod replicate;
 mod room;
+pub mod steps;
 mod ticket;
 mod views;
 

@@ -190,6 +190,26 @@ impl Cluster {
         self.nodes.push(node);
     }
 
+    /// Starts one more coordinator, with an empty directory; it waits until it is added. Returns
+    /// where it listens.
+    pub fn add_coordinator(&mut self, id: u64) -> String {
+        let ports = free_ports(2);
+        let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
+        let name = format!("c{id}");
+        let peers = |part: &Part| part.args[6].clone();
+        let peers = format!("{},{id}={}", peers(&self.coordinators[0]), address(0));
+        let data = self.data_of(&name).display().to_string();
+        let words = ["coordinator", "--id", &id.to_string(), "--listen", &address(0)];
+        let more =
+            ["--peers", &peers, "--data", &data, "--rebalance", "false", "--http", &address(1)];
+        let args = words.iter().chain(&more).map(|word| (*word).to_owned()).collect();
+        let log = self.folder.path().join(format!("{name}.log"));
+        let mut coordinator = Part { args, log, child: None };
+        coordinator.start();
+        self.coordinators.push(coordinator);
+        address(0)
+    }
+
     /// The data directory of a part.
     pub fn data_of(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)

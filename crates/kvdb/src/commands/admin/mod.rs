@@ -1,6 +1,7 @@
 //! `kvdb admin`: what the cluster is, and changes of it.
 
 mod change;
+mod coordinators;
 mod history;
 mod operate;
 mod recover;
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Operators(Operators),
     /// Call an operator off
     Cancel(Cancel),
+    /// The coordinators: list them, add one, remove one
+    Coordinators(Coordinators),
     /// Let a shard that has lost its majority for good live again from one replica
     ForceRecover(ForceRecover),
 }
@@ -99,6 +102,54 @@ pub(crate) struct ForceRecover {
     yes: bool,
     #[command(flatten)]
     waiting: Waiting,
+}
+
+/// The coordinators: list them, add one, remove one.
+///
+/// They are replaced one by one while everything goes on: add the new one, then remove the old one.
+/// A number is never used twice, and a coordinator whose data directory was lost can't come back
+/// under its old one.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin coordinators                              who they are, and who leads
+  kvdb coordinator --id 4 --listen 10.0.0.4:7104 --data DIR \\
+    --peers 1=10.0.0.1:7101,2=10.0.0.2:7102,3=10.0.0.3:7103,4=10.0.0.4:7104
+  kvdb admin coordinators add 4 10.0.0.4:7104 --wait   it joins, and votes when it has caught up
+  kvdb admin coordinators remove 2 --wait              may be dead, or lead: it hands over first
+
+Nodes and gateways are told of new ones as they run. At their next start they begin with what their --coordinators
+names: name the new ones there.")]
+pub(crate) struct Coordinators {
+    #[command(subcommand)]
+    change: Option<CoordinatorChange>,
+}
+
+#[derive(clap::Subcommand)]
+pub(crate) enum CoordinatorChange {
+    /// Who they are, and who leads
+    List,
+    /// Have one join that runs already, with an empty data directory
+    Add {
+        /// Its number, never used before
+        #[arg(value_name = "ID")]
+        id: u64,
+        /// Where the others reach it
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// Until it votes
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Have one leave for good
+    Remove {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: u64,
+        /// Until it is gone
+        #[arg(long)]
+        wait: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -347,6 +398,9 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
         Command::Plan => operate::plan(&admin, args.json).await,
         Command::Operators(command) => operate::operators(&admin, command, args.json).await,
         Command::Cancel(command) => operate::cancel(&admin, command.operator_id, args.json).await,
+        Command::Coordinators(command) => {
+            coordinators::run(&admin, command.change, args.json).await
+        }
         Command::ForceRecover(command) => recover::run(&admin, command, args.json).await,
     }
 }

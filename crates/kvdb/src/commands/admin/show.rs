@@ -1,5 +1,6 @@
 //! Commands that show the cluster. JSON has the names of the protos; tables are for people.
 
+use super::coordinators;
 use crate::exit::Failure;
 use crate::output::{Output, insert_bytes, printable, table};
 use kvdb_client::{AdminClient, ClusterStatus};
@@ -26,13 +27,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         .values()
         .filter(|shard| shard.leader.is_some() && map.has_majority(&shard.descriptor))
         .count();
-    let members: Vec<Value> = status
-        .members
-        .iter()
-        .map(|member| {
-            json!({ "id": member.id.0, "address": member.address, "is_leader": member.is_leader })
-        })
-        .collect();
+    let members: Vec<Value> = status.members.iter().map(coordinators::document).collect();
     let document = json!({
         "cluster_id": status.cluster_id.to_string(),
         "map_version": status.map_version.0,
@@ -47,11 +42,10 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
     });
     print(json, &document, || {
         let (nodes, shards) = (map.nodes.len(), map.shards.len());
-        let rows: Vec<Vec<String>> = status.members.iter().map(member_row).collect();
         format!(
             "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader\n\n{}{}",
             heading(&status),
-            table(&["COORDINATOR", "ADDRESS", "ROLE"], &rows),
+            coordinators::rows(&status.members),
             lost(&map)
         )
     })
@@ -62,11 +56,6 @@ fn heading(status: &ClusterStatus) -> String {
         "cluster       {}\nmap version   {}\nterm, applied {}, {}",
         status.cluster_id, status.map_version, status.term, status.applied
     )
-}
-
-fn member_row(member: &kvdb_client::Member) -> Vec<String> {
-    let role = if member.is_leader { "leader" } else { "follower" };
-    vec![member.id.to_string(), member.address.clone(), role.to_owned()]
 }
 
 pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure> {
@@ -225,7 +214,7 @@ fn shard_object(map: &ShardMap, shard: &ShardRecord) -> Value {
     Value::Object(object)
 }
 
-fn role_name(role: Role) -> &'static str {
+pub(super) fn role_name(role: Role) -> &'static str {
     match role {
         Role::Voter => "VOTER",
         Role::Learner => "LEARNER",
