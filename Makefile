@@ -3,6 +3,7 @@
 KVDB ?= target/release/kvdb
 SHARDS ?= 8
 SEEDS ?= 1000
+FOR ?= 0
 SECONDS ?= 600
 
 .PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture bench bench-criterion instructions verify fix
@@ -16,7 +17,7 @@ help:
 	@echo "smoke-test      put, get, scan and delete against the running cluster"
 	@echo "test            everything that CI tests"
 	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
-	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, or SEED=n again with its trace"
+	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
 	@echo "bench           figures beside etcd and Redis, and which targets are met; QUICK=1 for a short run"
@@ -51,7 +52,7 @@ redis-suite: build
 
 sim:
 	cargo build --release --locked -p kvdb-sim
-	@cargo run --quiet --release --locked -p kvdb-sim --bin kvdb-sim -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS))
+	@cargo run --quiet --release --locked -p kvdb-sim --bin kvdb-sim -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS) --for $(FOR))
 
 planted:
 	cargo build --release --locked -p kvdb-sim --features planted --bin kvdb-planted

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Simulate whole clusters under faults, one a seed, and check what they promise
 #[derive(Parser)]
-#[command(after_help = "Examples:\n  kvdb-sim --seeds 1000\n  kvdb-sim --seed 42 --trace\n  \
+#[command(after_help = "Examples:\n  kvdb-sim --seeds 1000\n  kvdb-sim --seeds 1000 --for 900\n  kvdb-sim --seed 42 --trace\n  \
                   kvdb-sim --seed 42 --shrink\n  kvdb-sim --seed 42 --only 3,17 --trace")]
 struct Args {
     /// How many seeds
@@ -19,6 +19,9 @@ struct Args {
     /// The first of them
     #[arg(long, default_value_t = 1, conflicts_with = "seed")]
     first: u64,
+    /// Go on with more seeds until so many seconds have passed
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 0, conflicts_with = "seed")]
+    at_least_s: u64,
     /// Tell one seed's story
     #[arg(long)]
     seed: Option<u64>,
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         None => args.first..args.first + args.seeds,
     };
     let began = Instant::now();
+    let at_least = Duration::from_secs(args.at_least_s);
     let next = AtomicU64::new(seeds.start);
     let totals = Mutex::new(Totals::default());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -82,7 +86,7 @@ fn main() -> ExitCode {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
+                    if seed >= seeds.end && began.elapsed() >= at_least {
                         return;
                     }
                     let told = run_with(seed, &settings, &chosen);
