@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 /// Simulate whole clusters under faults, one a seed, and check what they promise
 #[derive(Parser)]
-#[command(after_help = "Examples:\n  kvdb-sim --seeds 1000\n  kvdb-sim --seeds 1000 --for 900\n  kvdb-sim --seed 42 --trace\n  \
-                  kvdb-sim --seed 42 --shrink\n  kvdb-sim --seed 42 --only 3,17 --trace")]
+#[command(
+    after_help = "Examples:\n  kvdb-sim --seeds 1000\n  kvdb-sim --seeds 1000 --for 900\n  kvdb-sim --seed 42 --trace\n  \
+                  kvdb-sim --seed 42 --shrink\n  kvdb-sim --seed 42 --only 3,17 --trace"
+)]
 struct Args {
     /// How many seeds
     #[arg(long, default_value_t = 100, conflicts_with = "seed")]
