@@ -22,7 +22,15 @@ impl Default for LivenessConfig {
 #[derive(Debug, Default)]
 pub struct Liveness {
     config: LivenessConfig,
-    heard: BTreeMap<NodeId, u64>,
+    heard: BTreeMap<NodeId, Heard>,
+}
+
+/// When a node was last heard.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at_ms: u64,
+    /// By a heartbeat: otherwise its silence only counts from there.
+    really: bool,
 }
 
 impl Liveness {
@@ -38,12 +46,13 @@ impl Liveness {
 
     /// A heartbeat arrived.
     pub fn heard(&mut self, node: NodeId, now_ms: u64) {
-        self.heard.insert(node, now_ms);
+        self.heard.insert(node, Heard { at_ms: now_ms, really: true });
     }
 
     /// For how long each node that was ever heard (or missed) here is silent, in milliseconds.
     pub fn silent_ms(&self, now_ms: u64) -> BTreeMap<NodeId, u64> {
-        self.heard.iter().map(|(node, last)| (*node, now_ms.saturating_sub(*last))).collect()
+        let silent = |heard: &Heard| now_ms.saturating_sub(heard.at_ms);
+        self.heard.iter().map(|(node, heard)| (*node, silent(heard))).collect()
     }
 
     /// The statuses that should change. What an operator has set (draining, removed) stays.
@@ -53,8 +62,9 @@ impl Liveness {
             if matches!(node.status, NodeStatus::Draining | NodeStatus::Removed) {
                 continue;
             }
-            let last = *self.heard.entry(*id).or_insert(now_ms);
-            let silence_ms = now_ms.saturating_sub(last);
+            let missed = Heard { at_ms: now_ms, really: false };
+            let heard = *self.heard.entry(*id).or_insert(missed);
+            let silence_ms = now_ms.saturating_sub(heard.at_ms);
             let status = if silence_ms >= self.config.dead_ms {
                 NodeStatus::Dead
             } else if silence_ms >= self.config.suspect_ms {
@@ -63,13 +73,21 @@ impl Liveness {
                 NodeStatus::Alive
             };
             // Only a heartbeat brings a node back; a new leader's ignorance doesn't.
-            let unheard_here = silence_ms > 0 || last == now_ms;
-            if status != node.status && (status != NodeStatus::Alive || unheard_here) {
+            if status != node.status && (heard.really || is_worse(status, node.status)) {
                 changes.push((*id, status));
             }
         }
         changes
     }
+}
+
+fn is_worse(status: NodeStatus, than: NodeStatus) -> bool {
+    let rank = |status| match status {
+        NodeStatus::Suspect => 1,
+        NodeStatus::Dead => 2,
+        _ => 0,
+    };
+    rank(status) > rank(than)
 }
 
 #[cfg(test)]
@@ -110,6 +128,20 @@ mod tests {
         let mut liveness = Liveness::new(LivenessConfig { suspect_ms: 100, dead_ms: 300 });
         assert_eq!(liveness.judge(&map(NodeStatus::Alive), 5000), []);
         assert_eq!(liveness.judge(&map(NodeStatus::Alive), 5099), []);
+    }
+
+    #[test]
+    fn a_dead_node_stays_dead_under_a_new_leader_until_it_is_heard() {
+        let mut liveness = Liveness::new(LivenessConfig { suspect_ms: 100, dead_ms: 300 });
+        for now_ms in [5000, 5001, 5100, 5299, 5300] {
+            assert_eq!(liveness.judge(&map(NodeStatus::Dead), now_ms), [], "{now_ms}");
+        }
+        assert_eq!(
+            liveness.judge(&map(NodeStatus::Suspect), 5300),
+            [(NodeId(1), NodeStatus::Dead)]
+        );
+        liveness.heard(NodeId(1), 5400);
+        assert_eq!(liveness.judge(&map(NodeStatus::Dead), 5401), [(NodeId(1), NodeStatus::Alive)]);
     }
 
     #[test]
