@@ -1,6 +1,7 @@
 //! `kvdb torture`, as it is shipped: short runs on real processes.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
 
@@ -42,6 +43,35 @@ fn writes_go_elsewhere_while_a_leader_is_paused() {
         // else runs on this machine is not for this test to say.
         assert!(line["worst_ms"].as_u64().unwrap() < 1900, "{line}");
     }
+}
+
+#[test]
+fn an_interrupted_measurement_leaves_no_process_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut torture = Command::new(KVDB)
+        .args(["torture", "--planned", "1", "--hold", "600", "--data"])
+        .arg(&data)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let of_this_run = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = processes.map(|entry| std::fs::read(entry.path().join("cmdline")));
+        let lines = lines.flatten().map(|line| String::from_utf8_lossy(&line).into_owned());
+        lines.filter(|line| line.contains(data.to_str().unwrap())).count()
+    };
+    let said = BufReader::new(torture.stderr.take().unwrap()).lines();
+    // Its cluster is up when the first thing is measured.
+    let mut said = said.map_while(Result::ok);
+    said.find(|line| line.contains("nothing 1")).unwrap();
+    assert!(of_this_run() > 7, "{}", of_this_run());
+    let id = torture.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    said.last();
+    assert_eq!(torture.wait().unwrap().code(), Some(130));
+    assert_eq!(of_this_run(), 0);
 }
 
 #[test]

@@ -236,6 +236,14 @@ fn show(report: &Report, json: bool) -> Result<(), Failure> {
     output.finish()
 }
 
+/// What is measured, or word that Ctrl-C was pressed. The cluster ends with its measurement.
+async fn unless_interrupted<T>(measured: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::select! {
+        measured = measured => Ok(measured),
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::Interrupted("interrupted".to_owned())),
+    }
+}
+
 async fn measure(
     command: &Args,
     args: &ClientArgs,
@@ -249,9 +257,8 @@ async fn measure(
         let folder = place.folder.join(name);
         let tell = |line: &str| teller.tell(line);
         let program = program.clone();
-        let measured =
-            kvdb_torture::failover(program, folder, command.shards, how, rounds, tell).await;
-        match measured {
+        let measured = kvdb_torture::failover(program, folder, command.shards, how, rounds, tell);
+        match unless_interrupted(measured).await? {
             Ok(measured) => results.push(measured),
             Err(error) => {
                 let failure = failed(&error);
@@ -295,7 +302,8 @@ async fn planned(
     let teller = Teller::new();
     let hold = Duration::from_secs(command.hold.into());
     let tell = |line: &str| teller.tell(line);
-    let measured = kvdb_torture::planned(program, folder, command.shards, rounds, hold, tell).await;
+    let measured = kvdb_torture::planned(program, folder, command.shards, rounds, hold, tell);
+    let measured = unless_interrupted(measured).await?;
     teller.progress.finish_and_clear();
     let measured = match measured {
         Ok(measured) => measured,
