@@ -5,6 +5,7 @@
 //! asked, and a little. A replica moves, or a leadership, only between two nodes of which one has
 //! much more, and only one that weighs about half of the difference at most: so each step makes the
 //! whole more even (the sum of the squares becomes smaller), and it ends.
+//! Nothing moves to a node whose disk has too little room.
 //! Where nothing is known of bytes and load, that comes to counting: the difference must be two.
 
 use crate::operator::{OperatorKind, OperatorRequest};
@@ -107,11 +108,11 @@ fn nobody_has_any(state: &ControlState) -> BTreeMap<NodeId, Share> {
 }
 
 fn replica_weight(loads: &Loads, shard: ShardId) -> u64 {
-    REPLICA_BYTES + loads.get(&shard).map_or(0, |load| load.bytes)
+    REPLICA_BYTES + loads.shards.get(&shard).map_or(0, |load| load.bytes)
 }
 
 fn leader_weight(loads: &Loads, shard: ShardId) -> u64 {
-    LEADER_LOAD + loads.get(&shard).map_or(0, |load| load.operations())
+    LEADER_LOAD + loads.shards.get(&shard).map_or(0, |load| load.operations())
 }
 
 fn replica_shares(state: &ControlState, loads: &Loads) -> BTreeMap<NodeId, Share> {
@@ -142,7 +143,7 @@ pub(crate) fn target(
     };
     let zones = zones_of(state, replicas, Some(leaving));
     usable(state)
-        .filter(|node| !has_one(node.node_id))
+        .filter(|node| !has_one(node.node_id) && !loads.short.contains(&node.node_id))
         .min_by_key(|node| {
             let crowded = zones.contains(node.zone.as_str());
             let weight = shares.get(&node.node_id).map_or(0, |share| share.weight);
@@ -214,6 +215,7 @@ fn next_zone(state: &ControlState, loads: &Loads) -> Option<Proposal> {
         }
         let to = usable(state)
             .filter(|node| !taken.contains(node.zone.as_str()))
+            .filter(|node| !loads.short.contains(&node.node_id))
             .min_by_key(|node| (weight(node.node_id), node.node_id))?;
         // One of two that share a zone: not the leader, and from where there is more.
         let shares_zone = |replica: &&Replica| {
@@ -242,7 +244,8 @@ fn is_settled(state: &ControlState, record: &ShardRecord) -> bool {
 
 fn next_replica(state: &ControlState, loads: &Loads) -> Option<Proposal> {
     let shares = replica_shares(state, loads);
-    uneven(&shares, EVEN_BYTES, 5).into_iter().find_map(|pair| {
+    let pairs = uneven(&shares, EVEN_BYTES, 5).into_iter();
+    pairs.filter(|pair| !loads.short.contains(&pair.to)).find_map(|pair| {
         let shard = movable(state, loads, &pair)?;
         let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
         let reason = match pair.differs_by_number() {
@@ -299,7 +302,8 @@ fn next_leader(state: &ControlState, loads: &Loads) -> Option<Proposal> {
         }
     }
     // The two furthest apart may share no shard: then the next pair.
-    uneven(&shares, EVEN_LOAD, 4).into_iter().find_map(|pair| {
+    let pairs = uneven(&shares, EVEN_LOAD, 4).into_iter();
+    pairs.filter(|pair| !loads.short.contains(&pair.to)).find_map(|pair| {
         let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
         let shard: ShardId = map
             .shards

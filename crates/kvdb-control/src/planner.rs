@@ -335,7 +335,7 @@ impl Round<'_> {
         let observed = self.observed;
         let is_split = |operator: &&Operator| matches!(operator.kind, OperatorKind::Split { .. });
         let mut running = self.state.running().filter(is_split).count();
-        for (shard, load) in &observed.loads {
+        for (shard, load) in &observed.loads.shards {
             if limit_bytes == 0 || running >= SPLITS_AT_A_TIME {
                 return;
             }

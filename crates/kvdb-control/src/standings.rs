@@ -9,7 +9,7 @@ use bytes::Bytes;
 use kvdb_model::{
     LogIndex, LogPosition, NodeId, RangeEpoch, Replica, ReplicaId, Role, ShardId, ShardMap, Version,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a replica was when it was last heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,14 @@ pub struct Load {
     pub split_at: Option<Bytes>,
 }
 
-/// By shard; one that nothing is known of is missing.
-pub type Loads = BTreeMap<ShardId, Load>;
+/// What weighs on the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loads {
+    /// By shard; one that nothing is known of is missing.
+    pub shards: BTreeMap<ShardId, Load>,
+    /// Nodes whose disks have too little room to take anything more.
+    pub short: BTreeSet<NodeId>,
+}
 
 impl Load {
     /// A write costs about as much as two reads.
@@ -59,6 +65,8 @@ pub struct Standings {
     reports: BTreeMap<ShardId, BTreeMap<NodeId, ReplicaReport>>,
     /// At what rate each node sends snapshots.
     rates: BTreeMap<NodeId, u64>,
+    /// Nodes that have said that their disks have too little room.
+    short: BTreeSet<NodeId>,
 }
 
 impl Standings {
@@ -66,6 +74,16 @@ impl Standings {
     pub fn reset(&mut self) {
         self.reports.clear();
         self.rates.clear();
+        self.short.clear();
+    }
+
+    /// A node of the map tells whether its disk has too little room.
+    pub fn heard_room(&mut self, node: NodeId, is_short: bool) {
+        if is_short {
+            self.short.insert(node);
+        } else {
+            self.short.remove(&node);
+        }
     }
 
     /// A node of the map tells how many bytes of snapshots it sends a second, at most.
@@ -109,7 +127,8 @@ impl Standings {
             let is_present = report.range_epoch == record.descriptor.range_epoch;
             is_present.then(|| (*shard, report.load.clone()))
         };
-        map.shards.iter().filter_map(of).collect()
+        let shards = map.shards.iter().filter_map(of).collect();
+        Loads { shards, short: self.short.clone() }
     }
 
     /// Forgets what the map doesn't know any more.

@@ -37,7 +37,7 @@ impl Cluster {
             term: 6,
             shards: BTreeMap::new(),
             leaders: BTreeMap::new(),
-            loads: Loads::new(),
+            loads: Loads::default(),
         };
         for zone in zones {
             cluster.add_node(zone);
@@ -545,17 +545,20 @@ fn a_shard_that_has_grown_too_large_is_split_at_the_middle_of_its_bytes() {
     let at = kvdb_model::key::slot_start(kvdb_model::KeyspaceId(1), 5000);
     let large = Load { bytes: 300 * MIB, split_at: Some(at.clone()), ..Load::default() };
     let mut cluster = Cluster::new(&["", "", ""], 1);
-    cluster.loads.insert(ShardId(1), Load { bytes: 255 * MIB, ..large.clone() });
+    cluster.loads.shards.insert(ShardId(1), Load { bytes: 255 * MIB, ..large.clone() });
     cluster.plan();
     assert_eq!(cluster.state.running().count(), 0, "it isn't too large");
-    cluster.loads.insert(ShardId(1), Load { split_at: None, ..large.clone() });
+    cluster.loads.shards.insert(ShardId(1), Load { split_at: None, ..large.clone() });
     cluster.plan();
     assert_eq!(cluster.state.running().count(), 0, "nobody knows where");
     let inside_a_slot = bytes::Bytes::from([&at[..], b"key"].concat());
-    cluster.loads.insert(ShardId(1), Load { split_at: Some(inside_a_slot), ..large.clone() });
+    cluster
+        .loads
+        .shards
+        .insert(ShardId(1), Load { split_at: Some(inside_a_slot), ..large.clone() });
     cluster.plan();
     assert_eq!(cluster.state.running().count(), 0, "keys of a slot stay together");
-    cluster.loads.insert(ShardId(1), large.clone());
+    cluster.loads.shards.insert(ShardId(1), large.clone());
     cluster.planner.config.split_size_bytes = 0;
     cluster.plan();
     assert_eq!(cluster.state.running().count(), 0, "it is turned off");
@@ -564,7 +567,7 @@ fn a_shard_that_has_grown_too_large_is_split_at_the_middle_of_its_bytes() {
     let operator = cluster.state.running().next().expect("it is too large").clone();
     assert!(operator.reason.contains("300 MiB, more than 256 MiB"), "{}", operator.reason);
     // What is known is of before.
-    cluster.loads.clear();
+    cluster.loads.shards.clear();
     cluster.settle();
     assert_eq!(cluster.shards[&ShardId(2)].range.start, at);
     assert_eq!(cluster.shards[&ShardId(1)].range.end, at);
@@ -575,7 +578,7 @@ fn a_split_that_has_failed_is_not_tried_again_at_once() {
     let at = kvdb_model::key::slot_start(kvdb_model::KeyspaceId(1), 5000);
     let mut cluster = Cluster::new(&["", "", ""], 1);
     let large = Load { bytes: 300 * MIB, split_at: Some(at), ..Load::default() };
-    cluster.loads.insert(ShardId(1), large);
+    cluster.loads.shards.insert(ShardId(1), large);
     cluster.plan();
     let id = cluster.state.running().next().unwrap().id;
     let (failure, now_ms) = (Some("no".to_owned()), cluster.now_ms);
@@ -588,6 +591,26 @@ fn a_split_that_has_failed_is_not_tried_again_at_once() {
 }
 
 #[test]
+fn a_node_whose_disk_is_full_gets_nothing_more() {
+    let mut cluster = Cluster::new(&["", "", ""], 6);
+    cluster.planner.config.rebalance = true;
+    let new = cluster.add_node("");
+    cluster.loads.short.insert(new);
+    cluster.settle();
+    assert_eq!(cluster.replicas_on(new), 0);
+    // Not even what must leave another node.
+    cluster.start(OperatorRequest::Drain { node: NodeId(1) }).unwrap();
+    (0..10).for_each(|_| {
+        cluster.plan();
+    });
+    assert_eq!(cluster.replicas_on(new), 0);
+    cluster.loads.short.clear();
+    cluster.settle();
+    assert_eq!(cluster.replicas_on(NodeId(1)), 0);
+    assert!(cluster.replicas_on(new) > 0);
+}
+
+#[test]
 fn leaders_are_spread_by_what_their_shards_are_asked() {
     let mut cluster = Cluster::new(&["", "", ""], 6);
     cluster.planner.config.rebalance = true;
@@ -597,13 +620,13 @@ fn leaders_are_spread_by_what_their_shards_are_asked() {
     for (shard, leader) in &cluster.leaders {
         let asked = if *leader == node { 10_000 } else { 0 };
         let load = Load { reads_per_second: asked, ..Load::default() };
-        cluster.loads.insert(*shard, load);
+        cluster.loads.shards.insert(*shard, load);
     }
     cluster.settle();
     let busy: BTreeSet<NodeId> = cluster
         .leaders
         .iter()
-        .filter(|(shard, _)| cluster.loads[shard].reads_per_second > 0)
+        .filter(|(shard, _)| cluster.loads.shards[shard].reads_per_second > 0)
         .map(|(_, leader)| *leader)
         .collect();
     assert_eq!(busy.len(), 2, "both busy shards are led from one node");
@@ -620,7 +643,7 @@ proptest! {
         cluster.planner.config.rebalance = true;
         cluster.planner.config.split_size_bytes = 0;
         for (place, size) in sizes.iter().enumerate() {
-            cluster.loads.insert(ShardId(place as u64 + 1), holding(size * MIB));
+            cluster.loads.shards.insert(ShardId(place as u64 + 1), holding(size * MIB));
         }
         (0..more).for_each(|_| { cluster.add_node(""); });
         // Ends, with no more than one replica of a shard on a node and never fewer than before.
@@ -628,7 +651,7 @@ proptest! {
         prop_assert!(cluster.shards.values().all(|shard| shard.replicas.len() == 3));
         prop_assert_eq!(cluster.plan(), 0, "it is never content");
         // Nothing could move from one node to another and make the two much more even.
-        let weight = |shard: &ShardId| 16 * MIB + cluster.loads[shard].bytes;
+        let weight = |shard: &ShardId| 16 * MIB + cluster.loads.shards[shard].bytes;
         let on = |node: NodeId| -> Vec<ShardId> {
             let here = cluster.shards.iter().filter(|(_, shard)| shard.replica_on(node).is_some());
             here.map(|(id, _)| *id).collect()

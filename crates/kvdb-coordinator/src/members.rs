@@ -24,6 +24,7 @@ use kvdb_runtime::drive::steps;
 use kvdb_wire::proto::coordinator_client::CoordinatorClient;
 use kvdb_wire::proto::{self, greet_response::Standing};
 use kvdb_wire::{status_of, token_from, transport};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tonic::{Request, Status};
 
@@ -82,16 +83,16 @@ struct Answer {
     id: NodeId,
     token: u128,
     standing: Standing,
-    /// Where others are, if this process is one of them.
-    members: Vec<(NodeId, String)>,
+    /// Where the others are, if this process is one of them; with whom it means to begin, if it
+    /// hasn't.
+    members: BTreeMap<NodeId, String>,
 }
 
-/// What comes of the answers, if it can be told. `others` are all that `--peers` names.
+/// What comes of the answers, if it can be told.
 fn decide(
     own: NodeId,
-    others: usize,
+    peers: &BTreeMap<NodeId, String>,
     answers: &[Answer],
-    address_of: impl Fn(NodeId) -> String,
 ) -> Result<Option<Beginning>, String> {
     let any = |standing| answers.iter().any(|answer| answer.standing == standing);
     if any(Standing::OtherDirectory) {
@@ -110,11 +111,27 @@ fn decide(
     if any(Standing::Member) {
         return Ok(Some(Beginning::Join));
     }
-    let all_are_new = answers.len() == others
+    // Two that begin with different groups in mind would be two groups.
+    let means_another = |answer: &&Answer| {
+        answer.standing == Standing::NotBegun && !answer.members.keys().eq(peers.keys())
+    };
+    if let Some(answer) = answers.iter().find(means_another) {
+        let names = |members: &BTreeMap<NodeId, String>| {
+            let names: Vec<String> = members.keys().map(NodeId::to_string).collect();
+            names.join(", ")
+        };
+        return Err(format!(
+            "the --peers of coordinator {} names {}, that of this one {}: all must name the same at their first start",
+            answer.id,
+            names(&answer.members),
+            names(peers)
+        ));
+    }
+    let all_are_new = answers.len() + 1 == peers.len()
         && answers.iter().all(|answer| answer.standing == Standing::NotBegun);
     let founders = || {
         let record = |answer: &Answer| CoordinatorRecord {
-            address: address_of(answer.id),
+            address: peers.get(&answer.id).cloned().unwrap_or_default(),
             token: answer.token,
             is_removed: false,
         };
@@ -156,9 +173,7 @@ impl Member {
         let mut rounds = 0u32;
         loop {
             let answers = self.greet_others(token).await;
-            let others = self.peers.len() - 1;
-            let address_of = |id| self.address_of(id).unwrap_or_default();
-            if let Some(beginning) = decide(own, others, &answers, address_of)? {
+            if let Some(beginning) = decide(own, &self.peers, &answers)? {
                 return Ok(beginning);
             }
             rounds += 1;
@@ -169,8 +184,9 @@ impl Member {
                         "the group has no coordinator {own} yet: `kvdb admin coordinators add {own} HOST:PORT` adds it"
                     ),
                     false => format!(
-                        "{} of {others} other coordinators have answered; at their first start all must be seen once",
-                        answers.len()
+                        "{} of {} other coordinators have answered; at their first start all must be seen once",
+                        answers.len(),
+                        self.peers.len() - 1
                     ),
                 };
                 tracing::warn!(why, "waiting to begin");
@@ -198,6 +214,13 @@ impl Member {
         })
     }
 
+    /// Who is a coordinator now, and where.
+    pub(crate) fn present(&self) -> BTreeMap<NodeId, String> {
+        let state = self.view.state();
+        let present = state.coordinators().iter().filter(|(_, record)| !record.is_removed);
+        present.map(|(id, record)| (*id, record.address.clone())).collect()
+    }
+
     /// Whether the others say that this process was removed.
     pub(crate) async fn is_removed(&self, token: u128) -> bool {
         let answers = self.greet_others(token).await;
@@ -219,7 +242,8 @@ impl Member {
             })
         });
         let answers: Vec<Answer> = join_all(greetings).await.into_iter().flatten().collect();
-        let told = answers.iter().flat_map(|answer| answer.members.iter().cloned());
+        let of_the_group = answers.iter().filter(|answer| answer.standing != Standing::NotBegun);
+        let told = of_the_group.flat_map(|answer| answer.members.clone());
         self.introduced.lock().extend(told);
         answers
     }
@@ -303,11 +327,27 @@ mod tests {
     use super::*;
 
     fn answer(id: u64, standing: Standing) -> Answer {
-        Answer { id: NodeId(id), token: u128::from(id) * 10, standing, members: Vec::new() }
+        Answer { id: NodeId(id), token: u128::from(id) * 10, standing, members: three() }
+    }
+
+    fn three() -> BTreeMap<NodeId, String> {
+        (1..=3).map(|id| (NodeId(id), format!("h:{id}"))).collect()
     }
 
     fn verdict(answers: &[Answer]) -> Result<Option<Beginning>, String> {
-        decide(NodeId(3), 2, answers, |id| format!("h:{id}"))
+        decide(NodeId(3), &three(), answers)
+    }
+
+    #[test]
+    fn coordinators_with_different_groups_in_mind_found_none() {
+        let members =
+            BTreeMap::from([(NodeId(1), "h:1".to_owned()), (NodeId(3), "h:3".to_owned())]);
+        let other = Answer { members, ..answer(1, Standing::NotBegun) };
+        let refused = verdict(&[other, answer(2, Standing::NotBegun)]).unwrap_err();
+        assert!(
+            refused.contains("coordinator 1 names 1, 3, that of this one 1, 2, 3"),
+            "{refused}"
+        );
     }
 
     #[test]

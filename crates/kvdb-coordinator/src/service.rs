@@ -297,7 +297,11 @@ impl Coordinator for Member {
         }
         let state = self.view.state();
         self.hear_impossible(request.impossible);
-        self.standings.lock().heard_rate(node, request.snapshot_bytes_per_second);
+        {
+            let mut standings = self.standings.lock();
+            standings.heard_rate(node, request.snapshot_bytes_per_second);
+            standings.heard_room(node, request.short_of_room);
+        }
         recovery::hear(self, node, request.replicas);
         let transfers = state
             .wanted_leaders()
@@ -492,19 +496,21 @@ impl Coordinator for Member {
         let request = request.into_inner();
         let token = token_from("token", &request.token).map_err(bad_field)?;
         let standing = self.standing_of(NodeId(request.id), token).await;
-        let state = self.view.state();
-        let is_one_of_us = matches!(standing, Standing::Member | Standing::Founder);
-        let members = state.coordinators().iter().filter(|(_, record)| !record.is_removed);
-        let members = members.map(|(id, record)| proto::CoordinatorMember {
+        let members = match standing {
+            Standing::NotBegun => (*self.peers).clone(),
+            Standing::Member | Standing::Founder => self.present(),
+            _ => BTreeMap::new(),
+        };
+        let members = members.into_iter().map(|(id, address)| proto::CoordinatorMember {
             id: id.0,
-            address: record.address.clone(),
+            address,
             ..Default::default()
         });
         Ok(Response::new(proto::GreetResponse {
             id: self.drive.node_id().0,
             token: self.token.to_be_bytes().to_vec().into(),
             standing: standing.into(),
-            members: members.filter(|_| is_one_of_us).collect(),
+            members: members.collect(),
         }))
     }
 

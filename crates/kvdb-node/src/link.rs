@@ -8,7 +8,7 @@ use crate::tasks::{self, Impossible};
 use kvdb_model::{ClusterId, NodeId, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::drive::Drive;
+use kvdb_runtime::drive::{Drive, Level};
 use kvdb_runtime::identity::{DataDirectory, Identity};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
@@ -152,6 +152,7 @@ fn heartbeat(
         replica_count: views.len() as u64,
         replicas,
         snapshot_bytes_per_second: drive.snapshot_bytes_per_second(),
+        short_of_room: drive.room().level() != Level::Ample,
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })
