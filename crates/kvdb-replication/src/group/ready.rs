@@ -264,8 +264,14 @@ impl<T> Group<T> {
     }
 
     /// A ready is durable, with all before it.
-    pub(super) fn finish_ready(&mut self, done: Persisting, out: &mut Outbox<T>) {
+    pub(super) fn finish_ready(&mut self, mut done: Persisting, out: &mut Outbox<T>) {
         self.raw.on_persist_ready(done.ready);
+        // What a leader of the past has sent may be overwritten by now, in the same batch: it is
+        // not told that it is here.
+        let term = self.raw.raft.term;
+        done.messages.retain(|message| {
+            message.get_msg_type() != MessageType::MsgAppendResponse || message.term >= term
+        });
         self.durable_term = self.durable_term.max(done.term.unwrap_or_default());
         if let Some(switch) = done.switch {
             let old = self.volume.replace(switch.volume);

@@ -37,6 +37,32 @@ fn entries_are_acknowledged_when_they_are_durable() {
 }
 
 #[test]
+fn a_leader_of_the_past_is_not_told_of_entries_that_are_overwritten_meanwhile() {
+    let mut world = World::with_leader(5);
+    world.run_ms(30);
+    let term = world.status(1).unwrap().term;
+    for other in 2..=4 {
+        world.network.cut(1, other);
+    }
+    world.hold_disk(5);
+    world.write(1, "a");
+    world.run_ms(10);
+    world.network.cut(1, 5);
+    let follows_another = |world: &World| world.status(5).is_some_and(|own| own.term > term);
+    world.run_until("n5 follows another leader", 3000, follows_another);
+    world.run_ms(50);
+    world.network.heal();
+    world.tell_messages = true;
+    world.say("the disk of n5 goes on");
+    world.release_disk(5);
+    world.run_ms(5);
+    let trace = world.trace();
+    let (_, since) = trace.split_once("the disk of n5 goes on").unwrap();
+    assert!(since.contains("appended"), "{since}");
+    assert!(!since.contains(&format!("yes, term {term}")), "{since}");
+}
+
+#[test]
 fn a_majority_of_followers_commits_before_the_leaders_own_disk() {
     let mut world = World::with_leader(3);
     world.run_ms(30);
