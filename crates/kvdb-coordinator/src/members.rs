@@ -72,8 +72,8 @@ pub(crate) fn standing(
 pub(crate) enum Beginning {
     /// All are new: they found a group.
     Found(Members),
-    /// It is a founder, and the group has begun without it.
-    Follow,
+    /// It is a founder, and another one has begun already: with these.
+    Follow(Members),
     /// It was added: its replica comes from the others.
     Join,
 }
@@ -86,6 +86,8 @@ struct Answer {
     /// Where the others are, if this process is one of them; with whom it means to begin, if it
     /// hasn't.
     members: BTreeMap<NodeId, String>,
+    /// With whom the group was founded, if this process was one of them.
+    founders: Members,
 }
 
 /// What comes of the answers, if it can be told.
@@ -105,8 +107,8 @@ fn decide(
     if any(Standing::Removed) {
         return Err(removed(own));
     }
-    if any(Standing::Founder) {
-        return Ok(Some(Beginning::Follow));
+    if let Some(answer) = answers.iter().find(|answer| answer.standing == Standing::Founder) {
+        return Ok(Some(Beginning::Follow(answer.founders.clone())));
     }
     if any(Standing::Member) {
         return Ok(Some(Beginning::Join));
@@ -285,7 +287,17 @@ async fn greet(address: &str, own: NodeId, token: u128) -> Result<Answer, String
     let standing = answer.standing();
     let members = answer.members.into_iter();
     let members = members.map(|member| (NodeId(member.id), member.address)).collect();
-    Ok(Answer { id: NodeId(answer.id), token, standing, members })
+    let founders = answer.founders.into_iter().map(|founder| {
+        let token = token_from("founders.token", &founder.token);
+        let record = CoordinatorRecord {
+            address: founder.address,
+            token: token.map_err(|error| error.to_string())?,
+            is_removed: false,
+        };
+        Ok((NodeId(founder.id), record))
+    });
+    let founders = founders.collect::<Result<_, String>>()?;
+    Ok(Answer { id: NodeId(answer.id), token, standing, members, founders })
 }
 
 /// The next step towards the group that is wanted; for the leader.
@@ -327,7 +339,8 @@ mod tests {
     use super::*;
 
     fn answer(id: u64, standing: Standing) -> Answer {
-        Answer { id: NodeId(id), token: u128::from(id) * 10, standing, members: three() }
+        let token = u128::from(id) * 10;
+        Answer { id: NodeId(id), token, standing, members: three(), founders: Members::new() }
     }
 
     fn three() -> BTreeMap<NodeId, String> {
@@ -364,8 +377,12 @@ mod tests {
 
     #[test]
     fn one_answer_is_enough_to_join_and_one_to_be_refused() {
-        let founder = [answer(1, Standing::NotBegun), answer(2, Standing::Founder)];
-        assert_eq!(verdict(&founder), Ok(Some(Beginning::Follow)));
+        // Whoever follows must know the founders as well: it may be the one to lead.
+        let record = CoordinatorRecord { address: "h:1".to_owned(), token: 10, is_removed: false };
+        let founders = Members::from([(NodeId(1), record)]);
+        let second = Answer { founders: founders.clone(), ..answer(2, Standing::Founder) };
+        let founder = [answer(1, Standing::NotBegun), second];
+        assert_eq!(verdict(&founder), Ok(Some(Beginning::Follow(founders))));
         assert_eq!(verdict(&[answer(1, Standing::Member)]), Ok(Some(Beginning::Join)));
         let emptied = [answer(1, Standing::NotBegun), answer(2, Standing::OtherDirectory)];
         assert!(verdict(&emptied).unwrap_err().contains("another data directory"));

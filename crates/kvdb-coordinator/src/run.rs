@@ -302,18 +302,21 @@ fn begin(
     beginning: Beginning,
     admitted: &AtomicBool,
 ) -> Result<(), CoordinatorError> {
-    let founds = match beginning {
-        Beginning::Found(others) => {
+    let founders: Option<Members> = match beginning {
+        Beginning::Found(mut founders) => {
             let address = config.peers[&config.id].clone();
             let own = CoordinatorRecord { address, token: member.token, is_removed: false };
-            let mut founders: Members = others;
             founders.insert(NodeId(config.id), own);
-            member.founders.remember(founders).map_err(CoordinatorError::Config)?;
-            true
+            Some(founders)
         }
-        Beginning::Follow => true,
-        Beginning::Join => false,
+        Beginning::Follow(founders) => Some(founders),
+        Beginning::Join => None,
     };
+    let founds = founders.is_some();
+    if let Some(founders) = founders {
+        // Whichever of them leads first writes this into the group's log.
+        member.founders.remember(founders).map_err(CoordinatorError::Config)?;
+    }
     admitted.store(true, Ordering::Release);
     if founds {
         let lowest = config.peers.keys().next() == Some(&config.id);

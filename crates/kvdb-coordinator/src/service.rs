@@ -506,11 +506,21 @@ impl Coordinator for Member {
             address,
             ..Default::default()
         });
+        let founders = match standing {
+            Standing::Founder => self.founders.known(),
+            _ => BTreeMap::new(),
+        };
+        let founders = founders.into_iter().map(|(id, record)| proto::Founder {
+            id: id.0,
+            address: record.address,
+            token: record.token.to_be_bytes().to_vec().into(),
+        });
         Ok(Response::new(proto::GreetResponse {
             id: self.drive.node_id().0,
             token: self.token.to_be_bytes().to_vec().into(),
             standing: standing.into(),
             members: members.collect(),
+            founders: founders.collect(),
         }))
     }
 

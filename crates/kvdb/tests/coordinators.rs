@@ -147,6 +147,9 @@ fn coordinators_are_replaced_one_by_one_while_clients_write() {
 #[test]
 fn a_coordinator_with_an_emptied_directory_is_kept_out() {
     let mut cluster = Cluster::start();
+    // Each knows all founders, in whatever order they began.
+    let founders = |name: &str| std::fs::read(cluster.data_of(name).join("FOUNDERS")).unwrap();
+    assert!(founders("c1") == founders("c2") && founders("c2") == founders("c3"));
     cluster.coordinators[2].kill();
     std::fs::remove_dir_all(cluster.data_of("c3")).unwrap();
     cluster.coordinators[2].start();
