@@ -8,10 +8,11 @@
 use bytes::Bytes;
 use kvdb_control::{ControlCommand, CoordinatorRecord};
 use kvdb_model::NodeId;
+use kvdb_runtime::identity::replace;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// By number.
@@ -43,16 +44,9 @@ impl Founders {
     /// Remembers them for ever.
     pub(crate) fn remember(&self, founders: Members) -> Result<(), String> {
         let command = ControlCommand::FoundCoordinators { founders: founders.clone() }.to_bytes();
-        let temporary = self.folder.join("FOUNDERS.tmp");
-        let written = File::create(&temporary)
-            .and_then(|mut file| {
-                file.write_all(&crc32c::crc32c(&command).to_le_bytes())?;
-                file.write_all(&command)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&temporary, self.folder.join("FOUNDERS")))
-            .and_then(|()| File::open(&self.folder)?.sync_all());
-        written.map_err(|error| format!("{}: {error}", temporary.display()))?;
+        let content = [&crc32c::crc32c(&command).to_le_bytes()[..], &command].concat();
+        let path = self.folder.join("FOUNDERS");
+        replace(&path, &content).map_err(|error| format!("{}: {error}", path.display()))?;
         *self.known.write() = founders;
         Ok(())
     }

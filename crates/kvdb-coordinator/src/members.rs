@@ -108,26 +108,14 @@ fn decide(
         return Err(removed(own));
     }
     if let Some(answer) = answers.iter().find(|answer| answer.standing == Standing::Founder) {
+        same_group(answer.id, answer.founders.keys(), peers)?;
         return Ok(Some(Beginning::Follow(answer.founders.clone())));
     }
     if any(Standing::Member) {
         return Ok(Some(Beginning::Join));
     }
-    // Two that begin with different groups in mind would be two groups.
-    let means_another = |answer: &&Answer| {
-        answer.standing == Standing::NotBegun && !answer.members.keys().eq(peers.keys())
-    };
-    if let Some(answer) = answers.iter().find(means_another) {
-        let names = |members: &BTreeMap<NodeId, String>| {
-            let names: Vec<String> = members.keys().map(NodeId::to_string).collect();
-            names.join(", ")
-        };
-        return Err(format!(
-            "the --peers of coordinator {} names {}, that of this one {}: all must name the same at their first start",
-            answer.id,
-            names(&answer.members),
-            names(peers)
-        ));
+    for answer in answers.iter().filter(|answer| answer.standing == Standing::NotBegun) {
+        same_group(answer.id, answer.members.keys(), peers)?;
     }
     let all_are_new = answers.len() + 1 == peers.len()
         && answers.iter().all(|answer| answer.standing == Standing::NotBegun);
@@ -140,6 +128,23 @@ fn decide(
         answers.iter().map(|answer| (answer.id, record(answer))).collect()
     };
     Ok(all_are_new.then(|| Beginning::Found(founders())))
+}
+
+/// Two that begin with different groups in mind would be two groups.
+fn same_group<'a>(
+    other: NodeId,
+    theirs: impl Iterator<Item = &'a NodeId> + Clone,
+    peers: &BTreeMap<NodeId, String>,
+) -> Result<(), String> {
+    if theirs.clone().eq(peers.keys()) {
+        return Ok(());
+    }
+    let names = |ids: Vec<String>| ids.join(", ");
+    Err(format!(
+        "the --peers of coordinator {other} names {}, that of this one {}: all must name the same at their first start",
+        names(theirs.map(NodeId::to_string).collect()),
+        names(peers.keys().map(NodeId::to_string).collect())
+    ))
 }
 
 /// Why a coordinator that was removed doesn't run.
@@ -170,11 +175,11 @@ impl Member {
     }
 
     /// Asks the others what this process is, until it is clear how to begin.
-    pub(crate) async fn begin(&self, token: u128) -> Result<Beginning, String> {
+    pub(crate) async fn begin(&self) -> Result<Beginning, String> {
         let own = self.drive.node_id();
         let mut rounds = 0u32;
         loop {
-            let answers = self.greet_others(token).await;
+            let answers = self.greet_others().await;
             if let Some(beginning) = decide(own, &self.peers, &answers)? {
                 return Ok(beginning);
             }
@@ -224,13 +229,13 @@ impl Member {
     }
 
     /// Whether the others say that this process was removed.
-    pub(crate) async fn is_removed(&self, token: u128) -> bool {
-        let answers = self.greet_others(token).await;
+    pub(crate) async fn is_removed(&self) -> bool {
+        let answers = self.greet_others().await;
         answers.iter().any(|answer| answer.standing == Standing::Removed)
     }
 
-    async fn greet_others(&self, token: u128) -> Vec<Answer> {
-        let own = self.drive.node_id();
+    async fn greet_others(&self) -> Vec<Answer> {
+        let (own, token) = (self.drive.node_id(), self.token);
         let state = self.view.state();
         let mut others: std::collections::BTreeSet<NodeId> = self.peers.keys().copied().collect();
         others.extend(state.wanted_coordinators().iter().map(|replica| replica.node_id));
@@ -343,6 +348,10 @@ mod tests {
         Answer { id: NodeId(id), token, standing, members: three(), founders: Members::new() }
     }
 
+    fn record(token: u128) -> CoordinatorRecord {
+        CoordinatorRecord { address: format!("h:{token}"), token, is_removed: false }
+    }
+
     fn three() -> BTreeMap<NodeId, String> {
         (1..=3).map(|id| (NodeId(id), format!("h:{id}"))).collect()
     }
@@ -378,11 +387,14 @@ mod tests {
     #[test]
     fn one_answer_is_enough_to_join_and_one_to_be_refused() {
         // Whoever follows must know the founders as well: it may be the one to lead.
-        let record = CoordinatorRecord { address: "h:1".to_owned(), token: 10, is_removed: false };
-        let founders = Members::from([(NodeId(1), record)]);
+        let founders: Members = (1..=3).map(|id| (NodeId(id), record(id.into()))).collect();
         let second = Answer { founders: founders.clone(), ..answer(2, Standing::Founder) };
         let founder = [answer(1, Standing::NotBegun), second];
-        assert_eq!(verdict(&founder), Ok(Some(Beginning::Follow(founders))));
+        assert_eq!(verdict(&founder), Ok(Some(Beginning::Follow(founders.clone()))));
+        // With the group that was founded, and no other.
+        let founders = founders.into_iter().filter(|(id, _)| id.0 > 1).collect();
+        let other = Answer { founders, ..answer(2, Standing::Founder) };
+        assert!(verdict(&[other]).unwrap_err().contains("names 2, 3, that of this one 1, 2, 3"));
         assert_eq!(verdict(&[answer(1, Standing::Member)]), Ok(Some(Beginning::Join)));
         let emptied = [answer(1, Standing::NotBegun), answer(2, Standing::OtherDirectory)];
         assert!(verdict(&emptied).unwrap_err().contains("another data directory"));
@@ -392,8 +404,6 @@ mod tests {
 
     #[test]
     fn a_number_belongs_to_one_data_directory() {
-        let record =
-            |token| CoordinatorRecord { address: format!("h:{token}"), token, is_removed: false };
         let founders = Members::from([(NodeId(1), record(10)), (NodeId(2), record(20))]);
         let mut state = ControlState::default();
         let ask = |state: &ControlState, id, token| {
@@ -421,8 +431,6 @@ mod tests {
 
     #[test]
     fn one_that_is_to_go_votes_until_the_group_has_changed() {
-        let record =
-            |token| CoordinatorRecord { address: format!("h:{token}"), token, is_removed: false };
         let founders = Members::from([(NodeId(1), record(1)), (NodeId(2), record(2))]);
         let mut state = ControlState::default();
         state.apply(&ControlCommand::FoundCoordinators { founders: founders.clone() });

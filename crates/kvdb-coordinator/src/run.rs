@@ -242,7 +242,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     if !admitted.load(Ordering::Relaxed) {
         readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
         let beginning = tokio::select! {
-            beginning = member.begin(known.token) => beginning.map_err(CoordinatorError::Config)?,
+            beginning = member.begin() => beginning.map_err(CoordinatorError::Config)?,
             () = shutdown.wait() => return Ok(()),
         };
         begin(&config, &member, beginning, &admitted)?;
@@ -273,7 +273,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             _ = changes.changed() => {}
             _ = roles.changed() => {}
             _ = wondering.tick() => {
-                if member.may_be_removed() && member.is_removed(known.token).await {
+                if member.may_be_removed() && member.is_removed().await {
                     return Err(CoordinatorError::Config(removed(node_id)));
                 }
             }

@@ -610,15 +610,14 @@ async fn feed_watcher(
         };
         first = false;
         have = state.map().version;
-        let mut coordinators = state.coordinator_addresses();
-        let is_new = coordinators != told;
-        if is_new {
-            told.clone_from(&coordinators);
-        } else {
-            coordinators.clear();
-        }
-        if is_new && messages.is_empty() {
-            messages.push(None);
+        let mut coordinators = Vec::new();
+        let now = state.coordinator_addresses();
+        if now != told {
+            told.clone_from(&now);
+            coordinators = now;
+            if messages.is_empty() {
+                messages.push(None);
+            }
         }
         for update in messages {
             let coordinators = std::mem::take(&mut coordinators);

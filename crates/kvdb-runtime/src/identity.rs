@@ -206,18 +206,25 @@ impl DataDirectory {
         content.extend_from_slice(&self.identity.node_id.0.to_be_bytes());
         content.extend_from_slice(&self.identity.token.to_be_bytes());
         let crc = crc32c::crc32c(&content);
-        let temporary = self.path.join("IDENTITY.tmp");
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(MAGIC)?;
-            file.write_all(&FORMAT.to_le_bytes())?;
-            file.write_all(&crc.to_le_bytes())?;
-            file.write_all(&content)?;
-            file.sync_all()
-        });
-        at(&temporary, written)?;
-        at(&temporary, fs::rename(&temporary, self.path.join("IDENTITY")))?;
-        at(&self.path, File::open(&self.path).and_then(|folder| folder.sync_all()))
+        let content = [&MAGIC[..], &FORMAT.to_le_bytes(), &crc.to_le_bytes(), &content].concat();
+        let path = self.path.join("IDENTITY");
+        at(&path, replace(&path, &content))
     }
+}
+
+/// Puts a file in the place of another as a whole, durably: after a crash it is the old one or the
+/// new one. What is written first is beside it, with `tmp` for an extension.
+///
+/// # Errors
+/// Whatever writing, syncing or renaming meets. Where only the last sync has failed, either file may
+/// be there after a crash.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, IdentityError> {
