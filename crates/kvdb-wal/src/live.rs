@@ -128,10 +128,16 @@ impl LiveState {
     pub(crate) fn follow(&mut self, record: &WalRecord, segment: u64) -> Result<(), Inconsistent> {
         match record {
             WalRecord::Created { replica, shard, volume, start, birth } => {
-                if self.replicas.contains_key(replica) {
-                    return Err(Inconsistent(format!("replica {replica} is created twice")));
-                }
                 self.name_volume(*volume);
+                if let Some(known) = self.replicas.get_mut(replica) {
+                    // A message has created it; now it is born. What it has voted stays.
+                    if !known.is_unborn() || volume.is_none() || known.shard != *shard {
+                        return Err(Inconsistent(format!("replica {replica} is created twice")));
+                    }
+                    (known.volume, known.birth, known.start) = (*volume, birth.clone(), *start);
+                    known.pin_base(segment);
+                    return Ok(());
+                }
                 let created = LiveReplica {
                     volume: *volume,
                     birth: birth.clone(),
@@ -144,7 +150,7 @@ impl LiveState {
                 self.name_volume(Some(*volume));
                 let child =
                     self.replicas.entry(*replica).or_insert(LiveReplica::empty(*shard, segment));
-                if child.start.index < INITIAL_POSITION.index {
+                if child.is_unborn() {
                     child.volume = Some(*volume);
                     child.birth = birth.clone();
                     child.start = INITIAL_POSITION;
@@ -246,6 +252,11 @@ impl LiveReplica {
     fn oldest_segment(&self) -> u64 {
         let entries = self.segments.front().copied().unwrap_or(u64::MAX);
         self.base_segment.min(self.hard_state_segment).min(entries)
+    }
+
+    /// Whether it has neither a state nor a log of its own yet.
+    fn is_unborn(&self) -> bool {
+        self.volume.is_none() && self.start.index < INITIAL_POSITION.index
     }
 
     /// `base_segment` stays where `Created` is: what came later needs it as well.

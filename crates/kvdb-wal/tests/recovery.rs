@@ -33,6 +33,21 @@ fn created(replica: u64) -> WalRecord {
     }
 }
 
+fn unborn_that_has_voted(id: u64) -> Vec<WalRecord> {
+    let (replica, shard) = (ReplicaId(id), ShardId(id));
+    let state = HardState { term: Term(9), vote: ReplicaId(77), commit: LogIndex(0) };
+    vec![
+        WalRecord::Created {
+            replica,
+            shard,
+            volume: None,
+            start: LogPosition::default(),
+            birth: Bytes::new(),
+        },
+        WalRecord::HardState { replica, state },
+    ]
+}
+
 /// What matters of a state: not in which segment it is.
 fn content(state: &LiveState) -> String {
     let replicas: Vec<_> = state
@@ -56,13 +71,23 @@ fn script(steps: &[(u8, u8, u8)]) -> Vec<Vec<WalRecord>> {
 struct LiveStateModel {
     /// (replica id, first index - 1, last index, term)
     replicas: Vec<(u64, u64, u64, u64)>,
+    /// One that a message has created.
+    unborn: Option<u64>,
     next: u64,
 }
 
 impl LiveStateModel {
     fn step(&mut self, (kind, which, size): (u8, u8, u8)) -> Vec<WalRecord> {
         if self.replicas.is_empty() || kind == 0 && self.replicas.len() < 4 {
+            if let Some(born) = self.unborn.take() {
+                self.replicas.push((born, 5, 5, 5));
+                return vec![created(born)];
+            }
             self.next += 1;
+            if which % 3 == 0 {
+                self.unborn = Some(self.next);
+                return unborn_that_has_voted(self.next);
+            }
             self.replicas.push((self.next, 5, 5, 5));
             return vec![created(self.next)];
         }
@@ -244,6 +269,20 @@ proptest! {
 }
 
 /// Every bit of a small, cleanly synced log: found, or without consequence.
+#[test]
+fn a_replica_that_a_message_has_created_is_born_with_what_it_has_voted() {
+    let shared = Shared::new(SimDisk::new());
+    let (mut wal, _) = Wal::open(shared.clone(), SMALL).unwrap();
+    wal.append(&unborn_that_has_voted(1)).unwrap();
+    wal.append(&[created(1)]).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (_, live) = Wal::open(Shared::new(shared.take()), SMALL).unwrap();
+    let replica = &live.replicas[&ReplicaId(1)];
+    assert_eq!(replica.hard_state.vote, ReplicaId(77));
+    assert_eq!((replica.volume, replica.start.index), (Some(VolumeId(1)), LogIndex(5)));
+}
+
 #[test]
 fn every_flipped_bit_is_found_or_harmless() {
     let batches = script(&[(0, 0, 0), (8, 0, 40), (3, 0, 0), (8, 0, 90), (2, 0, 0), (8, 0, 30)]);
