@@ -53,14 +53,15 @@ impl Retries {
         if again && pause < left { Next::Again(pause) } else { Next::GiveUp(self.verdict(error)) }
     }
 
-    /// Half of the pause is certain, half is chance; a server's own wish comes first.
+    /// Half of the pause is certain, half is chance. What a server wishes comes on top: those that it
+    /// has refused together must not come again together.
     fn pause_before_next(&mut self, error: &Error, random: u64) -> Duration {
         let pause = self.pause;
         self.pause = (pause * 2).min(self.longest_pause);
         let jittered = pause / 2 + (pause / 2).mul_f64((random % 1024) as f64 / 1024.0);
         match error.refusal() {
             Some(Refusal::Overloaded { retry_after_ms, .. }) => {
-                jittered.max(Duration::from_millis(*retry_after_ms))
+                jittered + Duration::from_millis(*retry_after_ms)
             }
             _ => jittered,
         }
@@ -132,7 +133,8 @@ mod tests {
         let Next::Again(pause) = retries(false).after(error, LONG, 0) else {
             panic!("nothing was done");
         };
-        assert_eq!(pause, Duration::from_millis(700));
+        let longest = Duration::from_millis(700) + Options::default().first_pause;
+        assert!(pause >= Duration::from_millis(700) && pause <= longest, "{pause:?}");
     }
 
     proptest! {

@@ -27,7 +27,7 @@ const REPLICA_BYTES: u64 = 16 << 20;
 const EVEN_BYTES: u64 = 128 << 20;
 /// What a leadership weighs beside its operations a second.
 const LEADER_LOAD: u64 = 100;
-/// As [`EVEN_BYTES`], in operations a second, and a quarter of the average.
+/// As [`EVEN_BYTES`], in operations a second, and a third of the average.
 const EVEN_LOAD: u64 = 1000;
 
 /// Something worth doing.
@@ -190,11 +190,16 @@ pub(crate) fn why_not(state: &ControlState, parent: Option<OperatorId>) -> Optio
     other.map(|other| format!("operator {} is under way: {}", other.id, other.kind.describe()))
 }
 
-/// The next step towards balance.
-pub(crate) fn next(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+/// The next step towards balance. Load comes and goes: what was led from elsewhere a moment ago
+/// (`rests`) isn't handed over again because of it.
+pub(crate) fn next(
+    state: &ControlState,
+    loads: &Loads,
+    rests: &dyn Fn(ShardId) -> bool,
+) -> Option<Proposal> {
     next_zone(state, loads)
         .or_else(|| next_replica(state, loads))
-        .or_else(|| next_leader(state, loads))
+        .or_else(|| next_leader(state, loads, rests))
 }
 
 /// A shard with two replicas in one zone, while there is a node in a zone that has none. No later
@@ -292,7 +297,11 @@ fn movable(state: &ControlState, loads: &Loads, pair: &Pair) -> Option<ShardId> 
     Some(best.descriptor.shard_id)
 }
 
-fn next_leader(state: &ControlState, loads: &Loads) -> Option<Proposal> {
+fn next_leader(
+    state: &ControlState,
+    loads: &Loads,
+    rests: &dyn Fn(ShardId) -> bool,
+) -> Option<Proposal> {
     let map = state.map();
     let mut shares = nobody_has_any(state);
     for record in map.shards.values() {
@@ -302,7 +311,7 @@ fn next_leader(state: &ControlState, loads: &Loads) -> Option<Proposal> {
         }
     }
     // The two furthest apart may share no shard: then the next pair.
-    let pairs = uneven(&shares, EVEN_LOAD, 4).into_iter();
+    let pairs = uneven(&shares, EVEN_LOAD, 3).into_iter();
     pairs.filter(|pair| !loads.short.contains(&pair.to)).find_map(|pair| {
         let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
         let shard: ShardId = map
@@ -316,6 +325,7 @@ fn next_leader(state: &ControlState, loads: &Loads) -> Option<Proposal> {
             .map(|record| record.descriptor.shard_id)
             .filter(|shard| pair.takes(leader_weight(loads, *shard)))
             .filter(|shard| state.running_on(*shard).is_none())
+            .filter(|shard| pair.differs_by_number() || !rests(*shard))
             .min_by_key(|shard| (std::cmp::Reverse(leader_weight(loads, *shard)), *shard))?;
         let load = |share: Share| share.weight - LEADER_LOAD * share.count as u64;
         let reason = match pair.differs_by_number() {
@@ -340,7 +350,7 @@ pub(crate) fn preview(state: &ControlState, loads: &Loads) -> (Vec<Proposal>, St
     let mut state = state.clone();
     let mut proposals = Vec::new();
     while proposals.len() < MOST_PREVIEWED
-        && let Some(proposal) = next(&state, loads)
+        && let Some(proposal) = next(&state, loads, &|_| false)
     {
         state.pretend(&proposal.request);
         proposals.push(proposal);

@@ -21,6 +21,9 @@ impl ControlState {
     ) -> Result<OperatorKind, ControlError> {
         match request {
             OperatorRequest::SetReplicas { shard, nodes, membership_epoch } => {
+                if self.map.shards.contains_key(shard) {
+                    self.may_be_named(*shard, nodes)?;
+                }
                 let descriptor = self.free_shard(*shard)?;
                 let current = descriptor.membership_epoch;
                 if membership_epoch.is_some_and(|seen| seen != current) {
@@ -121,12 +124,9 @@ impl ControlState {
         }
     }
 
-    pub(crate) fn new_replicas(
-        &mut self,
-        descriptor: &ShardDescriptor,
-        nodes: &[NodeId],
-    ) -> Result<OperatorKind, ControlError> {
-        let shard = descriptor.shard_id;
+    /// Whether a shard could ever be on these nodes. What makes no sense is said first, whatever is
+    /// done to the shard at the moment.
+    fn may_be_named(&self, shard: ShardId, nodes: &[NodeId]) -> Result<(), ControlError> {
         if nodes.is_empty() || nodes.len() > MOST_REPLICAS {
             return Err(ControlError::OutOfRange {
                 field: "nodes".to_owned(),
@@ -138,6 +138,20 @@ impl ControlState {
         if distinct.len() < nodes.len() {
             return Err(ControlError::DuplicateNode { shard });
         }
+        match nodes.iter().find(|node| !self.map.nodes.contains_key(node)) {
+            Some(unknown) => Err(ControlError::UnknownNode(*unknown)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn new_replicas(
+        &mut self,
+        descriptor: &ShardDescriptor,
+        nodes: &[NodeId],
+    ) -> Result<OperatorKind, ControlError> {
+        let shard = descriptor.shard_id;
+        self.may_be_named(shard, nodes)?;
+        let distinct: BTreeSet<&NodeId> = nodes.iter().collect();
         let current = left(&descriptor.replicas);
         for node in nodes {
             let record = self.map.nodes.get(node).ok_or(ControlError::UnknownNode(*node))?;

@@ -18,6 +18,7 @@
 mod balance;
 mod command;
 mod decide;
+mod greeting;
 mod history;
 mod keyspaces;
 mod liveness;
@@ -35,9 +36,12 @@ pub use balance::Proposal;
 pub use command::{
     ControlCommand, ControlError, ControlResponse, LedShard, decode_result, encode_result,
 };
+pub use greeting::{
+    Beginning, Greeted, Knowledge, MustNotBegin, Standing, decide, first_descriptor,
+};
 pub use history::{History, Since};
 pub use liveness::{Liveness, LivenessConfig};
-pub use members::{CoordinatorRecord, MOST_COORDINATORS};
+pub use members::{CoordinatorRecord, Coordinators, MOST_COORDINATORS};
 pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};
 pub use placement::place_replicas;
 pub use planner::{Observed, Planner, PlannerConfig};

@@ -26,18 +26,24 @@ pub struct CoordinatorRecord {
     pub is_removed: bool,
 }
 
+/// Coordinators by number.
+pub type Coordinators = BTreeMap<NodeId, CoordinatorRecord>;
+
+/// A coordinator's replica of the group has its number.
+pub(crate) fn voter(id: NodeId) -> Replica {
+    Replica { node_id: id, replica_id: ReplicaId(id.0), role: Role::Voter }
+}
+
 impl ControlState {
     /// All coordinators that there are or were; empty until the group has been founded.
-    pub fn coordinators(&self) -> &BTreeMap<NodeId, CoordinatorRecord> {
+    pub fn coordinators(&self) -> &Coordinators {
         &self.coordinators
     }
 
     /// The group as it is wanted: a voter for each coordinator that isn't removed.
     pub fn wanted_coordinators(&self) -> Vec<Replica> {
         let wanted = self.coordinators.iter().filter(|(_, record)| !record.is_removed);
-        wanted
-            .map(|(id, _)| Replica { node_id: *id, replica_id: ReplicaId(id.0), role: Role::Voter })
-            .collect()
+        wanted.map(|(id, _)| voter(*id)).collect()
     }
 
     /// Where they are.
@@ -46,10 +52,7 @@ impl ControlState {
         present.map(|record| record.address.clone()).collect()
     }
 
-    pub(crate) fn found(
-        &mut self,
-        founders: &BTreeMap<NodeId, CoordinatorRecord>,
-    ) -> ControlResponse {
+    pub(crate) fn found(&mut self, founders: &Coordinators) -> ControlResponse {
         // The first one counts.
         if self.coordinators.is_empty() {
             self.coordinators.clone_from(founders);

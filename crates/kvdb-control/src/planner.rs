@@ -60,6 +60,10 @@ pub(crate) const FORCE: &str = "start its nodes again, or, if they are gone for 
 
 /// Splits that nobody has asked for, at a time.
 const SPLITS_AT_A_TIME: usize = 2;
+/// A shard that was handed over isn't so again for its load alone until then.
+const LEADER_STAYS_MS: u64 = 30_000;
+/// A leader hands over within a moment, or not at all; until then nothing else changes the shard.
+const HAND_OVER_LIMIT_MS: u64 = 30_000;
 /// Until what has failed is tried again.
 const TRY_AGAIN_MS: u64 = 60_000;
 
@@ -130,7 +134,11 @@ impl Round<'_> {
         reason: String,
         parent: Option<OperatorId>,
     ) -> bool {
-        let (now_ms, time_limit_ms) = (self.observed.now_ms, self.config.time_limit_ms);
+        let now_ms = self.observed.now_ms;
+        let time_limit_ms = match request {
+            OperatorRequest::Lead { .. } => self.config.time_limit_ms.min(HAND_OVER_LIMIT_MS),
+            _ => self.config.time_limit_ms,
+        };
         let command =
             ControlCommand::StartOperator { request, reason, parent, now_ms, time_limit_ms };
         self.try_out(command).is_some()
@@ -147,8 +155,19 @@ impl Round<'_> {
                 self.note(operator, describe(&record.descriptor));
                 record.descriptor.replicas == *goal
             }
-            OperatorKind::Lead { to, .. } => record.leader == Some(to.node_id),
-            OperatorKind::Split { plan, .. } => self.state.map().shards.contains_key(&plan.child),
+            OperatorKind::Lead { to, .. } => {
+                if let Some(leader) = record.leader {
+                    self.note(operator, format!("led from node {leader}"));
+                }
+                record.leader == Some(to.node_id)
+            }
+            OperatorKind::Split { plan, .. } => {
+                let done = self.state.map().shards.contains_key(&plan.child);
+                if done {
+                    self.note(operator, format!("shard {} is on its own", plan.child));
+                }
+                done
+            }
             OperatorKind::ForceRecover { plan, .. } => {
                 record.descriptor.membership_epoch >= plan.membership_epoch
             }
@@ -167,15 +186,23 @@ impl Round<'_> {
         }
     }
 
-    /// A newcomer that has died since: another place is better.
+    /// A newcomer or heir that has died since: another place is better, and the shard is to be free
+    /// for its repair.
     fn lost_target(&self, operator: &Operator) -> Option<String> {
-        let OperatorKind::Replicas { from, goal, .. } = &operator.kind else { return None };
-        let comes = |node: NodeId| !from.iter().any(|replica| replica.node_id == node);
-        goal.iter().filter(|replica| comes(replica.node_id)).find_map(|replica| {
-            let status = self.state.map().nodes.get(&replica.node_id)?.status;
+        let gone = |node: NodeId| {
+            let status = self.state.map().nodes.get(&node)?.status;
             let gone = matches!(status, NodeStatus::Dead | NodeStatus::Removed);
-            gone.then(|| format!("node {} is {status:?}", replica.node_id))
-        })
+            gone.then(|| format!("node {node} is {status:?}"))
+        };
+        match &operator.kind {
+            OperatorKind::Replicas { from, goal, .. } => {
+                let comes = |node: NodeId| !from.iter().any(|replica| replica.node_id == node);
+                let newcomers = goal.iter().map(|replica| replica.node_id);
+                newcomers.filter(|node| comes(*node)).find_map(gone)
+            }
+            OperatorKind::Lead { to, .. } => gone(to.node_id),
+            _ => None,
+        }
     }
 
     /// Operators that start others.
@@ -363,12 +390,22 @@ impl Round<'_> {
         })
     }
 
+    /// Whether a hand-over of the shard has ended not long ago.
+    fn was_handed_over_lately(&self, shard: ShardId) -> bool {
+        self.state.operators().any(|operator| {
+            matches!(operator.kind, OperatorKind::Lead { .. })
+                && operator.kind.shard() == Some(shard)
+                && operator.ended_ms + LEADER_STAYS_MS > self.observed.now_ms
+        })
+    }
+
     /// One step towards balance, if all is well otherwise. Whether one was started.
     fn rebalance(&mut self, parent: Option<OperatorId>) -> bool {
         if balance::why_not(&self.state, parent).is_some() {
             return false;
         }
-        match balance::next(&self.state, &self.observed.loads) {
+        let rests = |shard| parent.is_none() && self.was_handed_over_lately(shard);
+        match balance::next(&self.state, &self.observed.loads, &rests) {
             Some(Proposal { request, reason }) => self.start(request, reason, parent),
             None => false,
         }

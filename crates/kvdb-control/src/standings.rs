@@ -26,6 +26,8 @@ pub struct ReplicaReport {
     pub range_epoch: RangeEpoch,
     /// Its state is lost, or hasn't come yet.
     pub awaits_snapshot: bool,
+    /// It has led for long enough to know what it is asked to read.
+    pub reads_known: bool,
     /// What it holds and is asked.
     pub load: Load,
 }
@@ -63,6 +65,9 @@ impl Load {
 #[derive(Debug, Default)]
 pub struct Standings {
     reports: BTreeMap<ShardId, BTreeMap<NodeId, ReplicaReport>>,
+    /// Reads a second of shards, in the range of which epoch: they stay known while leaders change,
+    /// so that a shard that was handed over doesn't seem idle, and draw more of its like after it.
+    reads: BTreeMap<ShardId, (RangeEpoch, u64)>,
     /// At what rate each node sends snapshots.
     rates: BTreeMap<NodeId, u64>,
     /// Nodes that have said that their disks have too little room.
@@ -73,6 +78,7 @@ impl Standings {
     /// A new leader knows nothing.
     pub fn reset(&mut self) {
         self.reports.clear();
+        self.reads.clear();
         self.rates.clear();
         self.short.clear();
     }
@@ -109,8 +115,12 @@ impl Standings {
 
     /// A node tells of a replica.
     pub fn heard(&mut self, map: &ShardMap, shard: ShardId, node: NodeId, report: ReplicaReport) {
-        let known = map.shards.get(&shard).and_then(|record| record.descriptor.replica_on(node));
+        let Some(record) = map.shards.get(&shard) else { return };
+        let known = record.descriptor.replica_on(node);
         if known.is_some_and(|replica| replica.replica_id == report.replica) {
+            if report.reads_known && record.leader == Some(node) {
+                self.reads.insert(shard, (report.range_epoch, report.load.reads_per_second));
+            }
             self.reports.entry(shard).or_default().insert(node, report);
         }
     }
@@ -125,7 +135,9 @@ impl Standings {
         let of = |(shard, record): (&ShardId, &kvdb_model::ShardRecord)| {
             let report = self.of(*shard, record.leader?)?;
             let is_present = report.range_epoch == record.descriptor.range_epoch;
-            is_present.then(|| (*shard, report.load.clone()))
+            let reads = self.reads.get(shard).filter(|(epoch, _)| *epoch == report.range_epoch);
+            let reads_per_second = reads.map_or(0, |(_, reads)| *reads);
+            is_present.then(|| (*shard, Load { reads_per_second, ..report.load.clone() }))
         };
         let shards = map.shards.iter().filter_map(of).collect();
         Loads { shards, short: self.short.clone() }
@@ -133,6 +145,7 @@ impl Standings {
 
     /// Forgets what the map doesn't know any more.
     pub fn forget_gone(&mut self, map: &ShardMap) {
+        self.reads.retain(|shard, _| map.shards.contains_key(shard));
         self.reports.retain(|shard, reports| {
             let Some(record) = map.shards.get(shard) else { return false };
             reports.retain(|node, report| {

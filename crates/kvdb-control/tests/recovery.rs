@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it, in its helpers too")]
 
 use kvdb_control::{
-    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Observed, OperatorKind,
-    OperatorRequest, OperatorState, Planner, PlannerConfig, ReplicaReport, Standings,
+    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Load, Observed,
+    OperatorKind, OperatorRequest, OperatorState, Planner, PlannerConfig, ReplicaReport, Standings,
     preview_recovery,
 };
 use kvdb_model::{
@@ -69,6 +69,7 @@ fn heard(state: &ControlState, node: u64, last: u64) -> ReplicaReport {
         version: Version(last),
         range_epoch: descriptor.range_epoch,
         awaits_snapshot: false,
+        reads_known: false,
         load: Default::default(),
     }
 }
@@ -236,4 +237,31 @@ fn a_preview_points_to_the_replica_that_has_more() {
     assert!(preview.warnings[0].contains("node 5 is further"), "{preview:?}");
     let preview = preview_recovery(&state, &known, &heard, SHARD, NodeId(5)).unwrap();
     assert!(!preview.warnings.iter().any(|words| words.contains("is further")), "{preview:?}");
+}
+
+#[test]
+fn a_shard_that_was_handed_over_is_asked_as_much_as_before() {
+    let mut state = cluster(3);
+    let lead = |state: &mut ControlState, node, term| {
+        let descriptor = state.map().shards[&SHARD].descriptor.clone();
+        report(state, node, descriptor, term);
+    };
+    let mut standings = Standings::default();
+    let reads = |standings: &Standings, state: &ControlState| {
+        standings.loads(state.map()).shards[&SHARD].reads_per_second
+    };
+    let tell = |standings: &mut Standings, state: &ControlState, node, reads_per_second, known| {
+        let load = Load { reads_per_second, ..Load::default() };
+        let report = ReplicaReport { load, reads_known: known, ..heard(state, node, 40) };
+        standings.heard(state.map(), SHARD, NodeId(node), report);
+    };
+    tell(&mut standings, &state, 1, 500, true);
+    tell(&mut standings, &state, 2, 0, false);
+    assert_eq!(reads(&standings, &state), 500);
+    lead(&mut state, 2, 8);
+    tell(&mut standings, &state, 2, 0, false);
+    tell(&mut standings, &state, 1, 3, true);
+    assert_eq!(reads(&standings, &state), 500);
+    tell(&mut standings, &state, 2, 600, true);
+    assert_eq!(reads(&standings, &state), 600);
 }

@@ -6,22 +6,17 @@
 //! of the log has been applied where.
 
 use bytes::Bytes;
-use kvdb_control::{ControlCommand, CoordinatorRecord};
-use kvdb_model::NodeId;
+use kvdb_control::{ControlCommand, Coordinators};
 use kvdb_runtime::identity::replace;
 use parking_lot::RwLock;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// By number.
-pub(crate) type Members = BTreeMap<NodeId, CoordinatorRecord>;
-
 /// The founders, once they have met.
 pub(crate) struct Founders {
     folder: PathBuf,
-    known: RwLock<Members>,
+    known: RwLock<Coordinators>,
 }
 
 impl Founders {
@@ -31,18 +26,18 @@ impl Founders {
         let known = match fs::read(&path) {
             Ok(content) => decode(&content)
                 .ok_or_else(|| format!("{} is damaged; put it back from a backup, or replace this coordinator by a new one", path.display()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Members::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Coordinators::new(),
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
         Ok(Founders { folder: folder.to_owned(), known: RwLock::new(known) })
     }
 
-    pub(crate) fn known(&self) -> Members {
+    pub(crate) fn known(&self) -> Coordinators {
         self.known.read().clone()
     }
 
     /// Remembers them for ever.
-    pub(crate) fn remember(&self, founders: Members) -> Result<(), String> {
+    pub(crate) fn remember(&self, founders: Coordinators) -> Result<(), String> {
         let command = ControlCommand::FoundCoordinators { founders: founders.clone() }.to_bytes();
         let content = [&crc32c::crc32c(&command).to_le_bytes()[..], &command].concat();
         let path = self.folder.join("FOUNDERS");
@@ -52,7 +47,7 @@ impl Founders {
     }
 }
 
-fn decode(content: &[u8]) -> Option<Members> {
+fn decode(content: &[u8]) -> Option<Coordinators> {
     let (crc, command) = content.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*crc) != crc32c::crc32c(command) {
         return None;
@@ -66,6 +61,8 @@ fn decode(content: &[u8]) -> Option<Members> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvdb_control::CoordinatorRecord;
+    use kvdb_model::NodeId;
 
     #[test]
     fn founders_are_remembered_and_damage_is_found() {
@@ -73,7 +70,7 @@ mod tests {
         let founders = Founders::open(folder.path()).unwrap();
         assert!(founders.known().is_empty());
         let record = CoordinatorRecord { address: "a:1".to_owned(), token: 7, is_removed: false };
-        let members = Members::from([(NodeId(1), record)]);
+        let members = Coordinators::from([(NodeId(1), record)]);
         founders.remember(members.clone()).unwrap();
         assert_eq!(founders.known(), members);
         assert_eq!(Founders::open(folder.path()).unwrap().known(), members);

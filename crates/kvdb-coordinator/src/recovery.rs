@@ -59,6 +59,7 @@ fn report_from(report: &proto::ReplicaReport) -> ReplicaReport {
         version: Version(report.version),
         range_epoch: RangeEpoch(report.range_epoch),
         awaits_snapshot: report.awaits_snapshot,
+        reads_known: report.reads_known,
         load: Load {
             bytes: report.bytes,
             reads_per_second: report.reads_per_second,
@@ -89,6 +90,7 @@ fn standing_to(shard: ShardId, standing: &ReplicaStanding) -> proto::ReplicaStan
             reads_per_second: report.load.reads_per_second,
             writes_per_second: report.load.writes_per_second,
             split_at: report.load.split_at.clone().unwrap_or_default(),
+            reads_known: report.reads_known,
         }),
     }
 }

@@ -1,19 +1,16 @@
 //! A coordinator, from its configuration to its end.
 
 use crate::duties;
-use crate::founders::{Founders, Members};
+use crate::founders::Founders;
 use crate::machine::ControlMachine;
-use crate::members::{Beginning, removed};
 use crate::service::Member;
 use crate::view::View;
 use kvdb_control::{
-    ControlState, CoordinatorRecord, Liveness, LivenessConfig, Planner, PlannerConfig,
+    Beginning, ControlState, CoordinatorRecord, Coordinators, Liveness, LivenessConfig,
+    MustNotBegin, Planner, PlannerConfig, first_descriptor,
 };
 use kvdb_engine_lsm::LsmConfig;
-use kvdb_model::{
-    KeyRange, KeyspaceId, MembershipEpoch, NodeId, RangeEpoch, Replica, ReplicaId, Role,
-    ShardDescriptor, ShardId,
-};
+use kvdb_model::{NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::http::{self, Readiness};
@@ -64,6 +61,9 @@ pub enum CoordinatorError {
     /// The configuration.
     #[error("{0}")]
     Config(String),
+    /// The others say that it must not take part.
+    #[error(transparent)]
+    MustNotBegin(#[from] MustNotBegin),
     /// The data directory.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -79,24 +79,6 @@ pub enum CoordinatorError {
     /// A server.
     #[error("the gRPC server failed: {0}")]
     Server(#[from] tonic::transport::Error),
-}
-
-pub(crate) fn first_descriptor(peers: &BTreeMap<u64, String>) -> ShardDescriptor {
-    ShardDescriptor {
-        shard_id: ShardId::CONTROL,
-        keyspace_id: KeyspaceId(0),
-        range: KeyRange::ALL,
-        range_epoch: RangeEpoch(1),
-        membership_epoch: MembershipEpoch(1),
-        replicas: peers
-            .keys()
-            .map(|id| Replica {
-                node_id: NodeId(*id),
-                replica_id: ReplicaId(*id),
-                role: Role::Voter,
-            })
-            .collect(),
-    }
 }
 
 /// The group that a directory belongs to is written in it: `--peers` says only where its members
@@ -160,7 +142,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let machine_view = view.clone();
     let drive_config = DriveConfig {
         data: config.data.clone(),
-        host: HostConfig::new(node_id, known.token as u64),
+        // Nodes tell the leader how they are without asking for anything: it must notice by itself
+        // that it leads no more.
+        host: HostConfig { sleep_ticks: 0, ..HostConfig::new(node_id, known.token as u64) },
         wal: WalConfig { segment_bytes: 16 * 1024 * 1024, max_segments: 4 },
         engine: LsmConfig {
             memtable_budget_bytes: 8 * 1024 * 1024,
@@ -181,13 +165,13 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         check_peers(&config.peers, &group, &state).map_err(CoordinatorError::Config)?;
         let is_gone = state.coordinators().get(&node_id).is_some_and(|known| known.is_removed);
         if is_gone && group.replica_on(node_id).is_none() {
-            return Err(CoordinatorError::Config(removed(node_id)));
+            return Err(MustNotBegin::Removed(node_id).into());
         }
     }
     let has_replica = !drive.statuses().await.is_empty();
     // It has been a member, and its replica was closed when the group went on without it.
     if !has_replica && known.cluster_id.is_known() {
-        return Err(CoordinatorError::Config(removed(node_id)));
+        return Err(MustNotBegin::Removed(node_id).into());
     }
 
     let readiness = Readiness::default();
@@ -242,7 +226,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     if !admitted.load(Ordering::Relaxed) {
         readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
         let beginning = tokio::select! {
-            beginning = member.begin() => beginning.map_err(CoordinatorError::Config)?,
+            beginning = member.begin() => beginning?,
             () = shutdown.wait() => return Ok(()),
         };
         begin(&config, &member, beginning, &admitted)?;
@@ -274,7 +258,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             _ = roles.changed() => {}
             _ = wondering.tick() => {
                 if member.may_be_removed() && member.is_removed().await {
-                    return Err(CoordinatorError::Config(removed(node_id)));
+                    return Err(MustNotBegin::Removed(node_id).into());
                 }
             }
             () = shutdown.wait() => break,
@@ -302,7 +286,7 @@ fn begin(
     beginning: Beginning,
     admitted: &AtomicBool,
 ) -> Result<(), CoordinatorError> {
-    let founders: Option<Members> = match beginning {
+    let founders: Option<Coordinators> = match beginning {
         Beginning::Found(mut founders) => {
             let address = config.peers[&config.id].clone();
             let own = CoordinatorRecord { address, token: member.token, is_removed: false };
@@ -320,7 +304,8 @@ fn begin(
     admitted.store(true, Ordering::Release);
     if founds {
         let lowest = config.peers.keys().next() == Some(&config.id);
-        member.drive.create_replica(first_descriptor(&config.peers), lowest)?;
+        let founders = config.peers.keys().map(|id| NodeId(*id));
+        member.drive.create_replica(first_descriptor(founders), lowest)?;
     }
     Ok(())
 }
@@ -332,7 +317,7 @@ mod tests {
     #[test]
     fn peers_other_than_the_group_has_are_refused_by_number() {
         let peers = |ids: &[u64]| ids.iter().map(|id| (*id, format!("host:{id}"))).collect();
-        let group = first_descriptor(&peers(&[1, 2, 3]));
+        let group = first_descriptor([1, 2, 3].map(NodeId).into_iter());
         let state = ControlState::default();
         let check = |ids: &[u64]| check_peers(&peers(ids), &group, &state);
         assert_eq!(check(&[1, 2, 3]), Ok(()));

@@ -2,17 +2,16 @@
 
 use crate::founders::Founders;
 use crate::view::View;
-use crate::{operators, recovery};
+use crate::{members, operators, recovery};
 use kvdb_control::{
-    ControlCommand, ControlError, ControlResponse, LedShard, Liveness, OperatorRequest, Planner,
-    Since, Standings, decode_result,
+    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
+    OperatorRequest, Planner, Since, Standings, decode_result,
 };
 use kvdb_model::{Command, MapVersion, NodeId, OperatorId, Refusal, ShardId, Term};
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
-use kvdb_wire::proto::greet_response::Standing;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, history_from, map_delta_to, node_status_from,
     partitioning_from, proto, role_to, shard_map_to, shard_task_to, status_of, token_from,
@@ -149,6 +148,17 @@ impl Member {
     }
 }
 
+/// Leaderships that a node is to hand over.
+fn transfers_of(state: &ControlState, node: NodeId) -> Vec<proto::LeaderTransfer> {
+    let is_led_there = |shard: &ShardId| {
+        state.map().shards.get(shard).is_some_and(|record| record.leader == Some(node))
+    };
+    let wanted = state.wanted_leaders().iter().filter(|(shard, _)| is_led_there(shard));
+    wanted
+        .map(|(shard, to)| proto::LeaderTransfer { shard_id: shard.0, to_node_id: to.0 })
+        .collect()
+}
+
 pub(crate) fn invalid(error: &ControlError) -> Status {
     let field = match error {
         ControlError::UnknownNode(_)
@@ -170,7 +180,8 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         | ControlError::LastCoordinator(_) => "id",
         _ => "request",
     };
-    status_of(&Refusal::invalid(field, error.to_string()))
+    // What is wrong is told in whole sentences.
+    status_of(&Refusal::invalid(field, format!("is refused: {error}")))
 }
 
 fn bad_field(error: kvdb_wire::FieldError) -> Status {
@@ -303,18 +314,16 @@ impl Coordinator for Member {
             standings.heard_room(node, request.short_of_room);
         }
         recovery::hear(self, node, request.replicas);
-        let transfers = state
-            .wanted_leaders()
-            .iter()
-            .filter(|(shard, _)| {
-                state.map().shards.get(shard).is_some_and(|record| record.leader == Some(node))
-            })
-            .map(|(shard, to)| proto::LeaderTransfer { shard_id: shard.0, to_node_id: to.0 })
-            .collect();
+        let mut state = state;
+        if !transfers_of(&state, node).is_empty() || !state.tasks_of(node).is_empty() {
+            // Only who leads still may ask for anything: what an earlier leader, paused for a while,
+            // holds for wanted may undo what is under way.
+            self.catch_up().await?;
+            state = self.view.state();
+        }
         Ok(Response::new(proto::HeartbeatResponse {
             map_version: state.map().version.0,
-            transfers,
-            report_all: false,
+            transfers: transfers_of(&state, node),
             tasks: state.tasks_of(node).iter().map(shard_task_to).collect(),
             split_size_bytes: self.planner.config.split_size_bytes,
         }))
@@ -495,30 +504,22 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::GreetResponse>, Status> {
         let request = request.into_inner();
         let token = token_from("token", &request.token).map_err(bad_field)?;
-        let standing = self.standing_of(NodeId(request.id), token).await;
-        let members = match standing {
-            Standing::NotBegun => (*self.peers).clone(),
-            Standing::Member | Standing::Founder => self.present(),
-            _ => BTreeMap::new(),
-        };
-        let members = members.into_iter().map(|(id, address)| proto::CoordinatorMember {
+        self.hear_address(NodeId(request.id), &request.address);
+        let answer = self.answer_to(NodeId(request.id), token).await;
+        let members = answer.members.into_iter().map(|(id, address)| proto::CoordinatorMember {
             id: id.0,
             address,
             ..Default::default()
         });
-        let founders = match standing {
-            Standing::Founder => self.founders.known(),
-            _ => BTreeMap::new(),
-        };
-        let founders = founders.into_iter().map(|(id, record)| proto::Founder {
+        let founders = answer.founders.into_iter().map(|(id, record)| proto::Founder {
             id: id.0,
             address: record.address,
             token: record.token.to_be_bytes().to_vec().into(),
         });
         Ok(Response::new(proto::GreetResponse {
-            id: self.drive.node_id().0,
-            token: self.token.to_be_bytes().to_vec().into(),
-            standing: standing.into(),
+            id: answer.id.0,
+            token: answer.token.to_be_bytes().to_vec().into(),
+            standing: members::standing_to(answer.standing).into(),
             members: members.collect(),
             founders: founders.collect(),
         }))

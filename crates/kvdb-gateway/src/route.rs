@@ -1,5 +1,6 @@
 //! One request, through routing and retries, to its answer or its end.
 
+use crate::admission::Admission;
 use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
 use crate::link::Links;
@@ -23,6 +24,7 @@ pub(crate) struct Gateway {
     pub(crate) links: Links,
     pub(crate) lanes: Lanes,
     pub(crate) limits: Limits,
+    pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
     pub(crate) figures: KeyspaceFigures,
     pub(crate) coordinators: Coordinators,
@@ -87,12 +89,21 @@ impl Gateway {
     }
 
     /// The keyspace of this name, also when it was made a moment ago: before one is said not to
-    /// exist, the coordinators are asked.
+    /// exist, the coordinators must have said so.
     pub(crate) async fn current_keyspace(&self, name: &str) -> Result<Keyspace, Refusal> {
         match self.keyspace(name) {
             Err(Refusal::UnknownKeyspace { .. } | Refusal::NotInitialised) => {
-                self.map.refreshed(ASK_AGAIN).await;
-                self.keyspace(name)
+                let is_current = self.map.refreshed(ASK_AGAIN).await;
+                match self.keyspace(name) {
+                    Err(Refusal::UnknownKeyspace { .. } | Refusal::NotInitialised)
+                        if !is_current =>
+                    {
+                        let reason =
+                            "its keyspace isn't known here, and the coordinators can't be asked";
+                        Err(Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason })
+                    }
+                    found => found,
+                }
             }
             known => known,
         }
@@ -311,6 +322,7 @@ mod tests {
             lanes: Lanes::new(1),
             watches: Watches::default(),
             limits: Limits::default(),
+            admission: Admission::new(1, 1),
             metrics: Metrics::new(&mut Registry::default()),
             figures: KeyspaceFigures::new(&mut Registry::default()),
             coordinators: Coordinators::new(vec!["127.0.0.1:1".to_owned()]),
@@ -324,6 +336,15 @@ mod tests {
         assert_eq!(gateway.keyspace("").unwrap_err().class(), RetryClass::RetryHere);
         gateway.map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
         assert_eq!(gateway.keyspace("").unwrap_err(), Refusal::NotInitialised);
+    }
+
+    #[tokio::test]
+    async fn a_keyspace_of_which_nobody_could_be_asked_is_worth_another_try() {
+        let gateway = gateway();
+        gateway.map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
+        // Nothing follows the coordinators here.
+        let refused = gateway.current_keyspace("new").await.unwrap_err();
+        assert_eq!(refused.class(), RetryClass::RetryHere, "{refused}");
     }
 
     #[tokio::test]

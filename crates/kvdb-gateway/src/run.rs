@@ -1,5 +1,6 @@
 //! A gateway, from its configuration to its end.
 
+use crate::admission::{Admission, MOST_BYTES};
 use crate::control::Control;
 use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
@@ -36,6 +37,8 @@ pub struct GatewayConfig {
     pub http: String,
     /// The coordinators' gRPC addresses.
     pub coordinators: Vec<String>,
+    /// Requests under way at a time; more are refused.
+    pub most_requests: usize,
 }
 
 /// Why a gateway can't start.
@@ -77,6 +80,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         links: Links::default(),
         lanes: Lanes::new(random as u64),
         limits: Limits::default(),
+        admission: Admission::new(config.most_requests, MOST_BYTES),
         metrics: metrics.clone(),
         figures,
         coordinators: coordinators.clone(),

@@ -1,5 +1,6 @@
 //! The `Kv` service.
 
+use crate::admission::{Admitted, weight_of};
 use crate::figures::Figures;
 use crate::route::{Gateway, Nature, Place, wall_ms};
 use crate::{scan, watch};
@@ -9,6 +10,7 @@ use kvdb_wire::proto::kv_server::Kv;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{proto, refusal_from_proto, request_tag_from, requests, status_of};
+use prost::Message;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,22 +53,25 @@ struct Call<'a> {
     method: &'static str,
     figures: Arc<Figures>,
     started: Instant,
+    _admitted: Option<Admitted>,
 }
 
 impl Call<'_> {
     fn end<T>(self, result: Result<T, Refusal>) -> Result<Response<T>, Status> {
-        self.figures.count(self.started, result.is_ok());
-        let metrics = &self.gateway.metrics;
         match result {
             Ok(answer) => {
-                metrics.request(self.method, "OK");
+                self.figures.count(self.started, true);
+                self.gateway.metrics.request(self.method, "OK");
                 Ok(Response::new(answer))
             }
-            Err(refusal) => {
-                metrics.request(self.method, refusal.code());
-                Err(status_of(&refusal))
-            }
+            Err(refusal) => Err(self.refuse(&refusal)),
         }
+    }
+
+    fn refuse(self, refusal: &Refusal) -> Status {
+        self.figures.count(self.started, false);
+        self.gateway.metrics.request(self.method, refusal.code());
+        status_of(refusal)
     }
 }
 
@@ -89,10 +94,22 @@ impl Freshness {
 }
 
 impl Gateway {
-    /// A call begins. How it ends is counted.
-    fn call(&self, method: &'static str, keyspace: &str) -> Call<'_> {
+    /// A call begins, if there is room for it. How it ends is counted.
+    fn call<T: Message>(
+        &self,
+        method: &'static str,
+        keyspace: &str,
+        request: &Request<T>,
+        weight: usize,
+    ) -> Result<Call<'_>, Status> {
         let figures = self.figures.of(keyspace, &self.map.routes.load());
-        Call { gateway: self, method, figures, started: Instant::now() }
+        let started = Instant::now();
+        let call = |admitted| Call { gateway: self, method, figures, started, _admitted: admitted };
+        let bytes = request.get_ref().encoded_len();
+        match self.admission.admit(request.remote_addr(), weight, bytes) {
+            Ok(admitted) => Ok(call(Some(admitted))),
+            Err(refusal) => Err(call(None).refuse(&refusal)),
+        }
     }
 
     pub(crate) fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
@@ -268,7 +285,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::GetRequest>,
     ) -> Result<Response<proto::GetResponse>, Status> {
-        let call = self.call("get", &request.get_ref().keyspace);
+        let call = self.call("get", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.get_one(request.into_inner(), deadline).await;
         call.end(result)
@@ -278,7 +295,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::PutRequest>,
     ) -> Result<Response<proto::PutResponse>, Status> {
-        let call = self.call("put", &request.get_ref().keyspace);
+        let call = self.call("put", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.put_one(request.into_inner(), deadline).await;
         call.end(result)
@@ -288,7 +305,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::DeleteRequest>,
     ) -> Result<Response<proto::DeleteResponse>, Status> {
-        let call = self.call("delete", &request.get_ref().keyspace);
+        let call = self.call("delete", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.delete_one(request.into_inner(), deadline).await;
         call.end(result)
@@ -298,7 +315,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::IncrementRequest>,
     ) -> Result<Response<proto::IncrementResponse>, Status> {
-        let call = self.call("increment", &request.get_ref().keyspace);
+        let call = self.call("increment", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.increment_one(request.into_inner(), deadline).await;
         call.end(result)
@@ -308,7 +325,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::ExpireRequest>,
     ) -> Result<Response<proto::ExpireResponse>, Status> {
-        let call = self.call("expire", &request.get_ref().keyspace);
+        let call = self.call("expire", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.expire_one(request.into_inner(), deadline).await;
         call.end(result)
@@ -318,7 +335,12 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::BatchGetRequest>,
     ) -> Result<Response<proto::BatchGetResponse>, Status> {
-        let call = self.call("batch_get", &request.get_ref().keyspace);
+        let call = self.call(
+            "batch_get",
+            &request.get_ref().keyspace,
+            &request,
+            weight_of(request.get_ref().keys.len()),
+        )?;
         let deadline = deadline_of(request.metadata());
         let result = self.get_many(request.into_inner(), deadline).await;
         call.end(result)
@@ -328,7 +350,12 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::BatchWriteRequest>,
     ) -> Result<Response<proto::BatchWriteResponse>, Status> {
-        let call = self.call("batch_write", &request.get_ref().keyspace);
+        let call = self.call(
+            "batch_write",
+            &request.get_ref().keyspace,
+            &request,
+            weight_of(request.get_ref().operations.len()),
+        )?;
         let deadline = deadline_of(request.metadata());
         let result = self.write_many(request.into_inner(), deadline).await;
         call.end(result)
@@ -338,7 +365,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
-        let call = self.call("scan", &request.get_ref().keyspace);
+        let call = self.call("scan", &request.get_ref().keyspace, &request, 1)?;
         let result = scan::start(self, request.into_inner()).await;
         call.end(result)
     }
@@ -347,7 +374,7 @@ impl Kv for Gateway {
         &self,
         request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let call = self.call("watch", &request.get_ref().keyspace);
+        let call = self.call("watch", &request.get_ref().keyspace, &request, 1)?;
         let result = watch::start(self, request.into_inner()).await;
         call.end(result)
     }

@@ -28,11 +28,14 @@ pub enum Bug {
     ChildStartsBeforeParent,
     RangeIgnored,
     ParentKeepsRange,
+    EmptiedDirectoryTrusted,
+    FreedThoughWritten,
+    GoneByClockAlone,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 21] = [
+    pub const ALL: [Bug; 24] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -54,6 +57,9 @@ impl Bug {
         Bug::ChildStartsBeforeParent,
         Bug::RangeIgnored,
         Bug::ParentKeepsRange,
+        Bug::EmptiedDirectoryTrusted,
+        Bug::FreedThoughWritten,
+        Bug::GoneByClockAlone,
     ];
 
     /// What is wrong, in a few words.
@@ -79,6 +85,11 @@ impl Bug {
             Bug::WindowLostInSplit => "a split leaves the request window out of the child",
             Bug::RangeIgnored => "what an old map has routed is taken",
             Bug::ParentKeepsRange => "a split leaves the parent its whole range",
+            Bug::EmptiedDirectoryTrusted => {
+                "a coordinator that has lost its directory votes as if it hadn't"
+            }
+            Bug::FreedThoughWritten => "what had expired is freed though it was written again",
+            Bug::GoneByClockAlone => "a key is gone by the clock of one leader alone",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

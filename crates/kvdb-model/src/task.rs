@@ -241,12 +241,11 @@ fn next_membership(
     Step::Change(voters_change(current, &coming, &leaving))
 }
 
-/// Whether the map proves that a replica was removed from its shard: the shard's members have
-/// changed since those that it knows, and it isn't among them. (One that knows none yet may be too
-/// new for the map.)
+/// Whether the map proves that a replica was removed from its shard: it isn't among members that are
+/// those that it knows, or came after them. (One that knows none yet may be too new for the map.)
 pub fn is_removed(replica: ReplicaId, knows: &ShardDescriptor, map: &ShardDescriptor) -> bool {
     knows.shard_id == map.shard_id
-        && map.membership_epoch > knows.membership_epoch
+        && map.membership_epoch >= knows.membership_epoch
         && map.replica(replica).is_none()
 }
 

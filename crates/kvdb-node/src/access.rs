@@ -3,13 +3,16 @@
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use kvdb_model::{KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardDescriptor, ShardId};
+use kvdb_model::{
+    Keyspace, KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardDescriptor, ShardId,
+};
 use kvdb_router::{MapCache, Routes};
 use kvdb_runtime::drive::{Drive, ShardView};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +31,17 @@ pub(crate) struct Access {
     pub(crate) reclaimed: Counter,
     /// When reads last had a shard's time pass.
     pub(crate) time_asked: Arc<Mutex<FxHashMap<ShardId, Instant>>>,
+}
+
+/// That of a keyspace. Records of keyspaces stay when these are dropped: one without a record is
+/// new, and the map that tells of it is on its way.
+fn partitioning_of(
+    keyspaces: &BTreeMap<KeyspaceId, Keyspace>,
+    id: KeyspaceId,
+) -> Result<Partitioning, Refusal> {
+    let reason = "this node hasn't heard of the keyspace yet";
+    let unheard = Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason };
+    keyspaces.get(&id).map(|keyspace| keyspace.partitioning).ok_or(unheard)
 }
 
 impl Access {
@@ -53,11 +67,7 @@ impl Access {
     }
 
     pub(crate) fn partitioning(&self, id: KeyspaceId) -> Result<Partitioning, Refusal> {
-        let map = self.map.lock();
-        let keyspace = map.map().keyspaces.get(&id);
-        keyspace
-            .map(|keyspace| keyspace.partitioning)
-            .ok_or_else(|| Refusal::UnknownKeyspace { name: format!("number {id}") })
+        partitioning_of(&self.map.lock().map().keyspaces, id)
     }
 
     /// The replica that a request about `key` is for, if it is here and owns the key.
@@ -145,5 +155,25 @@ impl Access {
             .collect();
         let new_node_hint = route.map(|route| route.address.to_string());
         Refusal::ShardMoved { shard_id, new_node_hint, descriptors }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::{HistoryPolicy, RetryClass};
+
+    #[test]
+    fn what_this_node_has_not_heard_of_yet_is_worth_another_try() {
+        let keyspace = Keyspace {
+            keyspace_id: KeyspaceId(4),
+            name: "k".to_owned(),
+            partitioning: Partitioning::Range,
+            history: HistoryPolicy::default(),
+        };
+        let known = BTreeMap::from([(KeyspaceId(4), keyspace)]);
+        let class = |id| partitioning_of(&known, KeyspaceId(id)).map_err(|refusal| refusal.class());
+        assert_eq!(class(4), Ok(Partitioning::Range));
+        assert_eq!(class(5), Err(RetryClass::RetryHere));
     }
 }

@@ -5,7 +5,7 @@ use crate::reports::Reports;
 use crate::run::NodeConfig;
 use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
-use kvdb_model::{ClusterId, NodeId, ShardId};
+use kvdb_model::{ClusterId, NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::drive::{Drive, Level};
@@ -16,6 +16,7 @@ use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
     shard_map_to, shard_task_from,
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use std::path::Path;
 use std::time::Duration;
@@ -27,6 +28,10 @@ const HEARTBEAT_AT_WORK: Duration = Duration::from_millis(50);
 const REGISTER_AGAIN: Duration = Duration::from_millis(200);
 /// Until what was refused under overload is submitted once more.
 const TAKE_AGAIN: Duration = Duration::from_millis(100);
+/// Threads that create replicas of new shards.
+const CREATORS: usize = 4;
+/// So many new shards are made one after the other, before the next ones are begun.
+const SHARDS_AT_A_TIME: u64 = 16;
 /// The map as last seen, so that a node finds its peers while no coordinator can be reached.
 const MAP_FILE: &str = "shard-map.bin";
 
@@ -138,7 +143,7 @@ fn heartbeat(
     let views = drive.views().all();
     let led = views
         .values()
-        .filter(|view| view.is_leader)
+        .filter(|view| view.is_settled())
         .filter_map(|view| {
             let descriptor = descriptor_to(view.descriptor.as_ref()?);
             Some(proto::ShardReport { descriptor: Some(descriptor), term: view.term.0 })
@@ -189,7 +194,7 @@ pub(crate) async fn follow_map(
     loop {
         changes.mark_unchanged();
         arrivals.mark_unchanged();
-        create_replicas(&drive, &map);
+        create_replicas(&drive, &map).await;
         let all_taken = tasks::destroy_gone(&drive, &map).await;
         let current = map.cache.lock().map().clone();
         let parts = (current.nodes.clone(), current.keyspaces.clone());
@@ -213,9 +218,10 @@ pub(crate) async fn follow_map(
     }
 }
 
-fn create_replicas(drive: &Drive, map: &ClusterMap) {
+/// Creates the first replicas of new shards, several at a time: each syncs a few files.
+async fn create_replicas(drive: &Drive, map: &ClusterMap) {
     let own = drive.node_id();
-    let wanted: Vec<_> = {
+    let mut wanted: Vec<_> = {
         let cache = map.cache.lock();
         let new = cache.map().shards.values().filter(|shard| {
             let descriptor = &shard.descriptor;
@@ -223,16 +229,42 @@ fn create_replicas(drive: &Drive, map: &ClusterMap) {
                 && descriptor.replica_on(own).is_some()
                 && drive.views().get(descriptor.shard_id).is_none()
         });
-        new.map(|shard| shard.descriptor.clone()).collect()
-    };
-    for descriptor in wanted {
         // The first of its replicas stands at once; where it doesn't come up, another does later.
-        let first = descriptor.replicas.first().map(|replica| replica.node_id) == Some(own);
-        let shard = descriptor.shard_id;
-        match drive.create_replica(descriptor, first) {
-            Ok(()) => tracing::info!(shard = shard.0, "replica created"),
-            Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
-        }
+        let is_first = |descriptor: &ShardDescriptor| {
+            descriptor.replicas.first().map(|replica| replica.node_id) == Some(own)
+        };
+        new.map(|shard| (is_first(&shard.descriptor), shard.descriptor.clone())).collect()
+    };
+    if wanted.is_empty() {
+        return;
+    }
+    // Of a few shards each, those that stand come last: the others, everywhere, are mostly there by
+    // then to hear them, and have not waited for so long that they stand themselves.
+    wanted.sort_by_key(|(first, descriptor)| (descriptor.shard_id.0 / SHARDS_AT_A_TIME, *first));
+    let drive = drive.clone();
+    let creating = tokio::task::spawn_blocking(move || {
+        let wanted = Mutex::new(wanted.into_iter());
+        std::thread::scope(|scope| {
+            for _ in 0..CREATORS {
+                scope.spawn(|| {
+                    let next = || wanted.lock().next();
+                    while let Some((first, descriptor)) = next() {
+                        create_replica(&drive, descriptor, first);
+                    }
+                });
+            }
+        });
+    });
+    if let Err(error) = creating.await {
+        tracing::error!(%error, "not all replicas of new shards were created");
+    }
+}
+
+fn create_replica(drive: &Drive, descriptor: ShardDescriptor, first: bool) {
+    let shard = descriptor.shard_id;
+    match drive.create_replica(descriptor, first) {
+        Ok(()) => tracing::info!(shard = shard.0, "replica created"),
+        Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
     }
 }
 

@@ -8,12 +8,12 @@
 
 use bytes::Bytes;
 use kvdb_model::{Partitioning, RangeEpoch, ReplicaId, ShardId, VolumeId};
-use kvdb_runtime::drive::{Drive, ShardView};
+use kvdb_runtime::drive::{Drive, ShardView, ViewTable};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_shard::Measure;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +45,27 @@ struct Measured {
     size: Size,
 }
 
+/// The replicas here as of a moment, and how many of them each volume holds.
+pub(crate) struct Here {
+    views: Arc<ViewTable>,
+    sharing: HashMap<VolumeId, u64>,
+}
+
+impl Here {
+    pub(crate) fn now(drive: &Drive) -> Self {
+        let views = drive.views().all();
+        let mut sharing = HashMap::new();
+        for volume in views.values().filter_map(|view| view.volume) {
+            *sharing.entry(volume).or_default() += 1;
+        }
+        Here { views, sharing }
+    }
+
+    pub(crate) fn has(&self, shard: ShardId) -> bool {
+        self.views.contains_key(&shard)
+    }
+}
+
 /// The sizes of the shards here.
 #[derive(Default)]
 pub(crate) struct Sizes {
@@ -60,15 +81,14 @@ impl Sizes {
     }
 
     /// How large a shard is, as far as that is known.
-    pub(crate) fn of(&self, drive: &Drive, shard: ShardId) -> Size {
-        let views = drive.views().all();
-        let Some(view) = views.get(&shard) else { return Size::default() };
+    pub(crate) fn of(&self, drive: &Drive, here: &Here, shard: ShardId) -> Size {
+        let Some(view) = here.views.get(&shard) else { return Size::default() };
         if let Some(known) = self.measured.lock().get(&shard).filter(|known| known.fits(view)) {
             return known.size.clone();
         }
         let Some(volume) = view.volume else { return Size::default() };
-        let sharing = views.values().filter(|other| other.volume == Some(volume)).count();
-        Size { bytes: volume_bytes(drive, volume) / sharing.max(1) as u64, middle: None }
+        let sharing = here.sharing.get(&volume).copied().unwrap_or(1);
+        Size { bytes: volume_bytes(drive, volume) / sharing, middle: None }
     }
 
     /// Shards that may be too large and aren't measured, or were smaller then.

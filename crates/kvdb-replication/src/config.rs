@@ -9,6 +9,17 @@ pub enum HostConfigError {
     /// A setting must be at least 1.
     #[error("{0} is 0; it must be at least 1")]
     Zero(&'static str),
+    /// Groups would sleep between two heartbeats.
+    #[error(
+        "sleep_ticks is {sleep_ticks} and heartbeat_ticks {heartbeat_ticks}; a group must have \
+         been idle for a heartbeat at least before it sleeps, or never sleep (0)"
+    )]
+    LightSleep {
+        /// As configured.
+        sleep_ticks: usize,
+        /// As configured.
+        heartbeat_ticks: usize,
+    },
     /// Followers would stand for election between two heartbeats.
     #[error(
         "heartbeat_ticks is {heartbeat_ticks} and election_ticks {election_ticks}; heartbeats \
@@ -43,6 +54,11 @@ pub struct HostConfig {
     /// Ticks between a leader's heartbeats. Raising it saves messages and shortens what remains
     /// of the election timeout when one is lost.
     pub heartbeat_ticks: usize,
+    /// Ticks without anything to do after which a group sleeps: its members neither count ticks nor
+    /// send heartbeats until something happens. 0 for never. Raising it makes groups that are used
+    /// now and then answer sooner (whoever wakes must ask the others before it reads), and costs
+    /// their ticks and heartbeats.
+    pub sleep_ticks: usize,
     /// How much faster a follower's clock may run than the leader's, in milliseconds over one
     /// election timeout. Taken off the read lease.
     pub clock_drift_ms: u64,
@@ -76,6 +92,7 @@ impl HostConfig {
             election_ticks: 20,
             election_spread_ticks: 12,
             heartbeat_ticks: 5,
+            sleep_ticks: 100,
             clock_drift_ms: 10,
             max_clock_skew_ms: 500,
             max_entry_bytes: 1024 * 1024,
@@ -97,6 +114,12 @@ impl HostConfig {
         }
         if self.heartbeat_ticks == 0 {
             return Err(HostConfigError::Zero("heartbeat_ticks"));
+        }
+        if (1..self.heartbeat_ticks).contains(&self.sleep_ticks) {
+            return Err(HostConfigError::LightSleep {
+                sleep_ticks: self.sleep_ticks,
+                heartbeat_ticks: self.heartbeat_ticks,
+            });
         }
         if self.max_inflight_messages == 0 {
             return Err(HostConfigError::Zero("max_inflight_messages"));

@@ -3,8 +3,8 @@
 use crate::input::Rejection;
 use bytes::Bytes;
 use kvdb_model::{
-    LogEntry, LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId,
-    WalRecord,
+    LogEntry, LogIndex, LogPosition, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    Term, VolumeId, WalRecord,
 };
 use raft::eraftpb::Message;
 
@@ -166,6 +166,18 @@ pub enum Effect<T> {
     },
     /// Role, term or leader of a replica changed.
     RoleChanged(GroupStatus),
+    /// A leader's group will never again need an older configuration than the applied one: others
+    /// may hear of its members, and removed replicas may go.
+    Settled {
+        /// The shard.
+        shard: ShardId,
+        /// The leader.
+        replica: ReplicaId,
+        /// It leads in this term.
+        term: Term,
+        /// The epoch of the members.
+        membership_epoch: MembershipEpoch,
+    },
     /// Take a snapshot of the applied state, then answer with [`crate::Input::SnapshotTaken`]. It
     /// may never be streamed: it can go when a later one is taken for the same receiver, or when
     /// the replica no longer leads.
@@ -219,6 +231,8 @@ pub struct GroupStatus {
     pub last_term: Term,
     /// Its state is lost, or hasn't come yet.
     pub awaits_snapshot: bool,
+    /// Nothing has happened for a while, and nobody counts on hearing of it.
+    pub is_asleep: bool,
     /// The descriptor as of `applied`; `None` while it waits for its first snapshot.
     pub descriptor: Option<ShardDescriptor>,
     /// As a leader: how far each replica is, itself included.
@@ -242,6 +256,8 @@ impl GroupStatus {
         self.progress.iter().any(|progress| {
             progress.replica == replica
                 && progress.is_active
+                // One that has answered nothing yet has nothing, however short the log is.
+                && progress.matched > LogIndex(0)
                 && progress.matched.0 + CATCH_UP_ENTRIES >= self.committed.0
         })
     }
@@ -249,3 +265,35 @@ impl GroupStatus {
 
 /// What a replica may lack and still count as caught up.
 const CATCH_UP_ENTRIES: u64 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_has_answered_nothing_has_not_caught_up() {
+        let progress = |matched| ReplicaProgress {
+            replica: ReplicaId(4),
+            matched: LogIndex(matched),
+            is_active: true,
+        };
+        let status = |matched| GroupStatus {
+            shard: ShardId(0),
+            replica: ReplicaId(1),
+            role: ReplicaRole::Leader,
+            term: Term(6),
+            leader: None,
+            last_index: LogIndex(64),
+            committed: LogIndex(64),
+            applied: LogIndex(64),
+            last_term: Term(6),
+            awaits_snapshot: false,
+            is_asleep: false,
+            descriptor: None,
+            progress: vec![progress(matched)],
+        };
+        assert!(!status(0).has_caught_up(ReplicaId(4)));
+        assert!(status(60).has_caught_up(ReplicaId(4)));
+        assert!(!status(60).has_caught_up(ReplicaId(5)));
+    }
+}

@@ -19,6 +19,8 @@ mod events;
 mod ready;
 mod rebirth;
 mod reconfigure;
+mod settle;
+mod sleep;
 mod snapshots;
 
 use crate::config::HostConfig;
@@ -123,11 +125,20 @@ pub(crate) struct Group<T> {
     flushed: LogIndex,
     /// Membership entries handed out to be applied.
     conf_changes: VecDeque<(LogIndex, ConfChangeV2)>,
+    settling: Option<settle::Settling>,
     incoming: Option<Incoming>,
     /// A snapshot is being taken, or was taken and isn't sent yet.
     snapshot_pending: bool,
     engine_lost: bool,
+    /// In which term it has asked its leader for a snapshot.
+    asked_in: Option<Term>,
     stands_when_durable: bool,
+    /// Ticks for which it stands again and again: the others may be born a moment later, and not
+    /// have heard it.
+    eager_ticks: usize,
+    /// Ticks since something happened.
+    idle_ticks: usize,
+    sleep: Option<sleep::Sleep>,
     /// Ticks during which votes are refused: what was promised before a restart is forgotten.
     silent_ticks: usize,
     election_timeout: usize,
@@ -186,10 +197,15 @@ impl<T> Group<T> {
             applied,
             flushed: from.start.index,
             conf_changes: VecDeque::new(),
+            settling: None,
             incoming: None,
             snapshot_pending: false,
             engine_lost: from.engine_lost,
+            asked_in: None,
             stands_when_durable: false,
+            eager_ticks: 0,
+            idle_ticks: 0,
+            sleep: None,
             silent_ticks: if restarted { config.election_ticks } else { 0 },
             election_timeout: 0,
             rng,
@@ -275,6 +291,7 @@ impl<T> Group<T> {
             applied: self.applied,
             last_term: self.log_end().term,
             awaits_snapshot: self.engine_lost || self.volume.is_none(),
+            is_asleep: self.is_asleep(),
             descriptor: self.descriptor.clone(),
             progress: self.progress(),
         }

@@ -1,16 +1,16 @@
-//! The table of groups: who is here, who may come to be here, and who is gone for good.
+//! The table of groups: what comes in for which of them, and what is to be done. How they come to be
+//! here and end is in [`life`].
 
+mod life;
+
+use crate::beats::{Beats, beat};
 use crate::config::HostConfig;
-use crate::effect::{
-    ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch, SnapshotRefusal,
-};
+use crate::effect::{ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch};
 use crate::group::{Group, RecoveredGroup};
-use crate::input::{Input, Now, Rebirth, Rejection};
-use kvdb_model::log::INITIAL_POSITION;
-use kvdb_model::{
-    HardState, LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Version,
-    VolumeId, WalRecord,
-};
+use crate::input::{Input, Now, Rejection};
+use crate::knocks::Knocks;
+use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Term, WalRecord};
+use life::Birth;
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -41,27 +41,22 @@ impl<T> Outbox<T> {
     }
 }
 
-/// What a new replica begins with.
-struct Birth {
-    descriptor: ShardDescriptor,
-    volume: VolumeId,
-    last_version: Version,
-    /// For a child of a split: the parent's replica and entry.
-    origin: Option<(ReplicaId, LogIndex)>,
-}
-
 /// All groups of a process. See the crate's head for the rules that it follows.
 pub struct Host<T> {
     config: HostConfig,
     logger: slog::Logger,
     groups: BTreeMap<ShardId, Group<T>>,
     tombstones: BTreeMap<ShardId, ReplicaId>,
+    /// Groups that count ticks.
+    awake: BTreeSet<ShardId>,
     /// Groups to be processed, once each.
     dirty: Vec<ShardId>,
     /// Groups with reads that wait for entries to be applied.
     awaiting_apply: BTreeSet<ShardId>,
     /// Closed replicas whose tombstone is on its way to the disk, by batch.
     closing: VecDeque<(u64, ApplyTask<T>)>,
+    knocks: Knocks,
+    beats: Beats,
     /// Wall clock minus boot clock when it was last believed, in milliseconds.
     clock_offset_ms: Option<i64>,
     out: Outbox<T>,
@@ -85,9 +80,12 @@ impl<T> Host<T> {
             logger,
             groups: BTreeMap::new(),
             tombstones,
+            awake: BTreeSet::new(),
             dirty: Vec::new(),
             awaiting_apply: BTreeSet::new(),
             closing: VecDeque::new(),
+            knocks: Knocks::default(),
+            beats: Beats::default(),
             clock_offset_ms: None,
             out: Outbox {
                 effects: Vec::new(),
@@ -105,9 +103,7 @@ impl<T> Host<T> {
     /// If `group` contradicts itself: something is applied that is neither in the log nor before
     /// its start, or less is applied than the log starts after without `engine_lost`.
     pub fn recover(&mut self, group: RecoveredGroup) {
-        let (shard, replica) = (group.shard, group.replica);
         self.insert(group, true);
-        self.destroy_if_removed(shard, replica);
     }
 
     fn insert(&mut self, from: RecoveredGroup, restarted: bool) {
@@ -115,6 +111,7 @@ impl<T> Host<T> {
         let rng = self.rng_for(from.replica);
         let group = Group::recover(&self.config, &self.logger, rng, from, restarted);
         self.groups.insert(shard, group);
+        self.awake.insert(shard);
         self.touch(shard);
     }
 
@@ -128,6 +125,11 @@ impl<T> Host<T> {
     /// How each group is doing, by shard.
     pub fn statuses(&self) -> impl Iterator<Item = GroupStatus> {
         self.groups.values().map(Group::status)
+    }
+
+    /// The highest term that any replica here knows, for diagnostics.
+    pub fn highest_term(&self) -> Term {
+        self.statuses().map(|status| status.term).max().unwrap_or_default()
     }
 
     /// How the next groups are doing, by shard: at most `most`, from `from` on.
@@ -181,7 +183,6 @@ impl<T> Host<T> {
                 self.with_replica(shard, replica, |group, _, _| {
                     group.applied(position, membership);
                 });
-                self.destroy_if_removed(shard, replica);
             }
             Input::Flushed { shard, replica, applied } => {
                 self.with_replica(shard, replica, |group, config, out| {
@@ -207,11 +208,13 @@ impl<T> Host<T> {
             }
             Input::SnapshotTaken { shard, to, position, descriptor } => {
                 if let Some(group) = self.touch(shard) {
+                    group.wake();
                     group.snapshot_taken(to, position, &descriptor);
                 }
             }
             Input::SnapshotSent { shard, to, delivered } => {
                 if let Some(group) = self.touch(shard) {
+                    group.wake();
                     group.snapshot_sent(to, delivered);
                 }
             }
@@ -229,6 +232,7 @@ impl<T> Host<T> {
             } => {
                 let receiver = ReplicaId(message.to);
                 let wanted = self.consider_snapshot(shard, receiver, &descriptor).is_ok();
+                let tick = self.beats.now();
                 match self.touch(shard).filter(|_| wanted) {
                     Some(group) => {
                         group.snapshot_ingested(
@@ -237,6 +241,7 @@ impl<T> Host<T> {
                             descriptor,
                             last_version,
                             volume,
+                            tick,
                         );
                         // The next event for the group might otherwise come between the message
                         // and the volume that belongs to it.
@@ -280,7 +285,13 @@ impl<T> Host<T> {
 
     fn process(&mut self, shard: ShardId, now: Now) {
         if let Some(group) = self.groups.get_mut(&shard) {
-            group.process(&self.config, now, &mut self.out);
+            group.process(&self.config, self.beats.now(), now, &mut self.out);
+            // Whatever wakes one has it processed too.
+            if group.is_asleep() {
+                self.awake.remove(&shard);
+            } else {
+                self.awake.insert(shard);
+            }
             if group.reads_await_apply() {
                 self.awaiting_apply.insert(shard);
             } else {
@@ -327,7 +338,10 @@ impl<T> Host<T> {
     ) {
         self.touch(shard);
         let refused = match self.groups.get_mut(&shard) {
-            Some(group) => event(group, &self.config, ticket).err(),
+            Some(group) => {
+                group.wake();
+                event(group, &self.config, ticket).err()
+            }
             None => Some((ticket, Rejection::NoSuchShard)),
         };
         if let Some((ticket, why)) = refused {
@@ -336,11 +350,45 @@ impl<T> Host<T> {
     }
 
     fn tick(&mut self) {
-        for (shard, group) in &mut self.groups {
-            if group.tick(&self.config) && !std::mem::replace(&mut group.dirty, true) {
+        self.knocks.tick(&self.config);
+        self.beats.tick();
+        for shard in &self.awake {
+            if let Some(group) = self.groups.get_mut(shard)
+                && group.tick(&self.config)
+                && !std::mem::replace(&mut group.dirty, true)
+            {
                 self.dirty.push(*shard);
             }
         }
+        let is_due = self.beats.now().is_multiple_of(self.config.heartbeat_ticks as u64);
+        if is_due || self.beats.any_falls_silent(self.config.election_ticks) {
+            self.look_after_sleepers();
+        }
+    }
+
+    /// Wakes who must not sleep on, and tells all who rely on it for the others that this host is
+    /// alive.
+    fn look_after_sleepers(&mut self) {
+        let mut nodes = BTreeSet::new();
+        let mut woken = Vec::new();
+        for (shard, group) in self.groups.iter_mut().filter(|(_, group)| group.is_asleep()) {
+            if group.sleeps_on(&self.config, &self.beats) {
+                nodes.extend(group.others());
+            } else {
+                woken.push(*shard);
+            }
+        }
+        for shard in woken {
+            self.touch(shard);
+        }
+        for node in nodes {
+            self.out.send(node, beat());
+        }
+    }
+
+    /// How many groups sleep: they are idle, and neither tick nor send heartbeats.
+    pub fn asleep(&self) -> usize {
+        self.groups.len() - self.awake.len()
     }
 
     fn led(&self) -> Vec<ShardId> {
@@ -350,6 +398,7 @@ impl<T> Host<T> {
 
     fn transfer_leader(&mut self, shard: ShardId, to: Option<ReplicaId>) {
         if let Some(group) = self.touch(shard) {
+            group.wake();
             group.transfer_leader(to);
         }
     }
@@ -385,286 +434,30 @@ impl<T> Host<T> {
         }
     }
 
-    // ---- the life of replicas -----------------------------------------------------------
-
     fn message(&mut self, from_node: NodeId, message: PeerMessage) {
         let PeerMessage { shard, message } = message;
-        let from_leader = match message.get_msg_type() {
-            MessageType::MsgAppend | MessageType::MsgHeartbeat => true,
+        let receiver = ReplicaId(message.to);
+        let is_possible = match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat => self.admit(shard, receiver),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                self.knock(shard, receiver)
+            }
             MessageType::MsgAppendResponse
             | MessageType::MsgHeartbeatResponse
-            | MessageType::MsgRequestVote
             | MessageType::MsgRequestVoteResponse
-            | MessageType::MsgRequestPreVote
             | MessageType::MsgRequestPreVoteResponse
-            | MessageType::MsgTimeoutNow => false,
+            | MessageType::MsgTimeoutNow => true,
+            MessageType::MsgBeat => return self.beats.heard(from_node),
             // Snapshots come by their own way; proposals, reads and transfers are not forwarded;
             // the rest is raft's talk with itself.
             _ => return,
         };
-        let receiver = ReplicaId(message.to);
-        if from_leader && !self.admit(shard, receiver) {
+        if !is_possible {
             return;
         }
+        let tick = self.beats.now();
         if let Some(group) = self.touch(shard).filter(|group| group.replica == receiver) {
-            group.step(from_node, message);
+            group.step(from_node, message, tick);
         }
-    }
-
-    /// Makes room for a replica that a leader speaks to, if it may exist here. Returns whether it
-    /// does now.
-    fn admit(&mut self, shard: ShardId, receiver: ReplicaId) -> bool {
-        if let Some(group) = self.groups.get(&shard) {
-            if group.replica >= receiver {
-                return group.replica == receiver;
-            }
-            let old = group.replica;
-            self.destroy(shard, old);
-        }
-        if receiver.0 == 0 || self.is_buried(shard, receiver) {
-            return false;
-        }
-        self.out.records.push(WalRecord::Created {
-            replica: receiver,
-            shard,
-            volume: None,
-            start: LogPosition::default(),
-            birth: bytes::Bytes::new(),
-        });
-        self.insert(
-            RecoveredGroup {
-                replica: receiver,
-                shard,
-                volume: None,
-                hard_state: HardState::default(),
-                start: LogPosition::default(),
-                entries: Vec::new(),
-                applied: LogPosition::default(),
-                descriptor: None,
-                last_version: Version::ZERO,
-                engine_lost: false,
-            },
-            false,
-        );
-        true
-    }
-
-    fn create(&mut self, descriptor: ShardDescriptor, volume: VolumeId, campaign: bool) {
-        let birth = Birth { descriptor, volume, last_version: Version::ZERO, origin: None };
-        let shard = birth.descriptor.shard_id;
-        let admissible = self.own_replica(&birth.descriptor).filter(|replica| {
-            !self.groups.contains_key(&shard) && !self.is_buried(shard, *replica)
-        });
-        match admissible {
-            Some(replica) => self.bear(replica, birth, HardState::default(), campaign),
-            None => self.out.effects.push(Effect::DropVolume(volume)),
-        }
-    }
-
-    fn split(&mut self, parent: Option<ShardDescriptor>, birth: Birth) {
-        let mut leads = false;
-        if let Some(parent) = parent
-            && let Some(group) = self.touch(parent.shard_id)
-        {
-            leads = group.is_leader();
-            group.range_changed(&parent);
-        }
-        let shard = birth.descriptor.shard_id;
-        let Some(replica) = self.own_replica(&birth.descriptor) else { return };
-        let here = self.groups.get(&shard);
-        if here.is_some_and(|group| group.replica == replica && !group.may_be_born()) {
-            return;
-        }
-        if here.is_some_and(|group| group.replica > replica) || self.is_buried(shard, replica) {
-            let volume = Some(birth.volume);
-            self.out.effects.push(Effect::Apply(ApplyTask::Close { shard, replica, volume }));
-            return;
-        }
-        // One that a message has created may have voted: that stays.
-        let mut stored = HardState::default();
-        if here.is_some_and(|group| group.replica == replica) {
-            if let Some(mut group) = self.groups.remove(&shard) {
-                stored = group.hard_state();
-                group.close(&mut self.out);
-            }
-            self.awaiting_apply.remove(&shard);
-        } else if let Some(old) = here.map(|group| group.replica) {
-            self.destroy(shard, old);
-        }
-        self.bear(replica, birth, stored, leads);
-    }
-
-    fn own_replica(&self, descriptor: &ShardDescriptor) -> Option<ReplicaId> {
-        descriptor.replica_on(self.config.node_id).map(|replica| replica.replica_id)
-    }
-
-    fn is_buried(&self, shard: ShardId, replica: ReplicaId) -> bool {
-        self.tombstones.get(&shard).is_some_and(|highest| replica <= *highest)
-    }
-
-    /// A replica begins its life with a state of its own.
-    fn bear(&mut self, replica: ReplicaId, from: Birth, stored: HardState, campaign: bool) {
-        let Birth { descriptor, volume, last_version, origin } = from;
-        let shard = descriptor.shard_id;
-        let birth = descriptor.to_bytes();
-        let first = HardState {
-            term: INITIAL_POSITION.term,
-            vote: ReplicaId(0),
-            commit: INITIAL_POSITION.index,
-        };
-        let hard_state = if stored.term >= first.term {
-            HardState { commit: first.commit, ..stored }
-        } else {
-            first
-        };
-        self.out.records.push(match origin {
-            Some((parent, index)) => {
-                WalRecord::Split { replica, shard, volume, birth: birth.clone(), parent, index }
-            }
-            None => WalRecord::Created {
-                replica,
-                shard,
-                volume: Some(volume),
-                start: INITIAL_POSITION,
-                birth: birth.clone(),
-            },
-        });
-        self.out.records.push(WalRecord::HardState { replica, state: hard_state });
-        self.out.effects.push(Effect::Apply(ApplyTask::Open {
-            shard,
-            replica,
-            volume,
-            birth,
-            start: INITIAL_POSITION,
-        }));
-        let group = RecoveredGroup {
-            replica,
-            shard,
-            volume: Some(volume),
-            hard_state,
-            start: INITIAL_POSITION,
-            entries: Vec::new(),
-            applied: INITIAL_POSITION,
-            descriptor: Some(descriptor),
-            last_version,
-            engine_lost: false,
-        };
-        self.insert(group, false);
-        if let Some(group) = self.groups.get_mut(&shard) {
-            group.await_birth(&mut self.out);
-        }
-        if campaign && let Some(group) = self.touch(shard) {
-            group.campaign();
-        }
-    }
-
-    /// A replica ends, and another one goes on from what it has left: see [`Rebirth`].
-    fn rebear(&mut self, rebirth: Rebirth) {
-        let shard = rebirth.descriptor.shard_id;
-        let Some(replica) = self.may_be_reborn(&rebirth) else {
-            self.out.effects.push(Effect::DropVolume(rebirth.volume));
-            return;
-        };
-        let term = self.groups.get(&shard).map(|group| group.hard_state().term);
-        let term = Term(rebirth.term.max(term.unwrap_or_default()).0 + 1);
-        let hard_state = HardState { term, vote: ReplicaId(0), commit: rebirth.log_end.index };
-        let birth = rebirth.descriptor.to_bytes();
-        let (volume, start) = (Some(rebirth.volume), rebirth.log_end);
-        // These three stay together in one frame of the log (`kvdb_wal`): the old replica's end
-        // and the new one's birth.
-        self.destroy(shard, rebirth.survivor);
-        self.out.records.push(WalRecord::Created {
-            replica,
-            shard,
-            volume,
-            start,
-            birth: birth.clone(),
-        });
-        self.out.records.push(WalRecord::HardState { replica, state: hard_state });
-        self.out.effects.push(Effect::Apply(ApplyTask::Open {
-            shard,
-            replica,
-            volume: rebirth.volume,
-            birth,
-            start,
-        }));
-        let group = RecoveredGroup {
-            replica,
-            shard,
-            volume,
-            hard_state,
-            start,
-            entries: Vec::new(),
-            applied: start,
-            descriptor: Some(rebirth.descriptor),
-            last_version: rebirth.last_version,
-            engine_lost: false,
-        };
-        self.insert(group, false);
-        if let Some(group) = self.groups.get_mut(&shard) {
-            group.await_birth(&mut self.out);
-        }
-        if let Some(group) = self.touch(shard) {
-            group.campaign();
-        }
-    }
-
-    /// The id that a replica may go on under.
-    fn may_be_reborn(&self, rebirth: &Rebirth) -> Option<ReplicaId> {
-        let descriptor = &rebirth.descriptor;
-        let replica = self.own_replica(descriptor).filter(|_| descriptor.replicas.len() == 1)?;
-        let group = self.groups.get(&descriptor.shard_id)?;
-        let is_free = replica > group.replica && !self.is_buried(descriptor.shard_id, replica);
-        let unchanged = group.replica == rebirth.survivor && group.log_end() == rebirth.log_end;
-        (is_free && unchanged && group.cant_go_on().is_ok()).then_some(replica)
-    }
-
-    fn destroy(&mut self, shard: ShardId, replica: ReplicaId) {
-        if self.groups.get(&shard).is_none_or(|group| group.replica != replica) {
-            return;
-        }
-        let Some(mut group) = self.groups.remove(&shard) else { return };
-        group.close(&mut self.out);
-        self.awaiting_apply.remove(&shard);
-        self.out.records.push(WalRecord::Destroyed { replica, shard });
-        let highest = self.tombstones.entry(shard).or_default();
-        *highest = (*highest).max(replica);
-        let task = ApplyTask::Close { shard, replica, volume: group.volume };
-        self.closing.push_back((self.out.next_batch, task));
-    }
-
-    fn destroy_if_removed(&mut self, shard: ShardId, replica: ReplicaId) {
-        if self.groups.get(&shard).is_some_and(Group::is_removed) {
-            self.destroy(shard, replica);
-        }
-    }
-
-    fn consider_snapshot(
-        &mut self,
-        shard: ShardId,
-        receiver: ReplicaId,
-        descriptor: &ShardDescriptor,
-    ) -> Result<(), SnapshotRefusal> {
-        // One whose engine is lost has no data, and only knows the range that it was born with.
-        let overlapping = self.groups.iter().find(|(other, group)| {
-            **other != shard
-                && !group.is_engine_lost()
-                && group.descriptor().is_some_and(|here| here.range.overlaps(&descriptor.range))
-        });
-        if let Some((other, _)) = overlapping {
-            return Err(SnapshotRefusal::Overlaps(*other));
-        }
-        if !self.admit(shard, receiver) {
-            return Err(SnapshotRefusal::WrongReplica);
-        }
-        match self.groups.get(&shard) {
-            Some(group) if group.is_receiving() => Err(SnapshotRefusal::Busy),
-            _ => Ok(()),
-        }
-    }
-
-    /// The highest term that any replica here knows, for diagnostics.
-    pub fn highest_term(&self) -> Term {
-        self.statuses().map(|status| status.term).max().unwrap_or_default()
     }
 }

@@ -5,7 +5,7 @@
 //!   tick, message, propose, read  ─┐      ┌─▶  Persist ─▶ (log thread) ─▶ Input::Persisted
 //!   persisted, applied, flushed   ─┼▶ Host ─┼─▶  Send    ─▶ (network)
 //!   snapshot taken / ingested     ─┘      ├─▶  Apply   ─▶ (apply thread) ─▶ Input::Applied
-//!                                         └─▶  ReadReady, Refused, RoleChanged, snapshots
+//!                                         └─▶  ReadReady, Refused, RoleChanged, Settled, snapshots
 //! ```
 //!
 //! Consensus itself is the `raft` crate (TiKV's); what is ours is everything between it and the
@@ -28,6 +28,8 @@
 //! 4. **The log is in memory too**, from the compaction point on: it is bounded by how far the
 //!    flush lags and by [`HostConfig::log_retain_bytes`]. A follower that needs more gets a
 //!    snapshot.
+//! 5. **Idle groups sleep.** They neither tick nor send heartbeats; hosts tell each other for all of
+//!    them that they are alive. What is promised for a time is not shortened by it.
 //!
 //! The host neither blocks nor spawns, reads no clock and draws randomness only from its seed, so
 //! the same inputs give the same effects, byte for byte.
@@ -37,12 +39,14 @@
     reason = "raft's generated types have private fields, which rules out struct literals elsewhere"
 )]
 
+mod beats;
 mod config;
 mod convert;
 mod effect;
 mod group;
 mod host;
 mod input;
+mod knocks;
 mod lease;
 mod membership;
 mod proposals;

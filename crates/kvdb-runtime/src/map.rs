@@ -57,7 +57,7 @@ pub struct ClusterMap {
 #[derive(Clone, Copy, Default)]
 struct Polls {
     begun: u64,
-    ended: u64,
+    answered: u64,
 }
 
 impl Default for ClusterMap {
@@ -110,13 +110,14 @@ impl ClusterMap {
         self.wanted.notify_one();
     }
 
-    /// Waits until the coordinators were asked, from now on, for what is new; or for so long at most.
-    pub async fn refreshed(&self, patience: Duration) {
+    /// Waits until the coordinators have answered, from now on, what is new; or for so long at most.
+    /// Whether they have.
+    pub async fn refreshed(&self, patience: Duration) -> bool {
         let mut polls = self.polls.subscribe();
         let begun = polls.borrow_and_update().begun;
         self.refresh();
         // The sender lives as long as this map.
-        let _ = tokio::time::timeout(patience, polls.wait_for(|now| now.ended > begun)).await;
+        tokio::time::timeout(patience, polls.wait_for(|now| now.answered > begun)).await.is_ok()
     }
 
     fn version(&self) -> MapVersion {
@@ -183,7 +184,12 @@ impl ClusterMap {
     async fn poll(&self, coordinators: &Coordinators) -> Result<(), Status> {
         self.polls.send_modify(|polls| polls.begun += 1);
         let polled = self.try_poll(coordinators).await;
-        self.polls.send_modify(|polls| polls.ended = polls.begun);
+        if polled.is_ok() {
+            self.polls.send_modify(|polls| polls.answered = polls.begun);
+        } else if self.polls.receiver_count() > 0 {
+            // Somebody waits for an answer.
+            self.refresh();
+        }
         polled
     }
 

@@ -252,7 +252,9 @@ impl<M: Machine> Shard<M> {
         for routing_key in keys {
             let key = data_key(routing_key);
             if self.state.descriptor.range.contains(routing_key)
-                && run.stored(&key)?.is_some_and(|record| record.is_expired(version))
+                && run.stored(&key)?.is_some_and(|record| {
+                    record.is_expired(version) || has(Bug::FreedThoughWritten)
+                })
             {
                 run.change(key, version, Change::Remove);
                 freed += 1;

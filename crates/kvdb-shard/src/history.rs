@@ -189,8 +189,9 @@ impl History {
         if self.policy.limits.is_some() {
             let old = store.before.scan(&between(store.replica, self.floor, None), false);
             let old = old.map(|item| item.map(|(key, stored)| (suffix_of(&key), stored)));
-            let new =
-                store.pending.iter().map(|(suffix, stored)| Ok((suffix.clone(), stored.clone())));
+            // Also what isn't written yet may be below the floor.
+            let new = store.pending.range(suffix(self.floor.plus(1), 0)..);
+            let new = new.map(|(suffix, stored)| Ok((suffix.clone(), stored.clone())));
             for item in old.chain(new) {
                 let (suffix, stored) = item?;
                 let key = record_key(store.replica, Kind::History, &suffix);

@@ -13,6 +13,7 @@ use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
 use kvdb_engine::{EngineError, Snapshot};
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{KeyRange, LogPosition, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, Version};
 use thiserror::Error;
 
@@ -158,6 +159,9 @@ impl<'a> View<'a> {
         };
         let record = record.filter(|record| !record.is_expired(self.state.last_version));
         let expires_by_clock = record.as_ref().is_some_and(|record| is_past(record, wall_ms));
+        if expires_by_clock && has(Bug::GoneByClockAlone) {
+            return Ok(ReadResult { record: None, expires_by_clock: false });
+        }
         Ok(ReadResult { record, expires_by_clock })
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Checks {
     born: BTreeMap<ShardId, ShardDescriptor>,
     /// Each configuration that a shard had.
     configurations: BTreeMap<(ShardId, MembershipEpoch), ShardDescriptor>,
+    /// The entry that led to it.
+    changes: BTreeMap<(ShardId, MembershipEpoch), LogIndex>,
     epochs: BTreeMap<(usize, u64, ShardId), (RangeEpoch, MembershipEpoch)>,
     pub(crate) violations: Vec<String>,
 }
@@ -37,6 +39,13 @@ pub(crate) struct Checks {
 impl Checks {
     fn violated(&mut self, what: String) {
         self.violations.push(what);
+    }
+
+    /// The newest configuration of a shard that was seen anywhere.
+    pub(crate) fn newest(&self, shard: ShardId) -> Option<&ShardDescriptor> {
+        let last = (shard, MembershipEpoch(u64::MAX));
+        let known = self.configurations.range((shard, MembershipEpoch(0))..=last);
+        known.map(|(_, descriptor)| descriptor).next_back()
     }
 
     /// At most one leader a term.
@@ -84,6 +93,7 @@ impl Checks {
 
     /// A process has synced a shard's log up to here, with this term and vote.
     pub(crate) fn is_durable(&mut self, member: Member, last: LogIndex, state: HardState) {
+        self.remembers(member, state);
         self.durable.insert(member, last);
         self.promised.insert(member, state);
     }
@@ -159,9 +169,11 @@ impl Checks {
         self.configurations.insert((shard, epoch), descriptor.clone());
         let before = self.configurations.range(..(shard, epoch)).next_back();
         let before = before.filter(|((of, _), _)| *of == shard).map(|(_, before)| before);
-        let missing = self.lacks_majority(descriptor, index);
-        if let Some((holders, voters)) = missing
-            && before.is_none_or(|before| self.lacks_majority(before, index).is_some())
+        let holds = |replica: &Replica| {
+            self.durable.get(&(shard, replica.replica_id)).is_some_and(|last| *last >= index)
+        };
+        if let Some((holders, voters)) = minority(descriptor, holds)
+            && before.is_none_or(|before| minority(before, holds).is_some())
         {
             self.violated(format!(
                 "shard {shard}: entry {index} was acknowledged, but is durable on {holders} of {voters}"
@@ -169,22 +181,26 @@ impl Checks {
         }
     }
 
-    /// How many of how many voters hold an entry durably, if those aren't a majority; of either
-    /// half while the configuration is joint.
-    fn lacks_majority(
-        &self,
-        descriptor: &ShardDescriptor,
-        index: LogIndex,
-    ) -> Option<(usize, usize)> {
-        let shard = descriptor.shard_id;
-        [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]].iter().find_map(|half| {
-            let voters = descriptor.replicas.iter().filter(|replica| half.contains(&replica.role));
-            let has = |replica: &&Replica| {
-                self.durable.get(&(shard, replica.replica_id)).is_some_and(|last| *last >= index)
-            };
-            let (holders, voters) = (voters.clone().filter(has).count(), voters.count());
-            (holders <= voters / 2).then_some((holders, voters))
-        })
+    /// An entry has given a shard these members.
+    pub(crate) fn members_changed(&mut self, descriptor: &ShardDescriptor, index: LogIndex) {
+        self.changes.insert((descriptor.shard_id, descriptor.membership_epoch), index);
+    }
+
+    /// Members may be told to others once a majority of them comes out of any crash knowing who
+    /// they are.
+    pub(crate) fn settled(&mut self, shard: ShardId, epoch: MembershipEpoch) {
+        let Some(descriptor) = self.configurations.get(&(shard, epoch)) else { return };
+        let Some(index) = self.changes.get(&(shard, epoch)).copied() else { return };
+        let knows = |replica: &Replica| {
+            let member = (shard, replica.replica_id);
+            let committed = self.promised.get(&member).map(|state| state.commit);
+            committed.max(self.flushed.get(&member).copied()) >= Some(index)
+        };
+        if let Some((knowing, voters)) = minority(descriptor, knows) {
+            self.violated(format!(
+                "shard {shard} is called settled, but {knowing} of {voters} know that entry {index} is committed"
+            ));
+        }
     }
 
     /// A split never gives a key to two shards: nobody was born twice, in two ways.
@@ -213,4 +229,18 @@ impl Checks {
             self.violated(format!("shard {}: epochs went back to {epochs:?}", has.shard_id));
         }
     }
+}
+
+/// Of how many of how many voters something is so, if those aren't a majority; of either half while
+/// the configuration is joint.
+fn minority(
+    descriptor: &ShardDescriptor,
+    is_so: impl Fn(&Replica) -> bool,
+) -> Option<(usize, usize)> {
+    [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]].iter().find_map(|half| {
+        let voters = descriptor.replicas.iter().filter(|replica| half.contains(&replica.role));
+        let (few, voters) =
+            (voters.clone().filter(|replica| is_so(replica)).count(), voters.count());
+        (few <= voters / 2).then_some((few, voters))
+    })
 }

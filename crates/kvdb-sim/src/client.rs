@@ -1,6 +1,7 @@
 //! Clients with a gateway's routing core each: map cache, routes, retries, request ids.
 
 use crate::dice::Dice;
+use crate::fleeting::{Asked, Told};
 use crate::machine::News;
 use crate::network::Place;
 use crate::packet::{Ask, Call, Found, Packet, Reply};
@@ -19,6 +20,10 @@ use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
 const REGISTERS: u64 = 6;
 /// Keys that only count.
 const COUNTERS: u64 = 5;
+/// Keys that expire.
+const FLEETING: u64 = 6;
+/// Of 1000 operations, how many are on these.
+const EXPIRING: u64 = 150;
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
@@ -46,9 +51,24 @@ pub(crate) struct Client {
     pub(crate) succeeded: u64,
 }
 
+/// Where an operation is noted.
+#[derive(Clone, Copy)]
+enum Noted {
+    /// In the history of keys that stay until somebody deletes them.
+    History(OpId),
+    /// Among those on keys that expire.
+    Fleeting(usize),
+}
+
+/// What is noted of an operation when it begins.
+enum Note {
+    History(Checked),
+    Fleeting(u64, Asked),
+}
+
 /// The operation under way.
 struct Current {
-    op: OpId,
+    noted: Noted,
     routing_key: Bytes,
     what: What,
     tag: RequestTag,
@@ -80,6 +100,29 @@ pub(crate) fn learn_news(cache: &mut MapCache, news: News) {
     }
 }
 
+fn fleeting(number: u64) -> String {
+    format!("fleeting-{number}")
+}
+
+/// Whether this is the routing key of a key that expires.
+pub(crate) fn expires(routing_key: &[u8]) -> bool {
+    (0..FLEETING).any(|number| routing_key.ends_with(fleeting(number).as_bytes()))
+}
+
+fn operation(action: Action, condition: Option<Condition>) -> What {
+    let (key, item, return_previous) = (Bytes::new(), 0, false);
+    What::Write(Operation { key, item, action, condition, return_previous })
+}
+
+fn counter(number: u64) -> String {
+    format!("counter-{number}")
+}
+
+/// A key that clients count in: the most telling one for what must happen once.
+pub(crate) fn a_counter(dice: &mut Dice) -> Bytes {
+    counter(dice.below(COUNTERS)).into()
+}
+
 impl Client {
     pub(crate) fn new(id: usize, seed: u64) -> Self {
         Client {
@@ -96,26 +139,41 @@ impl Client {
         }
     }
 
-    /// The next thing to do: what the checker is told, and what is asked.
-    fn choose(&mut self) -> (Checked, Bytes, What) {
+    /// The next thing to do: what the judge is told, and what is asked.
+    fn choose(&mut self) -> (Note, Bytes, What) {
+        if self.dice.chance(EXPIRING) {
+            let (key, asked, what) = self.choose_fleeting();
+            return (Note::Fleeting(key, asked), fleeting(key).into(), what);
+        }
+        let (checked, key, what) = self.choose_lasting();
+        (Note::History(checked), key, what)
+    }
+
+    fn choose_fleeting(&mut self) -> (u64, Asked, What) {
+        let key = self.dice.below(FLEETING);
+        if self.dice.chance(500) {
+            return (key, Asked::Get, What::Get);
+        }
+        let ttl_ms = match self.dice.below(8) {
+            0 => None,
+            1..=2 => Some(self.dice.between(5_000, 30_000)),
+            _ => Some(self.dice.between(10, 1_500)),
+        };
+        let value = format!("{}.{}", self.id, self.sequence);
+        let action = Action::Put { value: Bytes::from(value.clone()), ttl_ms };
+        (key, Asked::Put { value, ttl_ms }, operation(action, None))
+    }
+
+    fn choose_lasting(&mut self) -> (Checked, Bytes, What) {
         let counts = self.dice.chance(400);
         let key = if counts {
-            format!("counter-{}", self.dice.below(COUNTERS))
+            counter(self.dice.below(COUNTERS))
         } else {
             format!("key-{}", self.dice.below(REGISTERS))
         };
         let user_key = Bytes::from(key.clone());
         // Values are written once each, so that a read says whose write it saw.
         let value = format!("{}.{}", self.id, self.sequence);
-        let operation = |action, condition| {
-            What::Write(Operation {
-                key: Bytes::new(),
-                item: 0,
-                action,
-                condition,
-                return_previous: false,
-            })
-        };
         let put = || Action::Put { value: Bytes::from(value.clone()), ttl_ms: None };
         let (checked, what) = match (counts, self.dice.below(10)) {
             (_, 0..=3) => (Checked::get(key.as_str()), What::Get),
@@ -170,7 +228,7 @@ impl World {
             return self.schedule(20_000, Event::Begin { client: id });
         };
         let client = &mut self.clients[id];
-        let (checked, user_key, what) = client.choose();
+        let (note, user_key, what) = client.choose();
         let routing_key = match keyspace.partitioning {
             Partitioning::Hash => Partitioning::Hash.routing_key(keyspace.keyspace_id, &user_key),
             other => other.routing_key(keyspace.keyspace_id, &user_key),
@@ -186,9 +244,14 @@ impl World {
         };
         let is_write = matches!(what, What::Write(_));
         let seed = client.dice.any();
-        let op = self.recorder.call(ClientId(id as u64), checked, Time(now_us));
+        let noted = match note {
+            Note::History(checked) => {
+                Noted::History(self.recorder.call(ClientId(id as u64), checked, Time(now_us)))
+            }
+            Note::Fleeting(key, asked) => Noted::Fleeting(self.fleeting.call(key, asked, now_us)),
+        };
         client.current = Some(Current {
-            op,
+            noted,
             routing_key,
             what,
             tag,
@@ -293,21 +356,43 @@ impl World {
     }
 
     fn end(&mut self, id: usize, result: Result<Found, Refusal>) {
-        let now = Time(self.now_us);
         let client = &mut self.clients[id];
         let Some(current) = client.current.take() else { return };
-        match (&current.what, result) {
+        client.succeeded += u64::from(result.is_ok());
+        match current.noted {
+            Noted::History(op) => self.note_history(op, &current.what, result),
+            Noted::Fleeting(operation) => self.note_fleeting(operation, &current.what, result),
+        }
+        let thought_us = self.clients[id].dice.below(LONGEST_THOUGHT_US);
+        self.schedule(thought_us, Event::Begin { client: id });
+    }
+
+    fn note_fleeting(&mut self, operation: usize, what: &What, result: Result<Found, Refusal>) {
+        let told = match (what, result) {
             (What::Get, Ok(Found::Record(record))) => {
-                client.succeeded += 1;
+                Told::Got(record.map(|(value, version)| {
+                    (String::from_utf8_lossy(&value).into_owned(), version)
+                }))
+            }
+            (What::Write(_), Ok(Found::Written(result))) => Told::Put(result.version),
+            (What::Write(_), Err(Refusal::OutcomeUnknown { .. })) => Told::Nothing,
+            _ => Told::Refused,
+        };
+        self.fleeting.end(operation, told, self.now_us);
+    }
+
+    fn note_history(&mut self, op: OpId, what: &What, result: Result<Found, Refusal>) {
+        let now = Time(self.now_us);
+        match (what, result) {
+            (What::Get, Ok(Found::Record(record))) => {
                 let (value, version) = record.unzip();
                 let answer = Answer::Got {
                     value: value.map(|value: Bytes| value.as_ref().into()),
                     version: version.map(|version: Version| kvdb_checker::Version(version.0)),
                 };
-                self.recorder.ok(current.op, answer, now);
+                self.recorder.ok(op, answer, now);
             }
             (What::Write(_), Ok(Found::Written(result))) => {
-                client.succeeded += 1;
                 let version = kvdb_checker::Version(result.version.0);
                 let answer = Answer::Written(Written {
                     applied: Some(result.applied),
@@ -315,18 +400,16 @@ impl World {
                     counter: result.counter,
                     version: result.applied.then_some(version),
                 });
-                self.recorder.ok(current.op, answer, now);
+                self.recorder.ok(op, answer, now);
             }
             (What::Write(_), Err(Refusal::OutcomeUnknown { .. })) => {
-                self.recorder.unknown(current.op);
+                self.recorder.unknown(op);
             }
-            (_, Err(_)) => self.recorder.fail(current.op),
+            (_, Err(_)) => self.recorder.fail(op),
             (_, Ok(_)) => {
                 self.checks.violations.push("an answer of another kind than was asked".to_owned());
             }
         }
-        let thought_us = self.clients[id].dice.below(LONGEST_THOUGHT_US);
-        self.schedule(thought_us, Event::Begin { client: id });
     }
 
     pub(crate) fn client_hears(&mut self, id: usize, packet: Packet) {

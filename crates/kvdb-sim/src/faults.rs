@@ -87,6 +87,10 @@ impl World {
 
     fn cut_power(&mut self, place: Place, lasts_us: u64) -> &'static str {
         self.crash(place, true);
+        if self.dice.chance(200) && self.lose_directory(place) {
+            self.schedule(lasts_us, Event::Restart { place });
+            return "directory lost";
+        }
         if place >= COORDINATORS && !self.volume_lost && self.dice.chance(200) {
             self.volume_lost = true;
             let volumes = self.processes[place].engine.volumes();
@@ -160,7 +164,10 @@ impl World {
 
     fn jump_clock(&mut self, place: Place) -> &'static str {
         let jump_ms = self.dice.below(4_000) as i64 - 2_000;
-        self.processes[place].clock.wall_offset_ms += jump_ms;
+        let off_ms = &mut self.processes[place].clock.wall_offset_ms;
+        *off_ms += jump_ms;
+        let (lowest, highest) = self.clocks_off_ms;
+        self.clocks_off_ms = (lowest.min(*off_ms), highest.max(*off_ms));
         "clock jump"
     }
 

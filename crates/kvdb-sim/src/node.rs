@@ -1,21 +1,22 @@
 //! What processes say to each other, and what nodes and coordinators do of their own accord.
 
+use crate::membership::GREET_US;
 use crate::network::Place;
 use crate::packet::{Ask, Call, Packet, Reply};
 use crate::process::Ticket;
 use crate::world::{COORDINATORS, Event, NODES, PROCESSES, SHARDS, World};
+use bytes::Bytes;
 use kvdb_control::{
     ControlCommand, LedShard, Liveness, Observed, OperatorRequest, Planner, PlannerConfig,
 };
 use kvdb_engine::Engine;
 use kvdb_model::task::is_removed;
 use kvdb_model::{
-    ClusterId, Command, HistoryLimits, HistoryPolicy, KeyRange, KeyspaceId, MembershipEpoch,
-    NodeId, RangeEpoch, Replica, ReplicaId, Role, ShardDescriptor, ShardId, ShardMap, Step,
-    next_step,
+    ClusterId, Command, HistoryLimits, HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    ShardMap, ShardRecord, Step, Work, next_step,
 };
 use kvdb_replication::Input;
-use kvdb_shard::MembershipChange;
+use kvdb_shard::{MembershipChange, View};
 
 const HEARTBEAT_US: u64 = 500_000;
 const DUTY_US: u64 = 250_000;
@@ -23,7 +24,7 @@ const DUTY_US: u64 = 250_000;
 const MOST_SHARDS: usize = 10;
 
 /// The address of a place, as the map holds it.
-fn address_of(place: Place) -> String {
+pub(crate) fn address_of(place: Place) -> String {
     format!("node-{place}:7200")
 }
 
@@ -39,25 +40,12 @@ impl World {
         self.processes[place].node_id.is_none()
     }
 
-    /// The first start of a coordinator: it creates its replica of the group.
-    pub(crate) fn found_coordinators(&mut self, place: Place) {
-        let replicas = (1..=COORDINATORS as u64).map(|id| Replica {
-            node_id: NodeId(id),
-            replica_id: ReplicaId(id),
-            role: Role::Voter,
-        });
-        let descriptor = ShardDescriptor {
-            shard_id: ShardId::CONTROL,
-            keyspace_id: KeyspaceId(0),
-            range: KeyRange::ALL,
-            range_epoch: RangeEpoch(1),
-            membership_epoch: MembershipEpoch(1),
-            replicas: replicas.collect(),
-        };
-        self.create_replica(place, descriptor, place == 0);
-    }
-
-    fn create_replica(&mut self, place: Place, descriptor: ShardDescriptor, campaign: bool) {
+    pub(crate) fn create_replica(
+        &mut self,
+        place: Place,
+        descriptor: ShardDescriptor,
+        campaign: bool,
+    ) {
         let engine = self.processes[place].engine.clone();
         let Some(core) = &mut self.processes[place].core else { return };
         let volume = core.fresh_volume();
@@ -69,8 +57,10 @@ impl World {
 
     pub(crate) fn hear(&mut self, from: Place, place: Place, packet: Packet) {
         match packet {
-            Packet::Raft(messages) => self.hear_raft(from, place, messages),
-            Packet::Snapshot(snapshot) => {
+            Packet::Raft { from, to, messages } if self.takes_part(place, to) => {
+                self.hear_raft(from, place, messages);
+            }
+            Packet::Snapshot(snapshot) if self.takes_part(place, snapshot.to_node) => {
                 let Some(core) = &mut self.processes[place].core else { return };
                 let offer = core.next_offer;
                 core.next_offer += 1;
@@ -87,17 +77,23 @@ impl World {
             Packet::Ask { attempt, shard, ask } => self.hear_ask(from, place, attempt, shard, ask),
             Packet::Call(call) => self.hear_call(from, place, call),
             Packet::Reply(reply) => self.hear_reply(place, reply),
-            Packet::Answer { .. } => {}
+            Packet::Raft { .. } | Packet::Snapshot(_) | Packet::Answer { .. } => {}
         }
+    }
+
+    /// Whether it is this process that is meant, and it may hear the others.
+    fn takes_part(&self, place: Place, to: NodeId) -> bool {
+        let process = &self.processes[place];
+        let admitted = process.core.as_ref().is_some_and(|core| core.admitted);
+        process.node_id == Some(to) && (admitted || !process.is_coordinator)
     }
 
     fn hear_raft(
         &mut self,
-        from: Place,
+        from_node: NodeId,
         place: Place,
         messages: Vec<kvdb_replication::PeerMessage>,
     ) {
-        let Some(from_node) = self.processes[from].node_id else { return };
         let now = self.processes[place].now(self.now_us);
         let Some(core) = &mut self.processes[place].core else { return };
         for message in messages {
@@ -122,16 +118,23 @@ impl World {
     // ---- coordinators -------------------------------------------------------------------
 
     fn hear_call(&mut self, from: Place, place: Place, call: Call) {
+        if let Call::Greet { round, id, token } = call {
+            return self.hear_greeting(from, place, round, (id, token));
+        }
         let Some(core) = &mut self.processes[place].core else { return };
         if !core.leads(ShardId::CONTROL) {
             return self.send(place, from, Packet::Reply(Reply::NotLeader));
         }
         match call {
+            Call::Greet { .. } => {}
             Call::Register { token, address } => {
                 let command = ControlCommand::RegisterNode { token, address, zone: String::new() };
                 self.propose_control(place, &command, Ticket::Register { caller: from });
             }
-            Call::Heartbeat { node, led } => self.hear_heartbeat(from, place, node, led),
+            Call::Heartbeat { round, node, led, impossible } => {
+                core.impossible.extend(impossible);
+                self.hear_heartbeat(from, place, (node, round), led);
+            }
             Call::Map { since } => {
                 let news = core.control.with(|view| view.since(since));
                 self.send(place, from, Packet::Reply(Reply::Map(news)));
@@ -139,29 +142,44 @@ impl World {
         }
     }
 
-    fn hear_heartbeat(&mut self, from: Place, place: Place, node: NodeId, led: Vec<LedShard>) {
+    fn hear_heartbeat(
+        &mut self,
+        caller: Place,
+        place: Place,
+        (node, round): (NodeId, u64),
+        led: Vec<LedShard>,
+    ) {
         let now_ms = self.processes[place].now(self.now_us).boot_us / 1000;
         self.liveness[place].heard(node, now_ms);
         let Some(core) = &self.processes[place].core else { return };
         let report = ControlCommand::ReportShards { node, led };
-        let (tells, wanted, tasks) = core.control.with(|view| {
-            let mut trial = view.state.clone();
-            let wanted: Vec<_> = view
-                .state
-                .wanted_leaders()
-                .iter()
-                .filter(|(shard, _)| {
-                    let record = view.state.map().shards.get(shard);
-                    record.is_some_and(|record| record.leader == Some(node))
-                })
-                .map(|(shard, to)| (*shard, *to))
-                .collect();
-            (trial.apply(&report).delta.is_some(), wanted, view.state.tasks_of(node))
-        });
+        let tells = core.control.with(|view| view.state.clone().apply(&report).delta.is_some());
         if tells {
             self.propose_control(place, &report, Ticket::Nobody);
         }
-        self.send(place, from, Packet::Reply(Reply::Heard(wanted, tasks)));
+        let ticket = Ticket::Heartbeat { caller, node, round };
+        self.feed(place, Input::Read { shard: ShardId::CONTROL, ticket });
+    }
+
+    /// What is wanted of a node, by a coordinator that was the leader since it was asked.
+    pub(crate) fn answer_heartbeat(
+        &mut self,
+        place: Place,
+        caller: Place,
+        node: NodeId,
+        round: u64,
+    ) {
+        let Some(core) = &self.processes[place].core else { return };
+        let (wanted, tasks) = core.control.with(|view| {
+            let state = &view.state;
+            let is_led_there = |shard: &ShardId| {
+                state.map().shards.get(shard).is_some_and(|record| record.leader == Some(node))
+            };
+            let wanted = state.wanted_leaders().iter().filter(|(shard, _)| is_led_there(shard));
+            let wanted: Vec<_> = wanted.map(|(shard, to)| (*shard, *to)).collect();
+            (wanted, state.tasks_of(node))
+        });
+        self.send(place, caller, Packet::Reply(Reply::Heard { round, wanted, tasks }));
     }
 
     pub(crate) fn propose_control(
@@ -185,16 +203,47 @@ impl World {
     pub(crate) fn duty(&mut self, place: Place) {
         let life = self.processes[place].life;
         if self.processes[place].is_coordinator {
-            self.schedule(DUTY_US, Event::Duty { place, life });
+            let admitted = self.processes[place].core.as_ref().is_some_and(|core| core.admitted);
+            let after_us = if admitted { DUTY_US } else { GREET_US };
+            self.schedule(after_us, Event::Duty { place, life });
+            if !admitted || self.may_be_removed(place) {
+                self.greet(place);
+            }
             self.coordinate(place);
         } else {
             let after_us = if self.waits_for_id(place) { 100_000 } else { HEARTBEAT_US / 2 };
             self.schedule(after_us, Event::Duty { place, life });
             self.report(place);
+            self.free_expired(place);
+        }
+    }
+
+    /// Has leaders free what has expired.
+    fn free_expired(&mut self, place: Place) {
+        let process = &self.processes[place];
+        let wall_ms = process.now(self.now_us).wall_ms;
+        let Some(core) = &process.core else { return };
+        let mut expired = Vec::new();
+        for (shard, open) in core.shards.iter().filter(|(shard, _)| core.leads(**shard)) {
+            let Ok(snapshot) = open.engine_snapshot() else { continue };
+            let page = View::new(&*snapshot, open.replica())
+                .and_then(|view| view.sweep(&Bytes::new(), wall_ms, 1000));
+            match page {
+                Ok(page) if !page.expired.is_empty() => expired.push((*shard, page.expired)),
+                Ok(_) => {}
+                Err(error) => self.checks.violations.push(error.to_string()),
+            }
+        }
+        for (shard, keys) in expired {
+            *self.faults.entry("expired keys freed").or_default() += 1;
+            let (command, ticket) = (Command::Reclaim(keys).to_bytes(), Ticket::Nobody);
+            self.feed(place, Input::Propose { shard, command, version_count: 1, ticket });
         }
     }
 
     fn coordinate(&mut self, place: Place) {
+        let Some(core) = &mut self.processes[place].core else { return };
+        let told = std::mem::take(&mut core.impossible);
         let Some(core) = &self.processes[place].core else { return };
         if !core.leads(ShardId::CONTROL) {
             self.liveness[place] = Liveness::default();
@@ -216,6 +265,7 @@ impl World {
         let observed = Observed {
             now_ms: self.processes[place].now(self.now_us).wall_ms,
             silent_ms: self.liveness[place].silent_ms(now_ms),
+            impossible: told.into_iter().map(|(id, why)| (id, why.to_owned())).collect(),
             ..Observed::default()
         };
         let rebalance = self.stormy;
@@ -225,6 +275,7 @@ impl World {
         if self.stormy && !map.shards.is_empty() && self.dice.chance(400) {
             commands.extend(self.meddle(place, &map, observed.now_ms));
         }
+        commands.extend(self.look_after_members(place));
         for command in commands {
             self.propose_control(place, &command, Ticket::Nobody);
         }
@@ -245,7 +296,8 @@ impl World {
                 let (from, to) = (node(&mut self.dice), node(&mut self.dice));
                 OperatorRequest::Move { shard, from, to }
             }
-            5..=7 if shards.len() < MOST_SHARDS => OperatorRequest::Split { shard, at: None },
+            5 if shards.len() < MOST_SHARDS => OperatorRequest::Split { shard, at: None },
+            6..=7 if shards.len() < MOST_SHARDS => self.split_at_counter(map)?,
             8 => {
                 let but = self.dice.between(1, 2 * NODES as u64);
                 let nodes = (1..=NODES as u64).filter(|node| *node != but).map(NodeId).collect();
@@ -272,41 +324,68 @@ impl World {
         })
     }
 
+    /// A split that takes a counter to the child, with whatever is under way on it.
+    fn split_at_counter(&mut self, map: &ShardMap) -> Option<OperatorRequest> {
+        let key = crate::client::a_counter(&mut self.dice);
+        let keyspace = map.keyspaces.values().next()?;
+        let routing_key = keyspace.partitioning.routing_key(keyspace.keyspace_id, &key);
+        let holds = |record: &&ShardRecord| record.descriptor.range.contains(&routing_key);
+        let shard = map.shards.values().find(holds)?.descriptor.shard_id;
+        Some(OperatorRequest::Split { shard, at: Some(key) })
+    }
+
     // ---- nodes --------------------------------------------------------------------------
 
     /// The next step of each task, for shards that are led here.
     fn do_tasks(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
         for task in core.asked.clone() {
-            let Some(core) = &self.processes[place].core else { return };
-            let Some(open) = core.shards.get(&task.shard).filter(|_| core.leads(task.shard)) else {
-                continue;
-            };
-            let (descriptor, own) = (open.descriptor().clone(), open.replica());
-            let status = core.host.status(task.shard);
-            let caught_up =
-                |replica| status.as_ref().is_some_and(|status| status.has_caught_up(replica));
-            let shard = task.shard;
-            let ticket = Ticket::Nobody;
-            let input = match next_step(&task.work, &descriptor, own, &caught_up) {
-                Step::Change(replicas) => {
-                    let expected = descriptor.membership_epoch;
-                    let change = MembershipChange { expected, replicas: replicas.clone() };
-                    let context = change.to_bytes(&descriptor);
-                    *self.faults.entry("membership step").or_default() += 1;
-                    Input::ChangeMembership { shard, replicas, context, ticket }
-                }
-                Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
-                Step::Split(_) if self.answers_lost_first(place) => continue,
-                Step::Split(plan) => {
-                    let command = Command::Split(plan);
-                    let version_count = command.version_count();
-                    Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
-                }
-                Step::Done | Step::Wait(_) | Step::Impossible(_) => continue,
-            };
-            self.feed(place, input);
+            let impossible = self.do_step(place, task.shard, &task.work).err();
+            if let Some(core) = &mut self.processes[place].core {
+                core.impossible.extend(impossible.map(|why| (task.operator, why)));
+            }
         }
+    }
+
+    /// The next step of some work on a shard, if it is led here.
+    ///
+    /// # Errors
+    /// Why it can't be done any more.
+    pub(crate) fn do_step(
+        &mut self,
+        place: Place,
+        shard: ShardId,
+        work: &Work,
+    ) -> Result<(), &'static str> {
+        let Some(core) = &self.processes[place].core else { return Ok(()) };
+        let Some(open) = core.shards.get(&shard).filter(|_| core.leads(shard)) else {
+            return Ok(());
+        };
+        let (descriptor, own) = (open.descriptor().clone(), open.replica());
+        let status = core.host.status(shard);
+        let caught_up =
+            |replica| status.as_ref().is_some_and(|status| status.has_caught_up(replica));
+        let ticket = Ticket::Nobody;
+        let input = match next_step(work, &descriptor, own, &caught_up) {
+            Step::Change(replicas) => {
+                let expected = descriptor.membership_epoch;
+                let change = MembershipChange { expected, replicas: replicas.clone() };
+                let context = change.to_bytes(&descriptor);
+                *self.faults.entry("membership step").or_default() += 1;
+                Input::ChangeMembership { shard, replicas, context, ticket }
+            }
+            Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
+            Step::Split(_) if self.answers_lost_first(place) => return Ok(()),
+            Step::Split(plan) => {
+                let command = Command::Split(plan);
+                let version_count = command.version_count();
+                Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
+            }
+            Step::Done | Step::Wait(_) => return Ok(()),
+            Step::Impossible(why) => return Err(why),
+        };
+        self.feed(place, input);
+        Ok(())
     }
 
     /// Has shards that are led here keep histories of other bounds, or none, now and then.
@@ -355,15 +434,19 @@ impl World {
     }
 
     fn report(&mut self, place: Place) {
-        let (call, also) = match (self.processes[place].node_id, &self.processes[place].core) {
+        let process = &mut self.processes[place];
+        let (call, also) = match (process.node_id, &mut process.core) {
             (Some(node), Some(core)) => {
-                let led = core.shards.iter().filter(|(shard, _)| core.leads(**shard)).map(
+                let led = core.shards.iter().filter(|(shard, _)| core.is_settled(**shard)).map(
                     |(shard, open)| LedShard {
                         descriptor: open.descriptor().clone(),
                         term: core.standings.get(shard).copied().unwrap_or_default().term,
                     },
                 );
-                let heartbeat = Call::Heartbeat { node, led: led.collect() };
+                let led = led.collect();
+                core.heartbeats += 1;
+                let impossible = std::mem::take(&mut core.impossible);
+                let heartbeat = Call::Heartbeat { round: core.heartbeats, node, led, impossible };
                 (heartbeat, Some(Call::Map { since: core.cache.version() }))
             }
             _ => (Call::Register { token: place as u128 + 1, address: address_of(place) }, None),
@@ -386,6 +469,9 @@ impl World {
     }
 
     fn hear_reply(&mut self, place: Place, reply: Reply) {
+        if let Reply::Greeted { round, token, greeted } = reply {
+            return self.hear_greeted(place, (round, token), greeted);
+        }
         if let Reply::Registered(node) = reply {
             if self.processes[place].node_id.is_none() {
                 self.processes[place].node_id = Some(node);
@@ -395,9 +481,10 @@ impl World {
         }
         let Some(core) = &mut self.processes[place].core else { return };
         match reply {
-            Reply::Registered(_) => {}
+            Reply::Registered(_) | Reply::Greeted { .. } => {}
             Reply::NotLeader => core.unanswered = true,
-            Reply::Heard(wanted, tasks) => {
+            Reply::Heard { round, .. } if round != core.heartbeats => {}
+            Reply::Heard { wanted, tasks, .. } => {
                 core.unanswered = false;
                 core.asked = tasks;
                 self.do_tasks(place);

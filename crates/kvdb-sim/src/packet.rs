@@ -2,10 +2,10 @@
 
 use crate::machine::News;
 use bytes::Bytes;
-use kvdb_control::LedShard;
+use kvdb_control::{Greeted, LedShard};
 use kvdb_model::{
-    MapVersion, NodeId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId, ShardTask,
-    Version, Write, WriteResult,
+    MapVersion, NodeId, OperatorId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId,
+    ShardTask, Version, Write, WriteResult,
 };
 use kvdb_replication::PeerMessage;
 use kvdb_replication::message::Message;
@@ -13,8 +13,8 @@ use kvdb_replication::message::Message;
 /// Something on its way.
 #[derive(Clone)]
 pub(crate) enum Packet {
-    /// Between replication hosts.
-    Raft(Vec<PeerMessage>),
+    /// Between replication hosts. Nobody else at the same place takes it.
+    Raft { from: NodeId, to: NodeId, messages: Vec<PeerMessage> },
     /// A whole snapshot.
     Snapshot(Box<Snapshot>),
     /// Whether a snapshot was taken in.
@@ -34,6 +34,7 @@ pub(crate) struct Snapshot {
     pub(crate) transfer: u64,
     pub(crate) shard: ShardId,
     pub(crate) from_node: NodeId,
+    pub(crate) to_node: NodeId,
     pub(crate) to: ReplicaId,
     pub(crate) message: Message,
     pub(crate) descriptor: ShardDescriptor,
@@ -57,17 +58,42 @@ pub(crate) enum Found {
 
 #[derive(Clone)]
 pub(crate) enum Call {
-    Register { token: u128, address: String },
-    Heartbeat { node: NodeId, led: Vec<LedShard> },
-    Map { since: MapVersion },
+    Register {
+        token: u128,
+        address: String,
+    },
+    Heartbeat {
+        round: u64,
+        node: NodeId,
+        led: Vec<LedShard>,
+        impossible: Vec<(OperatorId, &'static str)>,
+    },
+    Map {
+        since: MapVersion,
+    },
+    /// Another coordinator asks what it is.
+    Greet {
+        round: u64,
+        id: NodeId,
+        token: u128,
+    },
 }
 
 #[derive(Clone)]
 pub(crate) enum Reply {
     Registered(NodeId),
     /// Leaderships that are wanted elsewhere, and what else there is to do.
-    Heard(Vec<(ShardId, NodeId)>, Vec<ShardTask>),
+    Heard {
+        round: u64,
+        wanted: Vec<(ShardId, NodeId)>,
+        tasks: Vec<ShardTask>,
+    },
     Map(News),
+    Greeted {
+        round: u64,
+        token: u128,
+        greeted: Greeted,
+    },
     /// Ask another one.
     NotLeader,
 }

@@ -6,10 +6,11 @@ use crate::machine::{SharedControl, SimMachine};
 use crate::packet::{Ask, Snapshot};
 use crate::world::Event;
 use bytes::Bytes;
+use kvdb_control::{Coordinators, Greeted};
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, ShardMap, ShardTask, Term,
-    Version, VolumeId, WalRecord,
+    LogIndex, LogPosition, MembershipEpoch, NodeId, OperatorId, ReplicaId, ShardDescriptor,
+    ShardId, ShardMap, ShardTask, Term, Version, VolumeId, WalRecord,
 };
 use kvdb_recovery::Unborn;
 use kvdb_replication::{ApplyTask, Host, HostConfig, Now};
@@ -21,6 +22,8 @@ use std::sync::Arc;
 
 /// Small, so that segments roll, are rewritten and are freed within seconds.
 const SEGMENT_BYTES: u64 = 64 * 1024;
+/// Short enough for shards that clients ask for less often than others to sleep between.
+const SLEEP_TICKS: [usize; 5] = [0, 5, 8, 15, 40];
 pub(crate) const USUAL_SYNC_US: u64 = 1000;
 pub(crate) const USUAL_APPLY_US: u64 = 300;
 const WALL_START_MS: u64 = 1_700_000_000_000;
@@ -32,6 +35,12 @@ pub(crate) enum Ticket {
         client: usize,
         attempt: u64,
         ask: Ask,
+    },
+    /// A node that is told what is wanted of it, by who leads still.
+    Heartbeat {
+        caller: usize,
+        node: NodeId,
+        round: u64,
     },
     /// A node that registers.
     Register {
@@ -67,6 +76,14 @@ pub(crate) struct Process {
     pub(crate) engine: MemoryEngine,
     /// The identity file; a node gets its id from the coordinators.
     pub(crate) node_id: Option<NodeId>,
+    /// Made with a coordinator's directory.
+    pub(crate) token: u128,
+    /// With whom a coordinator has founded its group: a file.
+    pub(crate) founders: Coordinators,
+    /// It has lost its directory, and isn't replaced yet.
+    pub(crate) lost: bool,
+    /// It was told that it must not come back.
+    pub(crate) stranded: bool,
     /// The file with the map.
     pub(crate) saved_map: ShardMap,
     /// Raised with each start: what was meant for an earlier life is dropped.
@@ -86,6 +103,8 @@ pub(crate) struct Process {
 pub(crate) struct Standing {
     pub(crate) is_leader: bool,
     pub(crate) term: Term,
+    /// In which term which members were settled last.
+    pub(crate) settled: Option<(Term, MembershipEpoch)>,
 }
 
 /// A batch of a replica, and where it lies in its volume.
@@ -122,8 +141,20 @@ pub(crate) struct Core {
     pub(crate) unanswered: bool,
     next_volume: VolumeId,
     notes: BTreeMap<VolumeId, VecDeque<Note>>,
+    /// Heartbeats sent: an answer counts only if it is that to the last one.
+    pub(crate) heartbeats: u64,
     /// What the coordinators want done with shards that are led here.
     pub(crate) asked: Vec<ShardTask>,
+    /// What can't be done of it, and why: for the next heartbeat; of a coordinator, what it was told
+    /// since it planned last.
+    pub(crate) impossible: Vec<(OperatorId, &'static str)>,
+    /// A coordinator that knows what it is for the others.
+    pub(crate) admitted: bool,
+    /// Rounds of greetings, and what was answered in this one.
+    pub(crate) greeting: u64,
+    pub(crate) greeted: Vec<Greeted>,
+    /// Where coordinators are, as others have told.
+    pub(crate) introduced: BTreeMap<NodeId, String>,
 }
 
 pub(crate) struct Taken {
@@ -141,6 +172,10 @@ impl Process {
             disk: SharedDisk::default(),
             engine: MemoryEngine::new(),
             node_id,
+            token: 0,
+            founders: Coordinators::new(),
+            lost: false,
+            stranded: false,
             saved_map: ShardMap::default(),
             life: 0,
             core: None,
@@ -163,6 +198,8 @@ impl Process {
             Wal::open(self.disk.clone(), config).map_err(|error| error.to_string())?;
         let mut host_config = HostConfig::new(node_id, seed);
         host_config.log_retain_bytes = 2000;
+        host_config.sleep_ticks =
+            if self.is_coordinator { 0 } else { SLEEP_TICKS[seed as usize % SLEEP_TICKS.len()] };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let mut host = Host::new(host_config, live.tombstones(), logger);
         let control = SharedControl::default();
@@ -200,7 +237,13 @@ impl Process {
             unanswered: false,
             next_volume: live.highest_volume().max(highest).next(),
             notes: BTreeMap::new(),
+            heartbeats: 0,
             asked: Vec::new(),
+            impossible: Vec::new(),
+            admitted: !live.replicas.is_empty(),
+            greeting: 0,
+            greeted: Vec::new(),
+            introduced: BTreeMap::new(),
         });
         if let Some(core) = &mut self.core {
             for note in recovered.replayed {
@@ -293,6 +336,11 @@ impl Core {
         self.notes.entry(volume).or_default().push_back(note);
     }
 
+    /// Whether entries of a shard were applied that no flush holds yet.
+    pub(crate) fn has_replayed(&self, shard: ShardId) -> bool {
+        self.notes.values().flatten().any(|note| note.shard == shard)
+    }
+
     /// What a flush of a volume has made durable: shard, replica, applied index.
     pub(crate) fn flushed(
         &mut self,
@@ -320,5 +368,13 @@ impl Core {
 
     pub(crate) fn leads(&self, shard: ShardId) -> bool {
         self.standings.get(&shard).is_some_and(|standing| standing.is_leader)
+    }
+
+    /// Whether it leads, and the members, as applied, may be told to others.
+    pub(crate) fn is_settled(&self, shard: ShardId) -> bool {
+        let standing = self.standings.get(&shard).filter(|standing| standing.is_leader);
+        standing.zip(self.shards.get(&shard)).is_some_and(|(standing, open)| {
+            standing.settled == Some((standing.term, open.descriptor().membership_epoch))
+        })
     }
 }

@@ -107,16 +107,18 @@ fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
         if world.clients[id].succeeded < before + 10 * settings.calm_s {
             let after = world.clients[id].succeeded - before;
             return Err(format!(
-                "client {id} got only {after} answers in {} s without faults: {}",
+                "client {id} got only {after} answers in {} s without faults: {}\n{}",
                 settings.calm_s,
-                world.doing(id)
+                world.doing(id),
+                statuses(world, ShardId::CONTROL)
             ));
         }
     }
     let led = led_shards(world)?;
     shards_tile(&led)?;
-    nothing_half_done(&led)?;
+    nothing_half_done(world, &led)?;
     replicas_agree(world, &led)?;
+    expiry_holds(world)?;
     linearizable(world)
 }
 
@@ -125,6 +127,24 @@ fn nothing_violated(world: &World) -> Result<(), String> {
         Some(first) => Err(first.clone()),
         None => Ok(()),
     }
+}
+
+/// How each replica of a shard is, and what operators wanted of it.
+fn statuses(world: &World, shard: ShardId) -> String {
+    let of = |process: &Process| {
+        let status = process.core.as_ref()?.host.status(shard)?;
+        Some(format!("{}: {status:?}", process.name))
+    };
+    let replicas = world.processes.iter().filter_map(of);
+    let leader = world.processes.iter().filter_map(|process| process.core.as_ref());
+    let leader = leader.filter(|core| core.leads(ShardId::CONTROL));
+    let operators = leader.flat_map(|core| {
+        core.control.with(|view| {
+            let of_shard = view.state.operators().filter(|one| one.kind.shard() == Some(shard));
+            of_shard.map(|operator| format!("{operator:?}")).collect::<Vec<_>>()
+        })
+    });
+    replicas.chain(operators).collect::<Vec<_>>().join("\n")
 }
 
 /// Each shard as its leader in the end has it.
@@ -138,7 +158,10 @@ fn led_shards(world: &World) -> Result<Vec<ShardDescriptor>, String> {
         let mut leaders = cores().filter(|core| core.leads(shard));
         let (Some(leader), None) = (leaders.next(), leaders.next()) else {
             let count = cores().filter(|core| core.leads(shard)).count();
-            return Err(format!("shard {shard} has {count} leaders in the end"));
+            return Err(format!(
+                "shard {shard} has {count} leaders in the end:\n{}",
+                statuses(world, shard)
+            ));
         };
         led.extend(leader.shards.get(&shard).map(|open| open.descriptor().clone()));
     }
@@ -160,12 +183,15 @@ fn shards_tile(led: &[ShardDescriptor]) -> Result<(), String> {
 }
 
 /// What operators began is finished: every replica votes.
-fn nothing_half_done(led: &[ShardDescriptor]) -> Result<(), String> {
+fn nothing_half_done(world: &World, led: &[ShardDescriptor]) -> Result<(), String> {
     let is_plain = |descriptor: &&ShardDescriptor| {
         descriptor.replicas.iter().any(|replica| replica.role != Role::Voter)
     };
     match led.iter().find(is_plain) {
-        Some(descriptor) => Err(format!("a change of replicas is never finished: {descriptor:?}")),
+        Some(descriptor) => Err(format!(
+            "a change of replicas is never finished: {descriptor:?}\n{}",
+            statuses(world, descriptor.shard_id)
+        )),
         None => Ok(()),
     }
 }
@@ -210,6 +236,19 @@ fn replicas_agree(world: &World, led: &[ShardDescriptor]) -> Result<(), String> 
         if furthest > least + 200 {
             return Err(format!("shard {shard}: a replica is at {least}, another at {furthest}"));
         }
+    }
+    Ok(())
+}
+
+/// Clocks drift, too: by a few milliseconds over a story.
+const DRIFT_US: u64 = 100_000;
+
+fn expiry_holds(world: &World) -> Result<(), String> {
+    let (lowest, highest) = world.clocks_off_ms;
+    world.fleeting.judge((highest - lowest).unsigned_abs() * 1000 + DRIFT_US)?;
+    let (found, gone) = world.fleeting.reads();
+    if found.min(gone) < 10 {
+        return Err(format!("of keys that expire {found} reads saw a record, and {gone} none"));
     }
     Ok(())
 }

@@ -1,15 +1,16 @@
 //! What the threads of a process do: log, apply, maintenance, and carrying out what the
 //! replication host wants.
 
+use crate::client::expires;
 use crate::machine::SimMachine;
 use crate::network::Place;
 use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
-use crate::process::{Core, Standing, Taken, Ticket};
+use crate::process::{Core, Taken, Ticket};
 use crate::world::{Event, World};
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
 use kvdb_model::log::INITIAL_POSITION;
-use kvdb_model::{LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
+use kvdb_model::{Command, LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole, SplitFrom,
@@ -18,6 +19,8 @@ use kvdb_shard::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View,
 use kvdb_wal::volumes_to_flush;
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
+/// Of 1000 reads of keys that have expired, so many are followed by a hand-over.
+const HAND_OVER_WHEN_GONE: u64 = 200;
 const LEAST_SYNC_US: u64 = 150;
 
 impl World {
@@ -99,8 +102,9 @@ impl World {
                 for one in &messages {
                     self.checks.says(one.shard, &one.message);
                 }
-                if let Some(target) = self.place_of(place, to) {
-                    self.send(place, target, Packet::Raft(messages));
+                let from = self.processes[place].node_id;
+                if let Some((target, from)) = self.place_of(place, to).zip(from) {
+                    self.send(place, target, Packet::Raft { from, to, messages });
                 }
             }
             Effect::Apply(task) => {
@@ -114,6 +118,11 @@ impl World {
             }
             Effect::Refused { shard, ticket, why } => self.refuse(place, shard, ticket, why),
             Effect::RoleChanged(status) => self.role_changed(place, &status),
+            Effect::Settled { shard, term, membership_epoch, .. } => {
+                self.checks.settled(shard, membership_epoch);
+                let Some(core) = &mut self.processes[place].core else { return };
+                core.standings.entry(shard).or_default().settled = Some((term, membership_epoch));
+            }
             Effect::TakeSnapshot { shard, to } => self.take_snapshot(place, shard, to),
             Effect::StreamSnapshot { shard, to_node, message } => {
                 let to = ReplicaId(message.to);
@@ -147,7 +156,8 @@ impl World {
             }
         });
         let Some(core) = &mut self.processes[place].core else { return };
-        core.standings.insert(status.shard, Standing { is_leader, term: status.term });
+        let standing = core.standings.entry(status.shard).or_default();
+        (standing.is_leader, standing.term) = (is_leader, status.term);
     }
 
     // ---- apply --------------------------------------------------------------------------
@@ -233,6 +243,7 @@ impl World {
                 if let Some(descriptor) = &descriptor {
                     configured = descriptor.clone();
                     self.checks.has_descriptor(place, life, descriptor);
+                    self.checks.members_changed(descriptor, entry.index);
                 }
                 membership.push(ConfOutcome { index: entry.index, descriptor });
             } else {
@@ -240,7 +251,7 @@ impl World {
                     self.checks.acknowledged(&configured, entry.index);
                 }
                 for (ticket, outcome) in waiting.into_iter().zip(entry.commands) {
-                    self.answer_command(place, ticket, outcome);
+                    self.answer_command(place, shard, ticket, outcome);
                 }
             }
         }
@@ -298,8 +309,16 @@ impl World {
         }
     }
 
-    fn answer_command(&mut self, place: Place, ticket: Ticket, outcome: CommandOutcome) {
+    fn answer_command(
+        &mut self,
+        place: Place,
+        shard: ShardId,
+        ticket: Ticket,
+        outcome: CommandOutcome,
+    ) {
         match (ticket, outcome) {
+            // Shard time has got as far as the clock by which something had expired.
+            (ticket, CommandOutcome::TimeAdvanced(_)) => self.serve_read(place, shard, ticket),
             (Ticket::Ask { client, attempt, .. }, CommandOutcome::Written(mut outcomes)) => {
                 if let Some(outcome) = outcomes.pop() {
                     let result = outcome.map(Found::Written);
@@ -317,7 +336,15 @@ impl World {
 
     /// A read may be served: from the engine as it is now.
     fn serve_read(&mut self, place: Place, shard: ShardId, ticket: Ticket) {
-        let Ticket::Ask { client, attempt, ask: Ask::Get { epoch, key } } = ticket else { return };
+        let (client, attempt, epoch, key) = match &ticket {
+            Ticket::Ask { client, attempt, ask: Ask::Get { epoch, key } } => {
+                (*client, *attempt, *epoch, key.clone())
+            }
+            Ticket::Heartbeat { caller, node, round } => {
+                return self.answer_heartbeat(place, *caller, *node, *round);
+            }
+            _ => return,
+        };
         let process = &self.processes[place];
         let wall_ms = process.now(self.now_us).wall_ms;
         let Some(open) = process.core.as_ref().and_then(|core| core.shards.get(&shard)) else {
@@ -326,22 +353,37 @@ impl World {
         let read = open.engine_snapshot().map_err(|error| error.to_string()).and_then(|snapshot| {
             let view = View::new(&*snapshot, open.replica()).map_err(|error| error.to_string())?;
             match view.get(epoch, &key, wall_ms) {
-                Ok(read) => {
-                    Ok(Ok(Found::Record(read.record.map(|record| (record.value, record.version)))))
-                }
-                Err(kvdb_shard::ReadError::Refused(refusal)) => Ok(Err(refusal)),
+                Ok(read) if read.expires_by_clock => Ok(None),
+                Ok(read) => Ok(Some(Ok(Found::Record(
+                    read.record.map(|record| (record.value, record.version)),
+                )))),
+                Err(kvdb_shard::ReadError::Refused(refusal)) => Ok(Some(Err(refusal))),
                 Err(error) => Err(error.to_string()),
             }
         });
         match read {
-            Ok(result) => self.send(place, client, Packet::Answer { attempt, result }),
+            Ok(Some(result)) => {
+                let is_gone = matches!(result, Ok(Found::Record(None))) && expires(&key);
+                self.send(place, client, Packet::Answer { attempt, result });
+                if is_gone && self.stormy && self.dice.chance(HAND_OVER_WHEN_GONE) {
+                    // The next leader's clock may be behind.
+                    *self.faults.entry("hand-over after a key was gone").or_default() += 1;
+                    self.feed_later(place, Input::TransferLeader { shard, to: None });
+                }
+            }
+            // Nobody is told that it is gone before a majority knows.
+            Ok(None) => {
+                let command = Command::AdvanceTime.to_bytes();
+                let input = Input::Propose { shard, command, version_count: 1, ticket };
+                self.feed_later(place, input);
+            }
             Err(problem) => self.checks.violations.push(problem),
         }
     }
 
     fn refuse(&mut self, place: Place, shard_id: ShardId, ticket: Ticket, why: Rejection) {
         let Ticket::Ask { client, attempt, .. } = ticket else {
-            if let Ticket::Register { caller } = ticket {
+            if let Ticket::Register { caller } | Ticket::Heartbeat { caller, .. } = ticket {
                 self.send(place, caller, Packet::Reply(Reply::NotLeader));
             }
             return;
@@ -450,6 +492,7 @@ impl World {
                 transfer,
                 shard,
                 from_node,
+                to_node,
                 to,
                 message,
                 descriptor: taken.descriptor,
@@ -515,7 +558,7 @@ impl World {
     /// Where a peer is, so far as a process knows.
     pub(crate) fn place_of(&self, place: Place, node: NodeId) -> Option<Place> {
         if self.processes[place].is_coordinator {
-            return Some(node.0 as usize - 1);
+            return self.place_of_coordinator(place, node);
         }
         crate::node::place_at(&self.address_of(place, node)?)
     }

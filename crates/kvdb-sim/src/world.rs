@@ -4,6 +4,7 @@ use crate::checks::Checks;
 use crate::client::Client;
 use crate::dice::Dice;
 use crate::faults::Fault;
+use crate::fleeting::Fleeting;
 use crate::network::{Network, Place};
 use crate::packet::Packet;
 use crate::process::{Process, Ticket};
@@ -17,7 +18,9 @@ use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
-pub(crate) const COORDINATORS: usize = 3;
+/// Coordinators that found their group; one more is there to be added.
+pub(crate) const FOUNDERS: usize = 3;
+pub(crate) const COORDINATORS: usize = FOUNDERS + 1;
 pub(crate) const NODES: usize = 4;
 pub(crate) const PROCESSES: usize = COORDINATORS + NODES;
 pub(crate) const CLIENTS: usize = 5;
@@ -127,6 +130,9 @@ pub(crate) struct World {
     pub(crate) liveness: Vec<Liveness>,
     pub(crate) clients: Vec<Client>,
     pub(crate) recorder: Recorder,
+    pub(crate) fleeting: Fleeting,
+    /// The lowest and the highest that a wall clock was ever off.
+    pub(crate) clocks_off_ms: (i64, i64),
     pub(crate) checks: Checks,
     /// Whether faults still happen.
     pub(crate) stormy: bool,
@@ -134,6 +140,10 @@ pub(crate) struct World {
     pub(crate) keeps_history: bool,
     pub(crate) fault_schedule: Schedule,
     pub(crate) next_transfer: u64,
+    /// The highest number that a coordinator was given.
+    pub(crate) next_coordinator: u64,
+    /// Whether a coordinator has lost its directory, and the group isn't whole again.
+    pub(crate) directory_lost: bool,
     /// Whether a node's volume was lost already: the shard would not survive a second.
     pub(crate) volume_lost: bool,
     /// How often each kind of fault happened.
@@ -146,8 +156,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, traces: bool, chosen: Chosen) -> Self {
-        let coordinator =
-            |id: usize| Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)));
+        let coordinator = |id: usize| Process {
+            token: id as u128 + 1,
+            ..Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)))
+        };
         let node = |id: usize| Process::new(format!("n{}", id + 1), false, None);
         let mut world = World {
             now_us: 0,
@@ -159,11 +171,15 @@ impl World {
             liveness: (0..COORDINATORS).map(|_| Liveness::default()).collect(),
             clients: Vec::new(),
             recorder: Recorder::new(),
+            fleeting: Fleeting::default(),
+            clocks_off_ms: (0, 0),
             checks: Checks::default(),
             stormy: true,
             keeps_history: seed % 4 == 3,
             fault_schedule: Schedule::new(seed, chosen),
             next_transfer: 1,
+            next_coordinator: COORDINATORS as u64,
+            directory_lost: false,
             volume_lost: false,
             faults: BTreeMap::new(),
             trace: Vec::new(),
@@ -273,10 +289,9 @@ impl World {
 
     /// Starts a process from its disk.
     pub(crate) fn boot(&mut self, place: Place) {
-        if self.processes[place].core.is_some() {
+        if self.processes[place].core.is_some() || self.processes[place].stranded {
             return;
         }
-        let first = self.processes[place].life == 0;
         let seed = self.dice.any();
         let mut unborn = Vec::new();
         let process = &mut self.processes[place];
@@ -297,9 +312,6 @@ impl World {
         self.tell(|world| format!("{} starts", world.processes[place].name));
         self.check_memory(place);
         self.note_durable(place);
-        if self.processes[place].is_coordinator && first {
-            self.found_coordinators(place);
-        }
         let after_us = self.dice.below(20_000);
         self.schedule(after_us, Event::Duty { place, life });
         self.schedule(100_000, Event::Maintain { place, life });
@@ -313,6 +325,10 @@ impl World {
         let Some(core) = &self.processes[place].core else { return };
         for (replica, found) in &core.wal.live().replicas {
             self.checks.remembers((found.shard, *replica), found.hard_state);
+        }
+        // A flush that a crash has cut off may have come to its end.
+        for (shard, open) in core.shards.iter().filter(|(shard, _)| !core.has_replayed(**shard)) {
+            self.checks.is_flushed((*shard, open.replica()), open.applied().index);
         }
     }
 
@@ -335,7 +351,7 @@ impl World {
         let deaf = self.dice.chance(500);
         for event in std::mem::take(&mut self.processes[place].inbox) {
             // Connections that were silent for long are closed by their other ends.
-            if deaf && matches!(event, Event::Deliver { packet: Packet::Raft(_), .. }) {
+            if deaf && matches!(event, Event::Deliver { packet: Packet::Raft { .. }, .. }) {
                 continue;
             }
             self.happen(event);

@@ -5,12 +5,14 @@ use crate::disk::Disk;
 use crate::network::{Network, Part};
 use crate::process::Process;
 use kvdb_client::{AdminClient, Client, Options};
-use kvdb_model::{NodeId, ShardId, ShardMap};
+use kvdb_model::{NodeId, OperatorId, Role, ShardId, ShardMap};
 use kvdb_wire::proto;
 use kvdb_wire::proto::node_client::NodeClient;
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Coordinators of the cluster; its parts from 0.
@@ -39,7 +41,20 @@ pub(crate) struct Layout {
     pub(crate) disks: bool,
     /// Whether the coordinators spread replicas and leaders by themselves.
     pub(crate) rebalance: bool,
+    /// After how long the replicas of a dead node are rebuilt, if not after the usual time.
+    pub(crate) repair_after: Option<Duration>,
 }
+
+impl Layout {
+    /// A cluster as users start one, with nothing between its parts.
+    pub(crate) fn plain(program: PathBuf, folder: PathBuf, shards: u32) -> Self {
+        let (proxied, disks, rebalance, repair_after) = (false, false, true, None);
+        Layout { program, folder, shards, proxied, disks, rebalance, repair_after }
+    }
+}
+
+/// Names of parts, by address; more come.
+type Names = Arc<RwLock<BTreeMap<String, String>>>;
 
 /// The running cluster. Dropping it kills every process and unmounts every disk.
 pub(crate) struct Cluster {
@@ -49,6 +64,9 @@ pub(crate) struct Cluster {
     pub(crate) network: Network,
     folder: PathBuf,
     program: PathBuf,
+    /// What coordinators are started with beside what they need.
+    settings: Vec<String>,
+    names: Names,
     /// Addresses as the others know them, by part.
     addresses: Vec<String>,
     /// Of `/metrics`, by part.
@@ -84,6 +102,11 @@ fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
     held.iter().map(|listener| listener.local_addr().map(|address| address.to_string())).collect()
 }
 
+fn free_pair() -> std::io::Result<[String; 2]> {
+    let free = free_addresses(2)?;
+    Ok([free[0].clone(), free[1].clone()])
+}
+
 impl Cluster {
     /// Starts one and waits until every shard can be written.
     pub(crate) async fn start(layout: Layout) -> Result<Self, Error> {
@@ -108,15 +131,24 @@ impl Cluster {
                 disks.push(Disk::create(image, layout.folder.join(name))?);
             }
         }
+        let mut settings = Vec::new();
+        if !layout.rebalance {
+            settings.extend(["--rebalance", "false"].map(str::to_owned));
+        }
+        if let Some(after) = layout.repair_after {
+            settings.extend(["--repair-after".to_owned(), after.as_secs().to_string()]);
+        }
         let parts = (0..PARTS).map(|part| {
             let mut args =
                 arguments(part, &layout.folder, &listens[part], &https[part], &addresses);
-            if part < COORDINATORS && !layout.rebalance {
-                args.extend(["--rebalance", "false"].map(str::to_owned));
+            if part < COORDINATORS {
+                args.extend(settings.clone());
             }
             let log = layout.folder.join(format!("{}.log", name_of(part)));
             Process::new(name_of(part), layout.program.clone(), args, log)
         });
+        let names = addresses.iter().enumerate();
+        let names = names.map(|(part, address)| (address.clone(), name_of(part)));
         let mut cluster = Cluster {
             parts: parts.collect(),
             disks,
@@ -124,6 +156,8 @@ impl Cluster {
             admin: admin(&addresses)?,
             folder: layout.folder.clone(),
             program: layout.program,
+            settings,
+            names: Arc::new(RwLock::new(names.collect())),
             addresses,
             https: https.to_vec(),
             proxies,
@@ -135,28 +169,131 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a fourth node, as the last part, and waits until it is known.
-    pub(crate) async fn add_node(&mut self) -> Result<(), Error> {
-        let free = free_addresses(2)?;
-        let name = format!("node-{}", NODES + 1);
+    /// Starts one more node and waits until it is known. Returns its name.
+    pub(crate) async fn add_node(&mut self) -> Result<String, Error> {
+        let name = self.next_name("node");
         let data = self.folder.join(&name).join("data");
-        let args = node_arguments(&data, &free[0], &free[1], &free[0], &self.addresses);
-        let log = self.folder.join(format!("{name}.log"));
-        self.parts.push(Process::new(name, self.program.clone(), args, log));
-        self.addresses.push(free[0].clone());
-        self.https.push(free[1].clone());
-        let part = self.parts.len() - 1;
-        self.parts[part].start_under(&[])?;
+        let [listen, http] = free_pair()?;
+        let args = node_arguments(&data, &listen, &http, &listen, &self.addresses);
+        let part = self.start_another(name.clone(), args, listen, http)?;
         let started = Instant::now();
-        while self.map().await?.nodes.len() <= NODES {
+        loop {
+            let map = self.map().await?;
+            if self.node_of(&map, part).is_some() {
+                return Ok(name);
+            }
             self.fail_if_one_ended()?;
             if started.elapsed() > PATIENCE {
-                let problem = "the fourth node has not registered".to_owned();
-                return Err(Error::NotReady { problem, folder: self.folder.clone() });
+                return Err(self.not_ready(&format!("{name} has not registered")));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Starts one more coordinator, which waits to be added. Returns its number and where it is.
+    pub(crate) fn start_coordinator(&mut self) -> Result<(NodeId, String), Error> {
+        let name = self.next_name("coordinator");
+        let id = self.count_of("coordinator") + 1;
+        let [listen, http] = free_pair()?;
+        let data = self.folder.join(&name).join("data");
+        let peers = self.addresses[..COORDINATORS].iter().chain([&listen]);
+        let numbers = (1..=COORDINATORS).chain([id]);
+        let mut args = coordinator_arguments(id, numbers.zip(peers), &data, &listen, &http);
+        args.extend(self.settings.clone());
+        self.start_another(name, args, listen.clone(), http)?;
+        Ok((NodeId(id as u64), listen))
+    }
+
+    fn count_of(&self, kind: &str) -> usize {
+        self.parts.iter().filter(|part| part.name.starts_with(kind)).count()
+    }
+
+    fn next_name(&self, kind: &str) -> String {
+        format!("{kind}-{}", self.count_of(kind) + 1)
+    }
+
+    /// Starts a process that isn't among those that every cluster has, as the last part.
+    fn start_another(
+        &mut self,
+        name: String,
+        args: Vec<String>,
+        listen: String,
+        http: String,
+    ) -> Result<Part, Error> {
+        let log = self.folder.join(format!("{name}.log"));
+        let mut process = Process::new(name.clone(), self.program.clone(), args, log);
+        process.start_under(&[])?;
+        self.parts.push(process);
+        self.addresses.push(listen.clone());
+        self.https.push(http);
+        self.names.write().insert(listen, name);
+        Ok(self.parts.len() - 1)
+    }
+
+    pub(crate) fn not_ready(&self, problem: &str) -> Error {
+        Error::NotReady { problem: problem.to_owned(), folder: self.folder.clone() }
+    }
+
+    /// Waits until an operator has reached its goal.
+    pub(crate) async fn operator_done(
+        &self,
+        operator: OperatorId,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let since = Instant::now();
+        loop {
+            let operators = self.admin.operators(false).await?;
+            match operators.iter().find(|known| known.id == operator) {
+                Some(known) if known.is_done() => return Ok(()),
+                Some(known) if !known.is_running() => {
+                    return Err(
+                        self.not_ready(&format!("{}: {}", known.description, known.failure))
+                    );
+                }
+                _ if since.elapsed() > patience => {
+                    return Err(self.not_ready(&format!("operator {operator} doesn't end")));
+                }
+                _ => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
+    /// Waits until no operator is under way.
+    pub(crate) async fn operators_end(&self, patience: Duration) -> Result<(), Error> {
+        let since = Instant::now();
+        while !self.admin.operators(true).await?.is_empty() {
+            if since.elapsed() > patience {
+                return Err(self.not_ready("operators don't come to an end"));
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
         Ok(())
+    }
+
+    /// Waits until a coordinator is what it should be: in this role, or no member.
+    pub(crate) async fn coordinator_is(&self, id: NodeId, role: Option<Role>) -> Result<(), Error> {
+        let since = Instant::now();
+        loop {
+            // Whoever is asked may be on its way out.
+            if let Ok(status) = self.admin.status().await {
+                let member = status.members.iter().find(|member| member.id == id);
+                if member.map(|member| member.role) == role {
+                    return Ok(());
+                }
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(self.not_ready(&format!("coordinator {id} isn't {role:?}")));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// The node that a part is, so far as the map tells. One that was replaced left its address to
+    /// another.
+    pub(crate) fn node_of(&self, map: &ShardMap, part: Part) -> Option<NodeId> {
+        let address = &self.addresses[part];
+        let at = map.nodes.values().filter(|node| node.address == *address);
+        at.map(|node| node.node_id).next_back()
     }
 
     /// For what operators do.
@@ -241,7 +378,7 @@ impl Cluster {
 
     /// Parts that don't run.
     pub(crate) fn down(&self) -> Vec<Part> {
-        (0..PARTS).filter(|part| self.parts[*part].id().is_none()).collect()
+        (0..self.parts.len()).filter(|part| self.parts[*part].id().is_none()).collect()
     }
 
     /// The shard map, as a coordinator has it.
@@ -260,7 +397,7 @@ impl Cluster {
 
     /// A second look at the cluster, for a task of its own.
     pub(crate) fn watcher(&self) -> Result<Watcher, Error> {
-        Ok(Watcher { admin: admin(&self.addresses)?, addresses: self.addresses.clone() })
+        Ok(Watcher { admin: admin(&self.addresses)?, names: Arc::clone(&self.names) })
     }
 
     /// Waits until all replicas that run hold the same, and says which don't.
@@ -334,17 +471,18 @@ impl Drop for Cluster {
 /// Asks the coordinators who leads.
 pub(crate) struct Watcher {
     admin: AdminClient,
-    addresses: Vec<String>,
+    names: Names,
 }
 
 impl Watcher {
-    /// Leaders by shard; empty if nobody answers.
-    pub(crate) async fn leaders(&self) -> BTreeMap<ShardId, Part> {
+    /// The names of those who lead, by shard; empty if nobody answers.
+    pub(crate) async fn leaders(&self) -> BTreeMap<ShardId, String> {
         let Ok(map) = self.admin.shard_map().await else { return BTreeMap::new() };
-        let leaders = map
-            .shards
-            .iter()
-            .filter_map(|(id, shard)| Some((*id, part_of(&map, shard.leader?, &self.addresses)?)));
+        let names = self.names.read();
+        let leaders = map.shards.iter().filter_map(|(id, shard)| {
+            let address = &map.nodes.get(&shard.leader?)?.address;
+            Some((*id, names.get(address)?.clone()))
+        });
         leaders.collect()
     }
 }
@@ -407,24 +545,33 @@ fn arguments(
     http: &str,
     addresses: &[String],
 ) -> Vec<String> {
-    let coordinators = addresses[..COORDINATORS].join(",");
-    let mut args: Vec<String> = Vec::new();
-    let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
-    let data = data_of(folder, part).display().to_string();
+    let data = data_of(folder, part);
     if part < COORDINATORS {
-        let peers = addresses[..COORDINATORS].iter().enumerate();
-        let peers: Vec<_> = peers.map(|(n, address)| format!("{}={address}", n + 1)).collect();
-        let id = (part + 1).to_string();
-        add(&["coordinator", "--id", &id, "--peers", &peers.join(","), "--data", &data]);
-    } else if part < COORDINATORS + NODES {
-        let data = data_of(folder, part);
-        return node_arguments(&data, listen, http, &addresses[part], addresses);
-    } else {
-        // Nobody speaks Redis to it: any port will do.
-        add(&["gateway", "--coordinators", &coordinators, "--redis", "127.0.0.1:0"]);
+        let peers = (1..).zip(&addresses[..COORDINATORS]);
+        return coordinator_arguments(part + 1, peers, &data, listen, http);
     }
-    add(&["--listen", listen, "--http", http, "--network-threads", "2"]);
-    args
+    if part < COORDINATORS + NODES {
+        return node_arguments(&data, listen, http, &addresses[part], addresses);
+    }
+    let coordinators = addresses[..COORDINATORS].join(",");
+    // Nobody speaks Redis to it: any port will do.
+    let words = ["gateway", "--coordinators", &coordinators, "--redis", "127.0.0.1:0"];
+    let rest = ["--listen", listen, "--http", http, "--network-threads", "2"];
+    words.iter().chain(&rest).map(|word| (*word).to_owned()).collect()
+}
+
+fn coordinator_arguments<'a>(
+    id: usize,
+    peers: impl Iterator<Item = (usize, &'a String)>,
+    data: &Path,
+    listen: &str,
+    http: &str,
+) -> Vec<String> {
+    let peers: Vec<_> = peers.map(|(id, address)| format!("{id}={address}")).collect();
+    let (id, peers, data) = (id.to_string(), peers.join(","), data.display().to_string());
+    let words = ["coordinator", "--id", &id, "--peers", &peers, "--data", &data];
+    let rest = ["--listen", listen, "--http", http, "--network-threads", "2"];
+    words.iter().chain(&rest).map(|word| (*word).to_owned()).collect()
 }
 
 fn node_arguments(

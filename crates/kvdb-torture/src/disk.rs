@@ -125,9 +125,10 @@ impl Drop for Disk {
 
 /// Flips one bit of a file, chosen by `choice` among its bytes that aren't zero (the rest may be
 /// room that nobody reads). Returns where; `None` if there is none.
-pub(crate) fn flip_a_bit(path: &Path, choice: u64) -> io::Result<Option<u64>> {
+pub(crate) fn flip_a_bit(path: &Path, choice: u64, within: u64) -> io::Result<Option<u64>> {
     let mut content = std::fs::read(path)?;
-    let used: Vec<usize> = (0..content.len()).filter(|place| content[*place] != 0).collect();
+    let end = content.len().min(usize::try_from(within).unwrap_or(usize::MAX));
+    let used: Vec<usize> = (0..end).filter(|place| content[*place] != 0).collect();
     if used.is_empty() {
         return Ok(None);
     }
@@ -149,7 +150,7 @@ mod tests {
         std::fs::write(&path, &before).unwrap();
         for choice in [0, 1, 2, 0x7_0000_0003, u64::MAX] {
             std::fs::write(&path, &before).unwrap();
-            let place = flip_a_bit(&path, choice).unwrap().unwrap() as usize;
+            let place = flip_a_bit(&path, choice, u64::MAX).unwrap().unwrap() as usize;
             let after = std::fs::read(&path).unwrap();
             assert!((3..6).contains(&place));
             assert_eq!((after[place] ^ before[place]).count_ones(), 1);
@@ -157,6 +158,6 @@ mod tests {
             assert_eq!(others, 1);
         }
         std::fs::write(&path, [0; 8]).unwrap();
-        assert_eq!(flip_a_bit(&path, 1).unwrap(), None);
+        assert_eq!(flip_a_bit(&path, 1, u64::MAX).unwrap(), None);
     }
 }

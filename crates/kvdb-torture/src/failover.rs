@@ -5,15 +5,14 @@
 //! caught up, so that every round begins alike.
 
 use crate::Error;
-use crate::cluster::{self, Cluster, Layout, PATIENCE};
+use crate::cluster::{Cluster, Layout, PATIENCE};
 use crate::fault::Fault;
 use crate::inject;
-use crate::probe::{self, Probe};
+use crate::probe;
 use crate::schedule::Schedule;
 use crate::timeline::{longest, median};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -58,28 +57,20 @@ pub async fn failover(
     tell: impl Fn(&str),
 ) -> Result<Failover, Error> {
     std::fs::create_dir_all(&folder)?;
-    let layout = Layout {
-        program,
-        folder: folder.clone(),
-        shards,
-        proxied: false,
-        disks: false,
-        rebalance: true,
-    };
+    let layout = Layout::plain(program, folder, shards);
     let mut cluster = Cluster::start(layout).await?;
     let start = Instant::now();
     let probes = probe::probes(&cluster, start, probe::Pace::default()).await?;
     let (stop, stopped) = watch::channel(false);
     let mut writers = JoinSet::new();
-    for probe in &probes {
-        let client = cluster::client(&cluster.endpoints(), CLIENT_DEADLINE)?;
-        writers.spawn(Arc::clone(probe).run(client, stopped.clone()));
-    }
+    probe::all_write(&probes, &cluster, CLIENT_DEADLINE, &stopped, &mut writers)?;
     let fault = if how == How::Kill { Fault::KillLeader } else { Fault::PauseLeader };
     let mut schedule = Schedule::new(1, &[fault], GONE * 6);
     let mut gaps_ms = Vec::new();
     for round in 1..=rounds {
-        all_take_writes(&probes, &folder).await?;
+        probe::take_writes_within(&probes, PATIENCE)
+            .await
+            .map_err(|problem| cluster.not_ready(&problem))?;
         cluster.leaders_settle().await;
         let planned = schedule.plan(fault);
         let from_ms = start.elapsed().as_millis() as u64;
@@ -99,14 +90,4 @@ pub async fn failover(
     sorted.sort_unstable();
     let (median_ms, worst_ms) = (median(&sorted), sorted.last().copied().unwrap_or_default());
     Ok(Failover { how, gaps_ms, median_ms, worst_ms })
-}
-
-async fn all_take_writes(probes: &[Arc<Probe>], folder: &std::path::Path) -> Result<(), Error> {
-    for probe in probes {
-        if tokio::time::timeout(PATIENCE, probe.takes_writes()).await.is_err() {
-            let problem = format!("shard {} takes no writes", probe.shard);
-            return Err(Error::NotReady { problem, folder: folder.to_owned() });
-        }
-    }
-    Ok(())
 }

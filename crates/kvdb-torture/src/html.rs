@@ -52,8 +52,11 @@ fn facts(out: &mut String, report: &Report) {
         ("Length", format!("{:.0} s", report.seconds)),
         ("Clients, shards", format!("{}, {}", report.clients, report.shards)),
         ("Operations answered", report.answered.to_string()),
-        ("Before the faults", format!("{:.0}/s", report.calm_ops_per_second)),
-        ("During faults", format!("{:.0}/s", report.fault_ops_per_second.unwrap_or_default())),
+        (&format!("Before the {}", report.what), format!("{:.0}/s", report.calm_ops_per_second)),
+        (
+            &format!("During {}", report.what),
+            format!("{:.0}/s", report.fault_ops_per_second.unwrap_or_default()),
+        ),
         ("Judged", format!("{} in {} windows", found.operations, found.windows)),
         ("Of unknown outcome", found.unknown.to_string()),
         ("Acknowledged writes looked for in the end", found.verified.to_string()),

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// What each chunk of bytes waits on a slow network.
 const LATE: Duration = Duration::from_millis(20);
+/// How much of a file is its beginning.
+const BEGINNING_BYTES: u64 = 4096;
 /// Memory that a node may use beyond what it has.
 const MORE_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -186,7 +188,7 @@ impl Injected {
         let start = choice as usize % files.len().max(1);
         files.rotate_left(start);
         for file in files {
-            if let Some(place) = flip_a_bit(&file, choice)? {
+            if let Some(place) = flip_a_bit(&file, choice, u64::MAX)? {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
                 self.note = format!("a bit of {folder}/…/{name} at byte {place}");
                 return Ok(());
@@ -213,6 +215,21 @@ fn cut(cluster: &Cluster, part: Part, passage: Passage, sent: bool, received: bo
             cluster.network.set(other, part, passage);
         }
     }
+}
+
+/// Flips a bit where the oldest file of a folder begins: what stands there is needed.
+pub(crate) fn damage_beginning(folder: &Path) -> Result<String, Error> {
+    let mut files = Vec::new();
+    list_files(folder, &mut files)?;
+    // Files are numbered: the shortest name is the oldest before the alphabet is asked.
+    files.sort_by_key(|file| (file.as_os_str().len(), file.clone()));
+    for file in files {
+        if let Some(place) = flip_a_bit(&file, BEGINNING_BYTES / 2, BEGINNING_BYTES)? {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            return Ok(format!("a bit of {name} at byte {place}"));
+        }
+    }
+    Err(Error::Options(format!("there is nothing to damage in {}", folder.display())))
 }
 
 fn leave_group(group: &Path, id: Option<u32>) -> Result<(), Error> {

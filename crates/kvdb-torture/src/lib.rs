@@ -4,7 +4,8 @@
 //! through its gateways, kills, pauses, cuts off and starves parts of it by a schedule that a seed
 //! names, and judges everything that the clients saw with `kvdb-checker`. It hands back a
 //! [`Report`]; [`failover`] measures one thing alone: for how long a shard takes no writes when the
-//! node that leads it dies or stands still; [`planned`] what clients notice of work done on purpose.
+//! node that leads it dies or stands still; [`planned`] what clients notice of work done on purpose. Instead of faults a run can do the
+//! [`Duty`]s of an operator, of which no client may notice more than a short wait.
 //!
 //! | module | is about |
 //! |---|---|
@@ -12,6 +13,7 @@
 //! | `network`, `dialer` | the proxies between them, which need no rights |
 //! | `fault`, `schedule`, `tools` | what can be done, what comes when, what this machine allows |
 //! | `inject` | doing it and undoing it |
+//! | `duty` | what operators do instead, one thing after another |
 //! | `load`, `window`, `probe` | clients, their history in windows, one writer a shard for gaps |
 //! | `judge` | lost, wrong, stale |
 //! | `run`, `failover`, `planned` | a run from start to end |
@@ -23,6 +25,7 @@
 mod cluster;
 mod dialer;
 mod disk;
+mod duty;
 mod failover;
 mod fault;
 mod html;
@@ -40,12 +43,13 @@ mod timeline;
 mod tools;
 mod window;
 
+pub use duty::Duty;
 pub use failover::{Failover, How, failover};
 pub use fault::{Fault, parse_list};
 pub use judge::Findings;
 pub use planned::{Alone, Change, Crowded, Noticed, PlannedWork, planned};
 pub use report::{Report, Verdict};
-pub use run::{Options, run};
+pub use run::{Options, Work, run};
 pub use schedule::{Planned, Schedule};
 pub use timeline::{ByFault, LeaderChange, Span};
 pub use tools::Tools;

@@ -67,7 +67,9 @@ pub(crate) async fn run_client(load: Arc<Load>, number: u64) {
     while !*one.stop.borrow() {
         let (window, place) = one.load.windows.enter();
         if place.is_some() {
+            let called = std::time::Instant::now();
             one.ask(&window).await;
+            one.load.meter.took(called);
         }
         drop(place);
         let _ = tokio::time::timeout(one.load.pause, one.stop.wait_for(|stop| *stop)).await;

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::cluster::{self, COORDINATORS, Cluster, Layout, NODES, PATIENCE};
 use crate::probe::{self, Pace, Probe};
 use crate::timeline::{longest, median};
-use kvdb_model::{NodeId, OperatorId, ShardId};
+use kvdb_model::{NodeId, ShardId};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -145,7 +145,6 @@ struct Run<'a, T> {
     cluster: Cluster,
     probes: Vec<Arc<Probe>>,
     start: Instant,
-    folder: PathBuf,
     tell: &'a T,
 }
 
@@ -163,9 +162,7 @@ pub async fn planned(
     tell: impl Fn(&str),
 ) -> Result<PlannedWork, Error> {
     // Nothing is to happen but what is asked for.
-    let rebalance = false;
-    let place = folder.clone();
-    let layout = Layout { program, folder: place, shards, proxied: false, disks: false, rebalance };
+    let layout = Layout { rebalance: false, ..Layout::plain(program, folder, shards) };
     let mut cluster = Cluster::start(layout).await?;
     cluster.add_node().await?;
     let start = Instant::now();
@@ -173,11 +170,8 @@ pub async fn planned(
     let probes = probe::probes(&cluster, start, pace).await?;
     let (stop, stopped) = watch::channel(false);
     let mut writers = JoinSet::new();
-    for probe in &probes {
-        let client = cluster::client(&cluster.endpoints(), CLIENT_DEADLINE)?;
-        writers.spawn(Arc::clone(probe).run(client, stopped.clone()));
-    }
-    let mut run = Run { cluster, probes, start, folder, tell: &tell };
+    probe::all_write(&probes, &cluster, CLIENT_DEADLINE, &stopped, &mut writers)?;
+    let mut run = Run { cluster, probes, start, tell: &tell };
     let mut noticed = Vec::new();
     for change in Change::ALL {
         noticed.push(run.measure(change, rounds).await?);
@@ -207,10 +201,6 @@ impl<T: Fn(&str)> Run<'_, T> {
         self.probes.iter().map(|probe| probe.count()).sum()
     }
 
-    fn not_ready(&self, problem: String) -> Error {
-        Error::NotReady { problem, folder: self.folder.clone() }
-    }
-
     async fn measure(&mut self, change: Change, rounds: u32) -> Result<Noticed, Error> {
         let mut gaps_ms = Vec::new();
         // A drain empties the node to which the moves have brought replicas: one is enough.
@@ -237,18 +227,10 @@ impl<T: Fn(&str)> Run<'_, T> {
 
     /// Waits until every shard takes writes and nothing is under way.
     async fn settle(&mut self) -> Result<(), Error> {
-        for probe in &self.probes {
-            if tokio::time::timeout(PATIENCE, probe.takes_writes()).await.is_err() {
-                return Err(self.not_ready(format!("shard {} takes no writes", probe.shard)));
-            }
-        }
-        let since = Instant::now();
-        while !self.cluster.admin().operators(true).await?.is_empty() {
-            if since.elapsed() > PATIENCE {
-                return Err(self.not_ready("operators don't come to an end".to_owned()));
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
+        probe::take_writes_within(&self.probes, PATIENCE)
+            .await
+            .map_err(|problem| self.cluster.not_ready(&problem))?;
+        self.cluster.operators_end(PATIENCE).await?;
         self.cluster.leaders_settle().await;
         Ok(())
     }
@@ -266,13 +248,13 @@ impl<T: Fn(&str)> Run<'_, T> {
             Change::Split => {
                 let shard = self.pick(round).await?;
                 let operator = self.cluster.admin().split_shard(shard, None).await?;
-                self.done(operator).await?;
+                self.cluster.operator_done(operator, PATIENCE).await?;
             }
             Change::Move => self.move_replica(round).await?,
             Change::Drain => {
                 let newest = self.newest_node().await?;
                 let operator = self.cluster.admin().drain_node(newest).await?;
-                self.done(operator).await?;
+                self.cluster.operator_done(operator, PATIENCE).await?;
             }
         }
         Ok(())
@@ -290,7 +272,7 @@ impl<T: Fn(&str)> Run<'_, T> {
             .keys()
             .next_back()
             .copied()
-            .ok_or_else(|| self.not_ready("there are no nodes".to_owned()))
+            .ok_or_else(|| self.cluster.not_ready("there are no nodes"))
     }
 
     async fn move_leader(&self, round: usize) -> Result<(), Error> {
@@ -308,7 +290,7 @@ impl<T: Fn(&str)> Run<'_, T> {
         let since = Instant::now();
         while self.cluster.map().await?.shards[&shard].leader != Some(other) {
             if since.elapsed() > PATIENCE {
-                return Err(self.not_ready(format!("shard {shard} isn't handed over")));
+                return Err(self.cluster.not_ready(&format!("shard {shard} isn't handed over")));
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -328,25 +310,7 @@ impl<T: Fn(&str)> Run<'_, T> {
             (descriptor.replicas[0].node_id, newest)
         };
         let operator = self.cluster.admin().move_replica(shard, from, to).await?;
-        self.done(operator).await
-    }
-
-    async fn done(&self, operator: OperatorId) -> Result<(), Error> {
-        let since = Instant::now();
-        loop {
-            let operators = self.cluster.admin().operators(false).await?;
-            match operators.iter().find(|known| known.id == operator) {
-                Some(known) if known.state == "done" => return Ok(()),
-                Some(known) if known.state != "running" => {
-                    let words = format!("{}: {}", known.description, known.failure);
-                    return Err(self.not_ready(words));
-                }
-                _ if since.elapsed() > PATIENCE => {
-                    return Err(self.not_ready(format!("operator {operator} doesn't end")));
-                }
-                _ => tokio::time::sleep(ASK_AGAIN).await,
-            }
-        }
+        self.cluster.operator_done(operator, PATIENCE).await
     }
 
     async fn without_coordinators(&mut self, hold: Duration) -> Result<Alone, Error> {

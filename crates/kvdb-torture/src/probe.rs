@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How a probe writes, and what it notes.
 #[derive(Clone, Copy)]
@@ -84,6 +85,40 @@ pub(crate) async fn probes(
     Ok(probes.collect())
 }
 
+/// Waits for each of them that it takes writes. They are waited for together: one after the other
+/// would take as many times longer as there are shards.
+pub(crate) fn all_take_writes(probes: &[Arc<Probe>]) -> JoinSet<()> {
+    probes.iter().map(|probe| probe.takes_writes()).collect()
+}
+
+/// Each of them writes, through a client of its own, until it is time to end.
+pub(crate) fn all_write(
+    probes: &[Arc<Probe>],
+    cluster: &Cluster,
+    deadline: Duration,
+    stopped: &watch::Receiver<bool>,
+    writers: &mut JoinSet<()>,
+) -> Result<(), crate::Error> {
+    for probe in probes {
+        let client = crate::cluster::client(&cluster.endpoints(), deadline)?;
+        writers.spawn(Arc::clone(probe).run(client, stopped.clone()));
+    }
+    Ok(())
+}
+
+/// Waits for each of them for so long at most; says which takes no writes.
+pub(crate) async fn take_writes_within(
+    probes: &[Arc<Probe>],
+    patience: Duration,
+) -> Result<(), String> {
+    for probe in probes {
+        if tokio::time::timeout(patience, probe.takes_writes()).await.is_err() {
+            return Err(format!("shard {} takes no writes", probe.shard));
+        }
+    }
+    Ok(())
+}
+
 impl Probe {
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
@@ -122,12 +157,14 @@ impl Probe {
     }
 
     /// Waits until a write was answered that was sent after this call.
-    pub(crate) async fn takes_writes(&self) {
+    pub(crate) fn takes_writes(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut answered = self.answered.subscribe();
         // One may be on its way already.
         let wanted = *answered.borrow_and_update() + 2;
-        // The sender lives as long as the probe.
-        let _ = answered.wait_for(|count| *count >= wanted).await;
+        async move {
+            // Without the probe there is nothing to wait for.
+            let _ = answered.wait_for(|count| *count >= wanted).await;
+        }
     }
 
     /// The gaps so far, with one that is still open.
@@ -153,5 +190,33 @@ impl Probe {
     /// Writes that were answered.
     pub(crate) fn count(&self) -> u64 {
         *self.answered.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(shard: u64) -> Arc<Probe> {
+        Arc::new(Probe {
+            shard: ShardId(shard),
+            key: format!("probe/{shard}"),
+            start: Instant::now(),
+            pace: Pace::default(),
+            state: Mutex::default(),
+            answered: watch::Sender::new(0),
+        })
+    }
+
+    #[tokio::test]
+    async fn shards_are_waited_for_together() {
+        let probes: Vec<_> = (1..=6).map(probe).collect();
+        let mut waits = all_take_writes(&probes);
+        for number in 1..=2 {
+            assert_eq!(waits.len(), 6);
+            probes.iter().for_each(|probe| probe.took(number));
+        }
+        // Two answers of each are enough for all six: nobody's wait begins after another's.
+        while waits.join_next().await.is_some() {}
     }
 }

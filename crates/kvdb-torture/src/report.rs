@@ -14,7 +14,8 @@ use std::path::PathBuf;
 pub enum Verdict {
     /// Nothing lost, wrong or stale, and it recovered from every fault.
     Ok,
-    /// Something was lost, wrong or stale, or couldn't be judged.
+    /// Something was lost, wrong or stale, or couldn't be judged; or an operation failed where none
+    /// may.
     Violated,
     /// A shard took no writes long after a fault was over.
     Stuck,
@@ -38,6 +39,8 @@ impl fmt::Display for Verdict {
 pub struct Report {
     /// In one word.
     pub verdict: Verdict,
+    /// What was done to the cluster: `faults` or `duties`.
+    pub what: &'static str,
     /// Names the schedule.
     pub seed: u64,
     /// How long the load went on.
@@ -107,10 +110,11 @@ impl fmt::Display for Report {
         if self.interrupted {
             writeln!(f, "ended early, by hand")?;
         }
+        let what = self.what;
         writeln!(
             f,
             "seed {}, {:.0} s, {} clients, {} shards: {} operations answered ({:.0}/s before the \
-             faults, {:.0}/s during them), {} probe writes",
+             {what}, {:.0}/s during them), {} probe writes",
             self.seed,
             self.seconds,
             self.clients,
@@ -133,21 +137,21 @@ impl fmt::Display for Report {
             writeln!(f, "not answered: {}", refusals.join(", "))?;
         }
         let changes = self.leaders.len().saturating_sub(self.shards as usize);
-        writeln!(f, "faults: {}; changes of a leader: {changes}", self.spans.len())?;
+        writeln!(f, "{what}: {}; changes of a leader: {changes}", self.spans.len())?;
         for (fault, reason) in &self.skipped {
             writeln!(f, "skipped: {fault} ({reason})")?;
         }
         writeln!(f)?;
         writeln!(
             f,
-            "{:<18} {:>5} {:>14} {:>13} {:>12}",
-            "write gap after", "times", "median (ms)", "worst (ms)", "promised"
+            "{:<20} {:>5} {:>12} {:>11} {:>13} {:>9}",
+            "write gap after", "times", "median (ms)", "worst (ms)", "slowest op", "promised"
         )?;
         for by in &self.by_fault {
-            let (median, worst) = (by.median_gap_ms, by.worst_gap_ms);
+            let (median, worst, slowest) = (by.median_gap_ms, by.worst_gap_ms, by.slowest_ms);
             let (fault, times, promised) = (by.fault, by.times, promised(by));
             let line = format!(
-                "{fault:<18} {times:>5} {median:>14} {worst:>13} {promised:>12}  {}",
+                "{fault:<20} {times:>5} {median:>12} {worst:>11} {slowest:>13} {promised:>9}  {}",
                 kept(by)
             );
             writeln!(f, "{}", line.trim_end())?;
@@ -170,6 +174,7 @@ pub(crate) fn example() -> Report {
             until_ms: 4000,
             recovered_ms: Some(4100),
             gap_ms: 310,
+            slowest_ms: 320,
             note: "a <note>".into(),
         },
         Span {
@@ -179,11 +184,13 @@ pub(crate) fn example() -> Report {
             until_ms: 6000,
             recovered_ms: None,
             gap_ms: 900,
+            slowest_ms: 0,
             note: String::new(),
         },
     ];
     Report {
         verdict: Verdict::Ok,
+        what: "faults",
         seed: 7,
         seconds: 8.0,
         clients: 16,

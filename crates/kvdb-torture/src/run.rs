@@ -1,7 +1,9 @@
 //! A run, from the start of its cluster to the report.
 
+mod duties;
+
 use crate::Error;
-use crate::cluster::{self, COORDINATORS, Cluster, Layout, PATIENCE};
+use crate::cluster::{self, Cluster, Layout, PATIENCE};
 use crate::fault::Fault;
 use crate::inject;
 use crate::judge::{self, Findings};
@@ -22,8 +24,10 @@ use tokio::task::JoinSet;
 
 /// How long a window takes.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Longest that an operation of a client may take.
+/// Longest that an operation of a client may take among faults.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// The same during duties, where none may fail: what clients have if they ask for nothing else.
+const USUAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at who leads.
 const LEADERS_EVERY: Duration = Duration::from_millis(100);
 /// A fault after which parts stop by themselves more often than this is one that the cluster doesn't
@@ -44,8 +48,8 @@ pub struct Options {
     pub length: Duration,
     /// Names the schedule.
     pub seed: u64,
-    /// What to inject, so far as this machine allows it.
-    pub faults: Vec<Fault>,
+    /// What happens meanwhile.
+    pub work: Work,
     /// Clients that ask at the same time.
     pub clients: u32,
     /// Operations a second that they aim at, all together.
@@ -54,6 +58,19 @@ pub struct Options {
     pub shards: u32,
     /// Whether to keep every window's history as JSON lines, and not only those with a violation.
     pub keep_histories: bool,
+}
+
+/// What happens to the cluster while clients ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// These faults, so far as this machine allows them, for the length of the run.
+    Faults(Vec<Fault>),
+    /// An operator's duties, each once and to its end, however long that takes. No operation of a
+    /// client may fail.
+    Duties {
+        /// How long one of them leaves the cluster without coordinators.
+        without_coordinators: Duration,
+    },
 }
 
 /// Tells somebody who watches what happens.
@@ -70,7 +87,10 @@ pub async fn run(
 ) -> Result<Report, Error> {
     let tools = Tools::find();
     let mut skipped = Vec::new();
-    let mut faults = options.faults.clone();
+    let (mut faults, repair_after) = match &options.work {
+        Work::Faults(faults) => (faults.clone(), None),
+        Work::Duties { .. } => (Vec::new(), Some(duties::REPAIR_AFTER)),
+    };
     faults.retain(|fault| match fault.missing(&tools) {
         Some(reason) => {
             tell(&format!("skipped: {fault} ({reason})"));
@@ -88,11 +108,12 @@ pub async fn run(
         proxied: faults.iter().any(|fault| fault.is_of_the_network()),
         disks: faults.iter().any(|fault| fault.is_of_the_disk()),
         rebalance: true,
+        repair_after,
     })
     .await?;
     let mut run = Run::begin(options, cluster, tell, skipped).await?;
     tokio::select! {
-        result = run.torture(&faults) => result?,
+        result = run.work(&faults) => result?,
         () = interrupted => run.interrupted = true,
     }
     run.finish().await
@@ -144,9 +165,13 @@ impl<'a> Run<'a> {
         let (stop, stopped) = watch::channel(false);
         let capacity = options.clients + 1;
         let meter = Arc::new(Meter::new(start));
+        let deadline = match options.work {
+            Work::Faults(_) => DEADLINE,
+            Work::Duties { .. } => USUAL_DEADLINE,
+        };
         let pause = f64::from(options.clients) / f64::from(options.rate.max(1));
         let load = Arc::new(Load {
-            client: cluster::client(&cluster.endpoints(), DEADLINE)?,
+            client: cluster::client(&cluster.endpoints(), deadline)?,
             windows: Arc::new(Windows::new(capacity, start)),
             meter: Arc::clone(&meter),
             pause: Duration::from_secs_f64(pause),
@@ -159,10 +184,7 @@ impl<'a> Run<'a> {
             clients.spawn(load::run_client(Arc::clone(&load), number));
         }
         clients.spawn(load::run_reader(Arc::clone(&load), u64::from(options.clients)));
-        for probe in &probes {
-            let client = cluster::client(&cluster.endpoints(), DEADLINE)?;
-            clients.spawn(Arc::clone(probe).run(client, stopped.clone()));
-        }
+        probe::all_write(&probes, &cluster, deadline, &stopped, &mut clients)?;
         let windows = Arc::clone(&load.windows);
         let keep = options.keep_histories;
         let judging = judge_windows(windows, options.folder.clone(), keep, stopped.clone());
@@ -185,6 +207,13 @@ impl<'a> Run<'a> {
             stuck: false,
             interrupted: false,
         })
+    }
+
+    async fn work(&mut self, faults: &[Fault]) -> Result<(), Error> {
+        match self.options.work {
+            Work::Faults(_) => self.torture(faults).await,
+            Work::Duties { without_coordinators } => self.attend(without_coordinators).await,
+        }
     }
 
     /// Fault after fault, until the time is over.
@@ -235,7 +264,7 @@ impl<'a> Run<'a> {
         let until_ms = self.now_ms();
         let recovered = self.recover(&mut notes).await?;
         let recovered_ms = recovered.then(|| self.now_ms());
-        let gap_ms = self.worst_gap(from_ms, self.now_ms());
+        let (gap_ms, slowest_ms) = self.longest_between(from_ms, self.now_ms());
         let span = Span {
             fault: planned.fault.name(),
             target: injected.target.clone(),
@@ -243,6 +272,7 @@ impl<'a> Run<'a> {
             until_ms,
             recovered_ms,
             gap_ms,
+            slowest_ms,
             note: notes.join("; "),
         };
         if !recovered {
@@ -284,14 +314,11 @@ impl<'a> Run<'a> {
     async fn recover(&mut self, notes: &mut Vec<String>) -> Result<bool, Error> {
         let deadline = Instant::now() + PATIENCE;
         let mut restarts = 0;
+        let mut writes = probe::all_take_writes(&self.probes);
         loop {
-            let writes = async {
-                for probe in &self.probes {
-                    probe.takes_writes().await;
-                }
-            };
+            let all_written = async { while writes.join_next().await.is_some() {} };
             let look_again = Duration::from_millis(500);
-            let all = tokio::time::timeout(look_again, writes).await.is_ok();
+            let all = tokio::time::timeout(look_again, all_written).await.is_ok();
             let ended = self.note_ended(notes);
             for part in &ended {
                 restarts += 1;
@@ -300,15 +327,19 @@ impl<'a> Run<'a> {
             if all && ended.is_empty() {
                 return Ok(true);
             }
+            if !ended.is_empty() {
+                writes = probe::all_take_writes(&self.probes);
+            }
             if Instant::now() > deadline || restarts > RESTARTS_MAX {
                 return Ok(false);
             }
         }
     }
 
-    fn worst_gap(&self, from_ms: u64, until_ms: u64) -> u64 {
+    /// The longest gap between writes, and the slowest operation of the clients.
+    fn longest_between(&self, from_ms: u64, until_ms: u64) -> (u64, u64) {
         let gaps = self.probes.iter().map(|probe| longest(&probe.gaps(), from_ms, until_ms));
-        gaps.max().unwrap_or_default()
+        (gaps.max().unwrap_or_default(), self.meter.slowest(from_ms, until_ms))
     }
 
     /// A node whose log is damaged must not come up again, and says which file it is.
@@ -340,13 +371,15 @@ impl<'a> Run<'a> {
             notes.push("it came up: the flip hit nothing that had been synced".to_owned());
         }
         let until_ms = self.now_ms();
+        let (gap_ms, slowest_ms) = self.longest_between(from_ms, until_ms);
         self.spans.push(Span {
             fault: planned.fault.name(),
             target: injected.target.clone(),
             from_ms,
             until_ms,
             recovered_ms: Some(until_ms),
-            gap_ms: self.worst_gap(from_ms, until_ms),
+            gap_ms,
+            slowest_ms,
             note: notes.join("; "),
         });
         (self.tell)(&format!("           {}", notes.join("; ")));
@@ -390,7 +423,9 @@ impl<'a> Run<'a> {
     fn report(self, length: Duration, leaders: Vec<LeaderChange>) -> Report {
         let by_second = self.meter.by_second();
         let (calm_rate, fault_rate) = self.rates(&by_second);
-        let verdict = if !self.findings.is_clean() {
+        let refusals = self.meter.refusals();
+        let may_refuse = matches!(self.options.work, Work::Faults(_));
+        let verdict = if !self.findings.is_clean() || !refusals.is_empty() && !may_refuse {
             Verdict::Violated
         } else if self.stuck {
             Verdict::Stuck
@@ -401,6 +436,7 @@ impl<'a> Run<'a> {
         };
         Report {
             verdict,
+            what: if may_refuse { "faults" } else { "duties" },
             seed: self.options.seed,
             seconds: length.as_secs_f64(),
             clients: self.options.clients,
@@ -410,7 +446,7 @@ impl<'a> Run<'a> {
             probes: self.probes.iter().map(|probe| probe.count()).sum(),
             calm_ops_per_second: calm_rate,
             fault_ops_per_second: fault_rate,
-            refusals: self.meter.refusals(),
+            refusals,
             by_fault: by_fault(&self.spans),
             worst_gap_ms: self.spans.iter().map(|span| span.gap_ms).max().unwrap_or_default(),
             findings: self.findings,
@@ -481,12 +517,11 @@ async fn watch_leaders(
     mut stop: watch::Receiver<bool>,
 ) -> Vec<LeaderChange> {
     let mut changes = Vec::new();
-    let mut known: BTreeMap<kvdb_model::ShardId, Part> = BTreeMap::new();
+    let mut known: BTreeMap<kvdb_model::ShardId, String> = BTreeMap::new();
     while !*stop.borrow() {
-        for (shard, part) in watcher.leaders().await {
-            if known.insert(shard, part) != Some(part) {
+        for (shard, leader) in watcher.leaders().await {
+            if known.insert(shard, leader.clone()).as_ref() != Some(&leader) {
                 let at_ms = start.elapsed().as_millis() as u64;
-                let leader = format!("node-{}", part + 1 - COORDINATORS);
                 changes.push(LeaderChange { at_ms, shard: shard.0, leader });
             }
         }

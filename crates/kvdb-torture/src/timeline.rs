@@ -19,6 +19,8 @@ pub(crate) struct Meter {
 struct Counts {
     by_second: Vec<u32>,
     refusals: BTreeMap<String, u64>,
+    /// Operations that took long, from call to answer.
+    slow: Vec<Gap>,
 }
 
 impl Meter {
@@ -33,6 +35,20 @@ impl Meter {
             counts.by_second.resize(second + 1, 0);
         }
         counts.by_second[second] += 1;
+    }
+
+    /// An operation that was called then has ended, with whatever outcome.
+    pub(crate) fn took(&self, called: Instant) {
+        if called.elapsed() >= SHORTEST_GAP {
+            let since_start = |at: Instant| at.duration_since(self.start).as_millis() as u64;
+            let (from_ms, until_ms) = (since_start(called), since_start(Instant::now()));
+            self.counts.lock().slow.push(Gap { from_ms, until_ms });
+        }
+    }
+
+    /// How long the slowest operation of a time took, in milliseconds; 0 if none took long.
+    pub(crate) fn slowest(&self, from_ms: u64, until_ms: u64) -> u64 {
+        longest(&self.counts.lock().slow, from_ms, until_ms)
     }
 
     pub(crate) fn refused(&self, error: &Error) {
@@ -75,6 +91,9 @@ pub struct Span {
     pub recovered_ms: Option<u64>,
     /// The longest time that a shard took no write, from the fault to the recovery.
     pub gap_ms: u64,
+    /// How long the slowest operation of the clients took in that time, with its retries; 0 if none
+    /// took long.
+    pub slowest_ms: u64,
     /// What was seen beside it.
     pub note: String,
 }
@@ -116,6 +135,8 @@ pub struct ByFault {
     pub worst_gap_ms: u64,
     /// What is promised.
     pub promised_gap_ms: Option<u64>,
+    /// How long the slowest operation of the clients took in those times; 0 if none took long.
+    pub slowest_ms: u64,
 }
 
 /// The value in the middle of a sorted list (the lower of two).
@@ -125,21 +146,24 @@ pub(crate) fn median(sorted: &[u64]) -> u64 {
 
 /// Gaps by kind of fault.
 pub(crate) fn by_fault(spans: &[Span]) -> Vec<ByFault> {
-    let mut gaps: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
+    let mut gaps: BTreeMap<&'static str, (Vec<u64>, u64)> = BTreeMap::new();
     for span in spans {
-        gaps.entry(span.fault).or_default().push(span.gap_ms);
+        let (gaps, slowest) = gaps.entry(span.fault).or_default();
+        gaps.push(span.gap_ms);
+        *slowest = span.slowest_ms.max(*slowest);
     }
-    let summed = gaps.into_iter().map(|(fault, mut gaps)| {
+    let summed = gaps.into_iter().map(|(fault, (mut gaps, slowest_ms))| {
         gaps.sort_unstable();
         ByFault {
             fault,
             times: gaps.len(),
             median_gap_ms: median(&gaps),
             worst_gap_ms: gaps.last().copied().unwrap_or_default(),
-            promised_gap_ms: fault
-                .parse::<crate::Fault>()
-                .ok()
-                .and_then(crate::Fault::promised_gap_ms),
+            promised_gap_ms: match fault.parse::<crate::Fault>() {
+                Ok(fault) => fault.promised_gap_ms(),
+                Err(_) => crate::Duty::named(fault).map(crate::Duty::promised_gap_ms),
+            },
+            slowest_ms,
         }
     });
     summed.collect()
@@ -157,6 +181,7 @@ mod tests {
             until_ms: 1,
             recovered_ms: Some(2),
             gap_ms,
+            slowest_ms: 0,
             note: String::new(),
         }
     }

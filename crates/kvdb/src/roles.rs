@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use kvdb_control::PlannerConfig;
 use kvdb_coordinator::CoordinatorConfig;
-use kvdb_gateway::GatewayConfig;
+use kvdb_gateway::{GatewayConfig, MOST_REQUESTS};
 use kvdb_node::NodeConfig;
 use kvdb_runtime::logging::{self, LogFormat};
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
@@ -139,6 +139,10 @@ pub(crate) struct GatewayArgs {
     /// The coordinators: host:port,host:port,...
     #[arg(long, env = "KVDB_COORDINATORS")]
     coordinators: Option<String>,
+    /// gRPC requests that it takes on at a time; more are refused as OVERLOADED, to be tried again
+    /// [default: 8192]
+    #[arg(long, env = "KVDB_MAX_REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_requests: Option<u32>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -188,6 +192,7 @@ struct File {
     log: Option<String>,
     log_format: Option<String>,
     network_threads: Option<u16>,
+    max_requests: Option<u32>,
 }
 
 /// A role with all its settings found.
@@ -367,6 +372,10 @@ fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
             &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
             COORDINATORS,
         )?,
+        most_requests: args
+            .max_requests
+            .or(file.max_requests)
+            .map_or(MOST_REQUESTS, |most| most as usize),
     })
 }
 
@@ -420,6 +429,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
         redis: redis.clone(),
         http: port(7480, 0)?,
         coordinators,
+        most_requests: MOST_REQUESTS,
     };
     let token = shutdown.clone();
     parts.spawn(async move { Ok(kvdb_gateway::run(config, token).await?) });

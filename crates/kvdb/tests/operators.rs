@@ -166,7 +166,8 @@ fn shards_are_split_and_moved_and_a_node_is_drained_while_clients_go_on() {
 #[test]
 fn changes_that_make_no_sense_are_refused_and_say_why() {
     let dev = Dev::start();
-    assert!(dev.refused(&["set-replicas", "1", "1", "1", "2"]).contains("twice"));
+    let refused = dev.refused(&["set-replicas", "1", "1", "1", "2"]);
+    assert!(refused.contains("twice"), "{refused}");
     assert!(dev.refused(&["set-replicas", "1", "1", "2", "77"]).contains("node 77 does not exist"));
     assert!(dev.refused(&["move", "99", "1", "2"]).contains("shard 99 does not exist"));
     assert!(dev.refused(&["split", "99"]).contains("shard 99 does not exist"));

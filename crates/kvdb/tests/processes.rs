@@ -371,6 +371,25 @@ fn metrics(part: &Part) -> String {
     answer
 }
 
+#[test]
+fn a_gateway_that_is_full_refuses_and_whoever_comes_again_is_served() {
+    let mut cluster = Cluster::start();
+    cluster.gateway.kill();
+    let most = ["--max-requests".to_owned(), "32".to_owned()];
+    cluster.gateway.args.splice(1..1, most);
+    cluster.gateway.start();
+    cluster.until("the gateway is back", |cluster| !cluster.get("first").is_empty());
+
+    let bench = ["bench", "--mode", "put", "--clients", "64", "--requests", "2000", "--json"];
+    let report = cluster.json(&bench).unwrap();
+    assert_eq!(report["errors"], 0, "{report}");
+    let metrics = metrics(&cluster.gateway);
+    let refused = "kvdb_requests_total{method=\"put\",result=\"OVERLOADED\"} ";
+    let refused = metrics.lines().find_map(|line| line.strip_prefix(refused));
+    let refused: u64 = refused.expect("64 requests don't fit into 32").parse().unwrap();
+    assert!(refused > 0);
+}
+
 /// A file system of its own in memory, as long as it is mounted.
 struct SmallDisk(std::path::PathBuf);
 

@@ -46,6 +46,24 @@ fn writes_go_elsewhere_while_a_leader_is_paused() {
 }
 
 #[test]
+fn an_operators_duties_fail_no_operation() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let output = Command::new(KVDB)
+        .args(["torture", "--duties", "--hold", "5", "--seed", "4", "--rate", "200"])
+        .arg("--json-file")
+        .arg(&json)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["refusals"], serde_json::json!({}), "{text}");
+    assert_eq!(report["spans"].as_array().unwrap().len(), 9, "{text}");
+    assert!(report["findings"]["operations"].as_u64().unwrap() > 2000, "{text}");
+}
+
+#[test]
 fn an_interrupted_measurement_leaves_no_process_behind() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -18,10 +18,11 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// Most commands of a wave.
-const WAVE_COMMANDS: usize = 1024;
+/// Most commands of a wave. More would share messages with more others, and hold more of a client
+/// that doesn't read its answers: about a kibibyte each.
+const WAVE_COMMANDS: usize = 256;
 /// Most steps of a wave, those of one command more at most.
-const WAVE_STEPS: usize = 2048;
+const WAVE_STEPS: usize = 1024;
 /// Bytes of answers after which they are sent.
 const FLUSH_BYTES: usize = 64 << 10;
 /// Largest answer of one command.
@@ -214,7 +215,13 @@ impl Connection {
                 _ => answered += 1,
             }
             self.answer(&reply, manner);
-            self.flush_if_large().await?;
+            drop(reply);
+            if self.output.len() >= FLUSH_BYTES && !self.flush_at_once()? {
+                if let Some(wave) = &mut wave {
+                    wave.detach();
+                }
+                self.flush().await?;
+            }
         }
         if keyspace.is_some() {
             self.figures().count_many(started, answered, failed);
@@ -273,15 +280,34 @@ impl Connection {
         if self.output.len() >= FLUSH_BYTES { self.flush().await } else { Ok(()) }
     }
 
+    /// Sends what the network takes without waiting. Returns whether that was all.
+    fn flush_at_once(&mut self) -> std::io::Result<bool> {
+        while self.output.has_remaining() {
+            match self.stream.try_write(&self.output) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.output.advance(count),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.let_go_of_output();
+        Ok(true)
+    }
+
+    /// A large answer leaves no large buffer behind.
+    fn let_go_of_output(&mut self) {
+        if self.output.capacity() > FLUSH_BYTES {
+            self.output = BytesMut::new();
+        }
+    }
+
     async fn flush(&mut self) -> std::io::Result<()> {
         while self.output.has_remaining() {
             if self.stream.write_buf(&mut self.output).await? == 0 {
                 return Err(std::io::ErrorKind::WriteZero.into());
             }
         }
-        if self.output.capacity() > FLUSH_BYTES {
-            self.output = BytesMut::new();
-        }
+        self.let_go_of_output();
         Ok(())
     }
 

@@ -33,8 +33,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const BATCH_STEPS: usize = 1024;
 /// Most bytes in one message, a step more at most.
 const BATCH_BYTES: usize = 4 << 20;
-/// Bytes after which the answer to a read of several keys ends; one value more at most.
-const READ_BYTES: u64 = 256 << 10;
+/// Bytes after which the answers to reads of several keys end, those of all shards together; a value
+/// more of each at most.
+const READ_BYTES: u64 = 128 << 10;
+/// Of which each shard may have so many in any case.
+const LEAST_READ_BYTES: u64 = 16 << 10;
 
 /// What a step came to.
 pub(crate) type Outcome = Result<WriteResult, Refusal>;
@@ -117,6 +120,16 @@ impl<'a> Wave<'a> {
             _ => 0,
         };
         self.placed[range].iter().map(size).sum()
+    }
+
+    /// Copies the values that it holds. They come as parts of messages for many clients, and one who
+    /// doesn't read its answers would keep all of these.
+    pub(crate) fn detach(&mut self) {
+        for placed in &mut self.placed {
+            if let Some(Ok(WriteResult { previous: Some(previous), .. })) = &mut placed.outcome {
+                previous.value = Bytes::copy_from_slice(&previous.value);
+            }
+        }
     }
 
     /// Takes the outcomes of a range.
@@ -355,12 +368,13 @@ impl<'a> Wave<'a> {
             !placed.writes && placed.outcome.is_none()
         };
         let groups = self.by_shard(range.filter(open));
-        let read = groups.into_values().map(|places| self.read_group(places));
+        let max_bytes = (READ_BYTES / groups.len().max(1) as u64).max(LEAST_READ_BYTES);
+        let read = groups.into_values().map(|places| self.read_group(places, max_bytes));
         join_all(read).await.into_iter().flatten().collect()
     }
 
     /// The first of the reads of one shard, as many as fit in an answer.
-    async fn read_group(&self, places: Vec<usize>) -> Vec<(usize, Outcome)> {
+    async fn read_group(&self, places: Vec<usize>, max_bytes: u64) -> Vec<(usize, Outcome)> {
         let Some(first) = places.first() else { return vec![] };
         let here = |route: &Route| {
             let here = places.iter().copied().filter(|place| self.is_on(*place, route));
@@ -373,7 +387,7 @@ impl<'a> Wave<'a> {
                 epoch: route.epoch.0,
                 keyspace_id: self.keyspace.keyspace_id.0,
                 keys,
-                max_bytes: READ_BYTES,
+                max_bytes,
             })
         };
         let place = Place::At(&self.placed[*first].routing_key);

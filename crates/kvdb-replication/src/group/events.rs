@@ -2,13 +2,15 @@
 //! [`Group::process`] is called afterwards.
 
 use super::Group;
+use super::sleep::{self, LastHeartbeat};
 use crate::config::HostConfig;
 use crate::host::Outbox;
 use crate::input::{ConfOutcome, Rejection};
 use crate::membership::conf_state_of;
 use bytes::Bytes;
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId};
+use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId, Term};
+use raft::StateRole;
 use raft::eraftpb::{Entry, Message, MessageType};
 
 impl<T> Group<T> {
@@ -21,7 +23,29 @@ impl<T> Group<T> {
             eventful = true;
         }
         self.arm_election(config);
+        eventful |= self.stand_again();
+        eventful |= self.grows_tired(config);
         self.raw.tick() || eventful
+    }
+
+    /// The first to lead a shard that has just come to be.
+    pub(crate) fn lead_first(&mut self, config: &HostConfig) {
+        self.eager_ticks = config.election_ticks;
+        self.campaign();
+    }
+
+    fn stand_again(&mut self) -> bool {
+        if self.raw.raft.leader_id != raft::INVALID_ID {
+            self.eager_ticks = 0;
+        }
+        let is_due = self.eager_ticks > 0
+            && self.persisting.is_empty()
+            && matches!(self.raw.raft.state, StateRole::Follower | StateRole::PreCandidate);
+        self.eager_ticks = self.eager_ticks.saturating_sub(1);
+        if is_due {
+            self.campaign();
+        }
+        is_due
     }
 
     fn count_down_grace(&mut self) -> bool {
@@ -31,11 +55,25 @@ impl<T> Group<T> {
 
     fn ask_for_snapshot(&mut self) {
         // Refused while there is no leader, or one is on its way; asked again at the next tick.
-        let _ = self.raw.request_snapshot();
+        if self.raw.request_snapshot().is_ok() {
+            self.asked_in = Some(self.term());
+        }
+    }
+
+    /// A snapshot is asked for that holds the whole log here. A later leader may never have had the
+    /// end of that, and is asked anew.
+    fn take_back_request(&mut self, message: &Message) {
+        let kind = message.get_msg_type();
+        let from_leader = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        if from_leader && self.asked_in.is_some_and(|term| term < Term(message.term)) {
+            self.asked_in = None;
+            self.raw.raft.pending_request_snapshot = raft::INVALID_INDEX;
+        }
     }
 
     /// Stands for election: at once, or, as the only voter, when its birth is durable.
     pub(crate) fn campaign(&mut self) {
+        self.wake();
         if self.may_stand() {
             // Fails only where it can't win anyway.
             let _ = self.raw.campaign();
@@ -44,7 +82,11 @@ impl<T> Group<T> {
         }
     }
 
-    pub(crate) fn step(&mut self, from_node: NodeId, message: Message) {
+    pub(crate) fn step(&mut self, from_node: NodeId, message: Message, tick: u64) {
+        let last = LastHeartbeat::read(from_node, &message);
+        if last.is_none() && sleep::wakes(&message, self.raw.raft.term) {
+            self.wake();
+        }
         let ignored = match message.get_msg_type() {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => self.silent_ticks > 0,
             MessageType::MsgTimeoutNow => !self.may_stand(),
@@ -57,9 +99,13 @@ impl<T> Group<T> {
             self.routes.insert(ReplicaId(message.from), from_node);
         }
         self.check_own_log(&message);
+        self.take_back_request(&message);
         self.settle_requested_snapshot(&message);
         // What raft refuses (a response of somebody who left) is of no consequence.
         let _ = self.raw.step(message);
+        if let Some(last) = last {
+            self.follow_into_sleep(&last, tick);
+        }
     }
 
     /// A leader tells a follower of commits only as far as the follower has acknowledged.
@@ -160,6 +206,7 @@ impl<T> Group<T> {
     /// Gives up leadership without a successor: the wall clock can't be trusted.
     pub(crate) fn step_down(&mut self) {
         if self.is_leader() {
+            self.wake();
             let term = self.raw.raft.term;
             self.raw.raft.become_follower(term, raft::INVALID_ID);
         }

@@ -29,10 +29,17 @@ const NO_READY: u64 = 0;
 
 impl<T> Group<T> {
     /// Carries out everything that the events since the last call have made possible.
-    pub(crate) fn process(&mut self, config: &HostConfig, now: Now, out: &mut Outbox<T>) {
+    pub(crate) fn process(
+        &mut self,
+        config: &HostConfig,
+        tick: u64,
+        now: Now,
+        out: &mut Outbox<T>,
+    ) {
         self.dirty = false;
         self.notice_reign(config, out);
         self.propose_arrived(config, now, out);
+        self.propose_to_settle();
         loop {
             // Each ready may commit or finish what reads wait for, and a round that is started
             // now makes the next one.
@@ -47,6 +54,8 @@ impl<T> Group<T> {
         self.discard_unused_snapshot(out);
         self.want_snapshot(out);
         self.serve_reads(out);
+        self.tell_settled(out);
+        self.fall_asleep(config, tick, out);
         self.arm_election(config);
     }
 
@@ -73,12 +82,16 @@ impl<T> Group<T> {
         if seen == known {
             return;
         }
+        self.wake();
         let led = known.role == StateRole::Leader;
         if led != leads || seen.term != known.term {
             self.lease.reset();
             self.raw.mut_store().retract_all_snapshots();
             self.snapshot_pending = false;
             self.begin_grace(config, out);
+            if leads {
+                self.members_inherited();
+            }
         }
         if led != leads || seen.term != known.term || seen.leader != known.leader {
             out.effects.push(Effect::RoleChanged(self.status()));

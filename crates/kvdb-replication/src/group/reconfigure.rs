@@ -41,7 +41,7 @@ impl<T> Group<T> {
         }
         let Some(descriptor) = &self.descriptor else { return Err(Rejection::Unavailable) };
         let change = conf_change_between(&descriptor.replicas, replicas);
-        if self.raw.raft.has_pending_conf() {
+        if self.raw.raft.has_pending_conf() || !self.is_settled() {
             return Err(Rejection::Unavailable);
         }
         if !self.leads_to(&change, replicas) {
@@ -121,14 +121,11 @@ impl<T> Group<T> {
                 descriptor.replicas
             );
             self.raw.mut_store().set_conf_state(state);
+            // A split further on in the same run of entries is told of first, and stays.
+            let split = self.descriptor.take();
             self.descriptor = Some(descriptor.clone());
+            split.iter().for_each(|after| self.range_changed(after));
+            self.members_changed();
         }
-    }
-
-    /// Whether an applied change has removed this replica from its group.
-    pub(crate) fn is_removed(&self) -> bool {
-        self.descriptor
-            .as_ref()
-            .is_some_and(|descriptor| descriptor.replica(self.replica).is_none())
     }
 }

@@ -89,9 +89,10 @@ impl<T> Group<T> {
         descriptor: ShardDescriptor,
         last_version: Version,
         volume: VolumeId,
+        tick: u64,
     ) {
         self.incoming = Some(Incoming { volume, descriptor, last_version });
-        self.step(from_node, message);
+        self.step(from_node, message, tick);
     }
 
     /// Raft has taken a snapshot: it replaces log and state.

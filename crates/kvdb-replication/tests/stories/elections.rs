@@ -1,8 +1,66 @@
 //! Who leads, and how that changes.
 
-use crate::harness::{SHARD, World, assert_golden, member, voter};
+use crate::harness::{Outcome, SHARD, World, assert_golden, member, replica_on, voter};
 use kvdb_model::Role;
+use kvdb_replication::Input;
 use kvdb_replication::message::MessageType;
+
+#[test]
+fn the_first_of_a_new_shard_leads_as_soon_as_the_others_are_there() {
+    let mut world = World::new(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    world.create_on(1, descriptor.clone(), true);
+    world.run_ms(60);
+    assert_eq!(world.leader(SHARD), None, "nobody else is there");
+    world.create_on(2, descriptor, false);
+    world.run_until("n1 leads with n2", 20, |world| world.leader(SHARD) == Some(1));
+}
+
+/// A new shard of three that n3 hasn't heard of, and whose first leader is gone.
+fn one_unborn_and_one_gone() -> World {
+    let mut world = World::new(3);
+    world.isolate(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    world.create_on(1, descriptor.clone(), true);
+    world.create_on(2, descriptor, false);
+    world.run_until("a leader", 100, |world| world.leader(SHARD) == Some(1));
+    let ticket = world.write(1, "a");
+    world.run_ms(30);
+    assert!(matches!(world.outcome(ticket), Some(Outcome::Written(_))));
+    world.crash(1);
+    world.heal();
+    world
+}
+
+#[test]
+fn a_voter_that_was_never_born_comes_to_life_when_its_vote_is_asked_for_again_and_again() {
+    let mut world = one_unborn_and_one_gone();
+    world.run_until("another leader", 3000, |world| world.leader(SHARD) == Some(2));
+    world.run_until("its state", 1000, |world| world.words(3) == ["a"]);
+}
+
+#[test]
+fn a_voter_whose_birth_is_a_moment_away_is_not_brought_to_life_by_a_candidate() {
+    let mut world = one_unborn_and_one_gone();
+    world.run_ms(400);
+    assert!(world.status(3).is_none(), "asked once");
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    world.create_on(3, descriptor, false);
+    world.run_until("another leader", 1000, |world| world.leader(SHARD) == Some(2));
+    world.run_until("its log", 1000, |world| world.words(3) == ["a"]);
+    assert_eq!(world.snapshots_sent, 0);
+}
+
+#[test]
+fn a_destroyed_voter_stays_so_however_often_it_is_asked() {
+    let mut world = World::with_leader(3);
+    world.feed(3, Input::Destroy { shard: SHARD, replica: replica_on(SHARD, 3) });
+    world.run_ms(20);
+    world.crash(1);
+    world.run_ms(3000);
+    assert!(world.status(3).is_none());
+    assert_eq!(world.leader(SHARD), None);
+}
 
 #[test]
 fn a_new_shard_is_led_by_the_replica_that_was_told_to_stand() {

@@ -14,4 +14,5 @@ mod logs;
 mod membership;
 mod reads;
 mod rebirth;
+mod sleep;
 mod snapshots;

@@ -1,8 +1,8 @@
 //! Replicas that come and go.
 
 use crate::harness::{Outcome, SHARD, World, assert_golden, member, replica_on, voter};
-use kvdb_model::{NodeId, Replica, ReplicaId, Role};
-use kvdb_replication::{Input, Rejection};
+use kvdb_model::{NodeId, Replica, ReplicaId, Role, ShardId, Version, VolumeId};
+use kvdb_replication::{Input, Rejection, SplitFrom};
 
 /// A shard on nodes 1 to 3 of four.
 fn three_of_four() -> World {
@@ -31,7 +31,7 @@ fn a_replica_moves_by_way_of_a_learner_and_a_joint_configuration() {
     change(&mut world, 1, &joint);
     world.say("the joint configuration is left");
     change(&mut world, 1, &[voter(1), voter(2), voter(4)]);
-    assert!(world.status(3).is_none(), "the removed replica destroys itself");
+    assert!(world.status(3).is_none(), "the removed replica is gone");
     assert_eq!(world.nodes[&3].disk.durable.tombstones[&SHARD], replica_on(SHARD, 3));
     world.say("n1 and n4 are a majority now");
     world.crash(2);
@@ -139,18 +139,79 @@ fn a_change_that_the_shard_refuses_leaves_raft_as_it_was() {
 }
 
 #[test]
+fn a_removed_replica_votes_as_long_as_its_vote_may_be_needed() {
+    let mut world = World::new(4);
+    world.create(SHARD, &[1, 2, 3, 4], 1);
+    world.run_ms(30);
+    world.say("n3 is lost for good, and n4 is to go");
+    world.crash(3);
+    // Its leader knows first that the change is committed, and tells the others with a heartbeat.
+    world.hold_apply(1);
+    world.change(1, &[voter(1), voter(2), voter(3)]);
+    let is_out = |world: &World| {
+        let known = world.status(4).unwrap().descriptor.unwrap();
+        known.replica(replica_on(SHARD, 4)).is_none()
+    };
+    world.run_until("n4 has applied that it is no member", 500, is_out);
+    world.say("nobody has that on the disk");
+    world.crash(1);
+    world.crash(2);
+    world.restart(1);
+    world.restart(2);
+    world.run_until("two of the four lead with the third", 3000, |world| {
+        world.leader(SHARD).is_some()
+    });
+    world.run_until("n4 goes", 500, |world| world.status(4).is_none());
+    let leader = world.leader(SHARD).unwrap();
+    let members = world.status(leader).unwrap().descriptor.unwrap().replicas;
+    assert_eq!(members, [voter(1), voter(2), voter(3)]);
+}
+
+#[test]
+fn a_change_of_members_does_not_give_back_what_a_later_split_took() {
+    let mut world = three_of_four();
+    // n3 applies both in one run, and is told of the split while it does.
+    world.hold_apply(3);
+    change(&mut world, 1, &[voter(1), voter(2), voter(3), member(4, Role::Learner)]);
+    let mut parent = world.status(1).unwrap().descriptor.unwrap();
+    parent.range_epoch = parent.range_epoch.next();
+    parent.range.end = [&parent.range.start[..], b"m"].concat().into();
+    let child =
+        kvdb_model::ShardDescriptor { shard_id: ShardId(9), ..world.descriptor(SHARD, &[]) };
+    let index = world.status(1).unwrap().applied.next();
+    let from = Some(SplitFrom { parent: parent.clone(), replica: replica_on(SHARD, 3), index });
+    let (volume, last_version) = (VolumeId(99), Version::ZERO);
+    world.feed(3, Input::Split { from, child, volume, last_version });
+    world.release_apply(3);
+    world.run_ms(50);
+    assert_eq!(world.status(3).unwrap().descriptor, Some(parent));
+}
+
+#[test]
+fn members_change_only_once_they_are_settled() {
+    let mut world = three_of_four();
+    let learner = [voter(1), voter(2), voter(3), member(4, Role::Learner)];
+    world.change(1, &learner);
+    world.run_until("n4 learns", 100, |world| {
+        world.status(1).unwrap().descriptor.unwrap().replicas.len() == 4
+    });
+    let ticket = world.change(1, &[voter(1), voter(2), voter(3)]);
+    assert_eq!(world.outcome(ticket), Some(&Outcome::Refused(Rejection::Unavailable)));
+    world.run_ms(50);
+    change(&mut world, 1, &[voter(1), voter(2), voter(3)]);
+}
+
+#[test]
 fn a_replica_that_was_removed_before_a_crash_is_destroyed_after_it() {
     let mut world = three_of_four();
-    world.hold_apply(3);
+    world.control_plane_tells = false;
     world.change(1, &[voter(1), voter(2)]);
     world.run_ms(100);
-    // Its tombstone doesn't reach the disk, but the engine has flushed that it is gone.
+    assert!(world.status(3).is_some(), "nobody has told it");
+    // Its tombstone doesn't reach the disk.
     world.hold_disk(3);
-    world.release_apply(3);
-    world.run_ms(1);
-    assert!(world.status(3).is_none());
-    let volume = world.nodes[&3].homes[&SHARD].1;
-    world.nodes.get_mut(&3).unwrap().volumes.flush(volume);
+    world.control_plane_tells = true;
+    world.run_until("n3 is told", 100, |world| world.status(3).is_none());
     world.crash(3);
     assert!(world.nodes[&3].disk.durable.tombstones.is_empty());
     world.restart(3);
@@ -180,6 +241,7 @@ fn a_leaders_word_to_a_higher_replica_id_replaces_the_lower_one() {
     let mut world = three_of_four();
     // n3 is cut off while its replica is removed and another one is added on the same node.
     world.isolate(3);
+    world.control_plane_tells = false;
     change(&mut world, 1, &[voter(1), voter(2)]);
     let heir = Replica { node_id: NodeId(3), replica_id: ReplicaId(177), role: Role::Learner };
     change(&mut world, 1, &[voter(1), voter(2), heir]);

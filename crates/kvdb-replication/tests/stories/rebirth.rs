@@ -71,6 +71,7 @@ fn a_survivor_goes_on_alone_with_all_of_its_log() {
 #[test]
 fn who_comes_back_of_the_lost_can_not_count_on_the_survivor() {
     let mut world = without_majority();
+    world.control_plane_tells = false;
     let rebirth = copied(&mut world, NEW).unwrap();
     world.feed(2, Input::Rebear(rebirth));
     world.run_ms(100);

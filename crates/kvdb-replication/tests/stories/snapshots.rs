@@ -91,6 +91,30 @@ fn a_replica_that_a_leader_speaks_to_is_created_and_gets_a_snapshot() {
 }
 
 #[test]
+fn a_first_replica_that_its_leader_spoke_to_before_it_was_born_needs_no_snapshot() {
+    let mut world = World::new(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    world.create_on(1, descriptor.clone(), true);
+    world.create_on(2, descriptor.clone(), false);
+    // What it would answer, that it has nothing, is not heard.
+    world.network.cut_one_way(3, 1);
+    world.run_until("its leader has spoken", 200, |world| world.status(3).is_some());
+    assert!(world.status(3).unwrap().awaits_snapshot);
+    let ticket = world.write(1, "a");
+    world.run_ms(20);
+    assert!(matches!(world.outcome(ticket), Some(Outcome::Written(_))));
+    world.create_on(3, descriptor, false);
+    world.run_ms(5);
+    world.heal();
+    world.run_until("its log", 300, |world| world.words(3) == ["a"]);
+    assert_eq!(world.snapshots_sent, 0);
+    world.crash(3);
+    world.restart(3);
+    world.run_ms(100);
+    assert_eq!(world.words(3), ["a"]);
+}
+
+#[test]
 fn a_snapshot_for_a_destroyed_replica_is_refused() {
     let mut world = one_left_behind();
     world.heal();
@@ -189,6 +213,32 @@ fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
     assert_eq!(world.words(3), world.words(1));
     assert_eq!(world.snapshots_sent, 1, "one is enough");
     assert_golden("engine_lost", &world.trace());
+}
+
+#[test]
+fn a_replica_without_its_engine_asks_each_leader_for_what_that_one_has() {
+    let mut world = World::configured(4, 1, small_log);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(30);
+    world.change(1, &[voter(1), voter(2), voter(3), member(4, Role::Learner)]);
+    write_many(&mut world, 20);
+    world.flush(4, SHARD);
+    world.run_ms(5);
+    world.say("n4 alone has what n1 writes");
+    world.network.cut(1, 2);
+    world.network.cut(1, 3);
+    for word in ["x", "y", "z"] {
+        world.write(1, word);
+        world.run_ms(5);
+    }
+    world.crash(4);
+    world.lose_engine(4);
+    world.restart(4);
+    world.run_until("another leader", 2000, |world| {
+        world.leader(SHARD).is_some_and(|leader| leader != 1)
+    });
+    world.crash(1);
+    world.run_until("n4 has what there is", 1000, |world| world.words(4) == world.words(2));
 }
 
 #[test]

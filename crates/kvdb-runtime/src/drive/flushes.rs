@@ -68,7 +68,7 @@ impl Flushes {
         let range =
             (volume, ShardId(0), ReplicaId(0))..=(volume, ShardId(u64::MAX), ReplicaId(u64::MAX));
         let mut flushed = Vec::new();
-        for ((_, shard, replica), queue) in notes.range_mut(range) {
+        for ((_, shard, replica), queue) in notes.range_mut(range.clone()) {
             let mut applied = None;
             while queue.front().is_some_and(|note| note.sequence <= through) {
                 applied = queue.pop_front().map(|note| note.applied);
@@ -77,7 +77,7 @@ impl Flushes {
                 flushed.push(Flushed { shard: *shard, replica: *replica, applied });
             }
         }
-        notes.retain(|(of, ..), queue| *of != volume || !queue.is_empty());
+        notes.extract_if(range, |_, queue| queue.is_empty()).for_each(drop);
         flushed
     }
 

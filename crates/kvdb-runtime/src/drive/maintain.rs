@@ -8,10 +8,12 @@ use kvdb_engine::{Engine, EngineError};
 use kvdb_replication::Input;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest pause between two looks at the engine; it wakes the thread earlier when work arrives.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// What became durable is told after each flush of this thread, and after so long in any case.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Maintainer {
     pub(crate) engine: Arc<dyn Engine>,
@@ -22,10 +24,15 @@ pub(crate) struct Maintainer {
 
 impl Maintainer {
     pub(crate) fn run(self) {
+        let (mut told_at, mut told_flushes) = (Instant::now(), 0);
         while !self.stop.load(Ordering::Relaxed) {
             match self.engine.maintain() {
                 Ok(more) => {
-                    self.report_flushed();
+                    let flushes = self.engine.totals().flushes;
+                    if flushes != told_flushes || told_at.elapsed() >= TELL_EVERY {
+                        self.report_flushed();
+                        (told_at, told_flushes) = (Instant::now(), flushes);
+                    }
                     if !more {
                         self.engine.wait_for_work(LOOK_EVERY);
                     }

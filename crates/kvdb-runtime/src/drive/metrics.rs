@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) peer_messages_dropped: Counter,
     pub(crate) snapshots_sent: Counter,
     pub(crate) snapshots_received: Counter,
+    pub(crate) replicas_asleep: Gauge,
 }
 
 pub(crate) struct LogSyncs(Histogram);
@@ -136,6 +137,11 @@ impl Metrics {
             "kvdb_log_sync_seconds",
             "Time that one append and sync of the write-ahead log took",
             self.log_syncs.0.clone(),
+        );
+        registry.register(
+            "kvdb_replicas_asleep",
+            "Replicas of shards that nobody uses: they need neither time nor heartbeats",
+            self.replicas_asleep.clone(),
         );
         registry.register(
             "kvdb_log_segments",

@@ -118,6 +118,7 @@ impl Replicator {
             let now = Instant::now();
             if now >= next_tick {
                 self.host.step(clock::now(), Input::Tick);
+                self.shared.metrics.replicas_asleep.set(self.host.asleep() as i64);
                 next_tick = (next_tick + self.tick).max(now);
             }
             let effects = self.host.drain(clock::now());
@@ -214,6 +215,11 @@ impl Replicator {
                 ticket.reply(Outcome::Rejected(why));
             }
             Effect::RoleChanged(status) => self.role_changed(&status),
+            Effect::Settled { shard, replica, term, membership_epoch } => {
+                let settled = Some((term, membership_epoch));
+                self.shared.views.update(shard, replica, |view| view.settled = settled);
+                self.shared.role_version.send_modify(|version| *version += 1);
+            }
             Effect::TakeSnapshot { shard, to } => {
                 self.to_apply_thread(ApplyWork::TakeSnapshot { shard, to });
             }

@@ -5,7 +5,9 @@
 //! own snapshot by the shard).
 
 use arc_swap::ArcSwap;
-use kvdb_model::{HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId};
+use kvdb_model::{
+    HistoryPolicy, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId,
+};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +30,17 @@ pub struct ShardView {
     pub term: Term,
     /// The leader's node, where known.
     pub leader: Option<NodeId>,
+    /// As a leader: in which term which members were settled last.
+    pub(crate) settled: Option<(Term, MembershipEpoch)>,
+}
+
+impl ShardView {
+    /// Whether it leads, and its members, as applied, may be told to others: see
+    /// [`Effect::Settled`](kvdb_replication::Effect::Settled).
+    pub fn is_settled(&self) -> bool {
+        let epoch = self.descriptor.as_ref().map(|descriptor| descriptor.membership_epoch);
+        self.is_leader && epoch.is_some_and(|epoch| self.settled == Some((self.term, epoch)))
+    }
 }
 
 /// All replicas of a process.
@@ -78,6 +91,7 @@ impl Views {
                 is_leader: false,
                 term: Term(0),
                 leader: None,
+                settled: None,
             },
         };
         let was_empty = view.descriptor.is_none();

@@ -1,14 +1,16 @@
 //! A shard becomes two.
 
+use crate::model::{any_history, any_limits, log_of};
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Command, KeyRange, LogEntry, MembershipEpoch, NodeId, RangeEpoch, Refusal, Replica, ReplicaId,
-    Role, ShardId, SplitPlan,
+    Command, HistoryPolicy, KeyRange, LogEntry, MembershipEpoch, NodeId, RangeEpoch, Refusal,
+    Replica, ReplicaId, Role, ShardId, SplitPlan,
 };
 use kvdb_shard::{Born, NoControl, Shard, digest, is_in, replicas_in};
+use proptest::prelude::*;
 use std::sync::Arc;
 
 const CHILD: ReplicaId = ReplicaId(77);
@@ -45,6 +47,47 @@ fn read(
         Ok(found) => Ok(found.record.map(|record| record.value)),
         Err(kvdb_shard::ReadError::Refused(refusal)) => Err(refusal),
         Err(other) => panic!("{other}"),
+    }
+}
+
+fn digest_of(engine: &MemoryEngine, replica: ReplicaId) -> u64 {
+    digest(&*snapshot(engine), replica).expect("it is sound").1
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_sides_are_the_same_however_entries_are_grouped(
+        before in any_history(),
+        decisions in prop::collection::vec((prop::option::weighted(0.6, any_limits()), 0usize..12), 0..4),
+        runs in prop::collection::vec(1usize..40, 1..6),
+    ) {
+        let (mut log, _) = log_of(&before);
+        for (revision, (limits, writes)) in (1_000_000..).zip(decisions) {
+            log.push(&[Command::History(HistoryPolicy { revision, limits })]);
+            for _ in 0..writes {
+                // Long enough for what comes to be freed apart from what was.
+                log.now_ms += 40;
+                log.push(&[Command::Write(write(vec![put("c", "low"), put("x", "high")]))]);
+            }
+        }
+        log.push(&[Command::Split(plan())]);
+        let (reference, mut shard) = newborn();
+        for entry in &log.entries {
+            shard.apply(std::slice::from_ref(entry)).unwrap();
+        }
+        let (engine, mut shard) = newborn();
+        let mut rest = &log.entries[..];
+        for run in runs.into_iter().cycle() {
+            if rest.is_empty() { break }
+            let (now, later) = rest.split_at(run.min(rest.len()));
+            shard.apply(now).unwrap();
+            rest = later;
+        }
+        for replica in [REPLICA, CHILD] {
+            prop_assert_eq!(digest_of(&engine, replica), digest_of(&reference, replica));
+        }
     }
 }
 

@@ -59,7 +59,8 @@ fn main() -> ExitCode {
     });
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(bug, _)| bug.what());
-    println!("{:<52} {:>5}  caught by", "bug", "seeds");
+    let width = results.iter().map(|(bug, _)| bug.what().len()).max().unwrap_or_default();
+    println!("{:<width$} {:>5}  caught by", "bug", "seeds");
     let mut caught = 0;
     let mut worst = 0;
     for (bug, result) in &results {
@@ -68,9 +69,9 @@ fn main() -> ExitCode {
                 caught += 1;
                 worst = worst.max(*seed);
                 let by: String = by.chars().take(90).collect();
-                println!("{:<52} {seed:>5}  {by}", bug.what());
+                println!("{:<width$} {seed:>5}  {by}", bug.what());
             }
-            None => println!("{:<52} {:>5}  NOT CAUGHT", bug.what(), "-"),
+            None => println!("{:<width$} {:>5}  NOT CAUGHT", bug.what(), "-"),
         }
     }
     println!("caught={caught} of={} worst_seeds={worst}", results.len());

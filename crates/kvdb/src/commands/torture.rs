@@ -5,13 +5,15 @@ use crate::exit::Failure;
 use crate::output::{Output, is_watched, table};
 use indicatif::ProgressBar;
 use kvdb_torture::{
-    Error, Failover, Fault, How, Options, PlannedWork, Report, Tools, Verdict, parse_list,
+    Error, Failover, Fault, How, Options, PlannedWork, Report, Tools, Verdict, Work, parse_list,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Kill, pause and starve a disposable cluster under load, and judge what its clients saw.
 #[derive(clap::Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("work").args(["planned", "duties"])))]
 #[command(after_help = "\
 Examples:
   kvdb torture
@@ -21,6 +23,7 @@ Examples:
   kvdb torture --list-faults
   kvdb torture --failover 20
   kvdb torture --planned 10 --hold 600
+  kvdb torture --duties --clients 64 --html report.html
 
 It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free ports of loopback, with
 their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
@@ -60,6 +63,10 @@ pub(crate) struct Args {
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     json_file: Option<PathBuf>,
+    /// Instead of faults: what an operator does. Nodes are added, shards split and moved, nodes
+    /// drained, lost and replaced, a coordinator replaced, all of them stopped; no operation may fail
+    #[arg(long, conflicts_with_all = ["faults", "seconds", "failover", "planned"])]
+    duties: bool,
     /// Instead: measure the write gap of this many deaths of a leader, and of as many pauses
     #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u32).range(1..=1000))]
     failover: Option<u32>,
@@ -67,8 +74,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ROUNDS", conflicts_with = "failover",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     planned: Option<u32>,
-    /// With --planned: how long without coordinators, and beside threads that use up the processor
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "planned",
+    /// With --planned and --duties: how long without coordinators (and, with --planned, beside threads
+    /// that use up the processor)
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "work",
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     hold: u32,
 }
@@ -168,7 +176,11 @@ async fn torture(
         folder: place.folder.clone(),
         length: Duration::from_secs(command.seconds.into()),
         seed,
-        faults,
+        work: if command.duties {
+            Work::Duties { without_coordinators: Duration::from_secs(command.hold.into()) }
+        } else {
+            Work::Faults(faults)
+        },
         clients: command.clients,
         rate: command.rate,
         shards: command.shards,

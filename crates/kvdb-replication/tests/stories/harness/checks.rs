@@ -1,8 +1,10 @@
 //! What must hold at every step of every story, whatever goes wrong in it.
 
-use super::disk::Records;
+use super::disk::{Records, ReplicaLog};
 use super::machine::words_in;
-use kvdb_model::{LogEntry, LogIndex, ReplicaId, ShardId, Term};
+use kvdb_model::{
+    LogEntry, LogIndex, MembershipEpoch, Replica, ReplicaId, Role, ShardDescriptor, ShardId, Term,
+};
 use kvdb_replication::message::{Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +19,8 @@ pub struct Checks {
     denied_words: BTreeSet<String>,
     /// The highest write that a client knows of.
     known: BTreeMap<ShardId, u64>,
+    /// Which entry led to which members.
+    changes: BTreeMap<(ShardId, MembershipEpoch), LogIndex>,
 }
 
 impl Checks {
@@ -50,6 +54,35 @@ impl Checks {
         }
     }
 
+    pub fn members_changed(&mut self, descriptor: &ShardDescriptor, index: LogIndex) {
+        self.changes.insert((descriptor.shard_id, descriptor.membership_epoch), index);
+    }
+
+    /// Whatever crashes now, a majority of these members comes back knowing who they are.
+    pub fn settled<'a>(
+        &self,
+        descriptor: &ShardDescriptor,
+        durable: impl Fn(&Replica) -> Option<&'a ReplicaLog>,
+    ) {
+        let change = (descriptor.shard_id, descriptor.membership_epoch);
+        let index = self.changes.get(&change).copied().unwrap_or_default();
+        let knows = |replica: &&&Replica| {
+            durable(replica).is_some_and(|log| {
+                log.hard_state.commit.max(log.start.index) >= index && log.last() >= index
+            })
+        };
+        for roles in [[Role::Voter, Role::Incoming], [Role::Voter, Role::Outgoing]] {
+            let voters = descriptor.replicas.iter();
+            let voters: Vec<&Replica> =
+                voters.filter(|replica| roles.contains(&replica.role)).collect();
+            let knowing = voters.iter().filter(knows).count();
+            assert!(
+                2 * knowing > voters.len(),
+                "settled, and only {knowing} of {voters:?} know of the change at {index}"
+            );
+        }
+    }
+
     /// A client is told that a write isn't and won't be carried out. Returns whether that may be.
     pub fn deny(&mut self, word: &str) -> bool {
         self.denied_words.insert(word.to_owned());
@@ -71,9 +104,11 @@ impl Checks {
 pub fn assert_durable(durable: &Records, written: &Records, message: &Message) {
     if matches!(
         message.get_msg_type(),
-        MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse
+        MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgBeat
     ) {
-        // They ask and guess; nobody relies on them.
+        // They ask, guess or are of the host; nobody relies on them.
         return;
     }
     let Some(log) = durable.replicas.get(&ReplicaId(message.from)) else {

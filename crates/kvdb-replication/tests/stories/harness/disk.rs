@@ -71,6 +71,11 @@ impl Records {
                 };
                 self.replicas.insert(*replica, log);
             }
+            (WalRecord::Created { volume, start, birth, .. }, Some(log))
+                if log.volume.is_none() && log.start.index.0 == 0 && volume.is_some() =>
+            {
+                (log.volume, log.start, log.birth) = (*volume, *start, birth.clone());
+            }
             (WalRecord::Append { entries, .. }, Some(log)) => log.append(entries),
             (WalRecord::HardState { state, .. }, Some(log)) => log.hard_state = *state,
             (WalRecord::Compacted { through, .. }, Some(log)) => {

@@ -116,6 +116,10 @@ pub struct World {
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
     checks: Checks,
+    /// Whether nodes hear from the control plane who is no member any more.
+    pub control_plane_tells: bool,
+    /// What the control plane has heard of members.
+    settled: BTreeMap<ShardId, ShardDescriptor>,
     asked: Vec<Asked>,
     offers: BTreeMap<u64, Offer>,
     trace: Vec<String>,
@@ -158,6 +162,8 @@ impl World {
             events: BTreeMap::new(),
             next_event: 0,
             checks: Checks::default(),
+            control_plane_tells: true,
+            settled: BTreeMap::new(),
             asked: Vec::new(),
             offers: BTreeMap::new(),
             trace: Vec::new(),

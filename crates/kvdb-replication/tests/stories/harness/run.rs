@@ -4,7 +4,8 @@ use super::checks::assert_durable;
 use super::machine::{State, words_in};
 use super::network::describe;
 use super::{Event, Offer, Outcome, Question, World};
-use kvdb_model::{ReplicaId, ShardId, WalRecord};
+use kvdb_model::task::is_removed;
+use kvdb_model::{MembershipEpoch, Replica, ReplicaId, ShardId, WalRecord};
 use kvdb_replication::{
     ApplyTask, CommittedEntry, Effect, GroupStatus, Input, PeerMessage, PersistBatch, Rejection,
     ReplicaRole,
@@ -51,6 +52,7 @@ impl World {
                 let tick_us = self.config.tick_ms * 1000;
                 self.schedule(tick_us, Event::Tick { node, life });
                 if !self.nodes[&node].paused {
+                    self.bury_removed(node);
                     self.feed(node, Input::Tick);
                 }
             }
@@ -148,6 +150,9 @@ impl World {
             }
             Effect::Refused { shard: _, ticket, why } => self.refuse(id, ticket, why),
             Effect::RoleChanged(status) => self.role_changed(id, &status),
+            Effect::Settled { shard, membership_epoch, .. } => {
+                self.members_settled(id, shard, membership_epoch);
+            }
             Effect::TakeSnapshot { shard, to } => self.take_snapshot(id, shard, to),
             Effect::StreamSnapshot { shard, to_node, message } => {
                 self.stream(id, shard, to_node.0, message);
@@ -180,6 +185,39 @@ impl World {
             (ReplicaRole::Follower, None) => "follows nobody".to_owned(),
         };
         self.tell(format!("n{id} {role} in term {term}"));
+    }
+
+    // ---- members ------------------------------------------------------------------------
+
+    fn members_settled(&mut self, id: u64, shard: ShardId, epoch: MembershipEpoch) {
+        let descriptor = self.nodes[&id].host.as_ref().unwrap().status(shard).unwrap().descriptor;
+        let descriptor = descriptor.expect("a leader knows its members");
+        assert_eq!(descriptor.membership_epoch, epoch);
+        let durable = |replica: &Replica| {
+            self.nodes[&replica.node_id.0].disk.durable.replicas.get(&replica.replica_id)
+        };
+        self.checks.settled(&descriptor, durable);
+        self.settled.insert(shard, descriptor);
+    }
+
+    /// A replica goes when its node hears that it isn't a member.
+    fn bury_removed(&mut self, id: u64) {
+        let Some(host) = self.nodes[&id].host.as_ref().filter(|_| self.control_plane_tells) else {
+            return;
+        };
+        let removed: Vec<(ShardId, ReplicaId)> = host
+            .statuses()
+            .filter(|status| {
+                let known = self.settled.get(&status.shard);
+                known
+                    .zip(status.descriptor.as_ref())
+                    .is_some_and(|(settled, knows)| is_removed(status.replica, knows, settled))
+            })
+            .map(|status| (status.shard, status.replica))
+            .collect();
+        for (shard, replica) in removed {
+            self.feed(id, Input::Destroy { shard, replica });
+        }
     }
 
     // ---- disk and network ---------------------------------------------------------------
@@ -327,6 +365,9 @@ impl World {
                 tickets.is_empty() || changed.is_some() || tickets.len() == words_in(&entry).len()
             );
             answers.extend(tickets.into_iter().map(|ticket| (ticket, entry.index.0, changed)));
+            if let Some(after) = change.as_ref().and_then(|change| change.descriptor.as_ref()) {
+                self.checks.members_changed(after, entry.index);
+            }
             membership.extend(change);
         }
         let position = state.applied;

@@ -4,14 +4,17 @@ use super::CoordinatorChange;
 use super::change::say;
 use super::show::role_name;
 use crate::exit::Failure;
-use crate::output::table;
+use crate::output::{is_watched, table};
+use indicatif::ProgressBar;
 use kvdb_client::{AdminClient, Member};
 use kvdb_model::{NodeId, Role};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at a change that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A change of the group that gets no further for so long isn't waited for any more.
+const STANDS_STILL: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(
     admin: &AdminClient,
@@ -56,13 +59,46 @@ pub(super) async fn run(
 
 /// Waits until the group is so, and not between two groups any more.
 async fn settled(admin: &AdminClient, is_so: impl Fn(&[Member]) -> bool) -> Result<(), Failure> {
+    let progress = if is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    let (mut told, mut since) = (Vec::new(), Instant::now());
     loop {
         let members = admin.status().await?.members;
         let between = |member: &Member| matches!(member.role, Role::Incoming | Role::Outgoing);
         if is_so(&members) && !members.iter().any(between) {
+            progress.finish_and_clear();
             return Ok(());
         }
+        let now: Vec<_> = members.iter().map(|member| (member.id, role_of(member))).collect();
+        if told != now {
+            (told, since) = (now, Instant::now());
+        } else if since.elapsed() > STANDS_STILL {
+            progress.finish_and_clear();
+            return Err(Failure::Unavailable(format!(
+                "nothing has changed for {} s: {}; the coordinators go on with it, see `kvdb admin coordinators`",
+                STANDS_STILL.as_secs(),
+                words(&told)
+            )));
+        }
+        progress.set_message(words(&told));
+        progress.tick();
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn words(members: &[(NodeId, &str)]) -> String {
+    let each: Vec<_> =
+        members.iter().map(|(id, role)| format!("coordinator {id} {role}")).collect();
+    each.join(", ")
+}
+
+/// What a coordinator is for its group, in a word or two.
+fn role_of(member: &Member) -> &'static str {
+    match (member.is_leader, member.role) {
+        (true, _) => "leader",
+        (false, Role::Voter) => "follower",
+        (false, Role::Learner) => "learner",
+        (false, Role::Incoming) => "gets its vote",
+        (false, Role::Outgoing) => "loses its vote",
     }
 }
 
@@ -79,14 +115,7 @@ pub(super) fn document(member: &Member) -> Value {
 /// A table of coordinators.
 pub(super) fn rows(members: &[Member]) -> String {
     let row = |member: &Member| {
-        let role = match (member.is_leader, member.role) {
-            (true, _) => "leader",
-            (false, Role::Voter) => "follower",
-            (false, Role::Learner) => "learner",
-            (false, Role::Incoming) => "gets its vote",
-            (false, Role::Outgoing) => "loses its vote",
-        };
-        vec![member.id.to_string(), member.address.clone(), role.to_owned()]
+        vec![member.id.to_string(), member.address.clone(), role_of(member).to_owned()]
     };
     let rows: Vec<Vec<String>> = members.iter().map(row).collect();
     table(&["COORDINATOR", "ADDRESS", "ROLE"], &rows)
