@@ -413,35 +413,72 @@ impl Cluster {
     }
 
     async fn compare_digests(&self) -> Result<(), String> {
-        let map = self.map().await.map_err(|error| error.to_string())?;
-        let down = self.down();
-        for (shard, record) in &map.shards {
-            let mut first: Option<(NodeId, u64, u64)> = None;
-            for replica in &record.descriptor.replicas {
-                let part = part_of(&map, replica.node_id, &self.addresses);
-                let Some(part) = part.filter(|part| !down.contains(part)) else { continue };
-                let (index, digest) = digest(&self.addresses[part], *shard).await?;
-                match &first {
-                    Some((node, other_index, other))
-                        if (index, digest) != (*other_index, *other) =>
-                    {
-                        return Err(format!(
-                            "replicas of shard {shard} on nodes {node} and {} differ at index \
-                             {other_index} and {index}",
-                            replica.node_id
-                        ));
-                    }
-                    Some(_) => {}
-                    None => first = Some((replica.node_id, index, digest)),
-                }
+        for (shard, replicas) in self.digests().await? {
+            let Some(first) = replicas.first() else { continue };
+            let differs =
+                |other: &&Held| (other.index, other.digest) != (first.index, first.digest);
+            if let Some(other) = replicas.iter().find(differs) {
+                return Err(format!(
+                    "replicas of shard {shard} on nodes {} and {} differ at index {} and {}",
+                    first.node, other.node, first.index, other.index
+                ));
             }
         }
         Ok(())
     }
 
+    /// What each replica holds, by shard, on all nodes that run.
+    async fn digests(&self) -> Result<BTreeMap<ShardId, Vec<Held>>, String> {
+        let map = self.map().await.map_err(|error| error.to_string())?;
+        let down = self.down();
+        let mut found = BTreeMap::<_, Vec<_>>::new();
+        for (shard, record) in &map.shards {
+            for replica in &record.descriptor.replicas {
+                let node = replica.node_id;
+                let part = part_of(&map, node, &self.addresses);
+                let Some(part) = part.filter(|part| !down.contains(part)) else { continue };
+                let (index, digest) = digest(&self.addresses[part], *shard).await?;
+                found.entry(*shard).or_default().push(Held { node, index, digest });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Waits until all is as it was before a node went: it is back and has caught up, and leadership
+    /// has gone to where it belongs.
+    pub(crate) async fn settle(&self) -> Result<(), Error> {
+        let caught_up = tokio::time::timeout(PATIENCE, self.replicas_catch_up()).await;
+        caught_up.map_err(|_| self.not_ready("not every replica has caught up"))?;
+        self.leaders_settle().await;
+        Ok(())
+    }
+
+    /// Waits until every replica has what any of them had when all could be asked first.
+    async fn replicas_catch_up(&self) {
+        let mut wanted: Option<BTreeMap<ShardId, u64>> = None;
+        loop {
+            if let Ok(now) = self.digests().await {
+                let has_all = wanted.as_ref().is_some_and(|wanted| {
+                    let has =
+                        |shard, held: &Held| wanted.get(shard).is_none_or(|it| held.index >= *it);
+                    now.iter().all(|(shard, replicas)| replicas.iter().all(|held| has(shard, held)))
+                });
+                if has_all {
+                    return;
+                }
+                wanted.get_or_insert_with(|| {
+                    let highest =
+                        |replicas: &Vec<Held>| replicas.iter().map(|held| held.index).max();
+                    now.iter().filter_map(|(shard, all)| Some((*shard, highest(all)?))).collect()
+                });
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Waits until leaders are known for all shards and haven't changed for a second, or a minute
-    /// has passed: leadership goes back to where it belongs after a node has returned.
-    pub(crate) async fn leaders_settle(&self) {
+    /// has passed.
+    async fn leaders_settle(&self) {
         let started = Instant::now();
         let mut known = self.leaders().await;
         let mut since = Instant::now();
@@ -459,6 +496,14 @@ impl Cluster {
     pub(crate) fn kill_all(&mut self) {
         self.parts.iter_mut().for_each(Process::kill);
     }
+}
+
+/// What a replica holds.
+struct Held {
+    node: NodeId,
+    /// How far it has applied its log.
+    index: u64,
+    digest: u64,
 }
 
 impl Drop for Cluster {

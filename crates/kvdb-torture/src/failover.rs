@@ -71,7 +71,7 @@ pub async fn failover(
         probe::take_writes_within(&probes, PATIENCE)
             .await
             .map_err(|problem| cluster.not_ready(&problem))?;
-        cluster.leaders_settle().await;
+        cluster.settle().await?;
         let planned = schedule.plan(fault);
         let from_ms = start.elapsed().as_millis() as u64;
         let mut injected = inject::begin(&mut cluster, &planned).await?;

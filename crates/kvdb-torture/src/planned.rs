@@ -231,8 +231,7 @@ impl<T: Fn(&str)> Run<'_, T> {
             .await
             .map_err(|problem| self.cluster.not_ready(&problem))?;
         self.cluster.operators_end(PATIENCE).await?;
-        self.cluster.leaders_settle().await;
-        Ok(())
+        self.cluster.settle().await
     }
 
     async fn make(&mut self, change: Change, round: usize) -> Result<(), Error> {

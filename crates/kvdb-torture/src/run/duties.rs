@@ -96,7 +96,7 @@ impl Run<'_> {
         }
         // Leaders follow the replicas, and what the coordinators do by themselves ends, too.
         self.cluster.operators_end(OPERATOR_PATIENCE).await?;
-        self.cluster.leaders_settle().await;
+        self.cluster.settle().await?;
         let map = self.cluster.map().await?;
         let held = |node: &NodeId| {
             let held =
