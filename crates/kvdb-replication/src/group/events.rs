@@ -168,18 +168,26 @@ impl<T> Group<T> {
         Ok(())
     }
 
+    /// Hands leadership over, to whichever replica is furthest or to a certain one. The latter is
+    /// left alone as long as it isn't heard of: nothing is written while a hand-over is under way,
+    /// and who wants it asks again.
     pub(crate) fn transfer_leader(&mut self, to: Option<ReplicaId>) {
         if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
             return;
         }
         let chosen = match to {
-            Some(replica) => Some(replica.0).filter(|id| self.successors().contains(id)),
+            Some(replica) => Some(replica.0).filter(|id| self.may_follow(*id)),
             None => self.best_successor(),
         };
         if let Some(target) = chosen {
             self.lease.give_up(self.term());
             self.raw.transfer_leader(target);
         }
+    }
+
+    fn may_follow(&self, id: u64) -> bool {
+        let progress = self.raw.raft.prs().get(id);
+        self.successors().contains(&id) && progress.is_some_and(|progress| progress.recent_active)
     }
 
     /// Who may lead after this replica.

@@ -160,6 +160,27 @@ fn a_handover_to_a_learner_or_a_stranger_is_ignored() {
 }
 
 #[test]
+fn a_handover_to_one_that_is_gone_holds_no_write_up() {
+    let mut world = World::with_leader(3);
+    world.run_ms(100);
+    world.crash(2);
+    // Twice an election timeout: who was heard from before is forgotten.
+    world.run_ms(400);
+    for _ in 0..20 {
+        world.transfer(1, 2);
+        let ticket = world.write(1, "a");
+        world.run_ms(20);
+        assert!(matches!(world.outcome(ticket), Some(crate::harness::Outcome::Written(_))));
+    }
+    world.restart(2);
+    for _ in 0..20 {
+        world.transfer(1, 2);
+        world.run_ms(20);
+    }
+    assert_eq!(world.leader(SHARD), Some(2));
+}
+
+#[test]
 fn a_restarted_replica_grants_no_vote_for_one_election_timeout() {
     let mut world = World::with_leader(3);
     world.run_ms(100);
