@@ -54,8 +54,8 @@ impl<T> Group<T> {
     }
 
     fn ask_for_snapshot(&mut self) {
-        // Refused while there is no leader, or one is on its way; asked again at the next tick.
-        if self.raw.request_snapshot().is_ok() {
+        // Refused while there is no leader; asked again at the next tick.
+        if !self.is_receiving() && self.raw.request_snapshot().is_ok() {
             self.asked_in = Some(self.term());
         }
     }

@@ -92,7 +92,16 @@ impl<T> Group<T> {
         tick: u64,
     ) {
         self.incoming = Some(Incoming { volume, descriptor, last_version });
-        self.step(from_node, message, tick);
+        if !self.would_shorten_the_log(&message) {
+            self.step(from_node, message, tick);
+        }
+    }
+
+    /// Who has asked for a snapshot has asked for one with all of its log in it. Raft would take
+    /// any, an older one that comes late as well, and forget what has been acknowledged since.
+    fn would_shorten_the_log(&self, message: &Message) -> bool {
+        let asked_for = self.raw.raft.pending_request_snapshot;
+        asked_for != raft::INVALID_INDEX && message.get_snapshot().get_metadata().index < asked_for
     }
 
     /// Raft has taken a snapshot: it replaces log and state.

@@ -216,6 +216,64 @@ fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
 }
 
 #[test]
+fn a_replica_asks_for_no_other_snapshot_while_one_becomes_durable() {
+    let mut world = World::configured(3, 1, small_log);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(30);
+    write_many(&mut world, 20);
+    world.flush(3, SHARD);
+    world.run_ms(5);
+    world.crash(3);
+    world.lose_engine(3);
+    world.restart(3);
+    world.run_until("it gets one", 300, |world| world.snapshots_sent == 1);
+    world.hold_disk(3);
+    world.run_ms(100);
+    world.release_disk(3);
+    world.run_ms(200);
+    assert_eq!(world.words(3), world.words(1));
+    assert_eq!(world.snapshots_sent, 1);
+}
+
+#[test]
+fn a_snapshot_of_the_past_takes_nothing_from_a_log_whose_engine_is_lost() {
+    let mut world = World::configured(3, 1, small_log);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(30);
+    write_many(&mut world, 20);
+    world.flush(3, SHARD);
+    world.run_ms(5);
+    world.crash(3);
+    world.lose_engine(3);
+    world.restart(3);
+    world.run_ms(300);
+    let earlier = world.last_offer.clone().unwrap();
+    world.say("n3 acknowledges what only it and n1 have, and nobody knows");
+    world.crash(2);
+    world.drop_messages(kvdb_replication::message::MessageType::MsgAppendResponse);
+    world.write(1, "more");
+    world.run_ms(5);
+    let end = |world: &World| world.nodes[&3].disk.durable.replicas[&replica_on(SHARD, 3)].last();
+    let acknowledged = end(&world);
+    assert_eq!(acknowledged, earlier.state.applied.index.next());
+    world.crash(3);
+    world.lose_engine(3);
+    world.restart(3);
+    world.run_until("it knows whom to ask", 300, |world| {
+        world.status(3).is_some_and(|status| status.leader.is_some())
+    });
+    world.run_ms(10);
+    world.offer(earlier);
+    world.run_ms(30);
+    assert_eq!(end(&world), acknowledged);
+    world.heal();
+    world.restart(2);
+    world.run_until("n3 has all of it", 2000, |world| {
+        world.words(3).last().is_some_and(|last| last == "more")
+    });
+}
+
+#[test]
 fn a_replica_without_its_engine_asks_each_leader_for_what_that_one_has() {
     let mut world = World::configured(4, 1, small_log);
     world.create(SHARD, &[1, 2, 3], 1);
