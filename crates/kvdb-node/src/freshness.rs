@@ -82,14 +82,14 @@ impl Access {
         let view = self.replica(shard, epoch, key)?;
         Ok(match fresh {
             Freshness::Within { max_staleness_ms, .. } if view.is_leader => {
-                (Freshness::StrongFor { max_staleness_ms }, Submit::Read { shard })
+                (Freshness::StrongFor { max_staleness_ms }, self.strong_read(shard, &view))
             }
             Freshness::Any { min_version } if view.is_leader && min_version > Version::ZERO => {
-                (Freshness::Strong, Submit::Read { shard })
+                (Freshness::Strong, self.strong_read(shard, &view))
             }
             Freshness::Within { .. } | Freshness::Any { .. } => (fresh, Submit::Nothing),
             _ if !view.is_leader => return Err(self.not_leader(shard)),
-            _ => (fresh, Submit::Read { shard }),
+            _ => (fresh, self.strong_read(shard, &view)),
         })
     }
 

@@ -3,17 +3,19 @@
 use crate::access::Access;
 use crate::freshness::Freshness;
 use bytes::Bytes;
+use kvdb_engine::Snapshot;
 use kvdb_model::{
-    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Version, Write,
-    WriteResult,
+    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Version,
+    VolumeId, Write, WriteResult,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
-use kvdb_runtime::drive::{Outcome, Ticket, fatal};
+use kvdb_runtime::drive::{Outcome, ShardView, Ticket, fatal};
 use kvdb_shard::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{proto, refusal_to_proto, request_tag_from, requests, strings};
+use std::sync::Arc;
 
 const PAGE_ITEMS: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -101,6 +103,19 @@ pub(crate) enum Finished {
 pub(crate) struct Accepted {
     pub(crate) pending: Pending,
     pub(crate) submit: Submit,
+}
+
+/// A replica's state at one moment.
+pub(crate) struct Reader {
+    shard: Arc<ShardView>,
+    volume: VolumeId,
+    snapshot: Box<dyn Snapshot>,
+}
+
+impl Reader {
+    pub(crate) fn view(&self) -> Result<View<'_>, ReadError> {
+        View::cached(&*self.snapshot, self.volume, self.shard.replica, &self.shard.states)
+    }
 }
 
 /// How an operation starts.
@@ -253,9 +268,10 @@ impl Access {
             .into_iter()
             .map(|read| Ok((self.routing_key(asked.keyspace_id, &read.key)?, read.head_only)));
         let keys = keys.collect::<Result<Vec<_>, Refusal>>()?;
-        self.leader(shard, epoch, keys.first().map_or(&[][..], |(key, _)| key))?;
+        let view = self.leader(shard, epoch, keys.first().map_or(&[][..], |(key, _)| key))?;
         let reads = Box::new(Reads { epoch, keys, max_bytes: asked.max_bytes });
-        Ok(Accepted { pending: Pending::ReadMany { shard, reads }, submit: Submit::Read { shard } })
+        let submit = self.strong_read(shard, &view);
+        Ok(Accepted { pending: Pending::ReadMany { shard, reads }, submit })
     }
 
     fn accept_strings(&self, asked: proto::NodeStringWriteRequest) -> Result<Accepted, Refusal> {
@@ -335,7 +351,13 @@ impl Access {
             user_end: scan.user_end,
         };
         let pending = Pending::Scan { shard, page: Box::new(page) };
-        Ok(Accepted { pending, submit: Submit::Read { shard } })
+        Ok(Accepted { pending, submit: self.strong_read(shard, &view) })
+    }
+
+    /// How a read starts that must see all that was acknowledged before. Where the lease says so,
+    /// nobody has to be asked.
+    pub(crate) fn strong_read(&self, shard: ShardId, view: &ShardView) -> Submit {
+        if self.drive.may_read_now(shard, view) { Submit::Nothing } else { Submit::Read { shard } }
     }
 
     /// Turns an outcome into an answer. Reads the engine where the operation is a read.
@@ -397,24 +419,21 @@ impl Access {
         }
     }
 
-    /// The volume and replica to read from, now.
-    pub(crate) fn reader(
-        &self,
-        shard_id: ShardId,
-    ) -> Result<(Box<dyn kvdb_engine::Snapshot>, kvdb_model::ReplicaId), Refusal> {
+    /// What a shard's replica here holds now.
+    pub(crate) fn reader(&self, shard_id: ShardId) -> Result<Reader, Refusal> {
         let gone = Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" };
-        let view = self.drive.views().get(shard_id).ok_or(gone.clone())?;
-        let volume = view.volume.ok_or(gone.clone())?;
+        let shard = self.drive.views().get(shard_id).ok_or(gone.clone())?;
+        let volume = shard.volume.ok_or(gone.clone())?;
         let snapshot = self.drive.engine().snapshot(volume).map_err(|_| gone)?;
-        Ok((snapshot, view.replica))
+        Ok(Reader { shard, volume, snapshot })
     }
 
     fn read(&self, pending: Pending) -> Result<Finished, Refusal> {
         let Pending::Get { shard, epoch, ref key, head_only, fresh } = pending else {
             return Err(unexpected());
         };
-        let (snapshot, replica) = self.reader(shard)?;
-        let view = View::new(&*snapshot, replica).map_err(|error| self.unread(shard, error))?;
+        let reader = self.reader(shard)?;
+        let view = reader.view().map_err(|error| self.unread(shard, error))?;
         self.check_freshness(shard, fresh, view.last_version())?;
         let found = view.get(epoch, key, clock::wall_ms());
         let found = found.map_err(|error| self.unread(shard, error))?;
@@ -447,9 +466,9 @@ impl Access {
     }
 
     fn read_many(&self, shard: ShardId, reads: Box<Reads>) -> Result<Finished, Refusal> {
-        let (snapshot, replica) = self.reader(shard)?;
+        let reader = self.reader(shard)?;
         let failed = |error| self.unread(shard, error);
-        let view = View::new(&*snapshot, replica).map_err(failed)?;
+        let view = reader.view().map_err(failed)?;
         let wall_ms = clock::wall_ms();
         let mut results = Vec::with_capacity(reads.keys.len());
         let mut size = 0;
@@ -470,8 +489,8 @@ impl Access {
 
     /// All keys from one snapshot. What isn't here, or has no room, has its own refusal.
     fn batch_get(&self, shard: ShardId, wanted: Box<Wanted>) -> Result<Finished, Refusal> {
-        let (snapshot, replica) = self.reader(shard)?;
-        let view = View::new(&*snapshot, replica).map_err(|error| self.unread(shard, error))?;
+        let reader = self.reader(shard)?;
+        let view = reader.view().map_err(|error| self.unread(shard, error))?;
         self.check_freshness(shard, wanted.fresh, view.last_version())?;
         let wall_ms = clock::wall_ms();
         let mut left = wanted.max_bytes;
@@ -514,14 +533,15 @@ impl Access {
     }
 
     fn scan(&self, shard: ShardId, page: Box<Page>) -> Result<Finished, Refusal> {
-        let (snapshot, replica) = self.reader(shard)?;
+        let reader = self.reader(shard)?;
         let wanted = |key: &Bytes| {
             let user_key = key.get(page.prefix_len..).unwrap_or_default();
             user_key.starts_with(&page.user_prefix)
                 && user_key >= &page.user_start[..]
                 && (page.user_end.is_empty() || user_key < &page.user_end[..])
         };
-        let found = View::new(&*snapshot, replica)
+        let found = reader
+            .view()
             .and_then(|view| view.scan(&page.request, &wanted))
             .map_err(|error| self.unread(shard, error))?;
         if found.expires_by_clock {

@@ -12,7 +12,7 @@ use kvdb_replication::Input;
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_shard::{SweepPage, View};
+use kvdb_shard::SweepPage;
 use std::time::Duration;
 
 /// Pause between two looks at what is due.
@@ -83,9 +83,8 @@ async fn sweep_through(access: &Access, shard: ShardId, changes: &ShardChanges) 
 async fn page(access: &Access, shard: ShardId, from: Bytes) -> Option<SweepPage> {
     let access = access.clone();
     let read = move || {
-        let (snapshot, replica) = access.reader(shard).ok()?;
-        let view = View::new(&*snapshot, replica);
-        let page = view.and_then(|view| view.sweep(&from, clock::wall_ms(), PAGE_RECORDS));
+        let reader = access.reader(shard).ok()?;
+        let page = reader.view().and_then(|view| view.sweep(&from, clock::wall_ms(), PAGE_RECORDS));
         page.map_err(|error| access.unread(shard, error)).ok()
     };
     tokio::task::spawn_blocking(read).await.ok()?

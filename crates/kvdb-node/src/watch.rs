@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
-use kvdb_shard::{ChangeEvent, ChangePage, View, WatchQuery};
+use kvdb_shard::{ChangeEvent, ChangePage, WatchQuery};
 use kvdb_wire::proto;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,9 +102,9 @@ impl Access {
         }
         let (access, range) = (self.clone(), range.clone());
         let read = move || {
-            let (snapshot, replica) = access.reader(shard)?;
+            let reader = access.reader(shard)?;
             let query = WatchQuery { epoch, after, range: &range, max_bytes };
-            let page = View::new(&*snapshot, replica).and_then(|view| view.history(&query));
+            let page = reader.view().and_then(|view| view.history(&query));
             page.map_err(|error| access.unread(shard, error))
         };
         tokio::task::spawn_blocking(read).await.map_err(|_| stopping())?

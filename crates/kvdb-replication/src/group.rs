@@ -28,6 +28,7 @@ use crate::convert::entry_to_raft;
 use crate::effect::{GroupStatus, ReplicaProgress, ReplicaRole};
 use crate::lease::Lease;
 use crate::membership::conf_state_of;
+use crate::permit::ReadPermit;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
 use crate::store::LogStore;
@@ -42,6 +43,7 @@ use raft::{RawNode, ReadOnlyOption, StateRole};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Everything that a replica remembered through a restart.
 #[derive(Clone, Debug)]
@@ -114,6 +116,7 @@ pub(crate) struct Group<T> {
     proposals: Proposals<T>,
     reads: Reads<T>,
     lease: Lease,
+    pub(crate) permit: Arc<ReadPermit>,
     reign: Reign,
     /// Ticks for which the waiters of a lost leadership may still learn their outcome.
     grace_ticks: Option<usize>,
@@ -190,6 +193,7 @@ impl<T> Group<T> {
             proposals: Proposals::new(),
             reads: Reads::new(),
             lease: Lease::default(),
+            permit: Arc::default(),
             grace_ticks: None,
             persisting: VecDeque::new(),
             durable_term,

@@ -9,12 +9,14 @@ use crate::effect::{ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessa
 use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
 use crate::knocks::Knocks;
+use crate::permit::ReadPermit;
 use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Term, WalRecord};
 use life::Birth;
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Effects under construction.
 pub(crate) struct Outbox<T> {
@@ -157,6 +159,12 @@ impl<T> Host<T> {
     /// How one group is doing.
     pub fn status(&self, shard: ShardId) -> Option<GroupStatus> {
         self.groups.get(&shard).map(Group::status)
+    }
+
+    /// Whether a replica may serve strong reads at once, for other threads to look at.
+    pub fn permit(&self, shard: ShardId, replica: ReplicaId) -> Option<&Arc<ReadPermit>> {
+        let group = self.groups.get(&shard).filter(|group| group.replica == replica);
+        group.map(|group| &group.permit)
     }
 
     /// Takes in one event. What follows from it comes with the next [`Host::drain`].

@@ -42,8 +42,13 @@ impl Lease {
         self.until_us = 0;
     }
 
+    /// When it ends.
+    pub(crate) fn until_us(&self) -> u64 {
+        if self.until_us > 0 && has(Bug::LeaseWithoutEnd) { u64::MAX } else { self.until_us }
+    }
+
     pub(crate) fn holds(&self, now_us: u64) -> bool {
-        now_us < self.until_us || (self.until_us > 0 && has(Bug::LeaseWithoutEnd))
+        now_us < self.until_us()
     }
 }
 

@@ -49,6 +49,7 @@ mod input;
 mod knocks;
 mod lease;
 mod membership;
+mod permit;
 mod proposals;
 mod reads;
 mod store;
@@ -62,6 +63,7 @@ pub use group::RecoveredGroup;
 pub use host::Host;
 pub use input::{ConfOutcome, Input, Now, Rebirth, Rejection, SplitFrom};
 pub use membership::conf_state_of;
+pub use permit::ReadPermit;
 
 /// The wire form of a Raft message: protobuf, as the `raft` crate defines it.
 pub mod message {

@@ -5,8 +5,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Both clocks, now.
 pub fn now() -> Now {
+    Now { boot_us: boot_us(), wall_ms: wall_ms() }
+}
+
+/// Microseconds since the machine was started, those included in which it was suspended.
+pub fn boot_us() -> u64 {
     let boot = clock_gettime(ClockId::Boottime);
-    Now { boot_us: boot.tv_sec as u64 * 1_000_000 + boot.tv_nsec as u64 / 1000, wall_ms: wall_ms() }
+    boot.tv_sec as u64 * 1_000_000 + boot.tv_nsec as u64 / 1000
 }
 
 /// Milliseconds since 1970 by the wall clock.

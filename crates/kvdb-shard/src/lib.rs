@@ -47,7 +47,8 @@ pub use machine::{ControlOutcome, Machine, NoControl};
 pub use measure::Measure;
 pub use membership::MembershipChange;
 pub use read::{
-    ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, SweepPage, View, get, scan,
+    ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage, View, get,
+    scan,
 };
 pub use recent::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
 pub use record::{Record, RecordDamage};

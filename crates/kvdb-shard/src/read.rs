@@ -12,9 +12,12 @@ use crate::recent::{ChangePage, WatchQuery};
 use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
-use kvdb_engine::{EngineError, Snapshot};
+use kvdb_engine::{EngineError, SequenceNumber, Snapshot};
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{KeyRange, LogPosition, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, Version};
+use kvdb_model::{
+    KeyRange, LogPosition, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, Version, VolumeId,
+};
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 /// What an item of a scan costs beside its key and value, for [`ScanRequest::max_bytes`].
@@ -113,7 +116,25 @@ pub struct SweepPage {
 pub struct View<'a> {
     snapshot: &'a dyn Snapshot,
     replica: ReplicaId,
-    state: State,
+    state: Arc<State>,
+}
+
+/// The state that was read last, for who reads from the same volume before anything is written to
+/// it again.
+#[derive(Debug, Default)]
+pub struct StateCache(Mutex<Option<(VolumeId, SequenceNumber, Arc<State>)>>);
+
+impl StateCache {
+    fn get(&self, volume: VolumeId, sequence: SequenceNumber) -> Option<Arc<State>> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = last.as_ref().filter(|(of, at, _)| (*of, *at) == (volume, sequence));
+        here.map(|(.., state)| Arc::clone(state))
+    }
+
+    fn set(&self, volume: VolumeId, sequence: SequenceNumber, state: &Arc<State>) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some((volume, sequence, Arc::clone(state)));
+    }
 }
 
 impl<'a> View<'a> {
@@ -123,7 +144,26 @@ impl<'a> View<'a> {
     /// [`ReadError::NotHere`], or if its state can't be read.
     pub fn new(snapshot: &'a dyn Snapshot, replica: ReplicaId) -> Result<Self, ReadError> {
         let state = State::read(snapshot, replica)?.ok_or(ReadError::NotHere(replica))?;
-        Ok(View { snapshot, replica, state })
+        Ok(View { snapshot, replica, state: Arc::new(state) })
+    }
+
+    /// As [`View::new`], for a snapshot of `volume`. `states` is of this replica alone.
+    ///
+    /// # Errors
+    /// As [`View::new`].
+    pub fn cached(
+        snapshot: &'a dyn Snapshot,
+        volume: VolumeId,
+        replica: ReplicaId,
+        states: &StateCache,
+    ) -> Result<Self, ReadError> {
+        let sequence = snapshot.sequence();
+        if let Some(state) = states.get(volume, sequence) {
+            return Ok(View { snapshot, replica, state });
+        }
+        let view = View::new(snapshot, replica)?;
+        states.set(volume, sequence, &view.state);
+        Ok(view)
     }
 
     /// The descriptor in the snapshot.

@@ -228,6 +228,9 @@ impl World {
         if let Some(sequence) = done.sequence {
             core.note(volume, shard, replica, sequence, done.position.index);
         }
+        if let Some(permit) = core.host.permit(shard, replica) {
+            permit.applied(done.position.index);
+        }
         let mut membership = Vec::new();
         let born: Vec<(LogIndex, Born)> = done
             .entries
@@ -335,7 +338,7 @@ impl World {
     }
 
     /// A read may be served: from the engine as it is now.
-    fn serve_read(&mut self, place: Place, shard: ShardId, ticket: Ticket) {
+    pub(crate) fn serve_read(&mut self, place: Place, shard: ShardId, ticket: Ticket) {
         let (client, attempt, epoch, key) = match &ticket {
             Ticket::Ask { client, attempt, ask: Ask::Get { epoch, key } } => {
                 (*client, *attempt, *epoch, key.clone())

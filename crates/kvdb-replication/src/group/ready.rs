@@ -57,10 +57,22 @@ impl<T> Group<T> {
         self.tell_settled(out);
         self.fall_asleep(config, tick, out);
         self.arm_election(config);
+        self.tell_permit();
+    }
+
+    /// Before anything of this step leaves the host.
+    fn tell_permit(&self) {
+        let raft = &self.raw.raft;
+        if self.is_leader() && raft.commit_to_current_term() {
+            self.permit.leads(&self.lease, LogIndex(raft.raft_log.committed));
+        } else {
+            self.permit.end();
+        }
     }
 
     /// Ends the replica: whoever waits is told.
     pub(crate) fn close(&mut self, out: &mut Outbox<T>) {
+        self.permit.end();
         self.fail_unproposed(Rejection::NoSuchShard, out);
         self.fail_proposed(out);
         self.discard_unused_snapshot(out);

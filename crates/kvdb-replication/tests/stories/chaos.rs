@@ -102,7 +102,9 @@ impl Story {
             let word = format!("w{}", self.words);
             self.world.write(node, &word)
         } else {
-            self.world.read(node)
+            let beside = chance(&mut self.world.rng, 500);
+            let read = if beside { self.world.read_beside(node) } else { None };
+            read.unwrap_or_else(|| self.world.read(node))
         };
         self.tickets.push(ticket);
     }

@@ -106,6 +106,39 @@ fn the_only_voter_reads_without_asking_anybody() {
 }
 
 #[test]
+fn a_leader_may_be_read_beside_its_host_while_its_lease_holds() {
+    let mut world = World::with_leader(3);
+    assert_eq!(world.read_beside(1), None, "it has no lease yet");
+    world.run_ms(50);
+    world.write(1, "a");
+    world.run_ms(10);
+    let ticket = world.read_beside(1).expect("a quorum has answered");
+    assert_eq!(read_words(&world, ticket).unwrap(), ["a"]);
+    assert_eq!(world.read_beside(2), None, "it follows");
+    world.hold_apply(1);
+    world.write(1, "b");
+    world.run_ms(10);
+    assert_eq!(world.read_beside(1), None, "what is committed isn't applied");
+    world.release_apply(1);
+    world.run_ms(1);
+    let ticket = world.read_beside(1).expect("it is applied");
+    assert_eq!(read_words(&world, ticket).unwrap(), ["a", "b"]);
+    world.transfer(1, 2);
+    assert_eq!(world.read_beside(1), None, "n2 may lead already");
+}
+
+#[test]
+fn a_leader_that_is_cut_off_may_not_be_read_beside_its_host_once_another_can_lead() {
+    let mut world = World::with_leader(3);
+    world.run_ms(50);
+    world.write(1, "a");
+    world.run_ms(10);
+    world.isolate(1);
+    world.run_until("another leads", 1000, |world| world.leader(SHARD).is_some_and(|id| id != 1));
+    assert_eq!(world.read_beside(1), None);
+}
+
+#[test]
 fn a_started_transfer_ends_the_lease_for_good() {
     let mut world = World::with_leader(3);
     world.run_ms(50);

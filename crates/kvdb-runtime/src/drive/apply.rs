@@ -146,6 +146,7 @@ impl<M: Machine> Applier<M> {
         if let Some(sequence) = applied.sequence {
             self.shared.flushes.note(shard.volume(), id, replica, sequence, applied.position.index);
         }
+        self.shared.views.applied(id, replica, applied.position.index);
         self.shared.changes.applied(id, applied.events, shard.last_version());
         let volume = shard.volume();
         let mut membership = Vec::new();

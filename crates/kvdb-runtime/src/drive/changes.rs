@@ -60,10 +60,6 @@ impl ShardChanges {
         (self.reads.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn count_reads(&self, reads: usize) {
-        self.reads.fetch_add(reads as u64, Ordering::Relaxed);
-    }
-
     /// Wakes when there is more to read than before the call.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
@@ -95,6 +91,12 @@ impl Changes {
     /// The changes of a shard's replica here.
     pub fn get(&self, shard: ShardId) -> Option<Arc<ShardChanges>> {
         self.shards.lock().get(&shard).cloned()
+    }
+
+    pub(crate) fn count_reads(&self, shard: ShardId, reads: usize) {
+        if let Some(changes) = self.shards.lock().get(&shard) {
+            changes.reads.fetch_add(reads as u64, Ordering::Relaxed);
+        }
     }
 
     /// A replica begins, or begins anew from a snapshot: what came before isn't known.

@@ -335,6 +335,17 @@ impl Drive {
         &self.engine
     }
 
+    /// Whether a strong read of a shard may be served from what is applied here, without asking the
+    /// host. It counts as one if so.
+    pub fn may_read_now(&self, shard: ShardId, view: &ShardView) -> bool {
+        let covered = view.permit.covers(crate::clock::boot_us());
+        if covered {
+            self.shared.metrics.reads.inc();
+            self.shared.changes.count_reads(shard, 1);
+        }
+        covered
+    }
+
     /// Hands the host an input from outside.
     ///
     /// # Errors

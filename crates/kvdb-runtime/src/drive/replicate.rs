@@ -203,9 +203,7 @@ impl Replicator {
             }
             Effect::Apply(task) => self.apply(task),
             Effect::ReadReady { shard, tickets } => {
-                if let Some(changes) = self.shared.changes.get(shard) {
-                    changes.count_reads(tickets.len());
-                }
+                self.shared.changes.count_reads(shard, tickets.len());
                 for ticket in tickets {
                     ticket.reply(Outcome::ReadReady);
                 }
@@ -264,6 +262,9 @@ impl Replicator {
             view.is_leader = is_leader;
             view.term = status.term;
             view.leader = status.leader;
+            if let Some(permit) = self.host.permit(status.shard, status.replica) {
+                view.permit = Arc::clone(permit);
+            }
         });
         self.shared.role_version.send_modify(|version| *version += 1);
     }

@@ -6,8 +6,11 @@
 
 use arc_swap::ArcSwap;
 use kvdb_model::{
-    HistoryPolicy, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VolumeId,
+    HistoryPolicy, LogIndex, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    VolumeId,
 };
+use kvdb_replication::ReadPermit;
+use kvdb_shard::StateCache;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +35,10 @@ pub struct ShardView {
     pub leader: Option<NodeId>,
     /// As a leader: in which term which members were settled last.
     pub(crate) settled: Option<(Term, MembershipEpoch)>,
+    /// Whether it may serve strong reads at once.
+    pub(crate) permit: Arc<ReadPermit>,
+    /// What its last reader found.
+    pub states: Arc<StateCache>,
 }
 
 impl ShardView {
@@ -55,6 +62,14 @@ pub struct Views {
 }
 
 impl Views {
+    /// A replica has applied its log so far.
+    pub(crate) fn applied(&self, shard: ShardId, replica: ReplicaId, index: LogIndex) {
+        let table = self.table.load();
+        if let Some(view) = table.get(&shard).filter(|view| view.replica == replica) {
+            view.permit.applied(index);
+        }
+    }
+
     /// All of them.
     pub fn all(&self) -> Arc<ViewTable> {
         self.table.load_full()
@@ -92,6 +107,8 @@ impl Views {
                 term: Term(0),
                 leader: None,
                 settled: None,
+                permit: Arc::default(),
+                states: Arc::default(),
             },
         };
         let was_empty = view.descriptor.is_none();

@@ -279,6 +279,20 @@ impl World {
         ticket
     }
 
+    /// As a thread beside the host does it, where that may.
+    pub fn read_beside(&mut self, id: u64) -> Option<usize> {
+        let node = self.nodes.get(&id).filter(|node| !node.paused)?;
+        let (replica, _) = node.homes.get(&SHARD)?;
+        let permit = node.host.as_ref()?.permit(SHARD, *replica)?;
+        if !permit.covers(node.now(self.now_us).boot_us) {
+            return None;
+        }
+        let known = self.checks.known(SHARD);
+        let ticket = self.ask(id, Question::Read(known));
+        self.serve(id, SHARD, ticket as u64);
+        Some(ticket)
+    }
+
     /// Proposes `replicas` as what follows the present ones.
     pub fn change(&mut self, node: u64, replicas: &[Replica]) -> usize {
         let present = self.nodes[&node].state(SHARD).map(|state| state.descriptor.clone());

@@ -371,6 +371,10 @@ impl World {
             membership.extend(change);
         }
         let position = state.applied;
+        let host = self.nodes[&id].host.as_ref();
+        if let Some(permit) = host.and_then(|host| host.permit(shard, replica)) {
+            permit.applied(position.index);
+        }
         for (ticket, index, changed) in answers {
             match changed {
                 Some(accepted) => self.answer(ticket, Outcome::Changed(accepted)),
@@ -385,7 +389,7 @@ impl World {
 
     // ---- answers ------------------------------------------------------------------------
 
-    fn serve(&mut self, id: u64, shard: ShardId, ticket: u64) {
+    pub(super) fn serve(&mut self, id: u64, shard: ShardId, ticket: u64) {
         let state = self.nodes[&id].state(shard).expect("a leader has state");
         let (words, last_write) = (state.words.clone(), state.last_write);
         let Question::Read(known) = self.asked[ticket as usize].question else {
