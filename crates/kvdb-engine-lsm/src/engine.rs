@@ -195,6 +195,12 @@ impl Engine for LsmEngine {
     }
 
     fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError> {
+        let volume = self.shared.volume(volume)?;
+        volume.settle_short_lived();
+        Ok(Box::new(LsmSnapshot::new(volume)))
+    }
+
+    fn snapshot_of_lasting(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError> {
         Ok(Box::new(LsmSnapshot::new(self.shared.volume(volume)?)))
     }
 

@@ -37,6 +37,7 @@ mod format;
 mod maintain;
 mod manifest;
 mod open;
+mod short_lived;
 mod view;
 mod volume;
 

@@ -11,6 +11,7 @@
 use crate::budget::{Budget, Counts};
 use crate::config::{Asks, MOST_RUNS};
 use crate::error::no_room;
+use crate::short_lived::ShortLivedRecords;
 use crate::view::{Views, bounds};
 use bytes::Bytes;
 use kvdb_engine::{Batch, EngineError, SequenceNumber, VolumeStats};
@@ -50,7 +51,7 @@ pub(crate) struct Volume {
     /// Given out to batches, and by the tree to its own changes.
     counter: SequenceNumberCounter,
     /// Held while a batch is written, a memtable is sealed or a number is published.
-    writer: Mutex<()>,
+    writer: Mutex<ShortLivedRecords>,
     /// All batches with numbers below this survive a crash.
     flushed: AtomicU64,
     memory: Memory,
@@ -92,7 +93,7 @@ impl Volume {
             tree,
             common,
             counter,
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             memory: Memory::default(),
             oldest: Mutex::new(None),
             compacting: Mutex::new(()),
@@ -115,12 +116,27 @@ impl Volume {
     /// Writes a batch whose keys have been checked. Returns its number, and whether it brought the
     /// memtables over their budget.
     pub(crate) fn write(&self, batch: Batch) -> (SequenceNumber, bool) {
-        let _writer = self.writer.lock();
+        let mut short_lived = self.writer.lock();
+        let before = short_lived.size_bytes();
+        batch.short_lived.into_iter().for_each(|change| short_lived.take_in(change));
+        let kept = (before, short_lived.size_bytes());
+        let (sequence, over) = self.insert(batch.changes, kept);
+        (SequenceNumber(sequence), over)
+    }
+
+    /// Changes the memtable; by the holder of the writer lock only. `kept` are the bytes of
+    /// short-lived records before and now. Returns the number of the change, and whether it brought
+    /// the memtables over their budget.
+    fn insert(
+        &self,
+        changes: impl IntoIterator<Item = (Bytes, Option<Bytes>)>,
+        kept: (u64, u64),
+    ) -> (u64, bool) {
         // Sealed only under the writer lock: one memtable takes the whole batch.
         let memtable = self.tree.active_memtable();
         let sequence = self.counter.next();
         let mut grown = 0;
-        for (key, value) in batch.changes {
+        for (key, value) in changes {
             // Of two changes of a key the second takes the place of the first.
             let (kind, value) = match value {
                 Some(value) => (ValueType::Value, value),
@@ -129,11 +145,26 @@ impl Volume {
             let change = InternalValue::from_components(key, value, sequence, kind);
             grown += memtable.insert(change).0;
         }
-        self.memory.active.fetch_add(grown, Ordering::Relaxed);
-        let over = self.common.budget.take(grown);
+        let (before, now) = kept;
+        self.memory.active.fetch_add(grown + now, Ordering::Relaxed);
+        self.memory.active.fetch_sub(before, Ordering::Relaxed);
+        let over = self.common.budget.take(grown + now);
+        self.common.budget.give_back(before);
         self.oldest.lock().get_or_insert_with(Instant::now);
         self.views.publish(sequence + 1);
-        (SequenceNumber(sequence), over)
+        (sequence, over)
+    }
+
+    /// Puts the short-lived records into the memtable, for a snapshot that is to show them.
+    pub(crate) fn settle_short_lived(&self) {
+        self.insert_short_lived(&mut self.writer.lock());
+    }
+
+    fn insert_short_lived(&self, short_lived: &mut ShortLivedRecords) {
+        if !short_lived.is_empty() {
+            let kept = (short_lived.size_bytes(), 0);
+            self.insert(short_lived.drain(), kept);
+        }
     }
 
     /// Makes all complete batches durable. At too many runs it compacts first, unless it is called
@@ -181,7 +212,8 @@ impl Volume {
     /// Seals the memtable, between two batches. Returns the number below which everything is in
     /// sealed memtables or on disk.
     fn seal(&self) -> u64 {
-        let _writer = self.writer.lock();
+        let mut short_lived = self.writer.lock();
+        self.insert_short_lived(&mut short_lived);
         self.tree.rotate_memtable();
         let bytes = self.memory.active.swap(0, Ordering::Relaxed);
         self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);

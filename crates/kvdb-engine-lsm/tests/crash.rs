@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it, in its helpers too")]
 
-use kvdb_engine::{Batch, Engine, Snapshot};
+use bytes::Bytes;
+use kvdb_engine::{Batch, Engine, ShortLived, Snapshot};
 use kvdb_engine_lsm::{LsmConfig, LsmEngine};
-use kvdb_model::VolumeId;
+use kvdb_model::{KeyRange, VolumeId};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -53,6 +54,11 @@ fn writes_until_it_is_killed() {
                 value.resize(8 + (count * 7 + key) as usize % 200, b'v');
                 batch.put(format!("k{key}"), value);
             }
+            // One that is there until the next batch.
+            let name = |count: u64| Bytes::from(format!("s{count}"));
+            let comes = ShortLived { key: name(count), value: Some(Bytes::new()), is_new: true };
+            let goes = ShortLived { key: name(count - 1), value: None, is_new: false };
+            batch.short_lived.extend([comes, goes]);
             engine.write(VOLUME, batch).unwrap();
             if count.is_multiple_of(37) {
                 engine.flush(VOLUME).unwrap();
@@ -101,6 +107,9 @@ fn a_killed_process_leaves_whole_batches_and_all_that_was_flushed() {
         for key in 0..KEYS {
             assert_eq!(counter(&*snapshot, &format!("k{key}")), found, "round {round}, k{key}");
         }
+        let short_lived = snapshot.scan(&KeyRange::with_prefix(b"s"), false);
+        let short_lived: Vec<Bytes> = short_lived.map(|item| item.unwrap().0).collect();
+        assert_eq!(short_lived, [format!("s{found}")], "round {round}");
         last = found;
     }
 }

@@ -36,6 +36,23 @@ pub struct SequenceNumber(pub u64);
 pub struct Batch {
     /// In order; a later one wins over an earlier one of the same key. `None` removes the key.
     pub changes: Vec<(Bytes, Option<Bytes>)>,
+    /// Of other keys than those of `changes`, in order.
+    pub short_lived: Vec<ShortLived>,
+}
+
+/// A change of a record that will soon be replaced or removed. An engine may keep it apart, so that
+/// what is gone before the next flush is never flushed. It is as durable as the rest of its batch,
+/// and [`Engine::snapshot`] shows it; [`Engine::snapshot_of_lasting`] may not.
+///
+/// A key is changed as short-lived always, once it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShortLived {
+    /// The key.
+    pub key: Bytes,
+    /// `None` removes it.
+    pub value: Option<Bytes>,
+    /// There is nothing under the key: an engine need not look, nor write down a later removal.
+    pub is_new: bool,
 }
 
 impl Batch {
@@ -51,7 +68,7 @@ impl Batch {
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.changes.is_empty() && self.short_lived.is_empty()
     }
 
     /// Whether every key can be stored. Engines ask before they take a number for the batch.
@@ -59,7 +76,9 @@ impl Batch {
     /// # Errors
     /// [`EngineError::KeyLength`].
     pub fn check(&self) -> Result<(), EngineError> {
-        self.changes.iter().try_for_each(|(key, _)| check_key(key))
+        let keys = self.changes.iter().map(|(key, _)| key);
+        keys.chain(self.short_lived.iter().map(|change| &change.key))
+            .try_for_each(|key| check_key(key))
     }
 }
 
@@ -138,6 +157,15 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// [`EngineError::VolumeMissing`].
     fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError>;
+
+    /// As [`Engine::snapshot`], without short-lived records: what the snapshot shows of them is
+    /// undefined. Cheaper, where they are kept apart.
+    ///
+    /// # Errors
+    /// [`EngineError::VolumeMissing`].
+    fn snapshot_of_lasting(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError> {
+        self.snapshot(volume)
+    }
 
     /// Makes everything written so far to a volume durable, and returns up to which batch.
     ///

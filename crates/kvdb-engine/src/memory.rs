@@ -8,6 +8,7 @@
 
 use crate::{Batch, Engine, EngineError, Item, SequenceNumber, Snapshot, VolumeStats, check_key};
 use bytes::Bytes;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{KeyRange, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -41,7 +42,19 @@ impl Volume {
     fn write(&mut self, batch: Batch) -> SequenceNumber {
         self.published += 1;
         let watermark = self.watermark();
-        for (key, value) in batch.changes {
+        let short_lived = batch.short_lived.into_iter().map(|change| {
+            let is_there = |versions| Self::at(versions, self.published - 1).is_some();
+            assert!(
+                !change.is_new
+                    || !self.keys.get(&change.key).is_some_and(is_there)
+                    || has(Bug::WindowLostAtRestart),
+                "{:?} is said to be new, and is there",
+                change.key
+            );
+            (change.key, change.value)
+        });
+        let short_lived: Vec<_> = short_lived.collect();
+        for (key, value) in batch.changes.into_iter().chain(short_lived) {
             self.unflushed_bytes += (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
             let versions = self.keys.entry(key.clone()).or_default();
             versions.insert(self.published, value);
@@ -346,7 +359,7 @@ mod tests {
     fn write(engine: &MemoryEngine, key: &str, value: Option<&str>) -> SequenceNumber {
         let change = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
         let changes = vec![(Bytes::copy_from_slice(key.as_bytes()), change)];
-        engine.write(VOLUME, Batch { changes }).unwrap()
+        engine.write(VOLUME, Batch { changes, ..Batch::default() }).unwrap()
     }
 
     fn keys(engine: &MemoryEngine) -> Vec<Bytes> {

@@ -424,7 +424,7 @@ impl Access {
         let gone = Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" };
         let shard = self.drive.views().get(shard_id).ok_or(gone.clone())?;
         let volume = shard.volume.ok_or(gone.clone())?;
-        let snapshot = self.drive.engine().snapshot(volume).map_err(|_| gone)?;
+        let snapshot = self.drive.engine().snapshot_of_lasting(volume).map_err(|_| gone)?;
         Ok(Reader { shard, volume, snapshot })
     }
 

@@ -161,7 +161,7 @@ async fn measure(drive: &Drive, map: &ClusterMap, shard: ShardId) -> Option<Meas
         let engine = drive.engine().clone();
         let range = descriptor.range.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            let snapshot = engine.snapshot(volume)?;
+            let snapshot = engine.snapshot_of_lasting(volume)?;
             let next = measure.read(&*snapshot, &range, &from, PAGE_BYTES)?;
             Ok::<_, kvdb_runtime::drive::VolumeError>((measure, next))
         });

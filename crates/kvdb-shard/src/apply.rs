@@ -466,7 +466,7 @@ struct Undo {
 impl Run {
     fn start(engine: &dyn Engine, volume: VolumeId) -> Result<Self, EngineError> {
         Ok(Run {
-            before: engine.snapshot(volume)?,
+            before: engine.snapshot_of_lasting(volume)?,
             changed: FxHashMap::default(),
             records: Batch::default(),
             history: Pending::new(),

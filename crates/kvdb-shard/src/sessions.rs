@@ -33,7 +33,7 @@ use crate::layout::{Kind, kind_range, suffix_of};
 use crate::seal::{seal, unseal};
 use crate::shard::OpenError;
 use bytes::Bytes;
-use kvdb_engine::{Batch, Snapshot};
+use kvdb_engine::{Batch, ShortLived, Snapshot};
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{Operation, OperationOutcome, Refusal, ReplicaId, RequestTag, Version};
 use std::collections::{BTreeMap, BTreeSet};
@@ -210,19 +210,22 @@ impl Sessions {
             return;
         }
         let client = &tag.client_id;
-        let mut request = self.take(client, tag.sequence).unwrap_or_default();
+        let known = self.take(client, tag.sequence);
+        let is_new = known.is_none();
+        let mut request = known.unwrap_or_default();
         answers.for_each(|answer| request.add(answer));
-        let known = self.clients.get(client).map_or(0, |session| session.acked_below);
-        request.acked_below = known.max(tag.acked_below.min(tag.sequence));
+        let acked_below = self.clients.get(client).map_or(0, |session| session.acked_below);
+        request.acked_below = acked_below.max(tag.acked_below.min(tag.sequence));
         let kept_ms = self.limits.window_ms + self.limits.grace_ms;
         request.keep_until = version.plus(Version::from_millis(kept_ms).0);
 
         let content = request.encode();
         let suffix = request_suffix(client, tag.sequence);
-        batch.put(
-            request_key(replica, client, tag.sequence),
-            seal(Kind::Request, &suffix, &content),
-        );
+        batch.short_lived.push(ShortLived {
+            key: request_key(replica, client, tag.sequence),
+            value: Some(seal(Kind::Request, &suffix, &content)),
+            is_new,
+        });
         self.insert(client.clone(), tag.sequence, request, content.len());
         self.forget_acknowledged(replica, client, batch);
     }
@@ -246,7 +249,7 @@ impl Sessions {
             && (sequence < session.acked_below || has(Bug::WindowForgetsEarly))
         {
             self.take(client, sequence);
-            batch.delete(request_key(replica, client, sequence));
+            batch.short_lived.push(forgotten(replica, client, sequence));
         }
     }
 
@@ -267,12 +270,16 @@ impl Sessions {
                 return;
             }
             self.take(&client, sequence);
-            batch.delete(request_key(replica, &client, sequence));
+            batch.short_lived.push(forgotten(replica, &client, sequence));
             if self.clients.get(&client).is_some_and(|session| session.requests.is_empty()) {
                 self.clients.remove(&client);
             }
         }
     }
+}
+
+fn forgotten(replica: ReplicaId, client: &Bytes, sequence: u64) -> ShortLived {
+    ShortLived { key: request_key(replica, client, sequence), value: None, is_new: false }
 }
 
 fn client_name(tag: &RequestTag) -> String {

@@ -1,7 +1,7 @@
 //! Random operations against a `BTreeMap`, with crashes in between.
 
 use super::{Subject, VOLUME, contents};
-use crate::{Batch, Engine, SequenceNumber, Snapshot};
+use crate::{Batch, Engine, SequenceNumber, ShortLived, Snapshot};
 use bytes::Bytes;
 use kvdb_model::KeyRange;
 use proptest::prelude::*;
@@ -10,12 +10,15 @@ use std::collections::BTreeMap;
 
 const CASES: u32 = 32;
 
+/// Keys from here on are short-lived.
+const SHORT_LIVED: u8 = 30;
+
 type Contents = BTreeMap<Bytes, Bytes>;
 
 #[derive(Clone, Debug)]
 enum Operation {
-    /// Key, and the length of its new value, or its removal.
-    Write(Vec<(u8, Option<u16>)>),
+    /// Key, and the length of its new value, or its removal; the second ones are short-lived.
+    Write(Vec<(u8, Option<u16>)>, Vec<(u8, Option<u16>)>),
     Flush,
     Maintain,
     /// Opens a snapshot that is compared until the next crash.
@@ -27,9 +30,11 @@ enum Operation {
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    let change = (0u8..40, prop::option::weighted(0.75, 0u16..300));
+    let change = (0u8..30, prop::option::weighted(0.75, 0u16..300));
+    let short_lived = (SHORT_LIVED..40, prop::option::weighted(0.5, 0u16..300));
     prop_oneof![
-        12 => prop::collection::vec(change, 1..6).prop_map(Operation::Write),
+        12 => (prop::collection::vec(change, 1..6), prop::collection::vec(short_lived, 0..6))
+            .prop_map(|(changes, short_lived)| Operation::Write(changes, short_lived)),
         2 => Just(Operation::Flush),
         2 => Just(Operation::Maintain),
         1 => Just(Operation::Hold),
@@ -73,7 +78,7 @@ fn matches_a_map<S: Subject>(subject: &mut S, operations: Vec<Operation>) {
     for operation in operations {
         let engine = subject.engine();
         match operation {
-            Operation::Write(changes) => model.write(engine, changes),
+            Operation::Write(changes, short_lived) => model.write(engine, changes, short_lived),
             Operation::Flush => {
                 let last = engine.stats(VOLUME).expect("there").published;
                 assert!(engine.flush(VOLUME).expect("flushed") >= last);
@@ -85,7 +90,10 @@ fn matches_a_map<S: Subject>(subject: &mut S, operations: Vec<Operation>) {
                 held.push((engine.snapshot(VOLUME).expect("there"), model.now.clone()));
             }
             Operation::Compare => {
+                let lasting = engine.snapshot_of_lasting(VOLUME).expect("there");
+                model.compare_lasting(&*lasting);
                 assert!(contents(engine).into_iter().eq(model.now.clone()));
+                model.compare_lasting(&*lasting);
                 held.iter().for_each(|(snapshot, expected)| compare(&**snapshot, expected));
             }
             Operation::Scan(start, end, reverse) => model.scan(engine, start, end, reverse),
@@ -111,25 +119,47 @@ fn compare(snapshot: &dyn Snapshot, expected: &Contents) {
 }
 
 impl Model {
-    fn write<E: Engine>(&mut self, engine: &E, changes: Vec<(u8, Option<u16>)>) {
+    fn write<E: Engine>(
+        &mut self,
+        engine: &E,
+        changes: Vec<(u8, Option<u16>)>,
+        short_lived: Vec<(u8, Option<u16>)>,
+    ) {
         let mut batch = Batch::default();
+        let before = self.now.clone();
         for (number, length) in changes {
-            match length {
-                Some(length) => {
-                    let value = Bytes::from(vec![b'a' + number % 26; usize::from(length)]);
-                    batch.put(key(number), value.clone());
-                    self.now.insert(key(number), value);
-                }
-                None => {
-                    batch.delete(key(number));
-                    self.now.remove(&key(number));
-                }
-            }
+            let value = self.change(number, length);
+            batch.changes.push((key(number), value));
+        }
+        for (number, length) in short_lived {
+            let is_new = length.is_some_and(|length| length % 2 == 0)
+                && !before.contains_key(&key(number))
+                && !self.now.contains_key(&key(number));
+            let value = self.change(number, length);
+            batch.short_lived.push(ShortLived { key: key(number), value, is_new });
         }
         let at = engine.write(VOLUME, batch).expect("written");
         let last = self.after.last_key_value().map(|(last, _)| *last);
         assert!(last < Some(at), "numbers must rise: {last:?}, then {at:?}");
         self.after.insert(at, self.now.clone());
+    }
+
+    fn change(&mut self, number: u8, length: Option<u16>) -> Option<Bytes> {
+        let value =
+            length.map(|length| Bytes::from(vec![b'a' + (length % 26) as u8; usize::from(length)]));
+        match &value {
+            Some(value) => self.now.insert(key(number), value.clone()),
+            None => self.now.remove(&key(number)),
+        };
+        value
+    }
+
+    fn compare_lasting(&self, snapshot: &dyn Snapshot) {
+        let lasting = KeyRange { start: key(0), end: key(SHORT_LIVED) };
+        let found: Contents =
+            snapshot.scan(&lasting, false).map(|item| item.expect("readable")).collect();
+        let expected = self.now.range(key(0)..key(SHORT_LIVED));
+        assert!(found.iter().eq(expected));
     }
 
     fn scan<E: Engine>(&self, engine: &E, start: u8, end: u8, reverse: bool) {
