@@ -4,9 +4,12 @@
 //! A row is a JSON object with the `system` that was measured, the name of the `row`, and figures
 //! by name: what `kvdb bench --json --row NAME` prints. Rows that the benchmark doesn't make itself
 //! (the time of a restart) need only the figures that a goal asks for.
+//!
+//! Rows whose names differ only after an `@`, such as `put@shards=8` and `put@shards=64`, are points
+//! of a curve.
 
 use crate::goals::{self, Judged, number};
-use crate::svg::{Bars, Group};
+use crate::svg::{Bars, Group, Line, Lines};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use thiserror::Error;
@@ -20,6 +23,17 @@ struct Row {
     system: String,
     name: String,
     figures: Map<String, Value>,
+}
+
+impl Row {
+    /// As a point of a curve of KvDB: the curve, its axis and where on it.
+    fn point(&self) -> Option<(&str, &str, f64)> {
+        let (name, place) = self.name.split_once('@').filter(|_| self.system == "kvdb")?;
+        let (axis, x) = place.split_once('=')?;
+        let is_name = !axis.is_empty() && axis.bytes().all(|byte| byte.is_ascii_lowercase());
+        let x: f64 = x.parse().ok().filter(|x| *x > 0.0 && is_name)?;
+        Some((name, axis, x))
+    }
 }
 
 /// A line that isn't a row.
@@ -124,7 +138,53 @@ impl Rows {
             let svg = (!groups.is_empty()).then(|| Bars { title, unit, groups }.svg())?;
             Some(Plot { file: format!("{name}-{kind}.svg"), svg })
         };
-        kinds.into_iter().filter_map(plot).collect()
+        kinds.into_iter().filter_map(plot).chain(self.curves(name)).collect()
+    }
+
+    /// How figures of KvDB grow with keys, shards, nodes and so on.
+    fn curves(&self, name: &str) -> Vec<Plot> {
+        let mut axes: Vec<&str> = Vec::new();
+        for row in &self.0 {
+            if let Some((_, axis, _)) = row.point()
+                && !axes.contains(&axis)
+            {
+                axes.push(axis);
+            }
+        }
+        let plot = |axis: &str, (kind, title, unit): (&str, &str, &str)| {
+            let lines = self.lines(axis, kind);
+            let title = format!("{title} by {axis}");
+            let chart = Lines { title: &title, unit, axis, lines };
+            let file = format!("{name}-{}-by-{axis}.svg", kind.replace('_', "-"));
+            (!chart.lines.is_empty()).then(|| Plot { file, svg: chart.svg() })
+        };
+        let kinds = [
+            ("ops_per_second", "Throughput", "operations a second; higher is better"),
+            ("p99_us", "Latency, 99th percentile", "microseconds; lower is better"),
+            ("kib_each", "Memory", "KiB each, all nodes (or the gateway); lower is better"),
+        ];
+        axes.iter().flat_map(|axis| kinds.iter().filter_map(|kind| plot(axis, *kind))).collect()
+    }
+
+    fn lines(&self, axis: &str, figure: &str) -> Vec<Line> {
+        let mut lines: Vec<Line> = Vec::new();
+        for row in &self.0 {
+            let Some((name, _, x)) = row.point().filter(|(_, of, _)| *of == axis) else { continue };
+            let Some(y) = row.figures.get(figure).and_then(Value::as_f64) else { continue };
+            let place = lines.iter().position(|line| line.name == name).unwrap_or_else(|| {
+                lines.push(Line { name: name.to_owned(), points: Vec::new() });
+                lines.len() - 1
+            });
+            // The last measurement counts.
+            lines[place].points.retain(|(known, _)| *known != x);
+            lines[place].points.push((x, y));
+        }
+        for line in &mut lines {
+            line.points.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        }
+        // One point alone is no curve.
+        lines.retain(|line| line.points.len() > 1);
+        lines
     }
 
     /// Names of rows in the order in which they were first measured, KvDB's own order where it has
@@ -283,6 +343,25 @@ mod tests {
         assert!(plots.iter().all(|plot| !plot.svg.contains("restart")));
         let page = rows.markdown("Title", "About.", &plots);
         assert!(page.contains("| put-c64 | kvdb | 24,000 |") && page.contains("today-p99.svg"));
+    }
+
+    #[test]
+    fn rows_that_differ_by_one_number_make_a_curve() {
+        let rows = r#"
+{"system":"kvdb","row":"put@shards=64","ops_per_second":70}
+{"system":"kvdb","row":"put@shards=8","ops_per_second":1}
+{"system":"kvdb","row":"put@shards=8","ops_per_second":100,"kib_each":3}
+{"system":"kvdb","row":"get@keys=10","ops_per_second":5}
+{"system":"kvdb","row":"put@../x=8","ops_per_second":1}
+{"system":"kvdb","row":"put@../x=9","ops_per_second":1}
+"#;
+        let rows = Rows::parse(rows).unwrap();
+        let lines = rows.lines("shards", "ops_per_second");
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].points, [(8.0, 100.0), (64.0, 70.0)]);
+        let plots = rows.plots("n");
+        let files: Vec<&str> = plots.iter().map(|plot| plot.file.as_str()).collect();
+        assert_eq!(files, ["n-ops-per-second-by-shards.svg"], "one point is no curve");
     }
 
     #[test]

@@ -1,5 +1,8 @@
-//! Bars as SVG.
+//! Bars, and [lines](Lines), as SVG.
 
+mod lines;
+
+pub(crate) use lines::{Line, Lines};
 use std::fmt::Write as _;
 
 /// A chart of bars in groups: a group a row, a bar a system.
