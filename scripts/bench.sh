@@ -3,8 +3,8 @@
 # count, keys and values. Prints the targets with their ratios and every row; writes bench/results/NAME.json,
 # NAME.md and plots. docs/performance.md says what is measured and how.
 #
-#   QUICK=1            2 seconds a row instead of 5, and no growth, restart or import
-#   SYSTEMS="..."      some of: echo etcd redis kvdb growth (all by default)
+#   QUICK=1            2 seconds a row instead of 5, and no growth, restart, import or curves
+#   SYSTEMS="..."      some of: echo etcd redis kvdb growth curves nodes (all by default)
 #   NAME=2026-11-25    name of the result files; today by default
 #   ROWS=FILE          keep the rows there, add to what is there already, and compare all of them
 #   KEYS=100000        keys; growth goes to ten times as many
@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 bin=$(realpath "${KVDB_BIN:-target/release/kvdb}")
 quick=${QUICK:-}
-systems=${SYSTEMS:-echo etcd redis kvdb $([ -n "$quick" ] || echo growth)}
+systems=${SYSTEMS:-echo etcd redis kvdb $([ -n "$quick" ] || echo growth curves nodes)}
 keys=${KEYS:-100000}
 length=$([ -n "$quick" ] && echo 2 || echo 5)
 name=${NAME:-$(date +%F)}
@@ -251,11 +251,25 @@ start_kvdb() { # SHARDS
 
 all_led() {
   "$bin" --endpoint "$grpc" admin status --json |
-    python3 -c 'import json, sys; status = json.load(sys.stdin); sys.exit(status["shards"] != status["shards_with_leader"])'
+    python3 -c 'import json, sys; status = json.load(sys.stdin); sys.exit(not 0 < status["shards"] == status["shards_with_leader"])'
 }
 
-# Nobody uses any shard, and nothing is left to be done about them. (A few are awake at any time: leaders wake now
-# and then to see that all is well.)
+# How often replicas have become leaders.
+elections() {
+  local number
+  for number in 1 2 3; do http $((7280 + number + offset)) /metrics; done |
+    awk '$1 == "kvdb_raft_elections_won_total" { all += $2 } END { print all }'
+}
+
+# Nobody uses any shard, and nothing is left to be done about them.
+at_rest() {
+  local before
+  before=$(elections)
+  sleep 5
+  [ "$(elections)" = "$before" ] && nearly_all_asleep
+}
+
+# (A few are awake at any time: leaders wake now and then to see that all is well.)
 nearly_all_asleep() {
   local number
   for number in 1 2 3; do
@@ -311,9 +325,9 @@ measure_growth() {
   start_kvdb 1000
   fields="\"seconds_to_all_leaders\":$(since "$from")"
   # Leaders are spread evenly first; that is work too.
-  until=$((SECONDS + 300))
-  until nearly_all_asleep || [ $SECONDS -ge $until ]; do sleep 0.5; done
-  fields+=",\"seconds_to_nearly_all_asleep\":$(since "$from")"
+  until=$((SECONDS + 600))
+  until at_rest || [ $SECONDS -ge $until ]; do :; done
+  fields+=",\"seconds_to_rest\":$(since "$from")"
   before=$((($(resident "${nodes[@]}") - before) / 3))
   idle=$(ticks "${nodes[@]}") control=$(ticks "${coordinators[@]}")
   from=$(now)
@@ -325,6 +339,78 @@ measure_growth() {
   other_row kvdb idle-1000-shards "$fields"
   row kvdb put-c64-1000-shards --clients 64 --mode put --fill --address "$grpc"
   stop_kvdb
+}
+
+# Throughput and memory by keys, clients, shards and nodes: a row a point, plotted as curves.
+measure_curves() {
+  local count base= before after gateway mode
+  say "KvDB: curves"
+  start_kvdb 8
+  # Before any load: what that leaves free would be taken first.
+  gateway=$(cat "$data/state/run/gateway.pid")
+  for count in 100 1000 5000; do
+    other_row kvdb "gateway@connections=$count" "\"kib_each\":$(memory_of_connections "$gateway" $((7379 + offset)) "$count")"
+  done
+  base=$(resident "${nodes[@]}")
+  for count in "$keys" $((keys * 10)); do
+    rows_of "$count" >"$work/rows.tsv"
+    "$bin" --endpoint "$grpc" import "$work/rows.tsv" >/dev/null
+    rm -f "$work/rows.tsv"
+    after=$(resident "${nodes[@]}")
+    other_row kvdb "nodes@keys=$count" "$(awk -v kib=$((after - base)) -v count="$count" 'BEGIN { printf "\"kib_each\":%.3f", kib / count }')"
+    for mode in put get; do
+      keys=$count row kvdb "$mode@keys=$count" --clients 64 --mode $mode --address "$grpc"
+    done
+  done
+  for count in 1 4 16 64 256 1000; do
+    for mode in put get; do row kvdb "$mode@clients=$count" --clients "$count" --mode $mode --address "$grpc"; done
+  done
+  stop_kvdb
+  base=
+  for count in 8 64 256 1000; do
+    start_kvdb "$count"
+    before=$(resident "${nodes[@]}")
+    [ -z "$base" ] && base=$before ||
+      other_row kvdb "replica@shards=$count" "$(awk -v kib=$((before - base)) -v count=$((3 * (count - 8))) 'BEGIN { printf "\"kib_each\":%.1f", kib / count }')"
+    row kvdb "put@shards=$count" --clients 64 --mode put --fill --address "$grpc"
+    row kvdb "get@shards=$count" --clients 64 --mode get --address "$grpc"
+    stop_kvdb
+  done
+}
+
+# One process with so many nodes and a gateway: what one machine can show of it.
+measure_nodes() {
+  local count
+  say "KvDB: curve by nodes"
+  for count in 1 3 5; do
+    offset=$(free_offset)
+    grpc=127.0.0.1:$((7400 + offset))
+    launch "$work/dev.log" "$bin" dev --temporary --nodes "$count" --port-offset "$offset"
+    servers=("$pid")
+    until_true "a leader of each shard" all_led
+    row kvdb "put@nodes=$count" --clients 64 --mode put --fill --address "$grpc"
+    row kvdb "get@nodes=$count" --clients 64 --mode get --address "$grpc"
+    end_all TERM
+  done
+}
+
+# KiB that each of so many idle connections of the Redis protocol costs a process.
+memory_of_connections() { # PID PORT COUNT
+  python3 -c '
+import resource, socket, sys
+pid, port, count = map(int, sys.argv[1:])
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 100, most), most))
+def resident():
+    lines = open(f"/proc/{pid}/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+before, held = resident(), []
+for _ in range(count):
+    one = socket.create_connection(("127.0.0.1", port))
+    one.sendall(b"PING\r\n")
+    assert one.recv(64) == b"+PONG\r\n"
+    held.append(one)
+print("%.1f" % (max(0, resident() - before) / count))' "$@"
 }
 
 no_process() {
@@ -364,8 +450,8 @@ about() {
 
 for system in $systems; do
   case $system in
-    echo | etcd | redis | kvdb | growth) "measure_$system" ;;
-    *) say "SYSTEMS: there is no $system; there are echo, etcd, redis, kvdb and growth"; exit 2 ;;
+    echo | etcd | redis | kvdb | growth | curves | nodes) "measure_$system" ;;
+    *) say "SYSTEMS: there is no $system; there are echo, etcd, redis, kvdb, growth, curves and nodes"; exit 2 ;;
   esac
 done
 mkdir -p bench/results
