@@ -1,6 +1,6 @@
 //! Lines over an axis of powers, as SVG.
 
-use super::{figure, text};
+use super::{WIDTH, figure, opened, text};
 use std::fmt::Write as _;
 
 /// A chart of lines: how a figure grows with something.
@@ -20,7 +20,6 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 40.0;
@@ -33,13 +32,7 @@ const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9
 impl Lines<'_> {
     /// The chart as a file.
     pub(crate) fn svg(&self) -> String {
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             width=\"{WIDTH}\" height=\"{HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
-        text(&mut out, 12.0, 22.0, "start", self.title, " font-size=\"15\" font-weight=\"bold\"");
-        text(&mut out, 12.0, 42.0, "start", self.unit, " fill=\"#555\"");
+        let mut out = opened(HEIGHT, self.title, self.unit);
         let points = || self.lines.iter().flat_map(|line| line.points.iter().copied());
         let least = points().map(|(x, _)| x).fold(f64::MAX, f64::min).max(f64::MIN_POSITIVE);
         let most = points().map(|(x, _)| x).fold(least, f64::max);

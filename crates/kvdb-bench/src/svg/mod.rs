@@ -43,13 +43,7 @@ impl Bars<'_> {
     pub(crate) fn svg(&self) -> String {
         let bars: usize = self.groups.iter().map(|group| group.bars.len()).sum();
         let height = HEAD + bars as f64 * BAR + (self.groups.len() + 1) as f64 * GAP;
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-             width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
-        text(&mut out, 12.0, 22.0, "start", self.title, " font-size=\"15\" font-weight=\"bold\"");
-        text(&mut out, 12.0, 42.0, "start", self.unit, " fill=\"#555\"");
+        let mut out = opened(height, self.title, self.unit);
         self.legend(&mut out);
         let values = self.groups.iter().flat_map(|group| &group.bars).map(|(_, value)| *value);
         let most = values.fold(f64::MIN_POSITIVE, f64::max);
@@ -92,6 +86,18 @@ impl Bars<'_> {
             x += 70.0;
         }
     }
+}
+
+/// The beginning of a chart.
+fn opened(height: f64, title: &str, unit: &str) -> String {
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    text(&mut out, 12.0, 22.0, "start", title, " font-size=\"15\" font-weight=\"bold\"");
+    text(&mut out, 12.0, 42.0, "start", unit, " fill=\"#555\"");
+    out
 }
 
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, words: &str, more: &str) {

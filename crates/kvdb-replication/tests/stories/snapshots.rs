@@ -198,8 +198,8 @@ fn a_replica_whose_snapshot_is_not_applied_yet_does_not_stand_for_election() {
     world.run_until("a leader", 2000, |world| world.leader(SHARD).is_some());
 }
 
-#[test]
-fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
+/// n3 starts again with its log alone.
+fn one_without_its_engine() -> World {
     let mut world = World::configured(3, 1, small_log);
     world.create(SHARD, &[1, 2, 3], 1);
     world.run_ms(30);
@@ -209,6 +209,12 @@ fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
     world.crash(3);
     world.lose_engine(3);
     world.restart(3);
+    world
+}
+
+#[test]
+fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
+    let mut world = one_without_its_engine();
     world.run_ms(300);
     assert_eq!(world.words(3), world.words(1));
     assert_eq!(world.snapshots_sent, 1, "one is enough");
@@ -217,15 +223,7 @@ fn a_replica_without_its_engine_asks_for_a_snapshot_and_gets_one() {
 
 #[test]
 fn a_replica_asks_for_no_other_snapshot_while_one_becomes_durable() {
-    let mut world = World::configured(3, 1, small_log);
-    world.create(SHARD, &[1, 2, 3], 1);
-    world.run_ms(30);
-    write_many(&mut world, 20);
-    world.flush(3, SHARD);
-    world.run_ms(5);
-    world.crash(3);
-    world.lose_engine(3);
-    world.restart(3);
+    let mut world = one_without_its_engine();
     world.run_until("it gets one", 300, |world| world.snapshots_sent == 1);
     world.hold_disk(3);
     world.run_ms(100);
@@ -237,15 +235,7 @@ fn a_replica_asks_for_no_other_snapshot_while_one_becomes_durable() {
 
 #[test]
 fn a_snapshot_of_the_past_takes_nothing_from_a_log_whose_engine_is_lost() {
-    let mut world = World::configured(3, 1, small_log);
-    world.create(SHARD, &[1, 2, 3], 1);
-    world.run_ms(30);
-    write_many(&mut world, 20);
-    world.flush(3, SHARD);
-    world.run_ms(5);
-    world.crash(3);
-    world.lose_engine(3);
-    world.restart(3);
+    let mut world = one_without_its_engine();
     world.run_ms(300);
     let earlier = world.last_offer.clone().unwrap();
     world.say("n3 acknowledges what only it and n1 have, and nobody knows");
