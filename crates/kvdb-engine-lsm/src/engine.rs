@@ -196,7 +196,7 @@ impl Engine for LsmEngine {
 
     fn snapshot(&self, volume: VolumeId) -> Result<Box<dyn Snapshot>, EngineError> {
         let volume = self.shared.volume(volume)?;
-        volume.settle_short_lived();
+        volume.show_short_lived();
         Ok(Box::new(LsmSnapshot::new(volume)))
     }
 

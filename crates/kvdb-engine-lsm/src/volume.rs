@@ -50,7 +50,8 @@ pub(crate) struct Volume {
     common: Common,
     /// Given out to batches, and by the tree to its own changes.
     counter: SequenceNumberCounter,
-    /// Held while a batch is written, a memtable is sealed or a number is published.
+    /// Records that aren't in the memtable yet. Held while a batch is written, a memtable is sealed
+    /// or a number is published.
     writer: Mutex<ShortLivedRecords>,
     /// All batches with numbers below this survive a crash.
     flushed: AtomicU64,
@@ -148,15 +149,16 @@ impl Volume {
         let (before, now) = kept;
         self.memory.active.fetch_add(grown + now, Ordering::Relaxed);
         self.memory.active.fetch_sub(before, Ordering::Relaxed);
-        let over = self.common.budget.take(grown + now);
+        // Given back first: what was there already takes nobody over the limit.
         self.common.budget.give_back(before);
+        let over = self.common.budget.take(grown + now);
         self.oldest.lock().get_or_insert_with(Instant::now);
         self.views.publish(sequence + 1);
         (sequence, over)
     }
 
     /// Puts the short-lived records into the memtable, for a snapshot that is to show them.
-    pub(crate) fn settle_short_lived(&self) {
+    pub(crate) fn show_short_lived(&self) {
         self.insert_short_lived(&mut self.writer.lock());
     }
 

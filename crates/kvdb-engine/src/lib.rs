@@ -51,7 +51,8 @@ pub struct ShortLived {
     pub key: Bytes,
     /// `None` removes it.
     pub value: Option<Bytes>,
-    /// There is nothing under the key: an engine need not look, nor write down a later removal.
+    /// There is nothing under the key: an engine need not look, nor write down a later removal. Said
+    /// wrongly, an older value may come back.
     pub is_new: bool,
 }
 

@@ -14,7 +14,8 @@
 //!
 //! # Records
 //!
-//! One record a request is kept in the engine, so that an entry writes little. `acked_below` has
+//! One record a request is kept in the engine, so that an entry writes little; most are forgotten
+//! before a flush, so they are written as short-lived. `acked_below` has
 //! no record of its own: each record holds the highest that was known when it was written. That
 //! of a client is therefore in its newest record, and the newest goes last: by time because
 //! `keep_until` rises with versions, by acknowledgement because a request can't acknowledge
