@@ -12,6 +12,15 @@ fn read_words(world: &World, ticket: usize) -> Option<Vec<String>> {
     }
 }
 
+/// n1 leads, and has a lease from the quorum that took its write.
+fn written_once() -> World {
+    let mut world = World::with_leader(3);
+    world.run_ms(50);
+    world.write(1, "a");
+    world.run_ms(10);
+    world
+}
+
 #[test]
 fn a_read_asks_a_majority_once_and_then_the_lease_answers() {
     let mut world = World::with_leader(3);
@@ -129,10 +138,7 @@ fn a_leader_may_be_read_beside_its_host_while_its_lease_holds() {
 
 #[test]
 fn a_leader_that_is_cut_off_may_not_be_read_beside_its_host_once_another_can_lead() {
-    let mut world = World::with_leader(3);
-    world.run_ms(50);
-    world.write(1, "a");
-    world.run_ms(10);
+    let mut world = written_once();
     world.isolate(1);
     world.run_until("another leads", 1000, |world| world.leader(SHARD).is_some_and(|id| id != 1));
     assert_eq!(world.read_beside(1), None);
@@ -140,10 +146,7 @@ fn a_leader_that_is_cut_off_may_not_be_read_beside_its_host_once_another_can_lea
 
 #[test]
 fn a_started_transfer_ends_the_lease_for_good() {
-    let mut world = World::with_leader(3);
-    world.run_ms(50);
-    world.write(1, "a");
-    world.run_ms(10);
+    let mut world = written_once();
     let covered = world.read(1);
     assert!(read_words(&world, covered).is_some());
     world.drop_messages(MessageType::MsgTimeoutNow);
@@ -165,10 +168,7 @@ fn a_started_transfer_ends_the_lease_for_good() {
 
 #[test]
 fn a_leader_that_wakes_from_a_pause_serves_nothing_from_its_lease() {
-    let mut world = World::with_leader(3);
-    world.run_ms(50);
-    world.write(1, "a");
-    world.run_ms(10);
+    let mut world = written_once();
     world.isolate(1);
     world.pause(1);
     world.run_until("a new leader", 700, |world| world.leader(SHARD).is_some());
