@@ -7,6 +7,7 @@
 use crate::call::{Manner, attempt, random};
 use crate::error::Error;
 use crate::options::Options;
+use crate::outgoing::Outgoing;
 use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use kvdb_model::{
@@ -21,7 +22,6 @@ use kvdb_wire::{
 use parking_lot::Mutex;
 use std::future::Future;
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// Most hints that are followed without a pause: two members that each take the other for the
@@ -344,11 +344,11 @@ impl AdminClient {
     ) -> Result<A, Error>
     where
         M: Clone,
-        S: Fn(CoordinatorClient<Channel>, Request<M>) -> F,
+        S: Fn(CoordinatorClient<Outgoing>, Request<M>) -> F,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let send = |connection: Connection, request| {
-            let client = CoordinatorClient::new(connection.channel);
+        let send = |outgoing: Outgoing, request| {
+            let client = CoordinatorClient::new(outgoing);
             send(client.max_decoding_message_size(MAX_MESSAGE_BYTES), request)
         };
         let deadline = Instant::now() + self.options.deadline;

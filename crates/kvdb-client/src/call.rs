@@ -2,6 +2,7 @@
 
 use crate::error::{Effect, Error};
 use crate::options::Options;
+use crate::outgoing::Outgoing;
 use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use std::future::Future;
@@ -36,7 +37,7 @@ pub(crate) async fn call<M, A, S, F>(
 ) -> Result<A, Error>
 where
     M: Clone,
-    S: Fn(Connection, Request<M>) -> F,
+    S: Fn(Outgoing, Request<M>) -> F,
     F: Future<Output = Result<Response<A>, Status>>,
 {
     let mut retries = Retries::new(options, manner.repeatable);
@@ -54,7 +55,7 @@ where
     }
 }
 
-/// Sends `message` once.
+/// Sends `message` once. What never left has had no effect, whatever it would have done.
 pub(crate) async fn attempt<M, A, S, F>(
     connection: &Connection,
     left: Duration,
@@ -64,19 +65,28 @@ pub(crate) async fn attempt<M, A, S, F>(
 ) -> Result<A, Error>
 where
     M: Clone,
-    S: Fn(Connection, Request<M>) -> F,
+    S: Fn(Outgoing, Request<M>) -> F,
     F: Future<Output = Result<Response<A>, Status>>,
 {
     let address = &connection.address;
     let mut request = Request::new(message.clone());
     request.set_timeout(left);
-    match timeout(left, send(connection.clone(), request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(effect.failed(address, &status)),
-        Err(_) => {
-            Err(effect.unanswered(address, format!("no answer within {} ms", left.as_millis())))
+    let outgoing = Outgoing::new(connection.channel.clone());
+    let fate = outgoing.fate();
+    let status = match timeout(left, send(outgoing, request)).await {
+        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+        Ok(Err(status)) => Some(status),
+        Err(_) => None,
+    };
+    let withdrawn = fate.withdraw();
+    let effect = if withdrawn { Effect::Read } else { effect };
+    Err(match status {
+        Some(status) => effect.failed(address, &status),
+        None => {
+            let what = if withdrawn { "connection" } else { "answer" };
+            effect.unanswered(address, format!("no {what} within {} ms", left.as_millis()))
         }
-    }
+    })
 }
 
 /// For the spread of pauses. Without a source of randomness they don't vary, which is no more than

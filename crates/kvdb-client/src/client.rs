@@ -4,7 +4,8 @@ use crate::call::{Manner, call};
 use crate::error::{Effect, Error};
 use crate::lanes::{Lanes, Ticket};
 use crate::options::Options;
-use crate::pool::{Connection, Pool};
+use crate::outgoing::Outgoing;
+use crate::pool::Pool;
 use crate::scan::Scan;
 use crate::types::{
     BatchOperation, Counter, ReadOptions, Record, ScanOptions, WriteOptions, Written, expiry_from,
@@ -20,7 +21,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -37,9 +37,9 @@ pub(crate) struct Shared {
     lanes: Lanes,
 }
 
-/// The generated client with the common limits on one connection.
-pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
-    KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+/// The generated client with the common limits, for one message.
+pub(crate) fn kv(outgoing: Outgoing) -> KvClient<Outgoing> {
+    KvClient::new(outgoing).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 impl Client {
@@ -354,9 +354,9 @@ impl Client {
         let message = HealthCheckRequest { service: String::new() };
         let Shared { pool, options, .. } = &*self.shared;
         let deadline = Instant::now() + options.deadline;
-        let ask = |connection: Connection, request| async move {
+        let ask = |outgoing: Outgoing, request| async move {
             let asked = Instant::now();
-            let answer = HealthClient::new(connection.channel).check(request).await?.into_inner();
+            let answer = HealthClient::new(outgoing).check(request).await?.into_inner();
             match answer.status {
                 SERVING => Ok(Response::new(asked.elapsed())),
                 status => Err(Status::unavailable(format!("it is up but not serving ({status})"))),
@@ -373,7 +373,7 @@ impl Client {
     async fn call<M, A, S, F>(&self, manner: Manner, message: &M, send: S) -> Result<A, Error>
     where
         M: Clone,
-        S: Fn(KvClient<Channel>, Request<M>) -> F,
+        S: Fn(KvClient<Outgoing>, Request<M>) -> F,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let deadline = Instant::now() + self.shared.options.deadline;
@@ -389,11 +389,11 @@ impl Client {
     ) -> Result<A, Error>
     where
         M: Clone,
-        S: Fn(KvClient<Channel>, Request<M>) -> F,
+        S: Fn(KvClient<Outgoing>, Request<M>) -> F,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let Shared { pool, options, .. } = &*self.shared;
-        let send = |connection: Connection, request| send(kv(connection.channel), request);
+        let send = |outgoing: Outgoing, request| send(kv(outgoing), request);
         call(pool, options, deadline, manner, message, send).await
     }
 }

@@ -39,6 +39,7 @@ mod error;
 mod lanes;
 mod operators;
 mod options;
+mod outgoing;
 mod pool;
 mod retry;
 mod scan;

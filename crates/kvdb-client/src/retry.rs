@@ -17,6 +17,8 @@ pub(crate) struct Retries {
     longest_pause: Duration,
     /// What an attempt ended with whose outcome is unknown.
     unknown: Option<String>,
+    /// What the attempt before ended with. The last one may have had too little time to tell.
+    before: Option<String>,
 }
 
 /// What to do after a failed attempt.
@@ -35,6 +37,7 @@ impl Retries {
             pause: options.first_pause,
             longest_pause: options.longest_pause,
             unknown: None,
+            before: None,
         }
     }
 
@@ -50,7 +53,12 @@ impl Retries {
             self.unknown.get_or_insert_with(|| reason.clone());
         }
         let pause = self.pause_before_next(&error, random);
-        if again && pause < left { Next::Again(pause) } else { Next::GiveUp(self.verdict(error)) }
+        if again && pause < left {
+            self.before = Some(error.to_string());
+            Next::Again(pause)
+        } else {
+            Next::GiveUp(self.verdict(error))
+        }
     }
 
     /// Half of the pause is certain, half is chance. What a server wishes comes on top: those that it
@@ -67,13 +75,23 @@ impl Retries {
         }
     }
 
+    fn with_what_came_before(&mut self, last: Error) -> Error {
+        let said = last.to_string();
+        match (self.before.take(), last) {
+            (Some(before), Error::Unavailable { address, reason }) if before != said => {
+                Error::Unavailable { address, reason: format!("{reason}; before that: {before}") }
+            }
+            (_, last) => last,
+        }
+    }
+
     fn verdict(&mut self, last: Error) -> Error {
         match (self.unknown.take(), last) {
             (_, last @ Error::OutcomeUnknown { .. }) => last,
             (Some(reason), last) => {
                 Error::OutcomeUnknown { reason: format!("{reason}; then: {last}") }
             }
-            (None, last) => last,
+            (None, last) => self.with_what_came_before(last),
         }
     }
 }
@@ -124,6 +142,26 @@ mod tests {
             };
             assert_eq!(error.class(), RetryClass::OutcomeUnknown);
             assert!(error.to_string().contains("lost; then: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_last_attempt_without_time_does_not_hide_the_reason() {
+        let unavailable =
+            |reason: &str| Error::Unavailable { address: "a:1".into(), reason: reason.into() };
+        for (last, told) in [
+            (
+                "no connection within 0 ms",
+                "no connection within 0 ms; before that: a:1 is unavailable: refused",
+            ),
+            ("refused", "a:1 is unavailable: refused"),
+        ] {
+            let mut retries = retries(false);
+            assert!(matches!(retries.after(unavailable("refused"), LONG, 0), Next::Again(_)));
+            let Next::GiveUp(error) = retries.after(unavailable(last), Duration::ZERO, 0) else {
+                panic!("no time is left");
+            };
+            assert!(error.to_string().ends_with(told), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::call::{Manner, attempt, random};
 use crate::client::{Shared, kv};
 use crate::error::{Effect, Error};
+use crate::outgoing::Outgoing;
 use crate::pool::Connection;
 use crate::retry::{Next, Retries};
 use crate::types::expiry_from;
@@ -153,9 +154,9 @@ async fn open_stream(
     deadline: Instant,
 ) -> Result<Streaming<proto::WatchResponse>, Error> {
     let left = deadline.saturating_duration_since(Instant::now());
-    let send = |connection: Connection, mut request: tonic::Request<proto::WatchRequest>| async move {
+    let send = |outgoing: Outgoing, mut request: tonic::Request<proto::WatchRequest>| async move {
         request.metadata_mut().remove("grpc-timeout");
-        kv(connection.channel).watch(request).await
+        kv(outgoing).watch(request).await
     };
     attempt(connection, left, Effect::Read, request, &send).await
 }

@@ -105,7 +105,7 @@ async fn a_read_whose_answer_was_lost_is_asked_again() {
 #[tokio::test]
 async fn a_call_ends_by_its_deadline() {
     let fake = Fake::default();
-    let deadline = Duration::from_millis(100);
+    let deadline = Duration::from_millis(500);
     let client = Client::new(Options { deadline, ..options(&fake.serve().await) }).unwrap();
     fake.fail_next(Fault::Hang);
     let read = client.get("k").await.unwrap_err();
@@ -121,6 +121,35 @@ async fn without_a_connection_nothing_was_done() {
     let client = Client::new(Options { deadline, ..options(&nobody().await) }).unwrap();
     let error = client.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+}
+
+/// A server that takes no connections keeps those waiting that want one.
+#[tokio::test]
+async fn a_write_that_got_no_connection_in_time_was_not_done() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    let connect = || tokio::net::TcpStream::connect(address);
+    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(500), connect()).await {
+        waiting.push(connected.unwrap());
+    }
+    let options = Options {
+        deadline: Duration::from_millis(50),
+        exactly_once: false,
+        ..options(&address.to_string())
+    };
+    let error = Client::new(options).unwrap().put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("no connection"), "{error}");
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_told_as_such() {
+    let deadline = Duration::from_secs(1);
+    let client = Client::new(Options { deadline, ..options(&nobody().await) }).unwrap();
+    let error = client.ping().await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
 }
 
