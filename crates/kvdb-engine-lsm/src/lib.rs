@@ -9,6 +9,7 @@
 //!   held for long holds on to its own version alone.
 //! - **Checks** (`manifest`): the library doesn't check the checksum of its manifest, nor of a
 //!   table's contents before it believes them; we do, before a volume is opened.
+//! - **Point reads** (`newest`): what was written lately is found without a search.
 //! - **Flushing** (`maintain`, `budget`): one budget for the memtables of all volumes and an age
 //!   limit, so that the write-ahead log stays short. Where flushing or compacting falls behind,
 //!   writes wait, for a bounded time that is counted.
@@ -36,6 +37,7 @@ mod filter;
 mod format;
 mod maintain;
 mod manifest;
+mod newest;
 mod open;
 mod short_lived;
 mod view;

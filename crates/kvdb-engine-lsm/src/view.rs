@@ -148,6 +148,9 @@ impl Snapshot for LsmSnapshot {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if let Some(known) = self.volume.newest.get(key, self.view.at) {
+            return Ok(known);
+        }
         let views = &self.volume.views;
         let history = views.history.read();
         if self.view.pinned.get().is_none() {

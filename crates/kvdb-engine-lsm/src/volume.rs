@@ -11,6 +11,7 @@
 use crate::budget::{Budget, Counts};
 use crate::config::{Asks, MOST_RUNS};
 use crate::error::no_room;
+use crate::newest::Newest;
 use crate::short_lived::ShortLivedRecords;
 use crate::view::{Views, bounds};
 use bytes::Bytes;
@@ -47,6 +48,7 @@ pub(crate) struct Volume {
     pub(crate) path: PathBuf,
     pub(crate) tree: Tree,
     pub(crate) views: Views,
+    pub(crate) newest: Newest,
     common: Common,
     /// Given out to batches, and by the tree to its own changes.
     counter: SequenceNumberCounter,
@@ -92,6 +94,7 @@ impl Volume {
             flushed: AtomicU64::new(counter.get()),
             level0_runs: AtomicUsize::new(tree.l0_run_count()),
             tree,
+            newest: Newest::default(),
             common,
             counter,
             writer: Mutex::default(),
@@ -139,6 +142,7 @@ impl Volume {
         let mut grown = 0;
         for (key, value) in changes {
             // Of two changes of a key the second takes the place of the first.
+            grown += self.newest.note(&key, value.as_ref(), sequence);
             let (kind, value) = match value {
                 Some(value) => (ValueType::Value, value),
                 None => (ValueType::Tombstone, Bytes::new()),
@@ -216,6 +220,7 @@ impl Volume {
     fn seal(&self) -> u64 {
         let mut short_lived = self.writer.lock();
         self.insert_short_lived(&mut short_lived);
+        self.newest.forget();
         self.tree.rotate_memtable();
         let bytes = self.memory.active.swap(0, Ordering::Relaxed);
         self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);

@@ -196,7 +196,9 @@ fn concurrent_readers_never_see_half_a_batch<E: Engine>(engine: &E) {
         });
         while !maintainer.is_finished() {
             let snapshot = engine.snapshot(VOLUME).expect("there");
-            let first = snapshot.get(b"k0").expect("readable");
+            let get = |key: usize| snapshot.get(format!("k{key}").as_bytes()).expect("readable");
+            let first = get(0);
+            assert!((0..KEYS).all(|key| get(key) == first));
             let scanned: Vec<Bytes> =
                 snapshot.scan(&KeyRange::ALL, true).map(|item| item.expect("readable").1).collect();
             assert_eq!(scanned.len(), if first.is_some() { KEYS } else { 0 });
