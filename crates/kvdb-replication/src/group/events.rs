@@ -101,6 +101,7 @@ impl<T> Group<T> {
         self.check_own_log(&message);
         self.take_back_request(&message);
         self.settle_requested_snapshot(&message);
+        self.take_ask_as_acknowledgement(&message);
         // What raft refuses (a response of somebody who left) is of no consequence.
         let _ = self.raw.step(message);
         if let Some(last) = last {

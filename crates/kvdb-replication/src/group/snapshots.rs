@@ -76,6 +76,36 @@ impl<T> Group<T> {
         }
     }
 
+    /// Who asks for a snapshot takes no entries until it has one, and acknowledges none. One that it
+    /// had acknowledged in vain may need just that to be committed, and only then be in a snapshot.
+    /// So the ask counts: it leaves when all before it is durable, and its last entry, being of this
+    /// term, came from this leader, and with it what is before.
+    pub(super) fn take_ask_as_acknowledgement(&mut self, message: &Message) {
+        let raft = &self.raw.raft;
+        let held = message.reject_hint;
+        let is_ask = message.get_msg_type() == MessageType::MsgAppendResponse
+            && message.reject
+            && message.request_snapshot != raft::INVALID_INDEX;
+        if !is_ask
+            || !self.is_leader()
+            || (message.term, message.log_term) != (raft.term, raft.term)
+        {
+            return;
+        }
+        let is_news = raft.prs().get(message.from).is_some_and(|known| known.matched < held);
+        if is_news && raft.raft_log.term(held).is_ok_and(|term| term == message.log_term) {
+            let mut acknowledgement = Message::default();
+            acknowledgement.set_msg_type(MessageType::MsgAppendResponse);
+            acknowledgement.from = message.from;
+            acknowledgement.to = message.to;
+            acknowledgement.term = message.term;
+            acknowledgement.index = held;
+            acknowledgement.commit = message.commit;
+            // As in `step`.
+            let _ = self.raw.step(acknowledgement);
+        }
+    }
+
     // ---- receiving ----------------------------------------------------------------------
 
     pub(crate) fn is_receiving(&self) -> bool {

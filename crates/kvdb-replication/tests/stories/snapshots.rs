@@ -264,6 +264,25 @@ fn a_snapshot_of_the_past_takes_nothing_from_a_log_whose_engine_is_lost() {
 }
 
 #[test]
+fn what_a_replica_without_its_engine_asks_with_counts_as_acknowledged() {
+    let mut world = one_without_its_engine();
+    world.run_ms(300);
+    world.say("n2 is gone, and what n3 acknowledges gets lost");
+    world.crash(2);
+    world.drop_messages(kvdb_replication::message::MessageType::MsgAppendResponse);
+    world.write(1, "more");
+    world.run_ms(5);
+    world.crash(3);
+    world.lose_engine(3);
+    world.restart(3);
+    world.heal();
+    world.run_until("n3 has all of it", 2000, |world| {
+        world.words(3).last().is_some_and(|last| last == "more")
+    });
+    assert_eq!(world.leader(SHARD), Some(1), "it led all the time");
+}
+
+#[test]
 fn a_replica_without_its_engine_asks_each_leader_for_what_that_one_has() {
     let mut world = World::configured(4, 1, small_log);
     world.create(SHARD, &[1, 2, 3], 1);

@@ -128,8 +128,10 @@ pub fn assert_durable(durable: &Records, written: &Records, message: &Message) {
         MessageType::MsgAppend | MessageType::MsgHeartbeat => {
             assert!(state.term >= term, "a leader spoke before its term was durable: {state:?}");
         }
-        MessageType::MsgAppendResponse if !message.reject => {
-            let index = LogIndex(message.index);
+        MessageType::MsgAppendResponse if !message.reject || message.request_snapshot != 0 => {
+            // Who asks for a snapshot says thereby what it holds.
+            let index = if message.reject { message.reject_hint } else { message.index };
+            let index = LogIndex(index);
             let view = &written.replicas[&ReplicaId(message.from)];
             // What a later term has overwritten since was true when it was said; the later term
             // itself must be durable then.
