@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::disk::Disk;
 use crate::network::{Network, Part};
+use crate::ports::free_ports;
 use crate::process::Process;
 use kvdb_client::{AdminClient, Client, Options};
 use kvdb_model::{NodeId, OperatorId, Role, ShardId, ShardMap};
@@ -10,7 +11,6 @@ use kvdb_wire::proto;
 use kvdb_wire::proto::node_client::NodeClient;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,11 +95,9 @@ fn name_of(part: Part) -> String {
     }
 }
 
-/// Addresses that were free a moment ago; all are held until all are chosen.
 fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    held.iter().map(|listener| listener.local_addr().map(|address| address.to_string())).collect()
+    let ports = free_ports(count)?;
+    Ok(ports.into_iter().map(|port| format!("127.0.0.1:{port}")).collect())
 }
 
 fn free_pair() -> std::io::Result<[String; 2]> {

@@ -2,9 +2,7 @@
 
 #![allow(dead_code, reason = "not every test uses all of it")]
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
@@ -69,22 +67,8 @@ impl Drop for Cluster {
     }
 }
 
-/// Ports that were free a moment ago. All are held until all are chosen. They lie below those that
-/// the system gives to outgoing connections: one of those may sit on a port while whoever
-/// listened there is being started again. Each process looks in a place of its own.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    const FIRST: u32 = 10_000;
-    const END: u32 = 32_000;
-    const EACH: u32 = 64;
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    let own = std::process::id().wrapping_mul(EACH);
-    let mut held = Vec::new();
-    while held.len() < count {
-        let place = own.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
-        let port = (FIRST + place % (END - FIRST)) as u16;
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
-    }
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    kvdb_torture::free_ports(count).unwrap()
 }
 
 impl Cluster {
