@@ -124,17 +124,19 @@ impl Volume {
         let before = short_lived.size_bytes();
         batch.short_lived.into_iter().for_each(|change| short_lived.take_in(change));
         let kept = (before, short_lived.size_bytes());
-        let (sequence, over) = self.insert(batch.changes, kept);
+        let (sequence, over) = self.insert(batch.changes, kept, Some(&self.newest));
         (SequenceNumber(sequence), over)
     }
 
     /// Changes the memtable; by the holder of the writer lock only. `kept` are the bytes of
-    /// short-lived records before and now. Returns the number of the change, and whether it brought
-    /// the memtables over their budget.
+    /// short-lived records before and now. The changes are noted in `newest`; without it there must
+    /// be no notes. Returns the number of the change, and whether it brought the memtables over their
+    /// budget.
     fn insert(
         &self,
         changes: impl IntoIterator<Item = (Bytes, Option<Bytes>)>,
         kept: (u64, u64),
+        newest: Option<&Newest>,
     ) -> (u64, bool) {
         // Sealed only under the writer lock: one memtable takes the whole batch.
         let memtable = self.tree.active_memtable();
@@ -142,7 +144,7 @@ impl Volume {
         let mut grown = 0;
         for (key, value) in changes {
             // Of two changes of a key the second takes the place of the first.
-            grown += self.newest.note(&key, value.as_ref(), sequence);
+            grown += newest.map_or(0, |newest| newest.note(&key, value.as_ref(), sequence));
             let (kind, value) = match value {
                 Some(value) => (ValueType::Value, value),
                 None => (ValueType::Tombstone, Bytes::new()),
@@ -163,13 +165,13 @@ impl Volume {
 
     /// Puts the short-lived records into the memtable, for a snapshot that is to show them.
     pub(crate) fn show_short_lived(&self) {
-        self.insert_short_lived(&mut self.writer.lock());
+        self.insert_short_lived(&mut self.writer.lock(), Some(&self.newest));
     }
 
-    fn insert_short_lived(&self, short_lived: &mut ShortLivedRecords) {
+    fn insert_short_lived(&self, short_lived: &mut ShortLivedRecords, newest: Option<&Newest>) {
         if !short_lived.is_empty() {
             let kept = (short_lived.size_bytes(), 0);
-            self.insert(short_lived.drain(), kept);
+            self.insert(short_lived.drain(), kept, newest);
         }
     }
 
@@ -219,8 +221,8 @@ impl Volume {
     /// sealed memtables or on disk.
     fn seal(&self) -> u64 {
         let mut short_lived = self.writer.lock();
-        self.insert_short_lived(&mut short_lived);
         self.newest.forget();
+        self.insert_short_lived(&mut short_lived, None);
         self.tree.rotate_memtable();
         let bytes = self.memory.active.swap(0, Ordering::Relaxed);
         self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);
