@@ -275,6 +275,6 @@ async fn change(channel: &Channel, map: &proto::ShardMap, number: u32) -> Result
         _ => proto::NodeStatus::Alive,
     };
     let node_id = map.nodes[0].node_id;
-    let request = proto::SetNodeStatusRequest { node_id, status: status.into() };
+    let request = proto::SetNodeStatusRequest { node_id, status: status.into(), force: false };
     Ok(client(channel).set_node_status(request).await?.into_inner().map_version)
 }

@@ -51,6 +51,10 @@ pub struct ClusterStatus {
     pub applied: LogIndex,
     /// All coordinators.
     pub members: Vec<Member>,
+    /// Shards with too few replicas, the first 100 of them.
+    pub short_shards: Vec<ShortShard>,
+    /// How many there are.
+    pub short_shard_count: u64,
 }
 
 /// One coordinator.
@@ -73,6 +77,34 @@ pub struct Initialised {
     pub map_version: MapVersion,
     /// False if the shards were there already.
     pub created: bool,
+    /// That each shard has at least.
+    pub replicas: u32,
+    /// That each is to have: it gets the rest when there are nodes for them.
+    pub wanted_replicas: u32,
+}
+
+/// The answer to [`AdminClient::create_keyspace`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreatedKeyspace {
+    /// The id of the keyspace, never used before.
+    pub keyspace_id: KeyspaceId,
+    /// That each of its shards has.
+    pub replicas: u32,
+    /// That each is to have: it gets the rest when there are nodes for them.
+    pub wanted_replicas: u32,
+}
+
+/// A shard with fewer replicas on nodes that are there than it is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShortShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// On nodes that aren't dead or removed.
+    pub replicas: u32,
+    /// That it is to have.
+    pub wanted_replicas: u32,
+    /// What is done about it, or what keeps it from being done.
+    pub why: String,
 }
 
 /// The answer to [`AdminClient::register_node`].
@@ -125,6 +157,8 @@ impl AdminClient {
             term: Term(answer.term),
             applied: LogIndex(answer.applied_index),
             members: members.collect::<Result<_, Error>>()?,
+            short_shards: answer.short_shards.into_iter().map(short_shard).collect(),
+            short_shard_count: answer.short_shard_count,
         })
     }
 
@@ -142,8 +176,8 @@ impl AdminClient {
         shard_map_from(answer.map.unwrap_or_default()).map_err(|error| garbled(error.to_string()))
     }
 
-    /// Makes the keyspace `default` with `shards` shards of `replication_factor` replicas (0 = 3,
-    /// or as many as there are nodes if fewer). Done already: nothing happens.
+    /// Makes the keyspace `default` with `shards` shards of `replication_factor` replicas (0 = 3; as
+    /// many as nodes are alive at first). Done already: nothing happens.
     ///
     /// # Errors
     /// [`Error`].
@@ -159,7 +193,12 @@ impl AdminClient {
             })
             .await?;
         let map_version = MapVersion(answer.map_version);
-        Ok(Initialised { map_version, created: answer.created })
+        Ok(Initialised {
+            map_version,
+            created: answer.created,
+            replicas: answer.replicas,
+            wanted_replicas: answer.wanted_replicas,
+        })
     }
 
     /// Takes a keyspace away, with all that is in it; `default` stays. Returns the map version.
@@ -186,7 +225,7 @@ impl AdminClient {
         partitioning: Partitioning,
         shards: u32,
         replication_factor: u32,
-    ) -> Result<KeyspaceId, Error> {
+    ) -> Result<CreatedKeyspace, Error> {
         self.create_keyspace_with_history(name, partitioning, shards, replication_factor, None)
             .await
     }
@@ -203,7 +242,7 @@ impl AdminClient {
         shards: u32,
         replication_factor: u32,
         history: Option<HistoryLimits>,
-    ) -> Result<KeyspaceId, Error> {
+    ) -> Result<CreatedKeyspace, Error> {
         let message = proto::CreateKeyspaceRequest {
             name: name.to_owned(),
             partitioning: partitioning_to(partitioning).into(),
@@ -216,7 +255,11 @@ impl AdminClient {
                 coordinator.create_keyspace(request).await
             })
             .await?;
-        Ok(KeyspaceId(answer.keyspace_id))
+        Ok(CreatedKeyspace {
+            keyspace_id: KeyspaceId(answer.keyspace_id),
+            replicas: answer.replicas,
+            wanted_replicas: answer.wanted_replicas,
+        })
     }
 
     /// Sets how much of its past a keyspace keeps for watches; `None` = nothing any more. Its shards
@@ -268,7 +311,8 @@ impl AdminClient {
         })
     }
 
-    /// Sets a node's status by hand.
+    /// Sets a node's status by hand. [`NodeStatus::Removed`] is refused while the node is alive or
+    /// holds replicas.
     ///
     /// # Errors
     /// [`Error`].
@@ -277,8 +321,26 @@ impl AdminClient {
         node: NodeId,
         status: NodeStatus,
     ) -> Result<MapVersion, Error> {
-        let message =
-            proto::SetNodeStatusRequest { node_id: node.0, status: node_status_to(status).into() };
+        self.set_status(node, status, false).await
+    }
+
+    /// Removes a node for good though it is alive or holds replicas; what it held is rebuilt
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`Error`], also where a shard would have no majority without it.
+    pub async fn remove_node_by_force(&self, node: NodeId) -> Result<MapVersion, Error> {
+        self.set_status(node, NodeStatus::Removed, true).await
+    }
+
+    async fn set_status(
+        &self,
+        node: NodeId,
+        status: NodeStatus,
+        force: bool,
+    ) -> Result<MapVersion, Error> {
+        let status = node_status_to(status).into();
+        let message = proto::SetNodeStatusRequest { node_id: node.0, status, force };
         let answer = self
             .call(Manner::write(true), &message, |mut coordinator, request| async move {
                 coordinator.set_node_status(request).await
@@ -389,6 +451,15 @@ impl AdminClient {
         let hinted = connection.is_some();
         *self.leader.lock() = connection;
         hinted
+    }
+}
+
+fn short_shard(short: proto::ShortShard) -> ShortShard {
+    ShortShard {
+        shard: ShardId(short.shard_id),
+        replicas: short.replicas,
+        wanted_replicas: short.wanted_replicas,
+        why: short.why,
     }
 }
 

@@ -46,11 +46,13 @@ mod scan;
 mod types;
 mod watch;
 
-pub use admin::{AdminClient, ClusterStatus, Initialised, Member, Registered};
+pub use admin::{
+    AdminClient, ClusterStatus, CreatedKeyspace, Initialised, Member, Registered, ShortShard,
+};
 pub use client::Client;
 pub use error::Error;
 pub use kvdb_wire::transport::AddressError;
-pub use operators::{OperatorStatus, Plan, Recovery, ReplicaStanding};
+pub use operators::{OperatorStatus, Plan, Recovery, ReplicaStanding, Started};
 pub use options::Options;
 pub use scan::Scan;
 pub use types::{

@@ -82,6 +82,15 @@ pub struct Recovery {
     pub operator: Option<OperatorId>,
 }
 
+/// An operator that has started, which may take a while to get anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Its id.
+    pub operator: OperatorId,
+    /// What keeps it from its goal for now, if something is known to.
+    pub warning: Option<String>,
+}
+
 /// What is known of one replica of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaStanding {
@@ -105,7 +114,8 @@ macro_rules! starts {
                 coordinator.$method(request).await
             })
             .await?;
-        Ok(OperatorId(answer.operator_id))
+        let warning = (!answer.warning.is_empty()).then_some(answer.warning);
+        Started { operator: OperatorId(answer.operator_id), warning }
     }};
 }
 
@@ -124,7 +134,7 @@ impl AdminClient {
             node_ids: nodes.iter().map(|node| node.0).collect(),
             membership_epoch: 0,
         };
-        starts!(self, set_shard_replicas, message)
+        Ok(starts!(self, set_shard_replicas, message).operator)
     }
 
     /// Has one replica of a shard moved.
@@ -139,7 +149,7 @@ impl AdminClient {
     ) -> Result<OperatorId, Error> {
         let (shard_id, from_node_id, to_node_id) = (shard.0, from.0, to.0);
         let message = proto::MoveReplicaRequest { shard_id, from_node_id, to_node_id };
-        starts!(self, move_replica, message)
+        Ok(starts!(self, move_replica, message).operator)
     }
 
     /// Has a shard cut in two: at a user key (in a hash keyspace, at its slot), or in the middle
@@ -153,23 +163,23 @@ impl AdminClient {
         at: Option<Bytes>,
     ) -> Result<OperatorId, Error> {
         let message = proto::SplitShardRequest { shard_id: shard.0, at: at.unwrap_or_default() };
-        starts!(self, split_shard, message)
+        Ok(starts!(self, split_shard, message).operator)
     }
 
     /// Has a node emptied.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn drain_node(&self, node: NodeId) -> Result<OperatorId, Error> {
-        starts!(self, drain_node, proto::DrainNodeRequest { node_id: node.0 })
+    pub async fn drain_node(&self, node: NodeId) -> Result<Started, Error> {
+        Ok(starts!(self, drain_node, proto::DrainNodeRequest { node_id: node.0 }))
     }
 
     /// Has everything that a node held rebuilt elsewhere; then the node is removed for good.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn replace_node(&self, node: NodeId) -> Result<OperatorId, Error> {
-        starts!(self, replace_node, proto::ReplaceNodeRequest { node_id: node.0 })
+    pub async fn replace_node(&self, node: NodeId) -> Result<Started, Error> {
+        Ok(starts!(self, replace_node, proto::ReplaceNodeRequest { node_id: node.0 }))
     }
 
     /// What it would mean to let a shard that has lost its majority go on from the replica on a

@@ -96,7 +96,7 @@ fn replicas_of<'a>(state: &'a ControlState, descriptor: &'a ShardDescriptor) -> 
     }
 }
 
-fn usable(state: &ControlState) -> impl Iterator<Item = &NodeRecord> {
+pub(crate) fn usable(state: &ControlState) -> impl Iterator<Item = &NodeRecord> {
     state.map().nodes.values().filter(|node| {
         node.status == NodeStatus::Alive
             && !state.running().any(|operator| operator.kind.empties() == Some(node.node_id))
@@ -129,12 +129,13 @@ fn replica_shares(state: &ControlState, loads: &Loads) -> BTreeMap<NodeId, Share
 }
 
 /// The best node for the replica of a shard that leaves `leaving`: one that is alive and has none
-/// of the shard, in a zone of its own if there is one, with the least.
+/// of the shard, in a zone of its own if there is one, with the least. Only one that `may`.
 pub(crate) fn target(
     state: &ControlState,
     loads: &Loads,
     descriptor: &ShardDescriptor,
     leaving: NodeId,
+    may: &dyn Fn(NodeId) -> bool,
 ) -> Option<NodeId> {
     let shares = replica_shares(state, loads);
     let replicas = replicas_of(state, descriptor);
@@ -144,6 +145,7 @@ pub(crate) fn target(
     let zones = zones_of(state, replicas, Some(leaving));
     usable(state)
         .filter(|node| !has_one(node.node_id) && !loads.short.contains(&node.node_id))
+        .filter(|node| may(node.node_id))
         .min_by_key(|node| {
             let crowded = zones.contains(node.zone.as_str());
             let weight = shares.get(&node.node_id).map_or(0, |share| share.weight);

@@ -50,7 +50,7 @@ pub enum ControlCommand {
     InitShards {
         /// How many.
         shards: u32,
-        /// Replicas of each; 0 for three, or fewer on fewer nodes.
+        /// Replicas wanted of each; 0 for three.
         replication_factor: u32,
     },
     /// Makes a keyspace with its shards.
@@ -149,6 +149,11 @@ pub enum ControlCommand {
         /// Which.
         id: NodeId,
     },
+    /// Takes a node out of the cluster by force, though it is alive or holds replicas.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
 }
 
 /// What a command came to.
@@ -204,6 +209,17 @@ pub enum ControlError {
         needed: u32,
         /// How many there are.
         alive: u32,
+    },
+    /// More replicas of each shard than there are nodes.
+    #[error(
+        "{replicas} replicas need as many nodes; the cluster has {nodes}. Start more nodes first, or ask for \
+         fewer replicas"
+    )]
+    TooFewForReplicas {
+        /// How many replicas were asked for.
+        replicas: u32,
+        /// Nodes that the cluster has, those that are away included.
+        nodes: u32,
     },
     /// A keyspace name that can't be one.
     #[error("keyspace name {0:?} is not 1 to 64 of a-z, 0-9, '-' and '_'")]
@@ -373,9 +389,59 @@ pub enum ControlError {
     /// Without it there would be none.
     #[error("coordinator {0} is the last one: add another first")]
     LastCoordinator(NodeId),
+    /// The node is alive, or holds replicas: it can't just be taken away.
+    #[error(
+        "node {node} is {} and holds {replicas} replicas. To empty a node that works: `kvdb admin drain {node}`, \
+         then stop it. If it is gone for good: `kvdb admin replace {node}` rebuilds elsewhere what it held, and \
+         removes it. `--force` removes it at once",
+        status_word(*status)
+    )]
+    NodeInUse {
+        /// The node.
+        node: NodeId,
+        /// How it is.
+        status: NodeStatus,
+        /// Replicas that it holds.
+        replicas: u32,
+    },
+    /// Without the node shards would have no majority.
+    #[error(
+        "{} would have no majority without node {node}. If it works: `kvdb admin drain {node}`. If not, start \
+         it again; if it is gone for good, see `kvdb admin force-recover --help`",
+        shard_words(shards, *more)
+    )]
+    NeededForMajority {
+        /// The node.
+        node: NodeId,
+        /// Some of the shards.
+        shards: Vec<ShardId>,
+        /// How many more there are.
+        more: u32,
+    },
     /// Nobody knows yet who the coordinators are.
     #[error("the coordinators have not founded their group yet: try again in some seconds")]
     NotFounded,
+}
+
+/// As `kvdb admin nodes` shows it.
+fn status_word(status: NodeStatus) -> &'static str {
+    match status {
+        NodeStatus::Alive => "ALIVE",
+        NodeStatus::Suspect => "SUSPECT",
+        NodeStatus::Dead => "DEAD",
+        NodeStatus::Draining => "DRAINING",
+        NodeStatus::Removed => "REMOVED",
+    }
+}
+
+/// Shards by number, and how many more.
+pub(crate) fn shard_words(shards: &[ShardId], more: u32) -> String {
+    let ids: Vec<String> = shards.iter().map(ShardId::to_string).collect();
+    let word = if shards.len() == 1 && more == 0 { "shard" } else { "shards" };
+    match more {
+        0 => format!("{word} {}", ids.join(", ")),
+        more => format!("{word} {} and {more} more", ids.join(", ")),
+    }
 }
 
 impl ControlCommand {

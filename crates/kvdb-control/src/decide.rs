@@ -30,16 +30,13 @@ impl ControlState {
                     return Err(ControlError::StaleEpoch { shard: *shard, current });
                 }
                 let kind = self.new_replicas(&descriptor, nodes)?;
-                // Fewer than it had before, because somebody wants it so.
-                if let Some(wanted) = self.wanted_replicas.get_mut(shard) {
-                    *wanted = (*wanted).min(nodes.len() as u32);
-                }
+                // More or fewer than its keyspace says, because somebody wants it so.
+                self.set_wanted(&descriptor, nodes.len() as u32);
                 Ok(kind)
             }
-            OperatorRequest::Restore { shard } => {
+            OperatorRequest::Restore { shard, nodes } => {
                 let descriptor = self.free_shard(*shard)?;
-                let nodes = self.fuller(&descriptor);
-                self.new_replicas(&descriptor, &nodes)
+                self.new_replicas(&descriptor, nodes)
             }
             OperatorRequest::ForceRecover { shard, from, gone } => {
                 self.plan_recovery(*shard, *from, gone)
@@ -65,6 +62,7 @@ impl ControlState {
                     let on = descriptor.replicas.iter().map(|replica| replica.node_id).collect();
                     return Err(ControlError::NotAReplica { shard: *shard, node: *node, on });
                 };
+                self.may_lead(*node)?;
                 Ok(OperatorKind::Lead { shard: *shard, to: *to })
             }
             OperatorRequest::Split { shard, at } => {
@@ -111,6 +109,15 @@ impl ControlState {
             return Err(ControlError::ShardNotReady(shard));
         }
         Ok(record.descriptor.clone())
+    }
+
+    /// One that is gone can't.
+    pub(crate) fn may_lead(&self, node: NodeId) -> Result<(), ControlError> {
+        let record = self.map.nodes.get(&node).ok_or(ControlError::UnknownNode(node))?;
+        match record.status {
+            NodeStatus::Removed => Err(ControlError::NodeRemoved(node)),
+            _ => Ok(()),
+        }
     }
 
     fn may_be_emptied(&self, node: NodeId) -> Result<(), ControlError> {

@@ -1,6 +1,7 @@
 //! Keyspaces and their first shards.
 
 use crate::command::{ControlError, ControlResponse};
+use crate::counts::USUAL_REPLICAS;
 use crate::placement::place_replicas;
 use crate::state::ControlState;
 use kvdb_model::key::slot_start;
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 
 /// The keyspace that exists once shards were initialised.
 pub(crate) const DEFAULT_KEYSPACE: KeyspaceId = KeyspaceId(1);
+/// Most replicas of a shard.
+const MOST_REPLICAS: u32 = 7;
 
 impl ControlState {
     pub(crate) fn init_shards(
@@ -109,36 +112,36 @@ impl ControlState {
                 accepted: format!("1 to {SLOT_COUNT}"),
             });
         }
-        let nodes: Vec<NodeRecord> = self
-            .map
-            .nodes
-            .values()
-            .filter(|node| node.status == NodeStatus::Alive)
-            .cloned()
-            .collect();
-        let alive = nodes.len() as u32;
-        // An even number of replicas survives no more failures than one fewer.
-        let usual = if alive >= 3 { 3 } else { alive.min(1) };
-        let factor = if factor == 0 { usual } else { factor };
-        if alive == 0 || factor > alive {
-            return Err(ControlError::TooFewNodes { needed: factor.max(1), alive });
-        }
-        if factor > 7 {
+        if factor > MOST_REPLICAS {
             return Err(ControlError::OutOfRange {
                 field: "replication_factor".to_owned(),
                 value: factor.into(),
-                accepted: "1 to 7".to_owned(),
+                accepted: format!("1 to {MOST_REPLICAS}, or 0 for {USUAL_REPLICAS}"),
             });
         }
+        let members = || self.map.nodes.values().filter(|node| node.status != NodeStatus::Removed);
+        // As many nodes may come yet where nothing was said, or be away now; a number beyond those
+        // that there are at all is a mistake.
+        if factor > members().count() as u32 {
+            let nodes = members().count() as u32;
+            return Err(ControlError::TooFewForReplicas { replicas: factor, nodes });
+        }
+        let nodes: Vec<NodeRecord> =
+            members().filter(|node| node.status == NodeStatus::Alive).cloned().collect();
+        if nodes.is_empty() {
+            return Err(ControlError::TooFewNodes { needed: 1, alive: 0 });
+        }
+        let replicas = if factor == 0 { USUAL_REPLICAS } else { factor };
         let keyspace_id =
             if name == "default" { DEFAULT_KEYSPACE } else { self.counters.next_keyspace };
         self.counters.next_keyspace = self.counters.next_keyspace.max(keyspace_id.next());
         let name = name.to_owned();
         let history = HistoryPolicy::default();
-        self.map.change(MapChange::Keyspace(Keyspace { keyspace_id, name, partitioning, history }));
+        let keyspace = Keyspace { keyspace_id, name, partitioning, history, replicas };
+        self.map.change(MapChange::Keyspace(keyspace));
         let refs: Vec<&NodeRecord> = nodes.iter().collect();
         let placed =
-            place_replicas(&refs, &self.replica_counts(), shards as usize, factor as usize);
+            place_replicas(&refs, &self.replica_counts(), shards as usize, replicas as usize);
         for (place, nodes) in placed.into_iter().enumerate() {
             let range = range_of(keyspace_id, partitioning, place as u32, shards);
             self.make_shard(keyspace_id, range, &nodes);

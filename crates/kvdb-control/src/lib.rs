@@ -17,6 +17,7 @@
 
 mod balance;
 mod command;
+mod counts;
 mod decide;
 mod greeting;
 mod history;
@@ -28,6 +29,7 @@ mod placement;
 mod planner;
 mod records;
 mod recovery;
+mod removal;
 mod report;
 mod standings;
 mod state;
@@ -36,6 +38,7 @@ pub use balance::Proposal;
 pub use command::{
     ControlCommand, ControlError, ControlResponse, LedShard, decode_result, encode_result,
 };
+pub use counts::Shortage;
 pub use greeting::{
     Beginning, Greeted, Knowledge, MustNotBegin, Standing, decide, first_descriptor,
 };

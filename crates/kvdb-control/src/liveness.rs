@@ -55,15 +55,25 @@ impl Liveness {
         self.heard.iter().map(|(node, heard)| (*node, silent(heard))).collect()
     }
 
+    /// Whether a node was heard not so long ago that it would be dead, or hasn't been missed for so
+    /// long yet.
+    pub fn may_live(&self, node: NodeId, now_ms: u64) -> bool {
+        let silent = self.heard.get(&node).map(|heard| now_ms.saturating_sub(heard.at_ms));
+        silent.is_none_or(|silent| silent < self.config.dead_ms)
+    }
+
     /// The statuses that should change. What an operator has set (draining, removed) stays.
     pub fn judge(&mut self, map: &ShardMap, now_ms: u64) -> Vec<(NodeId, NodeStatus)> {
         let mut changes = Vec::new();
         for (id, node) in &map.nodes {
-            if matches!(node.status, NodeStatus::Draining | NodeStatus::Removed) {
+            if node.status == NodeStatus::Removed {
                 continue;
             }
             let missed = Heard { at_ms: now_ms, really: false };
             let heard = *self.heard.entry(*id).or_insert(missed);
+            if node.status == NodeStatus::Draining {
+                continue;
+            }
             let silence_ms = now_ms.saturating_sub(heard.at_ms);
             let status = if silence_ms >= self.config.dead_ms {
                 NodeStatus::Dead

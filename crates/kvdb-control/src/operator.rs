@@ -68,10 +68,12 @@ pub enum OperatorRequest {
     },
     /// Replicas and leaders are spread evenly.
     Rebalance,
-    /// The shard gets as many replicas as it is to have, as far as there are nodes for them.
+    /// The shard has fewer replicas than it is to have, and gets more.
     Restore {
         /// The shard.
         shard: ShardId,
+        /// Where all of its replicas are to be, those that it has included.
+        nodes: Vec<NodeId>,
     },
     /// The shard has lost its majority for good: it goes on from one replica.
     ForceRecover {
@@ -272,7 +274,10 @@ impl OperatorRequest {
             OperatorRequest::Drain { node } => format!("node {node}: drain"),
             OperatorRequest::Replace { node } => format!("node {node}: replace"),
             OperatorRequest::Rebalance => "rebalance".to_owned(),
-            OperatorRequest::Restore { shard } => format!("shard {shard}: more replicas"),
+            OperatorRequest::Restore { shard, nodes } => {
+                let nodes: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+                format!("shard {shard}: replicas on nodes {}", nodes.join(","))
+            }
             OperatorRequest::ForceRecover { shard, from, .. } => {
                 format!("shard {shard}: go on from node {from} alone")
             }

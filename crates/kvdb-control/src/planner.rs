@@ -6,12 +6,14 @@
 //! state, so that they don't contradict each other.
 
 use crate::balance::{self, Proposal};
-use crate::command::{ControlCommand, ControlResponse};
+use crate::command::{ControlCommand, ControlResponse, shard_words};
 use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
 use crate::standings::Loads;
 use crate::state::ControlState;
-use kvdb_model::{NodeId, NodeStatus, OperatorId, Role, ShardDescriptor, ShardId};
-use std::collections::BTreeMap;
+use kvdb_model::{
+    NodeId, NodeRecord, NodeStatus, OperatorId, Role, ShardDescriptor, ShardId, ShardRecord,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How eagerly the cluster mends and spreads itself.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,12 @@ const SPLITS_AT_A_TIME: usize = 2;
 const LEADER_STAYS_MS: u64 = 30_000;
 /// A leader hands over within a moment, or not at all; until then nothing else changes the shard.
 const HAND_OVER_LIMIT_MS: u64 = 30_000;
+/// Until new replicas that were given up are tried again.
+const RESTORE_AGAIN_MS: u64 = 10_000;
+/// Shards that a sentence names.
+const MOST_NAMED: usize = 10;
+/// Shards in a preview that get more replicas.
+const MOST_RESTORED: usize = 1000;
 /// Until what has failed is tried again.
 const TRY_AGAIN_MS: u64 = 60_000;
 
@@ -102,9 +110,86 @@ impl Planner {
         round.commands
     }
 
-    /// What [`OperatorRequest::Rebalance`] would do, in order, and why nothing more.
+    /// What would be done, in order, and why nothing more: replicas that shards lack, which come by
+    /// themselves, and what [`OperatorRequest::Rebalance`] would do.
     pub fn preview(&self, state: &ControlState, loads: &Loads) -> (Vec<Proposal>, String) {
-        balance::preview(state, loads)
+        let mut with = state.clone();
+        let mut proposals = Vec::new();
+        let mut stuck = Vec::new();
+        for shard in state.short_shards() {
+            let Some(record) = with.map().shards.get(&shard) else { continue };
+            let descriptor = record.descriptor.clone();
+            let nodes = with.fuller(loads, &descriptor, &|_| true);
+            if nodes.len() < with.wanted(&descriptor) as usize {
+                stuck.push(shard);
+            }
+            if nodes.len() > descriptor.replicas.len() && proposals.len() < MOST_RESTORED {
+                let reason = why_restored(&with, &descriptor);
+                let request = OperatorRequest::Restore { shard, nodes };
+                with.pretend(&request);
+                proposals.push(Proposal { request, reason });
+            }
+        }
+        let (moves, mut why_no_more) = balance::preview(&with, loads);
+        proposals.extend(moves);
+        if !stuck.is_empty() {
+            let more = stuck.len().saturating_sub(MOST_NAMED) as u32;
+            stuck.truncate(MOST_NAMED);
+            why_no_more = format!(
+                "{} can't get as many replicas as wanted: there are too few nodes that are alive and have room. \
+                 {why_no_more}",
+                shard_words(&stuck, more)
+            );
+        }
+        (proposals, why_no_more)
+    }
+
+    /// What is done about a shard that has too few replicas, or what keeps it from being done.
+    pub fn why_short(&self, state: &ControlState, loads: &Loads, shard: ShardId) -> String {
+        let Some(record) = state.map().shards.get(&shard) else { return String::new() };
+        let descriptor = &record.descriptor;
+        if let Some(operator) = state.running_on(shard) {
+            return format!("operator {} is under way", operator.id);
+        }
+        if !state.map().has_majority(descriptor) {
+            return format!("it has lost its majority: {FORCE}");
+        }
+        let status = |node: NodeId| state.map().nodes.get(&node).map(|record| record.status);
+        let replicas = || descriptor.replicas.iter().map(|replica| replica.node_id);
+        let gone =
+            |node: &NodeId| matches!(status(*node), Some(NodeStatus::Dead | NodeStatus::Removed));
+        let leaving = replicas().find(gone);
+        let could =
+            balance::target(state, loads, descriptor, leaving.unwrap_or_default(), &|_| true);
+        if could.is_none() {
+            return no_target(shard);
+        }
+        match leaving {
+            Some(node) if status(node) == Some(NodeStatus::Dead) => format!(
+                "node {node} is DEAD: what it holds is rebuilt elsewhere when it is so for {} s",
+                self.config.repair_after_ms / 1000
+            ),
+            _ if record.creating => "it is being made".to_owned(),
+            _ => "it gets more soon".to_owned(),
+        }
+    }
+
+    /// What keeps replicas on a node that is to be emptied, if something does.
+    pub fn why_stuck(&self, state: &ControlState, loads: &Loads, node: NodeId) -> Option<String> {
+        let stuck = |record: &&ShardRecord| {
+            !state.map().has_majority(&record.descriptor)
+                || balance::target(state, loads, &record.descriptor, node, &|_| true).is_none()
+        };
+        let mut shards = state.held_by(node).filter(stuck).map(|record| record.descriptor.shard_id);
+        let named: Vec<ShardId> = shards.by_ref().take(MOST_NAMED).collect();
+        let more = shards.count() as u32;
+        (!named.is_empty()).then(|| {
+            format!(
+                "{} can't leave node {node} now: no other node that is alive and has room could take a \
+                 replica. Start another node",
+                shard_words(&named, more)
+            )
+        })
     }
 }
 
@@ -286,11 +371,9 @@ impl Round<'_> {
                 stuck = Some(format!("shard {shard} has lost its majority: {FORCE}"));
                 continue;
             }
-            let Some(to) = balance::target(&self.state, &self.observed.loads, &descriptor, node)
-            else {
-                stuck = Some(format!(
-                    "no node that is alive could take a replica of shard {shard}: start another one"
-                ));
+            let loads = &self.observed.loads;
+            let Some(to) = balance::target(&self.state, loads, &descriptor, node, &|_| true) else {
+                stuck = Some(no_target(*shard));
                 continue;
             };
             if self.coming_to(to) >= self.config.moves_per_node {
@@ -313,47 +396,77 @@ impl Round<'_> {
         self.state.running().filter(comes).count()
     }
 
-    /// Replicas on nodes that are dead for too long are rebuilt.
+    /// Replicas on nodes that are dead for too long, or were removed, are rebuilt.
     fn repair(&mut self) {
         let limit_ms = self.config.repair_after_ms;
-        let gone: Vec<NodeId> = self
-            .state
-            .map()
-            .nodes
-            .values()
-            .filter(|node| node.status == NodeStatus::Dead)
-            .map(|node| node.node_id)
-            .filter(|node| {
-                self.observed.silent_ms.get(node).is_some_and(|silent| *silent >= limit_ms)
-            })
-            .collect();
-        for node in gone {
+        let silent = |node| self.observed.silent_ms.get(&node).copied().unwrap_or_default();
+        let why = |node: &NodeRecord| match node.status {
+            NodeStatus::Removed => Some(format!("node {} was removed", node.node_id)),
+            NodeStatus::Dead if silent(node.node_id) >= limit_ms => {
+                let seconds = limit_ms / 1000;
+                Some(format!("node {} is dead for more than {seconds} s", node.node_id))
+            }
+            _ => None,
+        };
+        let nodes = self.state.map().nodes.values();
+        let gone: Vec<(NodeId, String)> =
+            nodes.filter_map(|node| Some((node.node_id, why(node)?))).collect();
+        for (node, why) in gone {
             if self.state.running().any(|other| other.kind.empties() == Some(node)) {
                 continue;
             }
             let shards = self.shards_on(node);
-            let why = format!("node {node} is dead for more than {} s", limit_ms / 1000);
             self.move_away(node, &shards, &why, None);
         }
         self.restore();
     }
 
-    /// Shards that have lost replicas for good get new ones.
+    /// Shards that have fewer replicas than they are to have get more, where there are nodes for them.
     fn restore(&mut self) {
         for shard in self.state.short_shards() {
+            let open = self.open_nodes();
+            if open.is_empty() {
+                return;
+            }
             let Some(record) = self.state.map().shards.get(&shard) else { continue };
             let descriptor = record.descriptor.clone();
-            let nodes = self.state.fuller(&descriptor);
-            let comes = |node: &&NodeId| descriptor.replica_on(**node).is_none();
-            let mut coming = nodes.iter().filter(comes).peekable();
-            let is_busy = |node: &NodeId| self.coming_to(*node) >= self.config.moves_per_node;
-            if coming.peek().is_none() || coming.any(is_busy) {
+            // All that it lacks at once, if that will soon be possible: two changes cost more than one.
+            let lacks = |node: &&NodeId| descriptor.replica_on(**node).is_none();
+            let usable: Vec<NodeId> =
+                balance::usable(&self.state).map(|node| node.node_id).collect();
+            let short = &self.observed.loads.short;
+            let could = usable.iter().filter(|node| lacks(node) && !short.contains(node)).count();
+            let missing = self.state.wanted(&descriptor) as usize - descriptor.replicas.len();
+            if open.iter().filter(|node| lacks(node)).count() < missing.min(could).max(1)
+                || self.failed_to_restore_lately(shard)
+            {
                 continue;
             }
-            let (has, wanted) = (descriptor.replicas.len(), self.state.wanted_replicas.get(&shard));
-            let why = format!("it has {has} of {} replicas", wanted.copied().unwrap_or_default());
-            self.start(OperatorRequest::Restore { shard }, why, None);
+            let loads = &self.observed.loads;
+            let nodes = self.state.fuller(loads, &descriptor, &|node| open.contains(&node));
+            let why = why_restored(&self.state, &descriptor);
+            self.start(OperatorRequest::Restore { shard, nodes }, why, None);
         }
+    }
+
+    /// Nodes that may take another replica now.
+    fn open_nodes(&self) -> BTreeSet<NodeId> {
+        let usable = balance::usable(&self.state).map(|node| node.node_id);
+        let is_open = |node: &NodeId| {
+            !self.observed.loads.short.contains(node)
+                && self.coming_to(*node) < self.config.moves_per_node
+        };
+        usable.filter(is_open).collect()
+    }
+
+    /// Whether new replicas were given up not long ago: another try can wait a little.
+    fn failed_to_restore_lately(&self, shard: ShardId) -> bool {
+        self.state.operators().any(|operator| {
+            matches!(operator.kind, OperatorKind::Replicas { .. })
+                && operator.kind.shard() == Some(shard)
+                && matches!(operator.state, OperatorState::Failed(_) | OperatorState::Cancelled)
+                && operator.ended_ms + RESTORE_AGAIN_MS > self.observed.now_ms
+        })
     }
 
     /// Shards that have grown too large are cut into halves, a few at a time.
@@ -410,6 +523,15 @@ impl Round<'_> {
             None => false,
         }
     }
+}
+
+fn no_target(shard: ShardId) -> String {
+    format!("no node that is alive could take a replica of shard {shard}: start another one")
+}
+
+fn why_restored(state: &ControlState, descriptor: &ShardDescriptor) -> String {
+    let (has, wanted) = (descriptor.replicas.len(), state.wanted(descriptor));
+    format!("it has {has} of {wanted} replicas")
 }
 
 fn describe(descriptor: &ShardDescriptor) -> String {

@@ -14,8 +14,7 @@ use crate::operator::OperatorKind;
 use crate::standings::{ReplicaReport, Standings};
 use crate::state::ControlState;
 use kvdb_model::{
-    MembershipEpoch, NodeId, NodeStatus, RangeEpoch, RecoveryPlan, Replica, Role, ShardDescriptor,
-    ShardId, Term,
+    MembershipEpoch, NodeId, NodeStatus, RangeEpoch, RecoveryPlan, Replica, Role, ShardId, Term,
 };
 use std::collections::BTreeMap;
 
@@ -92,8 +91,9 @@ impl ControlState {
             .count();
         let replica_id = self.counters.next_replica;
         self.counters.next_replica = replica_id.next();
-        let wanted = self.wanted_replicas.entry(shard).or_default();
-        *wanted = (*wanted).max(voters as u32);
+        if voters as u32 > self.wanted(&descriptor) {
+            self.set_wanted(&descriptor, voters as u32);
+        }
         let plan = RecoveryPlan {
             survivor: survivor.replica_id,
             replica: Replica { node_id: from, replica_id, role: Role::Voter },
@@ -103,32 +103,6 @@ impl ControlState {
             term: Term(term.unwrap_or_default().0 + LEAP),
         };
         Ok(OperatorKind::ForceRecover { shard, from: descriptor.replicas, plan })
-    }
-
-    /// Shards with fewer replicas than they are to have, and none of them on its way.
-    pub(crate) fn short_shards(&self) -> Vec<ShardId> {
-        let is_short = |(shard, wanted): &(&ShardId, &u32)| {
-            self.map.shards.get(shard).is_some_and(|record| {
-                record.descriptor.replicas.len() < **wanted as usize
-                    && record.leader.is_some()
-                    && self.running_on(**shard).is_none()
-            })
-        };
-        self.wanted_replicas.iter().filter(is_short).map(|(shard, _)| *shard).collect()
-    }
-
-    /// The nodes of a shard's replicas, with more nodes as far as it is to have more replicas.
-    pub(crate) fn fuller(&self, descriptor: &ShardDescriptor) -> Vec<NodeId> {
-        let wanted = self.wanted_replicas.get(&descriptor.shard_id).copied().unwrap_or_default();
-        let none = crate::standings::Loads::default();
-        let mut with = descriptor.clone();
-        while with.replicas.len() < wanted as usize
-            && let Some(node_id) = crate::balance::target(self, &none, &with, NodeId(0))
-        {
-            let replica_id = kvdb_model::ReplicaId(u64::MAX);
-            with.replicas.push(Replica { node_id, replica_id, role: Role::Voter });
-        }
-        with.replicas.iter().map(|replica| replica.node_id).collect()
     }
 }
 

@@ -6,8 +6,8 @@ use crate::members::CoordinatorRecord;
 use crate::operator::{Operator, OperatorRequest, OperatorState};
 use bytes::Bytes;
 use kvdb_model::{
-    KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, ReplicaId, Role, ShardId,
-    ShardMap,
+    KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, Replica, ReplicaId, Role,
+    ShardId, ShardMap,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,8 +33,7 @@ pub struct ControlState {
     pub(crate) tokens: BTreeMap<u128, NodeId>,
     /// Where leadership is wanted.
     pub(crate) wanted_leaders: BTreeMap<ShardId, NodeId>,
-    /// How many replicas a shard is to have, where it has lost some by force; otherwise it is
-    /// content with those that it has.
+    /// How many replicas a shard is to have, where that isn't what its keyspace says.
     pub(crate) wanted_replicas: BTreeMap<ShardId, u32>,
     pub(crate) operators: BTreeMap<OperatorId, Operator>,
     /// Who the coordinators are, those that were removed included.
@@ -149,10 +148,14 @@ impl ControlState {
                 self.set_history(name, *history)?
             }
             ControlCommand::DropKeyspace { name } => self.drop_keyspace(name)?,
+            ControlCommand::SetNodeStatus { node, status: NodeStatus::Removed } => {
+                self.remove_node(*node, false)?
+            }
+            ControlCommand::RemoveNode { node } => self.remove_node(*node, true)?,
             ControlCommand::SetNodeStatus { node, status } => {
                 let record =
                     self.map.nodes.get_mut(node).ok_or(ControlError::UnknownNode(*node))?;
-                if record.status == NodeStatus::Removed && *status != NodeStatus::Removed {
+                if record.status == NodeStatus::Removed {
                     return Err(ControlError::NodeRemoved(*node));
                 }
                 record.status = *status;
@@ -204,6 +207,21 @@ impl ControlState {
                     record.leader = Some(*node);
                 }
             }
+            OperatorRequest::Restore { shard, nodes } => {
+                if let Some(record) = self.map.shards.get_mut(shard) {
+                    let replicas = &mut record.descriptor.replicas;
+                    for node_id in nodes {
+                        if !replicas.iter().any(|replica| replica.node_id == *node_id) {
+                            let replica_id = ReplicaId(u64::MAX);
+                            replicas.push(Replica {
+                                node_id: *node_id,
+                                replica_id,
+                                role: Role::Voter,
+                            });
+                        }
+                    }
+                }
+            }
             _ => {}
         }
     }
@@ -214,9 +232,7 @@ impl ControlState {
         node: NodeId,
     ) -> Result<ControlResponse, ControlError> {
         let record = self.map.shards.get(&shard).ok_or(ControlError::UnknownShard(shard))?;
-        if !self.map.nodes.contains_key(&node) {
-            return Err(ControlError::UnknownNode(node));
-        }
+        self.may_lead(node)?;
         let votes =
             record.descriptor.replica_on(node).is_some_and(|replica| replica.role == Role::Voter);
         if !votes {

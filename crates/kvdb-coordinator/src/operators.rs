@@ -50,9 +50,17 @@ impl Member {
         };
         match self.propose(command).await? {
             ControlResponse::OperatorStarted(id, version) => {
+                let operator = self.view.state().operator(id).cloned();
+                let emptied = operator.and_then(|operator| operator.kind.empties());
+                let warning = emptied.and_then(|node| {
+                    let state = self.view.state();
+                    let loads = self.standings.lock().loads(state.map());
+                    self.planner.why_stuck(&state, &loads, node)
+                });
                 Ok(Response::new(proto::StartOperatorResponse {
                     operator_id: id.0,
                     map_version: version.0,
+                    warning: warning.unwrap_or_default(),
                 }))
             }
             other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
@@ -77,15 +85,22 @@ pub(crate) fn list(member: &Member, running_only: bool) -> proto::ListOperatorsR
     proto::ListOperatorsResponse { operators: operators.collect() }
 }
 
-/// What rebalancing would do now.
-pub(crate) fn preview(member: &Member, state: &ControlState) -> proto::PlanRebalanceResponse {
+/// What rebalancing would do now, and whether that is more than what comes by itself.
+pub(crate) fn preview(
+    member: &Member,
+    state: &ControlState,
+) -> (proto::PlanRebalanceResponse, bool) {
     let loads = member.standings.lock().loads(state.map());
     let (proposals, why_no_more) = member.planner.preview(state, &loads);
+    let rebalances = proposals
+        .iter()
+        .any(|proposal| !matches!(proposal.request, OperatorRequest::Restore { .. }));
     let moves = proposals.into_iter().map(|proposal| proto::PlannedMove {
         description: proposal.request.describe(),
         reason: proposal.reason,
     });
-    proto::PlanRebalanceResponse { moves: moves.collect(), why_no_more, operator_id: 0 }
+    let moves = moves.collect();
+    (proto::PlanRebalanceResponse { moves, why_no_more, operator_id: 0 }, rebalances)
 }
 
 fn to_proto(

@@ -137,6 +137,12 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let mut registry = Registry::default();
     let map_version = Gauge::<i64>::default();
     registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
+    let short_shards = Gauge::<i64>::default();
+    registry.register(
+        "kvdb_under_replicated_shards",
+        "Shards with fewer replicas on nodes that are there than are wanted",
+        short_shards.clone(),
+    );
     let meter = Meter::new(&mut registry);
     let view = Arc::new(View::default());
     let machine_view = view.clone();
@@ -241,6 +247,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     loop {
         let state = view.state();
         map_version.set(state.map().version.0 as i64);
+        short_shards.set(state.shortages().len() as i64);
         let cluster_id = state.map().cluster_id;
         let has_leader =
             drive.views().get(ShardId::CONTROL).is_some_and(|control| control.leader.is_some());

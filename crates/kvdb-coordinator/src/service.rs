@@ -7,7 +7,9 @@ use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
     OperatorRequest, Planner, Since, Standings, decode_result,
 };
-use kvdb_model::{Command, MapVersion, NodeId, OperatorId, Refusal, ShardId, Term};
+use kvdb_model::{
+    Command, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
+};
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
@@ -28,6 +30,8 @@ use tonic::{Request, Response, Status};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of what a node says about a task; the rest is cut off.
 const MOST_WORDS: usize = 300;
+/// Shards with too few replicas that a status names.
+const MOST_SHORT_SHARDS: usize = 100;
 /// Updates that wait for one watcher; it is held back beyond, and gets a snapshot if it falls
 /// out of the history.
 const WATCH_QUEUE: usize = 16;
@@ -128,6 +132,41 @@ impl Member {
         }
     }
 
+    /// A drained node isn't judged by its heartbeats: whether it runs still only this leader knows.
+    fn check_silent(&self, node: NodeId) -> Result<(), Status> {
+        self.check_leader()?;
+        let state = self.view.state();
+        let status = state.map().nodes.get(&node).map(|record| record.status);
+        let lives = self.liveness.lock().may_live(node, clock::now().boot_us / 1000);
+        match status {
+            Some(status @ NodeStatus::Draining) if lives => {
+                let held = |record: &&ShardRecord| record.descriptor.replica_on(node).is_some();
+                let replicas = state.map().shards.values().filter(held).count() as u32;
+                Err(invalid(&ControlError::NodeInUse { node, status, replicas }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The fewest replicas that a shard of a keyspace has, and how many each is to have.
+    fn counts_of(&self, keyspace: &str) -> (u32, u32) {
+        let state = self.view.state();
+        let Some(known) = state.map().keyspace_named(keyspace) else { return (0, 0) };
+        let shards = state.map().shards.values();
+        let own = shards.filter(|record| record.descriptor.keyspace_id == known.keyspace_id);
+        let fewest = own.map(|record| record.descriptor.replicas.len() as u32).min();
+        let replicas = fewest.unwrap_or_default();
+        if replicas < known.replicas {
+            tracing::warn!(
+                keyspace = known.name,
+                replicas,
+                wanted = known.replicas,
+                "shards have fewer replicas than wanted: they get more when there are nodes for them"
+            );
+        }
+        (replicas, known.replicas)
+    }
+
     /// What a shard's leader says can't be done. Only of operators under way, and in a few words:
     /// it is kept, and enters the log.
     fn hear_impossible(&self, told: Vec<proto::TaskProblem>) {
@@ -164,6 +203,8 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         ControlError::UnknownNode(_)
         | ControlError::NotAReplica { .. }
         | ControlError::SurvivorIsGone { .. }
+        | ControlError::NodeInUse { .. }
+        | ControlError::NeededForMajority { .. }
         | ControlError::NotHeard { .. }
         | ControlError::WithoutState { .. }
         | ControlError::BeforeSplit { .. } => "node_id",
@@ -174,6 +215,7 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         | ControlError::UnknownKeyspace(_)
         | ControlError::DefaultStays => "name",
         ControlError::AlreadyInitialised(_) => "shards",
+        ControlError::TooFewForReplicas { .. } => "replication_factor",
         ControlError::CoordinatorExists(_)
         | ControlError::UnknownCoordinator(_)
         | ControlError::CoordinatorRemoved(_)
@@ -286,6 +328,9 @@ impl Coordinator for Member {
         if !state.map().nodes.contains_key(&node) {
             return Err(invalid(&ControlError::UnknownNode(node)));
         }
+        if state.is_dismissed(node) {
+            return Err(invalid(&ControlError::NodeRemoved(node)));
+        }
         self.liveness.lock().heard(node, clock::now().boot_us / 1000);
         let mut led = Vec::new();
         for report in request.led {
@@ -341,7 +386,13 @@ impl Coordinator for Member {
         let response = self.propose(command).await?;
         let created = matches!(response, ControlResponse::ShardsInitialised(true, _));
         let map_version = version_of(&response);
-        Ok(Response::new(proto::InitShardsResponse { map_version, created }))
+        let (replicas, wanted_replicas) = self.counts_of("default");
+        Ok(Response::new(proto::InitShardsResponse {
+            map_version,
+            created,
+            replicas,
+            wanted_replicas,
+        }))
     }
 
     async fn create_keyspace(
@@ -350,6 +401,7 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
         let request = request.into_inner();
         let partitioning = partitioning_from(request.partitioning).map_err(bad_field)?;
+        let name = request.name.clone();
         let command = ControlCommand::CreateKeyspace {
             name: request.name,
             partitioning,
@@ -363,7 +415,13 @@ impl Coordinator for Member {
             _ => 0,
         };
         let map_version = version_of(&response);
-        Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id, map_version }))
+        let (replicas, wanted_replicas) = self.counts_of(&name);
+        Ok(Response::new(proto::CreateKeyspaceResponse {
+            keyspace_id,
+            map_version,
+            replicas,
+            wanted_replicas,
+        }))
     }
 
     async fn set_history(
@@ -393,7 +451,19 @@ impl Coordinator for Member {
         let request = request.into_inner();
         let status = node_status_from(request.status).map_err(bad_field)?;
         let node = NodeId(request.node_id);
-        let response = self.propose(ControlCommand::SetNodeStatus { node, status }).await?;
+        let command = match (status, request.force) {
+            (NodeStatus::Removed, true) => ControlCommand::RemoveNode { node },
+            (NodeStatus::Removed, false) => {
+                self.check_silent(node)?;
+                ControlCommand::SetNodeStatus { node, status }
+            }
+            (_, true) => {
+                let problem = "is for the status REMOVED alone".to_owned();
+                return Err(status_of(&Refusal::invalid("force", problem)));
+            }
+            (_, false) => ControlCommand::SetNodeStatus { node, status },
+        };
+        let response = self.propose(command).await?;
         let map_version = version_of(&response);
         Ok(Response::new(proto::SetNodeStatusResponse { map_version }))
     }
@@ -490,8 +560,8 @@ impl Coordinator for Member {
         request: Request<proto::PlanRebalanceRequest>,
     ) -> Result<Response<proto::PlanRebalanceResponse>, Status> {
         self.catch_up().await?;
-        let mut plan = operators::preview(self, &self.view.state());
-        if request.into_inner().start && !plan.moves.is_empty() {
+        let (mut plan, rebalances) = operators::preview(self, &self.view.state());
+        if request.into_inner().start && rebalances {
             let started = self.start(OperatorRequest::Rebalance).await?;
             plan.operator_id = started.into_inner().operator_id;
         }
@@ -578,6 +648,16 @@ impl Coordinator for Member {
             role: role_to(replica.role).into(),
         });
         let members = members.collect();
+        let shortages = state.shortages();
+        let short_shard_count = shortages.len() as u64;
+        let loads = self.standings.lock().loads(state.map());
+        let short = shortages.into_iter().take(MOST_SHORT_SHARDS).map(|short| proto::ShortShard {
+            shard_id: short.shard.0,
+            replicas: short.replicas,
+            wanted_replicas: short.wanted,
+            why: self.planner.why_short(&state, &loads, short.shard),
+        });
+        let short_shards = short.collect();
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: cluster_id_to(state.map().cluster_id),
             map_version: state.map().version.0,
@@ -585,6 +665,8 @@ impl Coordinator for Member {
             term: group.as_ref().map_or(0, |group| group.term.0),
             applied_index: group.as_ref().map_or(0, |group| group.applied.0),
             members,
+            short_shards,
+            short_shard_count,
         }))
     }
 }

@@ -161,6 +161,7 @@ mod tests {
                 name,
                 partitioning: Partitioning::Hash,
                 history: Default::default(),
+                replicas: 3,
             }));
         }
         let mut cache = kvdb_router::MapCache::default();

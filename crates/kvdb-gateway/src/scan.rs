@@ -196,6 +196,7 @@ mod tests {
             name: "r".into(),
             partitioning: Partitioning::Range,
             history: Default::default(),
+            replicas: 3,
         };
         let prefix = proto::ScanRequest { prefix: "ab".into(), ..Default::default() };
         let bounds_of = bounds(&keyspace, &prefix);

@@ -52,6 +52,8 @@ pub struct Keyspace {
     pub partitioning: Partitioning,
     /// How much of its past its shards keep.
     pub history: HistoryPolicy,
+    /// Replicas that each of its shards is to have. It has fewer while there are too few nodes.
+    pub replicas: u32,
 }
 
 impl Keyspace {
@@ -254,6 +256,7 @@ mod tests {
                 name,
                 partitioning: Partitioning::Hash,
                 history: HistoryPolicy::default(),
+                replicas: 3,
             })),
             (0u32..3).prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),
             (0u64..4, 0u64..5, prop::option::of(0u64..3)).prop_map(|(id, epoch, leader)| {

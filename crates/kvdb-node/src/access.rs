@@ -170,6 +170,7 @@ mod tests {
             name: "k".to_owned(),
             partitioning: Partitioning::Range,
             history: HistoryPolicy::default(),
+            replicas: 3,
         };
         let known = BTreeMap::from([(KeyspaceId(4), keyspace)]);
         let class = |id| partitioning_of(&known, KeyspaceId(id)).map_err(|refusal| refusal.class());

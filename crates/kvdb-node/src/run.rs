@@ -5,7 +5,7 @@ use crate::metrics::Metrics;
 use crate::sizes::{self, Sizes};
 use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
-use kvdb_model::NodeId;
+use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
@@ -167,7 +167,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
     let (refuse, mut refusals) = mpsc::channel(1);
-    let asking = keep_registered(config.clone(), identity, coordinators.clone(), readiness, refuse);
+    let asking =
+        keep_registered(config.clone(), identity, coordinators.clone(), readiness.clone(), refuse);
     tokio::spawn(asking);
     let known_sizes = Arc::new(Sizes::default());
     tokio::spawn(sizes::run(drive.clone(), map.clone(), known_sizes.clone(), stop.clone()));
@@ -183,8 +184,32 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
 
     let mut changes = map.changes();
     let mut refused = None;
+    let (mut knows_removal, mut knows_end) = (false, false);
     loop {
         map_version.set(map.cache.lock().version().0 as i64);
+        match removal(map.cache.lock().map(), node_id) {
+            Removal::None => {}
+            Removal::Begun { replicas } => {
+                if !std::mem::replace(&mut knows_removal, true) {
+                    tracing::warn!(
+                        replicas,
+                        "this node was removed: what it holds is rebuilt elsewhere"
+                    );
+                }
+                // Whoever it still leads gets another leader at once.
+                let _ = drive.submit(Input::TransferAll);
+            }
+            Removal::Done => {
+                if !std::mem::replace(&mut knows_end, true) {
+                    let why = format!(
+                        "node {node_id} was removed from the cluster and holds nothing any more; stop it, and \
+                         start it with an empty data directory to join as a new node"
+                    );
+                    tracing::error!(directory = %config.data.display(), "{why}");
+                    readiness.wait_for("removal", &why);
+                }
+            }
+        }
         tokio::select! {
             _ = changes.changed() => {}
             Some(why) = refusals.recv() => {
@@ -202,6 +227,29 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("node has stopped");
     refused.map_or(Ok(()), |why| Err(NodeError::Refused(why)))
+}
+
+/// How far the removal of a node is, as the map tells.
+#[derive(Debug, PartialEq, Eq)]
+enum Removal {
+    /// Nobody has removed it.
+    None,
+    /// It has replicas still.
+    Begun { replicas: usize },
+    /// It has no business here any more.
+    Done,
+}
+
+fn removal(map: &ShardMap, node: NodeId) -> Removal {
+    let status = map.nodes.get(&node).map(|record| record.status);
+    if status != Some(NodeStatus::Removed) {
+        return Removal::None;
+    }
+    let holds = |record: &&ShardRecord| record.descriptor.replica_on(node).is_some();
+    match map.shards.values().filter(holds).count() {
+        0 => Removal::Done,
+        replicas => Removal::Begun { replicas },
+    }
 }
 
 /// A node that starts again may have another address. One that is refused (it was removed, or
@@ -231,5 +279,54 @@ async fn hand_over(drive: &Drive) {
     let handed_over = async { while leads() && roles.changed().await.is_ok() {} };
     if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
         tracing::warn!("not every shard has found another leader");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvdb_model::{MapChange, NodeRecord, Replica, ReplicaId, Role, ShardDescriptor, Term};
+
+    #[test]
+    fn a_node_learns_from_the_map_that_it_was_removed_and_when_it_holds_nothing_any_more() {
+        let mut map = ShardMap::default();
+        let node = |status| NodeRecord {
+            node_id: NodeId(1),
+            address: "a:1".into(),
+            zone: String::new(),
+            status,
+        };
+        let shard = |node: u64| ShardRecord {
+            descriptor: ShardDescriptor {
+                replicas: vec![Replica {
+                    node_id: NodeId(node),
+                    replica_id: ReplicaId(node),
+                    role: Role::Voter,
+                }],
+                ..descriptor()
+            },
+            leader: None,
+            leader_term: Term(0),
+            creating: false,
+        };
+        assert_eq!(removal(&map, NodeId(1)), Removal::None);
+        map.change(MapChange::Node(node(NodeStatus::Alive)));
+        map.change(MapChange::Shard(shard(1)));
+        assert_eq!(removal(&map, NodeId(1)), Removal::None);
+        map.change(MapChange::Node(node(NodeStatus::Removed)));
+        assert_eq!(removal(&map, NodeId(1)), Removal::Begun { replicas: 1 });
+        map.change(MapChange::Shard(shard(2)));
+        assert_eq!(removal(&map, NodeId(1)), Removal::Done);
+    }
+
+    fn descriptor() -> ShardDescriptor {
+        ShardDescriptor {
+            shard_id: Default::default(),
+            keyspace_id: Default::default(),
+            range: kvdb_model::KeyRange::ALL,
+            range_epoch: Default::default(),
+            membership_epoch: Default::default(),
+            replicas: Vec::new(),
+        }
     }
 }

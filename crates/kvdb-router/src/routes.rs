@@ -307,6 +307,7 @@ mod tests {
             name: "default".into(),
             partitioning: kvdb_model::Partitioning::Range,
             history: Default::default(),
+            replicas: 3,
         }));
         for id in 1..=3 {
             map.change(MapChange::Node(NodeRecord {

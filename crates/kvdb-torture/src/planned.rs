@@ -252,7 +252,7 @@ impl<T: Fn(&str)> Run<'_, T> {
             Change::Move => self.move_replica(round).await?,
             Change::Drain => {
                 let newest = self.newest_node().await?;
-                let operator = self.cluster.admin().drain_node(newest).await?;
+                let operator = self.cluster.admin().drain_node(newest).await?.operator;
                 self.cluster.operator_done(operator, PATIENCE).await?;
             }
         }

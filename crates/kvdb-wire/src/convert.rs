@@ -215,6 +215,7 @@ fn keyspace_to(keyspace: &Keyspace) -> proto::Keyspace {
         partitioning: partitioning_to(keyspace.partitioning).into(),
         history: keyspace.history.limits.as_ref().map(history_to),
         history_revision: keyspace.history.revision,
+        replicas: keyspace.replicas,
     }
 }
 
@@ -227,6 +228,7 @@ fn keyspace_from(keyspace: proto::Keyspace) -> Result<Keyspace, FieldError> {
             revision: keyspace.history_revision,
             limits: keyspace.history.map(history_from),
         },
+        replicas: keyspace.replicas,
     })
 }
 
@@ -467,8 +469,9 @@ mod tests {
                 ".{0,9}",
                 prop::sample::select(layouts.to_vec()),
                 (any::<u64>(), prop::option::of((1..u64::MAX, 1..u64::MAX))),
+                any::<u32>(),
             )
-                .prop_map(|(id, name, partitioning, (revision, limits))| {
+                .prop_map(|(id, name, partitioning, (revision, limits), replicas)| {
                     let limits = limits
                         .map(|(max_age_ms, max_bytes)| HistoryLimits { max_age_ms, max_bytes });
                     MapChange::Keyspace(Keyspace {
@@ -476,6 +479,7 @@ mod tests {
                         name,
                         partitioning,
                         history: HistoryPolicy { revision, limits },
+                        replicas,
                     })
                 }),
             any::<u32>().prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),

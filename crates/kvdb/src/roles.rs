@@ -475,7 +475,11 @@ async fn initialise(gateway: &str, nodes: u16, shards: u32) -> Result<(), Failur
             if map.nodes.len() < usize::from(nodes) {
                 // Not all have registered yet.
             } else if map.keyspaces.is_empty() {
-                let request = proto::InitShardsRequest { shards, replication_factor: 0 };
+                let request = proto::InitShardsRequest {
+                    shards,
+                    // No more nodes will come: what there is is wanted.
+                    replication_factor: u32::from(nodes).min(3),
+                };
                 if let Err(status) = client.init_shards(request).await
                     && status.code() == tonic::Code::InvalidArgument
                 {

@@ -77,6 +77,7 @@ impl Routing {
             name: "default".into(),
             partitioning: Partitioning::Hash,
             history: HistoryPolicy::default(),
+            replicas: 3,
         }));
         for node in 1..=3 {
             map.change(MapChange::Node(NodeRecord {

@@ -87,6 +87,7 @@ impl Fake {
                 name: "default".into(),
                 partitioning: Partitioning::Hash,
                 history: Default::default(),
+                replicas: 3,
             }));
         }
         self
@@ -444,7 +445,12 @@ impl coordinator_server::Coordinator for Fake {
         _: Request<proto::InitShardsRequest>,
     ) -> Result<Response<proto::InitShardsResponse>, Status> {
         self.lead()?;
-        Ok(Response::new(proto::InitShardsResponse { map_version: 3, created: true }))
+        Ok(Response::new(proto::InitShardsResponse {
+            map_version: 3,
+            created: true,
+            replicas: 1,
+            wanted_replicas: 3,
+        }))
     }
 
     async fn create_keyspace(
@@ -452,7 +458,12 @@ impl coordinator_server::Coordinator for Fake {
         _: Request<proto::CreateKeyspaceRequest>,
     ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
         self.lead()?;
-        Ok(Response::new(proto::CreateKeyspaceResponse { keyspace_id: 2, map_version: 3 }))
+        Ok(Response::new(proto::CreateKeyspaceResponse {
+            keyspace_id: 2,
+            map_version: 3,
+            replicas: 1,
+            wanted_replicas: 3,
+        }))
     }
 
     async fn set_history(
@@ -596,6 +607,7 @@ impl coordinator_server::Coordinator for Fake {
             term: 2,
             applied_index: 30,
             members: vec![member],
+            ..Default::default()
         }))
     }
 }

@@ -262,6 +262,7 @@ mod tests {
             name: "k".into(),
             partitioning: Partitioning::Hash,
             history: Default::default(),
+            replicas: 3,
         }
     }
 

@@ -98,6 +98,7 @@ mod tests {
             name: "k".into(),
             partitioning: Partitioning::Range,
             history: Default::default(),
+            replicas: 3,
         };
         Selector::new(&keyspace, b"", prefix.as_bytes())
     }

@@ -135,7 +135,7 @@ impl Run<'_> {
 
     async fn drain(&mut self, part: Part) -> Result<String, Error> {
         let (node, name) = self.known(part).await?;
-        self.carry_out(async |admin| admin.drain_node(node).await).await?;
+        self.carry_out(async |admin| Ok(admin.drain_node(node).await?.operator)).await?;
         Ok(name)
     }
 
@@ -159,7 +159,7 @@ impl Run<'_> {
             self.findings.wrong += 1;
             self.findings.tell(format!("a damaged log isn't named: {refused}"));
         }
-        let operator = self.cluster.admin().replace_node(node).await?;
+        let operator = self.cluster.admin().replace_node(node).await?.operator;
         std::fs::remove_dir_all(&data)?;
         self.cluster.start_part(part)?;
         self.cluster.operator_done(operator, OPERATOR_PATIENCE).await?;

@@ -1,7 +1,9 @@
 //! Commands that change the cluster.
 
 use super::history;
-use super::{CreateKeyspace, DropKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus};
+use super::{
+    CreateKeyspace, DropKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus, Status,
+};
 use crate::exit::Failure;
 use crate::output::Output;
 use kvdb_client::AdminClient;
@@ -24,12 +26,29 @@ pub(super) async fn init_shards(
     json: bool,
 ) -> Result<(), Failure> {
     let done = admin.init_shards(command.shards, command.replicas).await?;
-    let document = json!({ "map_version": done.map_version.0, "created": done.created });
+    let document = json!({
+        "map_version": done.map_version.0,
+        "created": done.created,
+        "replicas": done.replicas,
+        "wanted_replicas": done.wanted_replicas,
+    });
     let words = match done.created {
         true => format!("made {} shards", command.shards),
         false => "the shards are there already".to_owned(),
     };
-    say(json, &document, words)
+    let fewer = fewer_than_wanted(done.replicas, done.wanted_replicas);
+    say(json, &document, format!("{words}{fewer}"))
+}
+
+/// What to say of shards that have fewer replicas than they are to have.
+fn fewer_than_wanted(replicas: u32, wanted: u32) -> String {
+    match replicas < wanted {
+        true => format!(
+            "\nwith {replicas} of {wanted} replicas: too few nodes are alive. The rest are made when there are \
+             enough;\n`kvdb admin status` shows which shards lack some"
+        ),
+        false => String::new(),
+    }
 }
 
 pub(super) async fn create_keyspace(
@@ -40,9 +59,17 @@ pub(super) async fn create_keyspace(
     let layout = command.partitioning.into();
     let history = history::limits(command.history, command.history_bytes);
     let CreateKeyspace { name, shards, replicas, .. } = &command;
-    let id = admin.create_keyspace_with_history(name, layout, *shards, *replicas, history).await?;
-    let document = json!({ "keyspace_id": id.0, "name": command.name });
-    say(json, &document, format!("made keyspace {} with id {id}", command.name))
+    let made =
+        admin.create_keyspace_with_history(name, layout, *shards, *replicas, history).await?;
+    let id = made.keyspace_id;
+    let document = json!({
+        "keyspace_id": id.0,
+        "name": command.name,
+        "replicas": made.replicas,
+        "wanted_replicas": made.wanted_replicas,
+    });
+    let fewer = fewer_than_wanted(made.replicas, made.wanted_replicas);
+    say(json, &document, format!("made keyspace {} with id {id}{fewer}", command.name))
 }
 
 pub(super) async fn drop_keyspace(
@@ -89,7 +116,14 @@ pub(super) async fn set_node_status(
     json: bool,
 ) -> Result<(), Failure> {
     let node = NodeId(command.node_id);
-    let version = admin.set_node_status(node, command.status.into()).await?;
+    let version = match (command.status, command.force) {
+        (Status::Removed, true) => admin.remove_node_by_force(node).await?,
+        (_, true) => {
+            let words = "--force is for the status `removed` alone";
+            return Err(Failure::Usage(words.to_owned()));
+        }
+        (status, false) => admin.set_node_status(node, status.into()).await?,
+    };
     let document = json!({ "node_id": node.0, "map_version": version.0 });
     say(json, &document, format!("set the status of node {node} (map version {version})"))
 }

@@ -236,7 +236,7 @@ pub(crate) struct InitShards {
     /// How many shards
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16384))]
     shards: u32,
-    /// Replicas of each; 0 = 3, or as many as there are nodes if fewer
+    /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
 }
@@ -251,7 +251,7 @@ pub(crate) struct CreateKeyspace {
     /// How many shards; 0 = 8, and always 1 for a range keyspace
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16384))]
     shards: u32,
-    /// Replicas of each; 0 = 3, or as many as there are nodes if fewer
+    /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
     /// Keep changes for so long, so that watches can begin in the past: 90s, 30m, 24h, 7d
@@ -306,6 +306,15 @@ pub(crate) struct RegisterNode {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin drain 2 --wait                    empties a node that works; stop it afterwards
+  kvdb admin set-node-status 2 removed         then it can be removed
+  kvdb admin replace 2 --wait                  rebuilds what a lost node held, and removes it
+  kvdb admin set-node-status 2 removed --force removes it though it is alive or holds replicas
+
+A removed node never comes back under its number. It is refused, also with --force, where a shard would have no
+majority without the node.")]
 pub(crate) struct SetNodeStatus {
     /// The node's id
     #[arg(value_name = "NODE")]
@@ -313,6 +322,9 @@ pub(crate) struct SetNodeStatus {
     /// The status
     #[arg(value_enum)]
     status: Status,
+    /// Remove the node though it is alive or holds replicas; they are rebuilt elsewhere at once
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(clap::Args)]

@@ -42,8 +42,9 @@ pub(super) async fn split(admin: &AdminClient, command: Split, json: bool) -> Re
 }
 
 pub(super) async fn drain(admin: &AdminClient, command: Drain, json: bool) -> Result<(), Failure> {
-    let id = admin.drain_node(NodeId(command.node_id)).await?;
-    started(admin, id, command.waiting, json).await
+    let begun = admin.drain_node(NodeId(command.node_id)).await?;
+    warn(begun.warning.as_deref());
+    started(admin, begun.operator, command.waiting, json).await
 }
 
 pub(super) async fn replace(
@@ -51,8 +52,16 @@ pub(super) async fn replace(
     command: Replace,
     json: bool,
 ) -> Result<(), Failure> {
-    let id = admin.replace_node(NodeId(command.node_id)).await?;
-    started(admin, id, command.waiting, json).await
+    let begun = admin.replace_node(NodeId(command.node_id)).await?;
+    warn(begun.warning.as_deref());
+    started(admin, begun.operator, command.waiting, json).await
+}
+
+/// On the error output, so that whoever reads the answer gets nothing else.
+fn warn(warning: Option<&str>) {
+    if let Some(warning) = warning {
+        eprintln!("warning: {warning}");
+    }
 }
 
 pub(super) async fn rebalance(

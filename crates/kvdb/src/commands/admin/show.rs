@@ -3,7 +3,7 @@
 use super::coordinators;
 use crate::exit::Failure;
 use crate::output::{Output, insert_bytes, printable, table};
-use kvdb_client::{AdminClient, ClusterStatus};
+use kvdb_client::{AdminClient, ClusterStatus, ShortShard};
 use kvdb_model::{
     KeyRange, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap, ShardRecord,
 };
@@ -39,16 +39,53 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         "nodes_alive": alive,
         "shards": map.shards.len(),
         "shards_with_leader": led,
+        "under_replicated_shards": status.short_shard_count,
+        "short_shards": status.short_shards.iter().map(short_shard).collect::<Vec<_>>(),
     });
     print(json, &document, || {
         let (nodes, shards) = (map.nodes.len(), map.shards.len());
         format!(
-            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader\n\n{}{}",
+            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader{}\n\n{}{}{}",
             heading(&status),
+            match status.short_shard_count {
+                0 => String::new(),
+                some => format!(", {some} with too few replicas"),
+            },
             coordinators::rows(&status.members),
+            short(&status),
             lost(&map)
         )
     })
+}
+
+fn short_shard(short: &ShortShard) -> Value {
+    json!({
+        "shard_id": short.shard.0,
+        "replicas": short.replicas,
+        "wanted_replicas": short.wanted_replicas,
+        "why": short.why,
+    })
+}
+
+/// Shards that a table of them shows.
+const MOST_SHORT: usize = 20;
+
+/// Which shards have too few replicas, and why.
+fn short(status: &ClusterStatus) -> String {
+    if status.short_shards.is_empty() {
+        return String::new();
+    }
+    let row = |short: &ShortShard| {
+        let replicas = format!("{} of {}", short.replicas, short.wanted_replicas);
+        vec![short.shard.to_string(), replicas, short.why.clone()]
+    };
+    let rows: Vec<Vec<String>> = status.short_shards.iter().take(MOST_SHORT).map(row).collect();
+    let more = match status.short_shard_count.saturating_sub(rows.len() as u64) {
+        0 => String::new(),
+        more => format!("\nand {more} more"),
+    };
+    let rows = table(&["TOO FEW REPLICAS: SHARD", "HAS", "BECAUSE"], &rows);
+    format!("\n\n{rows}{more}")
 }
 
 fn heading(status: &ClusterStatus) -> String {
@@ -120,6 +157,7 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 "name": keyspace.name,
                 "partitioning": layout_name(keyspace.partitioning),
                 "shards": shards(keyspace.keyspace_id),
+                "replicas": keyspace.replicas,
                 "history": keyspace.history.limits.map(|limits| json!({
                     "max_age_ms": limits.max_age_ms,
                     "max_bytes": limits.max_bytes,
@@ -135,11 +173,12 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 keyspace.name.clone(),
                 layout_name(keyspace.partitioning).to_owned(),
                 shards(keyspace.keyspace_id).to_string(),
+                keyspace.replicas.to_string(),
                 super::history::words(keyspace.history.limits.as_ref()),
             ]
         };
         let rows: Vec<Vec<String>> = there().map(row).collect();
-        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS", "HISTORY"], &rows)
+        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS", "REPLICAS", "HISTORY"], &rows)
     })
 }
 
@@ -299,6 +338,7 @@ mod tests {
             name: "default".into(),
             partitioning,
             history: Default::default(),
+            replicas: 3,
         }));
         map
     }
