@@ -1,11 +1,17 @@
 //! Scans: shard after shard, a page at a time, as fast as the client reads.
 //!
-//! A cursor holds where to go on: a format byte, the direction, and a routing key (never a shard,
-//! which may be split meanwhile).
+//! A cursor holds where to go on, and is good for a scan of the same keys in the same direction only:
+//!
+//! ```text
+//! format (u8)  2
+//! checksum (u32)  CRC32C of keyspace, bounds, direction and of what follows
+//! next  a routing key, never a shard, which may be split meanwhile
+//! ```
 
 use crate::route::{Gateway, Nature, Place};
 use crate::service::other_kind;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use kvdb_model::codec::{Reader, Writer};
 use kvdb_model::key::prefix_end;
 use kvdb_model::{KeyRange, Keyspace, Partitioning, Refusal};
 use kvdb_wire::proto::node_answer::Answer;
@@ -16,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-const CURSOR_FORMAT: u8 = 1;
+const CURSOR_FORMAT: u8 = 2;
 /// Pages between the nodes and the client.
 const QUEUE: usize = 4;
 /// Longest that one page takes, retries included.
@@ -32,8 +38,9 @@ pub(crate) async fn start(
     requests::check_scan(&request, &gateway.limits)?;
     let keyspace = gateway.current_keyspace(&request.keyspace).await?;
     let mut range = bounds(&keyspace, &request);
+    let cursors = Cursors::new(&keyspace, &request);
     if !request.cursor.is_empty() {
-        let next = read_cursor(&request.cursor, request.reverse, &range)?;
+        let next = cursors.read(&request.cursor, &range)?;
         if request.reverse {
             range.end = next;
         } else {
@@ -43,7 +50,7 @@ pub(crate) async fn start(
     let (pages, receiver) = mpsc::channel(QUEUE);
     let gateway = gateway.clone();
     tokio::spawn(async move {
-        if let Err(refusal) = walk(&gateway, &keyspace, request, range, &pages).await {
+        if let Err(refusal) = walk(&gateway, &keyspace, request, cursors, range, &pages).await {
             let _ = pages.send(Err(status_of(&refusal))).await;
         }
     });
@@ -68,34 +75,55 @@ fn bounds(keyspace: &Keyspace, request: &proto::ScanRequest) -> KeyRange {
     range.intersection(&whole)
 }
 
-fn cursor(reverse: bool, next: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(next.len() + 2);
-    out.put_u8(CURSOR_FORMAT);
-    out.put_u8(u8::from(reverse));
-    out.put_slice(next);
-    out.freeze()
+/// Makes and reads the cursors of one scan.
+struct Cursors {
+    /// Of what is scanned.
+    checksum: u32,
 }
 
-fn read_cursor(cursor: &Bytes, reverse: bool, range: &KeyRange) -> Result<Bytes, Refusal> {
-    let bad = |problem: &str| Err(Refusal::invalid("cursor", problem));
-    let (Some(&format), Some(&direction)) = (cursor.first(), cursor.get(1)) else {
-        return bad("is not one that a scan has given out");
-    };
-    if format != CURSOR_FORMAT || direction > 1 {
-        return bad("is not one that this version has given out");
+impl Cursors {
+    fn new(keyspace: &Keyspace, request: &proto::ScanRequest) -> Self {
+        let mut out = Writer::new();
+        out.u32(keyspace.keyspace_id.0);
+        out.u8(u8::from(request.reverse));
+        for bound in [&request.prefix, &request.start, &request.end] {
+            out.bytes(bound);
+        }
+        Cursors { checksum: crc32c::crc32c(out.as_slice()) }
     }
-    if (direction == 1) != reverse {
-        return bad("belongs to a scan in the other direction");
+
+    fn at(&self, next: &[u8]) -> Bytes {
+        let mut out = Writer::with_capacity(next.len() + 5);
+        out.u8(CURSOR_FORMAT);
+        out.u32(crc32c::crc32c_append(self.checksum, next));
+        out.raw(next);
+        out.finish()
     }
-    let next = cursor.slice(2..);
-    let inside = next >= range.start && (range.end.is_empty() || next <= range.end);
-    if inside { Ok(next) } else { bad("belongs to a scan with other bounds") }
+
+    fn read(&self, cursor: &Bytes, range: &KeyRange) -> Result<Bytes, Refusal> {
+        let bad = |problem: &str| Refusal::invalid("cursor", problem);
+        let mut input = Reader::new(cursor.clone());
+        input
+            .version("cursor", CURSOR_FORMAT)
+            .map_err(|_| bad("is not one that a scan of this version has given out"))?;
+        let checksum = input.u32().map_err(|_| bad("is cut off"))?;
+        let next = input.raw(input.remaining()).map_err(|_| bad("is cut off"))?;
+        if checksum != crc32c::crc32c_append(self.checksum, &next) {
+            return Err(bad(
+                "is damaged, or belongs to a scan of another keyspace, with other bounds or in the \
+                 other direction",
+            ));
+        }
+        let inside = next >= range.start && (range.end.is_empty() || next <= range.end);
+        if inside { Ok(next) } else { Err(bad("belongs to a scan with other bounds")) }
+    }
 }
 
 async fn walk(
     gateway: &Gateway,
     keyspace: &Keyspace,
     request: proto::ScanRequest,
+    cursors: Cursors,
     mut range: KeyRange,
     pages: &mpsc::Sender<Result<proto::ScanResponse, Status>>,
 ) -> Result<(), Refusal> {
@@ -122,7 +150,7 @@ async fn walk(
         }
         let over = range.is_empty() || (request.reverse && range.end <= range.start);
         let next = if request.reverse { &range.end } else { &range.start };
-        let cursor = if over { Bytes::new() } else { cursor(request.reverse, next) };
+        let cursor = if over { Bytes::new() } else { cursors.at(next) };
         let full = left == 0;
         if !answer.items.is_empty() || over || full {
             let response = proto::ScanResponse { items: answer.items, cursor };
@@ -172,20 +200,54 @@ mod tests {
         KeyRange::of_keyspace(KeyspaceId(1))
     }
 
-    #[test]
-    fn a_cursor_gives_back_its_place() {
-        let next = Bytes::from_static(&[0, 0, 0, 1, 9]);
-        let given = cursor(false, &next);
-        assert_eq!(read_cursor(&given, false, &range()).unwrap(), next);
-        assert!(read_cursor(&given, true, &range()).is_err());
+    fn cursors(keyspace: u32, request: &proto::ScanRequest) -> Cursors {
+        let keyspace = Keyspace {
+            keyspace_id: KeyspaceId(keyspace),
+            name: "k".into(),
+            partitioning: Partitioning::Range,
+            history: Default::default(),
+            replicas: 3,
+        };
+        Cursors::new(&keyspace, request)
+    }
+
+    fn of_prefix(prefix: &'static str) -> proto::ScanRequest {
+        proto::ScanRequest { prefix: prefix.into(), ..Default::default() }
     }
 
     #[test]
-    fn a_forged_cursor_is_refused() {
-        let other_keyspace = cursor(false, &[0, 0, 0, 2, 9]);
-        assert!(read_cursor(&other_keyspace, false, &range()).is_err());
-        for junk in [&b""[..], b"\x01", b"\x02\x00", b"\x01\x07"] {
-            assert!(read_cursor(&Bytes::from_static(junk), false, &range()).is_err());
+    fn a_cursor_gives_back_its_place() {
+        let next = Bytes::from_static(&[0, 0, 0, 1, 9]);
+        let given = cursors(1, &of_prefix("a")).at(&next);
+        let later = proto::ScanRequest { limit: 3, keys_only: true, ..of_prefix("a") };
+        assert_eq!(cursors(1, &later).read(&given, &range()).unwrap(), next);
+    }
+
+    #[test]
+    fn a_cursor_of_another_scan_is_refused() {
+        let next = Bytes::from_static(&[0, 0, 0, 1, 9]);
+        let given = cursors(1, &of_prefix("a")).at(&next);
+        let backwards = proto::ScanRequest { reverse: true, ..of_prefix("a") };
+        let bounded =
+            proto::ScanRequest { start: "a".into(), end: "b".into(), ..Default::default() };
+        for other in [of_prefix("b"), of_prefix(""), backwards, bounded] {
+            let refused = cursors(1, &other).read(&given, &range()).unwrap_err();
+            assert!(refused.to_string().contains("belongs to a scan of another"), "{refused}");
+        }
+        assert!(cursors(2, &of_prefix("a")).read(&given, &range()).is_err());
+    }
+
+    #[test]
+    fn a_cursor_that_was_cut_or_damaged_is_refused() {
+        let cursors = cursors(1, &of_prefix("a"));
+        let given = cursors.at(&[0, 0, 0, 1, 9]);
+        for length in 0..given.len() {
+            assert!(cursors.read(&given.slice(..length), &range()).is_err(), "{length}");
+        }
+        for bit in 0..given.len() * 8 {
+            let mut flipped = given.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(cursors.read(&flipped.into(), &range()).is_err(), "bit {bit}");
         }
     }
 
