@@ -21,8 +21,9 @@ use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wal::WalConfig;
-use kvdb_wire::proto::coordinator_server::CoordinatorServer;
-use kvdb_wire::{proto, transport};
+use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
+use kvdb_wire::proto::peer_server;
+use kvdb_wire::{discovery, transport};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -208,20 +209,18 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<CoordinatorServer<Member>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| CoordinatorError::Config(error.to_string()))?;
+    let services = [coordinator_server::SERVICE_NAME, peer_server::SERVICE_NAME];
+    let (health, reflection, reflection_alpha) =
+        discovery::describing(&services).await.map_err(CoordinatorError::Config)?;
     let stop = Shutdown::default();
     let stopping = stop.clone();
     let server = transport::server()
         .layer(meter)
         .add_service(CoordinatorServer::new(member.clone()))
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
-        .add_service(health_service)
+        .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });

@@ -14,9 +14,9 @@ use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_wire::proto::coordinator_server::CoordinatorServer;
-use kvdb_wire::proto::kv_server::KvServer;
-use kvdb_wire::{proto, transport};
+use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
+use kvdb_wire::proto::kv_server::{self, KvServer};
+use kvdb_wire::{discovery, transport};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -90,12 +90,9 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
 
     let redis =
         tokio::spawn(crate::redis::serve(gateway.clone(), redis_listener, shutdown.clone()));
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<KvServer<Gateway>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| GatewayError::Config(error.to_string()))?;
+    let services = [kv_server::SERVICE_NAME, coordinator_server::SERVICE_NAME];
+    let (health, reflection, reflection_alpha) =
+        discovery::describing(&services).await.map_err(GatewayError::Config)?;
     let kv = KvServer::new(gateway.clone())
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
@@ -103,8 +100,9 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     let server = transport::server()
         .add_service(kv)
         .add_service(CoordinatorServer::new(Control(gateway)))
-        .add_service(health_service)
+        .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });

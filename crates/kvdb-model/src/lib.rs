@@ -22,6 +22,7 @@ pub mod planted;
 pub mod refusal;
 pub mod string_action;
 pub mod task;
+pub mod unavailable;
 pub mod version;
 pub mod wrong_value;
 

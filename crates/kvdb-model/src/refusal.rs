@@ -121,6 +121,12 @@ pub enum Refusal {
     /// A value isn't what the operation needs (a counter that isn't a number, an overflow).
     #[error("{0}")]
     WrongValue(&'static str),
+    /// The message is larger than a server reads.
+    #[error("a request may have at most {limit_bytes} bytes; send less at a time")]
+    RequestTooLarge {
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// The answer of a batch is as large as a message may be; this part of it didn't fit.
     #[error("the answers of a batch take at most {limit_bytes} bytes; ask again for this one")]
     ResponseTooLarge {
@@ -155,6 +161,7 @@ impl Refusal {
             Refusal::UnknownKeyspace { .. } => "UNKNOWN_KEYSPACE",
             Refusal::CrossShard { .. } => "CROSS_SHARD",
             Refusal::WrongValue(_) => "WRONG_VALUE",
+            Refusal::RequestTooLarge { .. } => "REQUEST_TOO_LARGE",
             Refusal::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
             Refusal::NotInitialised => "NOT_INITIALISED",
         }

@@ -5,6 +5,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kvdb_model::{
     Keyspace, KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardDescriptor, ShardId,
+    unavailable,
 };
 use kvdb_router::{MapCache, Routes};
 use kvdb_runtime::drive::{Drive, ShardView};
@@ -37,10 +38,15 @@ pub(crate) struct Access {
 /// new, and the map that tells of it is on its way.
 fn partitioning_of(
     keyspaces: &BTreeMap<KeyspaceId, Keyspace>,
+    shard_id: ShardId,
     id: KeyspaceId,
 ) -> Result<Partitioning, Refusal> {
-    let reason = "this node hasn't heard of the keyspace yet";
-    let unheard = Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason };
+    if id == KeyspaceId(0) {
+        let problem = "is 0, which no keyspace has; it must be that of the shard";
+        return Err(Refusal::invalid("keyspace_id", problem));
+    }
+    let reason = unavailable::KEYSPACE_UNHEARD;
+    let unheard = Refusal::ShardUnavailable { shard_id, reason };
     keyspaces.get(&id).map(|keyspace| keyspace.partitioning).ok_or(unheard)
 }
 
@@ -60,14 +66,23 @@ impl Access {
     }
 
     /// The routing key of a user key.
-    pub(crate) fn routing_key(&self, keyspace: u32, key: &[u8]) -> Result<Bytes, Refusal> {
+    pub(crate) fn routing_key(
+        &self,
+        shard: ShardId,
+        keyspace: u32,
+        key: &[u8],
+    ) -> Result<Bytes, Refusal> {
         self.limits.check_key(key)?;
         let id = KeyspaceId(keyspace);
-        Ok(self.partitioning(id)?.routing_key(id, key))
+        Ok(self.partitioning(shard, id)?.routing_key(id, key))
     }
 
-    pub(crate) fn partitioning(&self, id: KeyspaceId) -> Result<Partitioning, Refusal> {
-        partitioning_of(&self.map.lock().map().keyspaces, id)
+    pub(crate) fn partitioning(
+        &self,
+        shard: ShardId,
+        id: KeyspaceId,
+    ) -> Result<Partitioning, Refusal> {
+        partitioning_of(&self.map.lock().map().keyspaces, shard, id)
     }
 
     /// The replica that a request about `key` is for, if it is here and owns the key.
@@ -81,7 +96,7 @@ impl Access {
             return Err(self.moved(shard_id, key));
         };
         let Some(descriptor) = &view.descriptor else {
-            let reason = "the replica waits for its first snapshot";
+            let reason = unavailable::NO_STATE;
             return Err(Refusal::ShardUnavailable { shard_id, reason });
         };
         if epoch != descriptor.range_epoch {
@@ -173,8 +188,15 @@ mod tests {
             replicas: 3,
         };
         let known = BTreeMap::from([(KeyspaceId(4), keyspace)]);
-        let class = |id| partitioning_of(&known, KeyspaceId(id)).map_err(|refusal| refusal.class());
+        let asked = |id| partitioning_of(&known, ShardId(7), KeyspaceId(id));
+        let class = |id| asked(id).map_err(|refusal| refusal.class());
         assert_eq!(class(4), Ok(Partitioning::Range));
         assert_eq!(class(5), Err(RetryClass::RetryHere));
+        assert_eq!(asked(5).unwrap_err().shard_id(), Some(ShardId(7)));
+        let refusal = asked(0).unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::InvalidArgument { field: "keyspace_id", .. }),
+            "{refusal}"
+        );
     }
 }

@@ -26,11 +26,11 @@ const TIME_EVERY: Duration = Duration::from_millis(50);
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// Linearizable.
-    Strong,
+    /// Linearizable, and the state has reached the version.
+    Strong { min_version: Version },
     /// As `Strong`, by the leader; the read would do with less, and other replicas shall be able
     /// to serve the next one.
-    StrongFor { max_staleness_ms: u64 },
+    StrongFor { max_staleness_ms: u64, min_version: Version },
     /// From this replica, if it is no older and has reached the version.
     Within { max_staleness_ms: u64, min_version: Version },
     /// From this replica, if it has reached the version.
@@ -46,7 +46,7 @@ impl Freshness {
     ) -> Result<Self, Refusal> {
         let min_version = Version(min_version);
         Ok(match requests::consistency_from(consistency)? {
-            proto::Consistency::Strong => Freshness::Strong,
+            proto::Consistency::Strong => Freshness::Strong { min_version },
             proto::Consistency::Bounded => {
                 let max_staleness_ms = match max_staleness_ms {
                     0 => DEFAULT_STALENESS_MS,
@@ -60,7 +60,7 @@ impl Freshness {
 
     /// Whether the leader was asked before the read.
     pub(crate) fn is_linearizable(self) -> bool {
-        matches!(self, Freshness::Strong | Freshness::StrongFor { .. })
+        matches!(self, Freshness::Strong { .. } | Freshness::StrongFor { .. })
     }
 }
 
@@ -81,11 +81,12 @@ impl Access {
     ) -> Result<(Freshness, Submit), Refusal> {
         let view = self.replica(shard, epoch, key)?;
         Ok(match fresh {
-            Freshness::Within { max_staleness_ms, .. } if view.is_leader => {
-                (Freshness::StrongFor { max_staleness_ms }, self.strong_read(shard, &view))
+            Freshness::Within { max_staleness_ms, min_version } if view.is_leader => {
+                let fresh = Freshness::StrongFor { max_staleness_ms, min_version };
+                (fresh, self.strong_read(shard, &view))
             }
             Freshness::Any { min_version } if view.is_leader && min_version > Version::ZERO => {
-                (Freshness::Strong, self.strong_read(shard, &view))
+                (Freshness::Strong { min_version }, self.strong_read(shard, &view))
             }
             Freshness::Within { .. } | Freshness::Any { .. } => (fresh, Submit::Nothing),
             _ if !view.is_leader => return Err(self.not_leader(shard)),
@@ -93,17 +94,23 @@ impl Access {
         })
     }
 
-    /// Whether state that has reached `shard_time` is fresh enough. If not, the leader is.
+    /// Whether state that has reached `shard_time` is fresh enough. If not, the leader is; and if
+    /// this is the leader's, the version that it is yet to reach is returned.
     pub(crate) fn check_freshness(
         &self,
         shard: ShardId,
         fresh: Freshness,
         shard_time: Version,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Version>, Refusal> {
         let age = || age_ms(shard_time, clock::wall_ms());
         let is_fresh = match fresh {
-            Freshness::Strong => true,
-            Freshness::StrongFor { max_staleness_ms } => {
+            Freshness::Strong { min_version } | Freshness::StrongFor { min_version, .. }
+                if shard_time < min_version =>
+            {
+                return Ok(Some(min_version));
+            }
+            Freshness::Strong { .. } => true,
+            Freshness::StrongFor { max_staleness_ms, .. } => {
                 if age().is_some_and(|age| age > max_staleness_ms / 2) {
                     self.let_time_pass(shard);
                 }
@@ -114,7 +121,7 @@ impl Access {
             }
             Freshness::Any { min_version } => shard_time >= min_version,
         };
-        if is_fresh { Ok(()) } else { Err(self.not_leader(shard)) }
+        if is_fresh { Ok(None) } else { Err(self.not_leader(shard)) }
     }
 
     /// Has shard time reach the present soon, unless that was asked for a moment ago.

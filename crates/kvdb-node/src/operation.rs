@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kvdb_engine::Snapshot;
 use kvdb_model::{
     Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Version,
-    VolumeId, Write, WriteResult,
+    VolumeId, Write, WriteResult, unavailable,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
@@ -97,6 +97,31 @@ pub(crate) enum Finished {
     Answer(Answer),
     /// Shard time must advance before it can be answered; then it is to be read again.
     NeedsTime(Pending),
+    /// The state is older than the version that was asked for.
+    Behind(Box<Behind>),
+}
+
+/// A read that asks for a newer state than the leader's.
+pub(crate) struct Behind {
+    pub(crate) pending: Pending,
+    pub(crate) wanted: Version,
+    /// The state's own.
+    pub(crate) reached: Version,
+}
+
+/// The shard that an operation names.
+pub(crate) fn shard_of(asked: &Asked) -> ShardId {
+    ShardId(match asked {
+        Asked::Get(asked) => asked.shard_id,
+        Asked::BatchGet(asked) => asked.shard_id,
+        Asked::Put(asked) => asked.shard_id,
+        Asked::Delete(asked) => asked.shard_id,
+        Asked::Increment(asked) => asked.shard_id,
+        Asked::BatchWrite(asked) => asked.shard_id,
+        Asked::Scan(asked) => asked.shard_id,
+        Asked::ReadMany(asked) => asked.shard_id,
+        Asked::StringWrite(asked) => asked.shard_id,
+    })
 }
 
 /// An operation that was accepted: what to hand to the host, and what to wait for.
@@ -212,7 +237,7 @@ impl Access {
     fn accept_get(&self, get: proto::NodeGetRequest) -> Result<Accepted, Refusal> {
         let shard = ShardId(get.shard_id);
         let epoch = RangeEpoch(get.epoch);
-        let key = self.routing_key(get.keyspace_id, &get.key)?;
+        let key = self.routing_key(shard, get.keyspace_id, &get.key)?;
         let fresh = Freshness::of(get.consistency, get.max_staleness_ms, get.min_version)?;
         let (fresh, submit) = self.accept_read(shard, epoch, &key, fresh)?;
         let pending = Pending::Get { shard, epoch, key, head_only: get.head_only, fresh };
@@ -225,7 +250,7 @@ impl Access {
         let epoch = RangeEpoch(get.epoch);
         let mut keys = Vec::with_capacity(get.keys.len());
         for key in get.keys {
-            let routing_key = self.routing_key(get.keyspace_id, &key)?;
+            let routing_key = self.routing_key(shard, get.keyspace_id, &key)?;
             keys.push((key, routing_key));
         }
         let fresh = Freshness::of(get.consistency, get.max_staleness_ms, get.min_version)?;
@@ -263,10 +288,9 @@ impl Access {
         strings::check_read(&asked.keys, &self.limits)?;
         let shard = ShardId(asked.shard_id);
         let epoch = RangeEpoch(asked.epoch);
-        let keys = asked
-            .keys
-            .into_iter()
-            .map(|read| Ok((self.routing_key(asked.keyspace_id, &read.key)?, read.head_only)));
+        let keys = asked.keys.into_iter().map(|read| {
+            Ok((self.routing_key(shard, asked.keyspace_id, &read.key)?, read.head_only))
+        });
         let keys = keys.collect::<Result<Vec<_>, Refusal>>()?;
         let view = self.leader(shard, epoch, keys.first().map_or(&[][..], |(key, _)| key))?;
         let reads = Box::new(Reads { epoch, keys, max_bytes: asked.max_bytes });
@@ -275,13 +299,14 @@ impl Access {
     }
 
     fn accept_strings(&self, asked: proto::NodeStringWriteRequest) -> Result<Accepted, Refusal> {
+        let shard = ShardId(asked.shard_id);
         let mut operations = strings::string_operations(asked.operations, &self.limits)?;
         for operation in &mut operations {
             if let Action::String(action) = &mut operation.action {
-                action.map_other_keys(|key| self.routing_key(asked.keyspace_id, key))?;
+                action.map_other_keys(|key| self.routing_key(shard, asked.keyspace_id, key))?;
             }
         }
-        let pending = Pending::StringWrite { shard: ShardId(asked.shard_id) };
+        let pending = Pending::StringWrite { shard };
         self.accept_write(
             asked.epoch,
             asked.keyspace_id,
@@ -305,7 +330,7 @@ impl Access {
         let epoch = RangeEpoch(epoch);
         let request = request_tag_from(request_id, &self.limits)?;
         for operation in &mut operations {
-            operation.key = self.routing_key(keyspace, &operation.key)?;
+            operation.key = self.routing_key(shard, keyspace, &operation.key)?;
             // Of a batch that isn't atomic each operation is checked on its own when it is
             // applied; here it is enough that one of them belongs to this replica.
         }
@@ -322,7 +347,7 @@ impl Access {
         let shard = ShardId(scan.shard_id);
         let epoch = RangeEpoch(scan.epoch);
         let Some(view) = self.drive.views().get(shard) else {
-            let reason = "it has no replica here";
+            let reason = unavailable::NO_REPLICA;
             return Err(Refusal::ShardUnavailable { shard_id: shard, reason });
         };
         if !view.is_leader {
@@ -345,7 +370,7 @@ impl Access {
         };
         let page = Page {
             request,
-            prefix_len: self.partitioning(keyspace)?.prefix_len(),
+            prefix_len: self.partitioning(shard, keyspace)?.prefix_len(),
             user_prefix: scan.user_prefix,
             user_start: scan.user_start,
             user_end: scan.user_end,
@@ -407,7 +432,7 @@ impl Access {
                 self.not_leader(shard_id)
             }
             Rejection::Unavailable => {
-                Refusal::ShardUnavailable { shard_id, reason: "leadership is being handed over" }
+                Refusal::ShardUnavailable { shard_id, reason: unavailable::HANDED_OVER }
             }
             Rejection::Overloaded => {
                 Refusal::Overloaded { what: "the shard's log", retry_after_ms: 20 }
@@ -421,7 +446,7 @@ impl Access {
 
     /// What a shard's replica here holds now.
     pub(crate) fn reader(&self, shard_id: ShardId) -> Result<Reader, Refusal> {
-        let gone = Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" };
+        let gone = Refusal::ShardUnavailable { shard_id, reason: unavailable::REPLACED };
         let shard = self.drive.views().get(shard_id).ok_or(gone.clone())?;
         let volume = shard.volume.ok_or(gone.clone())?;
         let snapshot = self.drive.engine().snapshot_of_lasting(volume).map_err(|_| gone)?;
@@ -434,7 +459,10 @@ impl Access {
         };
         let reader = self.reader(shard)?;
         let view = reader.view().map_err(|error| self.unread(shard, error))?;
-        self.check_freshness(shard, fresh, view.last_version())?;
+        if let Some(wanted) = self.check_freshness(shard, fresh, view.last_version())? {
+            let reached = view.last_version();
+            return Ok(Finished::Behind(Box::new(Behind { pending, wanted, reached })));
+        }
         let found = view.get(epoch, key, clock::wall_ms());
         let found = found.map_err(|error| self.unread(shard, error))?;
         if found.expires_by_clock && fresh.is_linearizable() {
@@ -491,7 +519,11 @@ impl Access {
     fn batch_get(&self, shard: ShardId, wanted: Box<Wanted>) -> Result<Finished, Refusal> {
         let reader = self.reader(shard)?;
         let view = reader.view().map_err(|error| self.unread(shard, error))?;
-        self.check_freshness(shard, wanted.fresh, view.last_version())?;
+        if let Some(version) = self.check_freshness(shard, wanted.fresh, view.last_version())? {
+            let reached = view.last_version();
+            let pending = Pending::BatchGet { shard, wanted };
+            return Ok(Finished::Behind(Box::new(Behind { pending, wanted: version, reached })));
+        }
         let wall_ms = clock::wall_ms();
         let mut left = wanted.max_bytes;
         let mut results = Vec::with_capacity(wanted.keys.len());
@@ -577,7 +609,7 @@ impl Access {
         match error {
             ReadError::Refused(refusal) => self.with_siblings(refusal),
             ReadError::NotHere(_) => {
-                Refusal::ShardUnavailable { shard_id, reason: "its replica is being replaced" }
+                Refusal::ShardUnavailable { shard_id, reason: unavailable::REPLACED }
             }
             // What can't be read must not be served, nor anything else from this disk.
             damage => fatal(&format!("shard {shard_id} can't be read: {damage}")),

@@ -34,7 +34,7 @@ impl Access {
             true => Ok(()),
             // It was elected, or the disk has filled, a moment ago: another one leads soon.
             false if successor(&self.drive, descriptor).is_some() => {
-                let reason = "its leader's disk is full, and it hands over";
+                let reason = kvdb_model::unavailable::LEADER_FULL;
                 Err(Refusal::ShardUnavailable { shard_id, reason })
             }
             false => Err(Refusal::DiskFull { shard_id }),

@@ -17,8 +17,9 @@ use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_shard::NoControl;
 use kvdb_wal::WalConfig;
-use kvdb_wire::proto::node_server::NodeServer;
-use kvdb_wire::{proto, transport};
+use kvdb_wire::proto::node_server::{self, NodeServer};
+use kvdb_wire::proto::peer_server;
+use kvdb_wire::{discovery, transport};
 use parking_lot::RwLock;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -139,12 +140,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let (cache, routes) = (map.cache.clone(), map.routes.clone());
     let access = Access::new(drive.clone(), cache, routes, metrics, &mut registry);
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<NodeServer<Access>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| NodeError::Config(error.to_string()))?;
+    let services = [node_server::SERVICE_NAME, peer_server::SERVICE_NAME];
+    let (health, reflection, reflection_alpha) =
+        discovery::describing(&services).await.map_err(NodeError::Config)?;
     let stop = Shutdown::default();
     let stopping = stop.clone();
     tokio::spawn(sweep::run(access.clone(), stop.clone()));
@@ -156,8 +154,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let server = transport::server()
         .add_service(node_server)
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
-        .add_service(health_service)
+        .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
             stopping.wait().await;
         });

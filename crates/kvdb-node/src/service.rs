@@ -2,15 +2,15 @@
 
 use crate::access::Access;
 use crate::metrics::Begun;
-use crate::operation::{Accepted, Finished, Pending};
+use crate::operation::{Accepted, Behind, Finished, Pending, shard_of};
 use crate::stream;
-use kvdb_model::{Command, Refusal, ShardId};
+use kvdb_model::{Command, Refusal, ShardId, unavailable};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, Ticket};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::proto::node_server::Node;
-use kvdb_wire::{proto, status_of};
+use kvdb_wire::{proto, status_about, status_of};
 use std::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -47,6 +47,7 @@ impl Access {
         mut pending: Pending,
         mut outcome: Outcome,
     ) -> Result<Answer, Refusal> {
+        let mut has_waited = false;
         loop {
             let access = self.clone();
             let finished = if pending.takes_long() {
@@ -63,12 +64,19 @@ impl Access {
                     pending = again;
                     outcome = Outcome::ReadReady;
                 }
+                Finished::Behind(behind) if has_waited => return Err(behind.refusal()),
+                Finished::Behind(behind) => {
+                    self.advance_time(behind.pending.shard()).await?;
+                    pending = behind.pending;
+                    outcome = Outcome::ReadReady;
+                    has_waited = true;
+                }
             }
         }
     }
 
     /// Lets shard time reach the present, so that no later leader brings an expired key back.
-    async fn advance_time(&self, shard: ShardId) -> Result<(), Refusal> {
+    pub(crate) async fn advance_time(&self, shard: ShardId) -> Result<(), Refusal> {
         let (ticket, receiver) = Ticket::oneshot();
         let command = Command::AdvanceTime.to_bytes();
         let input = Input::Propose { shard, command, version_count: 1, ticket };
@@ -81,18 +89,41 @@ impl Access {
     }
 }
 
+/// A version that lies further ahead than any deadline reaches won't be reached by it.
+const LONGEST_WAIT_MS: u64 = 120_000;
+
+impl Behind {
+    /// Shard time is the present, and still the version lies ahead. Soon reached, it is worth
+    /// another try.
+    fn refusal(&self) -> Refusal {
+        let ahead_ms = self.wanted.millis().saturating_sub(self.reached.millis());
+        if ahead_ms <= LONGEST_WAIT_MS {
+            let shard_id = self.pending.shard();
+            return Refusal::ShardUnavailable { shard_id, reason: unavailable::BEHIND };
+        }
+        let problem = format!(
+            "{} lies ahead of the shard, whose latest version is {}; give one that a write or a \
+             read of the same shard has returned",
+            self.wanted, self.reached
+        );
+        Refusal::invalid("min_version", problem)
+    }
+}
+
 pub(crate) fn stopping() -> Refusal {
     Refusal::OutcomeUnknown { reason: "the node stops" }
 }
 
 macro_rules! one {
-    ($self:ident, $request:ident, $kind:ident) => {
-        match $self.carry_out(Asked::$kind($request.into_inner())).await {
+    ($self:ident, $request:ident, $kind:ident) => {{
+        let asked = Asked::$kind($request.into_inner());
+        let shard = shard_of(&asked);
+        match $self.carry_out(asked).await {
             Ok(Answer::$kind(answer)) => Ok(Response::new(answer)),
             Ok(_) => Err(Status::internal("an answer of another kind")),
-            Err(refusal) => Err(status_of(&refusal)),
+            Err(refusal) => Err(status_about(&refusal, shard)),
         }
-    };
+    }};
 }
 
 #[tonic::async_trait]
@@ -145,8 +176,10 @@ impl Node for Access {
         &self,
         request: Request<proto::NodeWatchRequest>,
     ) -> Result<Response<proto::NodeWatchResponse>, Status> {
-        let watched = Access::watch(self, request.into_inner()).await;
-        watched.map(Response::new).map_err(|refusal| status_of(&refusal))
+        let request = request.into_inner();
+        let shard = ShardId(request.shard_id);
+        let watched = Access::watch(self, request).await;
+        watched.map(Response::new).map_err(|refusal| status_about(&refusal, shard))
     }
 
     async fn batch(
@@ -164,7 +197,7 @@ impl Node for Access {
         let here = self.drive.views().get(shard_id);
         let found = here.and_then(|view| view.volume.map(|volume| (view.replica, volume)));
         let Some((replica, volume)) = found else {
-            let reason = "it has no replica here";
+            let reason = unavailable::NO_REPLICA;
             return Err(status_of(&Refusal::ShardUnavailable { shard_id, reason }));
         };
         let engine = self.drive.engine().clone();

@@ -5,12 +5,12 @@
 
 use crate::access::Access;
 use crate::metrics::Begun;
-use crate::operation::{Accepted, Finished, Pending, Submit};
+use crate::operation::{Accepted, Finished, Pending, Submit, shard_of};
 use crate::service::overloaded;
-use kvdb_model::Refusal;
+use kvdb_model::{Refusal, ShardId};
 use kvdb_runtime::drive::{Outcome, ReplySink, Ticket};
 use kvdb_wire::proto::node_answer::Answer;
-use kvdb_wire::{pack, proto, refusal_to_proto};
+use kvdb_wire::{pack, proto, refusal_about, refusal_to_proto};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ const QUEUE: usize = 16;
 struct Question {
     /// The client's number for it.
     id: u64,
+    shard: ShardId,
     begun: Begun,
 }
 
@@ -75,7 +76,8 @@ fn answered(
     answer: Result<Answer, Refusal>,
 ) -> proto::NodeAnswer {
     access.metrics.answered(question.begun, answer.as_ref().err());
-    let answer = answer.unwrap_or_else(|refusal| Answer::Refusal(refusal_to_proto(&refusal)));
+    let refused = |refusal| Answer::Refusal(refusal_about(&refusal, question.shard));
+    let answer = answer.unwrap_or_else(refused);
     proto::NodeAnswer { id: question.id, answer: Some(answer) }
 }
 
@@ -125,7 +127,7 @@ fn take(
         sink.state.lock().ready.push(proto::NodeAnswer { id, answer });
         return sink.done.notify_one();
     };
-    let question = Question { id, begun: Begun::new(&asked, now) };
+    let question = Question { id, shard: shard_of(&asked), begun: Begun::new(&asked, now) };
     let Accepted { pending, submit } = match access.accept(asked) {
         Ok(accepted) => accepted,
         Err(refusal) => return sink.answer(access, question, Err(refusal)),
@@ -178,7 +180,7 @@ async fn write(
     }
 }
 
-/// The answer, unless it takes longer: a scan, or a read that needs shard time to advance.
+/// The answer, unless it takes longer: a scan, or a read that waits for shard time.
 fn finish(
     access: &Access,
     sink: &Arc<Sink>,
@@ -194,6 +196,10 @@ fn finish(
             Err(refusal) => Err(refusal),
             Ok(Finished::NeedsTime(again)) => {
                 later(access, sink, question, again, Outcome::ReadReady);
+                return None;
+            }
+            Ok(Finished::Behind(behind)) => {
+                later(access, sink, question, behind.pending, Outcome::ReadReady);
                 return None;
             }
         };

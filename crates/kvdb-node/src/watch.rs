@@ -10,7 +10,7 @@
 use crate::access::Access;
 use crate::service::{overloaded, stopping};
 use bytes::Bytes;
-use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version};
+use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version, unavailable};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_shard::{ChangeEvent, ChangePage, WatchQuery};
@@ -33,12 +33,14 @@ impl Access {
         let range = KeyRange { start: request.start, end: request.end };
         let view = self.leader(shard, epoch, &range.start)?;
         let keyspace = view.descriptor.as_ref().map_or(KeyspaceId(0), |known| known.keyspace_id);
-        let prefix_len = self.partitioning(keyspace)?.prefix_len();
+        let prefix_len = self.partitioning(shard, keyspace)?.prefix_len();
         if request.from_now {
             self.confirm_leadership(shard).await?;
+            self.begin_time(shard).await?;
             let version = self.changes_of(shard)?.last().0;
             return Ok(proto::NodeWatchResponse { version, ..Default::default() });
         }
+        self.begin_time(shard).await?;
         let changes = self.changes_of(shard)?;
         let until = Instant::now() + Duration::from_millis(request.wait_ms).min(LONGEST_WAIT);
         let max_bytes = (request.max_bytes as usize).clamp(1, MOST_BYTES);
@@ -49,26 +51,25 @@ impl Access {
             tokio::pin!(changed);
             // From here on nothing is missed between the look and the wait.
             changed.as_mut().enable();
-            let query = WatchQuery { epoch, after, range: &range, max_bytes };
+            let query = WatchQuery {
+                epoch,
+                after,
+                range: &range,
+                user_prefix: &request.user_prefix,
+                prefix_len,
+                max_bytes,
+            };
             let Ok(mut page) = changes.read(&query) else { return Err(self.over(shard, &range)) };
             let mut is_past = false;
             if let Some(gap) = page.gap
-                && let Some(told) = self.past(shard, epoch, after, &range, max_bytes).await?
+                && let Some(told) = self.past(shard, &query).await?
                 && told.gap.is_none_or(|known| known < gap)
             {
                 (page, is_past) = (told, true);
             }
             after = page.version;
-            let wanted = |event: &ChangeEvent| {
-                let user_key = event.routing_key.get(prefix_len..).unwrap_or_default();
-                user_key.starts_with(&request.user_prefix)
-            };
-            let events: Vec<_> = page
-                .events
-                .into_iter()
-                .filter(wanted)
-                .map(|event| event_to(event, prefix_len))
-                .collect();
+            let events: Vec<_> =
+                page.events.into_iter().map(|event| event_to(event, prefix_len)).collect();
             if !events.is_empty() || page.gap.is_some() || Instant::now() >= until {
                 return Ok(proto::NodeWatchResponse {
                     events,
@@ -76,6 +77,7 @@ impl Access {
                     gap_up_to_version: page.gap.map_or(0, |version| version.0),
                 });
             }
+            // There may be more of the past, whether or not anything changes now.
             if is_past {
                 continue;
             }
@@ -91,27 +93,36 @@ impl Access {
     async fn past(
         &self,
         shard: ShardId,
-        epoch: RangeEpoch,
-        after: Version,
-        range: &KeyRange,
-        max_bytes: usize,
+        query: &WatchQuery<'_>,
     ) -> Result<Option<ChangePage>, Refusal> {
         let keeps = self.drive.views().get(shard).is_some_and(|view| view.history.limits.is_some());
         if !keeps {
             return Ok(None);
         }
-        let (access, range) = (self.clone(), range.clone());
+        let (access, range) = (self.clone(), query.range.clone());
+        let WatchQuery { epoch, after, prefix_len, max_bytes, .. } = *query;
+        let user_prefix = Bytes::copy_from_slice(query.user_prefix);
         let read = move || {
             let reader = access.reader(shard)?;
-            let query = WatchQuery { epoch, after, range: &range, max_bytes };
+            let (range, user_prefix) = (&range, &user_prefix[..]);
+            let query = WatchQuery { epoch, after, range, user_prefix, prefix_len, max_bytes };
             let page = reader.view().and_then(|view| view.history(&query));
             page.map_err(|error| access.unread(shard, error))
         };
         tokio::task::spawn_blocking(read).await.map_err(|_| stopping())?
     }
 
+    /// Gives a shard that was never written a first version: until there is one, nobody can say up to
+    /// where nothing has happened.
+    async fn begin_time(&self, shard: ShardId) -> Result<(), Refusal> {
+        if self.changes_of(shard)?.last() > Version::ZERO {
+            return Ok(());
+        }
+        self.advance_time(shard).await
+    }
+
     fn changes_of(&self, shard_id: ShardId) -> Result<Arc<ShardChanges>, Refusal> {
-        let reason = "its replica is being replaced";
+        let reason = unavailable::REPLACED;
         self.drive.changes().get(shard_id).ok_or(Refusal::ShardUnavailable { shard_id, reason })
     }
 

@@ -231,7 +231,7 @@ impl<'a> View<'a> {
                 }
                 last = event.version;
                 examined_bytes += event.size_bytes();
-                if query.range.contains(&event.routing_key) {
+                if query.wants(&event.routing_key) {
                     size_bytes += event.size_bytes();
                     page.events.push(event);
                 }

@@ -63,8 +63,23 @@ pub struct WatchQuery<'a> {
     pub after: Version,
     /// Of keys in here.
     pub range: &'a KeyRange,
+    /// Of those, only keys that have these bytes after the first [`WatchQuery::prefix_len`].
+    pub user_prefix: &'a [u8],
+    /// Bytes of a routing key before the user's own.
+    pub prefix_len: usize,
     /// Bytes after which the page ends, at the end of a version.
     pub max_bytes: usize,
+}
+
+impl WatchQuery<'_> {
+    /// Whether changes of a key are asked for. What isn't takes no room in a page, so a page without
+    /// events tells of all that there was to look at.
+    pub(crate) fn wants(&self, routing_key: &[u8]) -> bool {
+        self.range.contains(routing_key)
+            && routing_key
+                .get(self.prefix_len..)
+                .is_some_and(|user_key| user_key.starts_with(self.user_prefix))
+    }
 }
 
 /// A part of the changes.
@@ -181,7 +196,7 @@ impl Recent {
                 page.version = previous;
                 break;
             }
-            if query.range.contains(&event.routing_key) {
+            if query.wants(&event.routing_key) {
                 size_bytes += event.size_bytes();
                 page.events.push(event.clone());
             }
@@ -205,7 +220,7 @@ mod tests {
     }
 
     fn query(epoch: RangeEpoch, after: Version, range: &KeyRange) -> WatchQuery<'_> {
-        WatchQuery { epoch, after, range, max_bytes: 250 }
+        WatchQuery { epoch, after, range, user_prefix: b"", prefix_len: 0, max_bytes: 250 }
     }
 
     /// Reads to the end, from replica to replica, a page each.
@@ -309,9 +324,29 @@ mod tests {
             epoch: EPOCH,
             after: Version::ZERO,
             range: &KeyRange::ALL,
+            user_prefix: b"",
+            prefix_len: 0,
             max_bytes: 1,
         });
         let page = page.unwrap();
         assert_eq!((page.events.len(), page.version, page.gap), (5, Version(1), None));
+    }
+
+    #[test]
+    fn a_page_passes_over_all_changes_that_are_not_asked_for() {
+        let mut recent = Recent::new(EPOCH, Version::ZERO);
+        let of = |version, key: String| ChangeEvent {
+            routing_key: Bytes::from(key.into_bytes()),
+            ..event(version, 0)
+        };
+        let mut events: Vec<_> = (1..=1000).map(|n| of(n, format!("#other{n}"))).collect();
+        events.push(of(1001, "#wanted".to_owned()));
+        recent.push(events, Version(1001), 1 << 20);
+        let all = KeyRange::ALL;
+        let query =
+            WatchQuery { user_prefix: b"want", prefix_len: 1, ..query(EPOCH, Version::ZERO, &all) };
+        let page = recent.read(&query).unwrap();
+        let versions: Vec<_> = page.events.iter().map(|event| event.version.0).collect();
+        assert_eq!((versions, page.version), (vec![1001], Version(1001)));
     }
 }

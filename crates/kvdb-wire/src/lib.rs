@@ -4,11 +4,13 @@
 //! is checked while it is converted, and answered with the field and the limit that it broke.
 
 mod convert;
+pub mod discovery;
 mod pack;
 mod refusal;
 pub mod requests;
 pub mod strings;
 mod tasks;
+mod too_large;
 pub mod transport;
 
 pub use convert::{
@@ -18,7 +20,10 @@ pub use convert::{
     request_tag_from, role_from, role_to, shard_map_from, shard_map_to, token_from,
 };
 pub use pack::pack;
-pub use refusal::{refusal_from_proto, refusal_from_status, refusal_to_proto, status_of};
+pub use refusal::{
+    refusal_about, refusal_from_proto, refusal_from_status, refusal_to_proto, status_about,
+    status_of,
+};
 pub use tasks::{shard_task_from, shard_task_to};
 
 /// The generated code.

@@ -11,8 +11,8 @@
 
 use crate::convert::{descriptor_from, descriptor_to};
 use crate::proto;
-use kvdb_model::wrong_value;
 use kvdb_model::{RangeEpoch, Refusal, ShardDescriptor, ShardId};
+use kvdb_model::{unavailable, wrong_value};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -67,7 +67,9 @@ pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
         Refusal::CrossShard { shards } => {
             out.shard_ids = shards.iter().take(SHARDS_MAX).map(|id| id.0).collect();
         }
-        Refusal::ResponseTooLarge { limit_bytes } => out.limit_bytes = *limit_bytes,
+        Refusal::RequestTooLarge { limit_bytes } | Refusal::ResponseTooLarge { limit_bytes } => {
+            out.limit_bytes = *limit_bytes;
+        }
         _ => {}
     }
     out
@@ -97,7 +99,9 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
             descriptors: readable(refusal.descriptors),
         },
         "SHARD_UNAVAILABLE" => {
-            Refusal::ShardUnavailable { shard_id, reason: "the node can't serve it for now" }
+            let reason = unavailable::known(&refusal.message);
+            let reason = reason.unwrap_or("the node can't serve it for now");
+            Refusal::ShardUnavailable { shard_id, reason }
         }
         "DISK_FULL" => Refusal::DiskFull { shard_id },
         "OVERLOADED" => {
@@ -119,6 +123,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
             wrong_value::known(&refusal.message)
                 .unwrap_or("the value is not what the operation needs"),
         ),
+        "REQUEST_TOO_LARGE" => Refusal::RequestTooLarge { limit_bytes: refusal.limit_bytes },
         "RESPONSE_TOO_LARGE" => Refusal::ResponseTooLarge { limit_bytes: refusal.limit_bytes },
         "NOT_INITIALISED" => Refusal::NotInitialised,
         _ => Refusal::OutcomeUnknown { reason: "the server couldn't tell" },
@@ -128,11 +133,13 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
 /// The names of fields are static in the model. One that this version doesn't know, or none, leaves
 /// the server's own words.
 fn invalid_argument(refusal: proto::Refusal) -> Refusal {
-    const FIELDS: [&str; 17] = [
+    const FIELDS: [&str; 19] = [
         "key",
         "keys",
         "value",
         "keyspace",
+        "keyspace_id",
+        "min_version",
         "condition",
         "consistency",
         "operations",
@@ -167,6 +174,7 @@ fn grpc_code(refusal: &Refusal) -> Code {
         Refusal::NotInitialised | Refusal::WrongValue(_) => Code::FailedPrecondition,
         Refusal::ShardUnavailable { .. } => Code::Unavailable,
         Refusal::Overloaded { .. }
+        | Refusal::RequestTooLarge { .. }
         | Refusal::ResponseTooLarge { .. }
         | Refusal::DiskFull { .. } => Code::ResourceExhausted,
         Refusal::OutcomeUnknown { .. } => Code::Unknown,
@@ -188,6 +196,7 @@ fn needs_message(refusal: &Refusal) -> bool {
             | Refusal::InvalidArgument { .. }
             | Refusal::UnknownKeyspace { .. }
             | Refusal::CrossShard { .. }
+            | Refusal::RequestTooLarge { .. }
             | Refusal::ResponseTooLarge { .. }
     )
 }
@@ -221,6 +230,24 @@ pub fn status_of(refusal: &Refusal) -> Status {
         trailers.insert_bin(REFUSAL, BinaryMetadataValue::from_bytes(&message));
     }
     Status::with_metadata(grpc_code(refusal), short(refusal.to_string()), trailers)
+}
+
+/// The shard that a refusal of a request about `asked` names: its own, else the one asked for.
+fn named_shard(refusal: &Refusal, asked: ShardId) -> ShardId {
+    refusal.shard_id().filter(|named| *named != ShardId::CONTROL).unwrap_or(asked)
+}
+
+/// As [`status_of`], of a request about a shard: whatever was wrong, `x-shard-id` says which.
+pub fn status_about(refusal: &Refusal, asked: ShardId) -> Status {
+    let mut status = status_of(refusal);
+    status.metadata_mut().insert(SHARD_ID, named_shard(refusal, asked).0.into());
+    status
+}
+
+/// As [`refusal_to_proto`], of a request about a shard.
+pub fn refusal_about(refusal: &Refusal, asked: ShardId) -> proto::Refusal {
+    let shard_id = Some(named_shard(refusal, asked).0);
+    proto::Refusal { shard_id, ..refusal_to_proto(refusal) }
 }
 
 fn insert_text(trailers: &mut MetadataMap, name: &'static str, text: &Option<String>) {
@@ -325,7 +352,9 @@ mod tests {
             Refusal::invalid("key", "is empty"),
             Refusal::CrossShard { shards: vec![ShardId(1), ShardId(2)] },
             Refusal::UnknownKeyspace { name: "x".into() },
+            Refusal::RequestTooLarge { limit_bytes: 8 },
             Refusal::ResponseTooLarge { limit_bytes: 9 },
+            Refusal::ShardUnavailable { shard_id: ShardId(7), reason: unavailable::BEHIND },
         ] {
             assert_eq!(refusal_from_status(&status_of(&refusal)), Some(refusal.clone()));
             assert_eq!(refusal_from_proto(refusal_to_proto(&refusal)), refusal);
@@ -373,6 +402,21 @@ mod tests {
             panic!("still a refusal");
         };
         assert_eq!(descriptors.len(), 2, "both sides of a split");
+    }
+
+    #[test]
+    fn a_refusal_about_a_shard_names_the_one_that_was_asked_for() {
+        let shard = |refusal: &Refusal| {
+            let status = status_about(refusal, ShardId(4));
+            let trailer = status.metadata().get(SHARD_ID).and_then(|id| id.to_str().ok());
+            let trailer = trailer.and_then(|id| id.parse().ok());
+            assert_eq!(refusal_about(refusal, ShardId(4)).shard_id, trailer);
+            trailer
+        };
+        assert_eq!(shard(&Refusal::invalid("keyspace_id", "is 0")), Some(4));
+        let unheard = |shard_id| Refusal::ShardUnavailable { shard_id, reason: "?" };
+        assert_eq!(shard(&unheard(ShardId::CONTROL)), Some(4));
+        assert_eq!(shard(&unheard(ShardId(5))), Some(5), "its own");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Settings of every gRPC connection: bounded where the defaults are not, and fast.
 
+use crate::too_large::NameTooLarge;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
+use tower::layer::util::{Identity, Stack};
 
 /// Largest message that is read: the largest request and its framing.
 pub const MAX_MESSAGE_BYTES: usize = 20 * 1024 * 1024;
@@ -23,7 +25,7 @@ const MAX_CONCURRENT_STREAMS: u32 = 4096;
 pub const MAX_HEADER_LIST_BYTES: u32 = 128 * 1024;
 
 /// A server with the common settings.
-pub fn server() -> Server {
+pub fn server() -> Server<Stack<NameTooLarge, Identity>> {
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -32,6 +34,7 @@ pub fn server() -> Server {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_pending_accept_reset_streams(Some(64))
+        .layer(NameTooLarge)
 }
 
 /// The connections that come to a listener, for [`server`]. Small answers leave at once: without
@@ -43,10 +46,37 @@ pub fn incoming(listener: TcpListener) -> TcpIncoming {
 
 /// An address that isn't `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("address {address:?} is not of the form host:port, for example 127.0.0.1:7400")]
+#[error("address {address:?} {}", problem_with(address))]
 pub struct AddressError {
     /// What was given.
     pub address: String,
+}
+
+const HTTPS: &str = "https://";
+
+fn problem_with(address: &str) -> &'static str {
+    match scheme_of(address, HTTPS) {
+        Some(_) => "asks for TLS, which KvDB doesn't have yet; leave https:// out",
+        None => "is not of the form host:port, for example 127.0.0.1:7400",
+    }
+}
+
+/// What follows a scheme, which may be written in capitals.
+fn scheme_of<'a>(address: &'a str, scheme: &str) -> Option<&'a str> {
+    let (found, rest) = address.split_at_checked(scheme.len())?;
+    found.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+/// The `host:port` of an address that may be written as a URL, such as `http://host:port/`.
+///
+/// # Errors
+/// If it asks for TLS.
+pub fn without_scheme(address: &str) -> Result<&str, AddressError> {
+    if scheme_of(address, HTTPS).is_some() {
+        return Err(AddressError { address: address.to_owned() });
+    }
+    let rest = scheme_of(address, "http://");
+    Ok(rest.map_or(address, |rest| rest.strip_suffix('/').unwrap_or(rest)))
 }
 
 /// A client endpoint for `host:port` with the common settings. It connects when it is first used.

@@ -81,8 +81,9 @@ type GetRequest struct {
 	// Of a BOUNDED read: how old the state may be that it is served from, in milliseconds; 0 = 1000. A replica that can't
 	// say that it is fresh enough leaves the read to its leader.
 	MaxStalenessMs uint64 `protobuf:"varint,5,opt,name=max_staleness_ms,json=maxStalenessMs,proto3" json:"max_staleness_ms,omitempty"`
-	// Of a BOUNDED or EVENTUAL read: the state must have reached this version of the key's shard, which an earlier answer
-	// gave (of a write, or as_of_version of a read); 0 = any. A replica that hasn't leaves the read to its leader.
+	// The state must have reached this version of the key's shard, which an earlier answer gave (of a write, or
+	// as_of_version of a read); 0 = any. A replica that hasn't leaves the read to its leader. A version that lies ahead of
+	// the leader, too, is waited for until the deadline; more than two minutes ahead it is refused as INVALID_ARGUMENT.
 	MinVersion uint64 `protobuf:"varint,6,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
 }
 
@@ -1548,7 +1549,7 @@ type ScanRequest struct {
 	Limit    uint64 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
 	Reverse  bool   `protobuf:"varint,6,opt,name=reverse,proto3" json:"reverse,omitempty"`
 	KeysOnly bool   `protobuf:"varint,7,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
-	// Resumes where an earlier scan with the same bounds ended.
+	// Resumes where an earlier scan ended, of the same keyspace and bounds in the same direction; any other is refused.
 	Cursor []byte `protobuf:"bytes,8,opt,name=cursor,proto3" json:"cursor,omitempty"`
 }
 

@@ -30,7 +30,14 @@ fn told(
     let view = View::new(&*snapshot, replica).expect("the replica is there");
     let (mut events, mut gap, mut at) = (vec![], None, after);
     loop {
-        let page = view.history(&WatchQuery { epoch, after: at, range, max_bytes });
+        let page = view.history(&WatchQuery {
+            epoch,
+            after: at,
+            range,
+            user_prefix: b"",
+            prefix_len: 0,
+            max_bytes,
+        });
         let page = page.expect("it can be read")?;
         gap = page.gap.or(gap);
         assert!(page.version >= at, "a page goes on");
@@ -143,6 +150,8 @@ proptest! {
             epoch: EPOCH,
             after: from,
             range: &KeyRange::ALL,
+            user_prefix: b"",
+            prefix_len: 0,
             max_bytes: 1,
         });
         prop_assert!(matches!(stale, Err(ReadError::Refused(_))));

@@ -23,7 +23,8 @@ Examples:
 
 Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Without --key
 and --prefix the whole keyspace is watched. With --json each line has the cursor from which another
-watch of the same keys goes on; `gap` says that changes were missed: read the keys again.")]
+watch of the same keys goes on; `gap` says that changes were missed: read the keys again. Where --limit
+falls among changes that came together, their cursor is the one before all of them.")]
 pub(crate) struct Args {
     /// This key only
     #[arg(long, value_name = "KEY", conflicts_with = "prefix")]
@@ -64,6 +65,8 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     });
     let mut output = Output::new();
     let mut left = command.limit.unwrap_or(u64::MAX);
+    // Before the update at hand.
+    let mut before = command.cursor.clone().unwrap_or_default();
     while left > 0 {
         let update = tokio::select! {
             update = watch.next() => update?,
@@ -71,11 +74,13 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
         };
         let cursor = STANDARD.encode(watch.cursor());
         match update {
-            WatchUpdate::Events(events) => {
-                // All that belong together, so that the cursor is right after any of them.
-                left = left.saturating_sub(events.len() as u64);
+            WatchUpdate::Events(mut events) => {
+                // There is no cursor between changes that came together.
+                let is_cut = left < events.len() as u64;
+                events.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                left -= events.len() as u64;
                 for event in &events {
-                    print(&mut output, event, &cursor, args.json)?;
+                    print(&mut output, event, if is_cut { &before } else { &cursor }, args.json)?;
                 }
             }
             WatchUpdate::Gap(version) => {
@@ -98,6 +103,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
             WatchUpdate::Progress(_) => {}
         }
         output.flush()?;
+        before = cursor;
     }
     output.finish()
 }
