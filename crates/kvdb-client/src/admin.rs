@@ -4,12 +4,13 @@
 //! client then asks there, and stays there until it is refused again. Hints are trusted as the
 //! coordinators are: they come from the cluster that the client was pointed at.
 
-use crate::call::{Manner, attempt, random};
+use crate::call::{Manner, attempt, is_worth_explaining, random};
 use crate::error::Error;
 use crate::options::Options;
 use crate::outgoing::Outgoing;
 use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
+use crate::whois::explain;
 use kvdb_model::{
     ClusterId, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning,
     Refusal, RetryClass, Role, ShardId, ShardMap, Term,
@@ -413,19 +414,24 @@ impl AdminClient {
             let client = CoordinatorClient::new(outgoing);
             send(client.max_decoding_message_size(MAX_MESSAGE_BYTES), request)
         };
-        let deadline = Instant::now() + self.options.deadline;
+        let began = Instant::now();
+        let deadline = began + self.options.deadline;
         let mut retries = Retries::new(&self.options, manner.repeatable);
         let mut hints = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let connection = self.target();
-            let error = match attempt(&connection, left, manner.effect, message, &send).await {
+            let connection = self.target(manner).await;
+            let attempted = attempt(&self.pool, &connection, left, manner.effect, message, &send);
+            let error = match attempted.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let hinted = self.follow(&error);
             hints += u32::from(hinted);
             let left = deadline.saturating_duration_since(Instant::now());
+            if is_worth_explaining(&self.pool, began, left, &error) {
+                return Err(explain(&connection, retries.verdict(error)).await);
+            }
             match retries.after(error, left, random()) {
                 Next::GiveUp(error) => return Err(error),
                 Next::Again(_) if hinted && hints <= HINTS_IN_A_ROW => {}
@@ -434,8 +440,13 @@ impl AdminClient {
         }
     }
 
-    fn target(&self) -> Connection {
-        self.leader.lock().clone().unwrap_or_else(|| self.pool.next().clone())
+    async fn target(&self, manner: Manner) -> Connection {
+        let leader = self.leader.lock().clone();
+        match leader {
+            Some(leader) => leader,
+            None if manner.repeatable => self.pool.next().clone(),
+            None => self.pool.next_proven().await.clone(),
+        }
     }
 
     /// Turns to the leader that a refusal names; away from whoever failed otherwise.

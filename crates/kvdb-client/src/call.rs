@@ -3,12 +3,15 @@
 use crate::error::{Effect, Error};
 use crate::options::Options;
 use crate::outgoing::Outgoing;
-use crate::pool::{Connection, Pool};
+use crate::pool::{Connection, Hung, Pool};
 use crate::retry::{Next, Retries};
+use crate::whois::explain;
+use kvdb_wire::refusal_from_status;
+use std::error::Error as _;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How a request may be treated.
 #[derive(Clone, Copy)]
@@ -40,14 +43,19 @@ where
     S: Fn(Outgoing, Request<M>) -> F,
     F: Future<Output = Result<Response<A>, Status>>,
 {
+    let began = Instant::now();
     let mut retries = Retries::new(options, manner.repeatable);
     loop {
+        let connection = if manner.repeatable { pool.next() } else { pool.next_proven().await };
         let left = deadline.saturating_duration_since(Instant::now());
-        let error = match attempt(pool.next(), left, manner.effect, message, &send).await {
+        let error = match attempt(pool, connection, left, manner.effect, message, &send).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         let left = deadline.saturating_duration_since(Instant::now());
+        if is_worth_explaining(pool, began, left, &error) {
+            return Err(explain(connection, retries.verdict(error)).await);
+        }
         match retries.after(error, left, random()) {
             Next::Again(pause) => sleep(pause).await,
             Next::GiveUp(error) => return Err(error),
@@ -55,8 +63,24 @@ where
     }
 }
 
+/// Whether an error ends a call because whoever was asked is no gateway, or nobody at all.
+pub(crate) fn is_worth_explaining(
+    pool: &Pool,
+    began: Instant,
+    left: Duration,
+    error: &Error,
+) -> bool {
+    match error {
+        _ if left.is_zero() => false,
+        Error::Unexpected { code: Code::Unimplemented, .. } => true,
+        Error::Unavailable { .. } => pool.is_hopeless(began),
+        _ => false,
+    }
+}
+
 /// Sends `message` once. What never left has had no effect, whatever it would have done.
 pub(crate) async fn attempt<M, A, S, F>(
+    pool: &Pool,
     connection: &Connection,
     left: Duration,
     effect: Effect,
@@ -68,23 +92,35 @@ where
     S: Fn(Outgoing, Request<M>) -> F,
     F: Future<Output = Result<Response<A>, Status>>,
 {
+    let began = Instant::now();
     let address = &connection.address;
     let mut request = Request::new(message.clone());
     request.set_timeout(left);
     let outgoing = Outgoing::new(connection.channel.clone());
     let fate = outgoing.fate();
-    let status = match timeout(left, send(outgoing, request)).await {
-        Ok(Ok(answer)) => return Ok(answer.into_inner()),
-        Ok(Err(status)) => Some(status),
+    let status = match timeout(left, pool.listen(connection, send(outgoing, request))).await {
+        Ok(Ok(Ok(answer))) => {
+            pool.heard(connection);
+            return Ok(answer.into_inner());
+        }
+        Ok(Ok(Err(status))) => Some(status),
+        Ok(Err(Hung)) => None,
         Err(_) => None,
     };
+    match &status {
+        Some(status) if refusal_from_status(status).is_some() => pool.heard(connection),
+        // The connection's, not the server's.
+        Some(status) if status.source().is_some() => pool.suspect(connection),
+        _ => {}
+    }
     let withdrawn = fate.withdraw();
     let effect = if withdrawn { Effect::Read } else { effect };
     Err(match status {
         Some(status) => effect.failed(address, &status),
         None => {
             let what = if withdrawn { "connection" } else { "answer" };
-            effect.unanswered(address, format!("no {what} within {} ms", left.as_millis()))
+            let waited = began.elapsed().as_millis();
+            effect.unanswered(address, format!("no {what} within {waited} ms"))
         }
     })
 }

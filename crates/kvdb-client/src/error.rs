@@ -31,6 +31,17 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// Something else than a gateway's gRPC port is there.
+    #[error(
+        "{address} is {found} of KvDB, not what this request is for: give the gRPC address of a \
+         gateway (port 7400 by default)"
+    )]
+    WrongPort {
+        /// Who was asked.
+        address: String,
+        /// What is there.
+        found: &'static str,
+    },
     /// Something answered that isn't KvDB, or is of another version.
     #[error("{address} answered with {code:?}: {message}")]
     Unexpected {
@@ -50,7 +61,7 @@ impl Error {
             Error::Refused { refusal, .. } => refusal.class(),
             Error::Unavailable { .. } => RetryClass::RetryHere,
             Error::OutcomeUnknown { .. } => RetryClass::OutcomeUnknown,
-            Error::Unexpected { .. } => RetryClass::Final,
+            Error::WrongPort { .. } | Error::Unexpected { .. } => RetryClass::Final,
         }
     }
 

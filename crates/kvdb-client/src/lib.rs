@@ -23,14 +23,17 @@
 //!   the next gateway. A write that *may* have been carried out is tried again only under a
 //!   request id, by which the cluster knows it and applies it once ([`Options::exactly_once`]).
 //!   When such a write stays unsettled the error says so, and never claims that it failed.
-//! - **Connections**: several to each gateway, made when first used and again when they break.
+//! - **Connections**: several to each gateway, made when first used and again when they break. Of
+//!   several gateways one that hangs is noticed within a second (or a quarter of the deadline, if that is
+//!   less) and left out until it answers again.
 //! - **Scans and watches that go on** where they were, when the gateway that they ran through goes away.
 //!
 //! # Files
 //!
 //! A request comes by `client.rs`, which builds the message, gets a request id from `lanes.rs` if
 //! it is a write, and goes through `call.rs`: one attempt after the other over connections of
-//! `pool.rs`, until `retry.rs` says that it is enough. `error.rs` says what went wrong.
+//! `pool.rs`, until `retry.rs` says that it is enough. `error.rs` says what went wrong, and `whois.rs`
+//! what was there instead of a gateway.
 
 mod admin;
 mod call;
@@ -45,6 +48,7 @@ mod retry;
 mod scan;
 mod types;
 mod watch;
+mod whois;
 
 pub use admin::{
     AdminClient, ClusterStatus, CreatedKeyspace, Initialised, Member, Registered, ShortShard,

@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Settings of a client. The defaults suit a service that keeps one client for its lifetime.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Gateways (for [`crate::AdminClient`] also coordinators), `host:port` each. All are used in
-    /// turn; one that can't be reached is skipped by the retries.
+    /// Gateways (for [`crate::AdminClient`] also coordinators), `host:port` or `http://host:port`
+    /// each. All are used in turn; those that can't be reached or hang are left out until they
+    /// answer again.
     pub addresses: Vec<String>,
     /// Connections to each address. One carries some 48,000 small requests a second; more use more
     /// cores on both sides.
@@ -26,7 +27,8 @@ pub struct Options {
 impl Options {
     /// The defaults, for one gateway or several separated by commas.
     pub fn to(addresses: &str) -> Self {
-        let addresses = addresses.split(',').map(|address| address.trim().to_owned()).collect();
+        let addresses = addresses.split(',').map(str::trim);
+        let addresses = addresses.filter(|it| !it.is_empty()).map(str::to_owned).collect();
         Options { addresses, ..Options::default() }
     }
 }

@@ -85,7 +85,7 @@ impl Retries {
         }
     }
 
-    fn verdict(&mut self, last: Error) -> Error {
+    pub(crate) fn verdict(&mut self, last: Error) -> Error {
         match (self.unknown.take(), last) {
             (_, last @ Error::OutcomeUnknown { .. }) => last,
             (Some(reason), last) => {

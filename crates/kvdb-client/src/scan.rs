@@ -3,13 +3,14 @@
 //! Each chunk that arrives brings the cursor after it, so a scan that broke off is opened again
 //! from there, at whichever gateway is next. Nothing is told twice and nothing is left out.
 
-use crate::call::{Manner, attempt, random};
+use crate::call::{Manner, attempt, is_worth_explaining, random};
 use crate::client::{Shared, kv};
 use crate::error::{Effect, Error};
 use crate::outgoing::Outgoing;
-use crate::pool::Connection;
+use crate::pool::{Connection, Hung, Pool};
 use crate::retry::{Next, Retries};
 use crate::types::{Item, ScanOptions, expiry_from};
+use crate::whois::explain;
 use bytes::Bytes;
 use futures_util::Stream;
 use kvdb_model::Version;
@@ -26,11 +27,13 @@ pub struct Scan {
     request: proto::ScanRequest,
     limited: bool,
     open: Option<Open>,
+    /// Who was asked last.
+    asked: Option<Connection>,
     done: bool,
 }
 
 struct Open {
-    address: String,
+    connection: Connection,
     chunks: Streaming<proto::ScanResponse>,
 }
 
@@ -47,7 +50,7 @@ impl Scan {
             cursor: options.cursor,
         };
         let done = options.limit == Some(0);
-        Scan { shared, request, limited: options.limit.is_some(), open: None, done }
+        Scan { shared, request, limited: options.limit.is_some(), open: None, asked: None, done }
     }
 
     /// Where the scan is: [`ScanOptions::cursor`] of another that shall go on from here. Empty at
@@ -84,7 +87,8 @@ impl Scan {
 
     /// The next chunk, by as many attempts as the deadline allows; `None` at the end.
     async fn receive(&mut self) -> Result<Option<proto::ScanResponse>, Error> {
-        let deadline = Instant::now() + self.shared.options.deadline;
+        let began = Instant::now();
+        let deadline = began + self.shared.options.deadline;
         let mut retries = Retries::new(&self.shared.options, Manner::READ.repeatable);
         loop {
             let error = match self.try_receive(deadline).await {
@@ -93,6 +97,11 @@ impl Scan {
             };
             self.open = None;
             let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(asked) = &self.asked
+                && is_worth_explaining(&self.shared.pool, began, left, &error)
+            {
+                return Err(explain(asked, error).await);
+            }
             match retries.after(error, left, random()) {
                 Next::Again(pause) => sleep(pause).await,
                 Next::GiveUp(error) => return Err(error),
@@ -108,15 +117,24 @@ impl Scan {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let connection = self.shared.pool.next();
-                let chunks = open_stream(connection, &self.request, deadline).await?;
-                self.open.insert(Open { address: connection.address.clone(), chunks })
+                let connection = self.shared.pool.next().clone();
+                let pool = &self.shared.pool;
+                self.asked = Some(connection.clone());
+                let chunks = open_stream(pool, &connection, &self.request, deadline).await?;
+                self.open.insert(Open { connection, chunks })
             }
         };
-        match timeout(left, open.chunks.message()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(status)) => Err(Effect::Read.failed(&open.address, &status)),
-            Err(_) => Err(Effect::Read.unanswered(&open.address, "no chunk came in time")),
+        let Open { connection, chunks } = open;
+        let address = &connection.address;
+        let coming = self.shared.pool.listen(connection, chunks.message());
+        match timeout(left, coming).await {
+            Ok(Ok(Ok(chunk))) => {
+                self.shared.pool.heard(connection);
+                Ok(chunk)
+            }
+            Ok(Ok(Err(status))) => Err(Effect::Read.failed(address, &status)),
+            Ok(Err(Hung)) => Err(Effect::Read.unanswered(address, "the gateway hangs")),
+            Err(_) => Err(Effect::Read.unanswered(address, "no chunk came in time")),
         }
     }
 
@@ -139,6 +157,7 @@ impl Scan {
 
 /// Opens the stream. The deadline covers the opening only: a scan as a whole has none.
 async fn open_stream(
+    pool: &Pool,
     connection: &Connection,
     request: &proto::ScanRequest,
     deadline: Instant,
@@ -148,7 +167,7 @@ async fn open_stream(
         request.metadata_mut().remove("grpc-timeout");
         kv(outgoing).scan(request).await
     };
-    attempt(connection, left, Effect::Read, request, &send).await
+    attempt(pool, connection, left, Effect::Read, request, &send).await
 }
 
 fn item_from(item: proto::ScanItem) -> Item {

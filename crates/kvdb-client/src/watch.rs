@@ -3,13 +3,14 @@
 //! Each message that arrives brings the cursor after it, so a watch that broke off is opened again
 //! from there, at whichever gateway is next.
 
-use crate::call::{Manner, attempt, random};
+use crate::call::{Manner, attempt, is_worth_explaining, random};
 use crate::client::{Shared, kv};
 use crate::error::{Effect, Error};
 use crate::outgoing::Outgoing;
-use crate::pool::Connection;
+use crate::pool::{Connection, Hung, Pool};
 use crate::retry::{Next, Retries};
 use crate::types::expiry_from;
+use crate::whois::explain;
 use bytes::Bytes;
 use kvdb_model::Version;
 use kvdb_wire::proto;
@@ -70,10 +71,12 @@ pub struct Watch {
     /// With the cursor after the last message.
     request: proto::WatchRequest,
     open: Option<Open>,
+    /// Who was asked last.
+    asked: Option<Connection>,
 }
 
 struct Open {
-    address: String,
+    connection: Connection,
     messages: Streaming<proto::WatchResponse>,
 }
 
@@ -87,7 +90,7 @@ impl Watch {
             from_version: options.from_version.map_or(0, |version| version.0.max(1)),
             cursor: options.cursor,
         };
-        Watch { shared, request, open: None }
+        Watch { shared, request, open: None, asked: None }
     }
 
     /// Where the watch is: [`WatchOptions::cursor`] of another that shall go on from here. Empty
@@ -102,6 +105,7 @@ impl Watch {
     /// [`Error`] if a watch that broke off can't be opened again within the deadline, or is
     /// refused. It may be asked again, and goes on where it was.
     pub async fn next(&mut self) -> Result<WatchUpdate, Error> {
+        let began = Instant::now();
         let mut retries: Option<(Retries, Instant)> = None;
         loop {
             let options = &self.shared.options;
@@ -122,6 +126,11 @@ impl Watch {
                 (retries, Instant::now() + options.deadline)
             });
             let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(asked) = &self.asked
+                && is_worth_explaining(&self.shared.pool, began, left, &error)
+            {
+                return Err(explain(asked, error).await);
+            }
             match retries.after(error, left, random()) {
                 Next::Again(pause) => sleep(pause).await,
                 Next::GiveUp(error) => return Err(error),
@@ -133,22 +142,32 @@ impl Watch {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let connection = self.shared.pool.next();
-                let messages = open_stream(connection, &self.request, deadline).await?;
-                self.open.insert(Open { address: connection.address.clone(), messages })
+                let connection = self.shared.pool.next().clone();
+                let pool = &self.shared.pool;
+                self.asked = Some(connection.clone());
+                let messages = open_stream(pool, &connection, &self.request, deadline).await?;
+                self.open.insert(Open { connection, messages })
             }
         };
-        match timeout(LONGEST_SILENCE, open.messages.message()).await {
-            Ok(Ok(Some(message))) => Ok(message),
-            Ok(Ok(None)) => Err(Effect::Read.unanswered(&open.address, "the watch has ended")),
-            Ok(Err(status)) => Err(Effect::Read.failed(&open.address, &status)),
-            Err(_) => Err(Effect::Read.unanswered(&open.address, "the watch fell silent")),
+        let Open { connection, messages } = open;
+        let unanswered = |what: &str| Effect::Read.unanswered(&connection.address, what);
+        let coming = self.shared.pool.listen(connection, messages.message());
+        match timeout(LONGEST_SILENCE, coming).await {
+            Ok(Ok(Ok(Some(message)))) => {
+                self.shared.pool.heard(connection);
+                Ok(message)
+            }
+            Ok(Ok(Ok(None))) => Err(unanswered("the watch has ended")),
+            Ok(Ok(Err(status))) => Err(Effect::Read.failed(&connection.address, &status)),
+            Ok(Err(Hung)) => Err(unanswered("the gateway hangs")),
+            Err(_) => Err(unanswered("the watch fell silent")),
         }
     }
 }
 
 /// Opens the stream. The deadline covers the opening only: a watch has none.
 async fn open_stream(
+    pool: &Pool,
     connection: &Connection,
     request: &proto::WatchRequest,
     deadline: Instant,
@@ -158,7 +177,7 @@ async fn open_stream(
         request.metadata_mut().remove("grpc-timeout");
         kv(outgoing).watch(request).await
     };
-    attempt(connection, left, Effect::Read, request, &send).await
+    attempt(pool, connection, left, Effect::Read, request, &send).await
 }
 
 fn update_from(message: proto::WatchResponse) -> WatchUpdate {

@@ -279,3 +279,178 @@ async fn a_refused_change_of_the_cluster_names_the_field() {
     let error = admin.register_node(7, "nowhere", "").await.unwrap_err();
     assert_eq!(error.class(), RetryClass::Final);
 }
+
+/// Passes connections on to an address, until it hangs: then it takes all and answers nothing.
+struct Passage {
+    address: String,
+    hangs: tokio::sync::watch::Sender<bool>,
+}
+
+impl Passage {
+    async fn to(target: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (hangs, is_hung) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((inner, _)) = listener.accept().await {
+                let outer = tokio::net::TcpStream::connect(&target).await.unwrap();
+                let (inner, outer) = (inner.into_split(), outer.into_split());
+                tokio::spawn(pass(inner.0, outer.1, is_hung.clone()));
+                tokio::spawn(pass(outer.0, inner.1, is_hung.clone()));
+            }
+        });
+        Passage { address, hangs }
+    }
+}
+
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut is_hung: tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut piece = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut piece).await {
+        if is_hung.wait_for(|hangs| !hangs).await.is_err() {
+            return;
+        }
+        if to.write_all(&piece[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A client of a gateway that can hang, and of another that is well, which share their data.
+async fn two(fake: &Fake, options_of: impl Fn(&str) -> Options) -> (Passage, Client) {
+    let passage = Passage::to(fake.serve().await).await;
+    let both = format!("{},{}", passage.address, fake.serve().await);
+    (passage, Client::new(options_of(&both)).unwrap())
+}
+
+/// "Within a second", and what a busy machine adds.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+async fn takes<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let began = std::time::Instant::now();
+    let done = work.await;
+    (done, began.elapsed())
+}
+
+#[tokio::test]
+async fn a_hung_gateway_costs_one_call_a_second_and_no_other_call_anything() {
+    let fake = Fake::default();
+    let (passage, client) = two(&fake, options).await;
+    client.put("k", "v").await.unwrap();
+    passage.hangs.send_replace(true);
+    let mut slow = 0;
+    for _ in 0..20 {
+        let (found, took) = takes(client.get("k")).await;
+        assert!(found.unwrap().is_some());
+        assert!(took < PATIENCE, "{took:?}");
+        slow += usize::from(took > Duration::from_millis(200));
+    }
+    assert!(slow <= 1, "{slow} calls waited");
+    passage.hangs.send_replace(false);
+}
+
+#[tokio::test]
+async fn a_short_deadline_leaves_time_for_another_gateway() {
+    let fake = Fake::default();
+    let short = |both: &str| Options { deadline: Duration::from_millis(800), ..options(both) };
+    let (passage, client) = two(&fake, short).await;
+    passage.hangs.send_replace(true);
+    for n in 0..4 {
+        client.put(format!("k{n}"), "v").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_must_not_be_repeated_goes_where_somebody_is() {
+    let fake = Fake::default();
+    let once = |both: &str| Options { exactly_once: false, ..options(both) };
+    let (passage, client) = two(&fake, once).await;
+    passage.hangs.send_replace(true);
+    for n in 0..4 {
+        let (written, took) = takes(client.put(format!("k{n}"), "v")).await;
+        assert!(written.unwrap().applied);
+        assert!(took < PATIENCE, "{took:?}");
+    }
+    assert_eq!(fake.state.lock().unwrap().puts, 4);
+}
+
+#[tokio::test]
+async fn a_slow_answer_of_a_gateway_that_is_well_is_waited_for() {
+    let fake = Fake::default();
+    let deadline = Duration::from_secs(2);
+    let slow = |both: &str| Options { deadline, exactly_once: false, ..options(both) };
+    let (_passage, client) = two(&fake, slow).await;
+    fake.fail_next(Fault::Hang);
+    let (written, took) = takes(client.put("k", "v")).await;
+    assert_eq!(written.unwrap_err().class(), RetryClass::OutcomeUnknown);
+    assert!(took >= deadline, "{took:?}");
+    assert_eq!(fake.state.lock().unwrap().request_ids.len(), 1, "it was sent once");
+}
+
+#[tokio::test]
+async fn a_scan_goes_on_elsewhere_when_its_gateway_hangs() {
+    let fake = Fake::default();
+    let (passage, client) = two(&fake, options).await;
+    for n in 0..30 {
+        client.put(format!("k{n:02}"), "v").await.unwrap();
+    }
+    let mut keys = Vec::new();
+    // One of the two runs through the passage.
+    for _ in 0..2 {
+        let mut scan = client.scan(ScanOptions::default());
+        keys.extend(scan.next_chunk().await.unwrap().unwrap());
+        passage.hangs.send_replace(true);
+        loop {
+            let (chunk, took) = takes(scan.next_chunk()).await;
+            assert!(took < PATIENCE, "{took:?}");
+            let Some(chunk) = chunk.unwrap() else { break };
+            keys.extend(chunk);
+        }
+        passage.hangs.send_replace(false);
+    }
+    let keys: Vec<_> = keys.iter().map(|item| item.key.clone()).collect();
+    let whole: Vec<_> = (0..30).map(|n| Bytes::from(format!("k{n:02}"))).collect();
+    assert_eq!(keys, [&whole[..], &whole[..]].concat());
+}
+
+#[tokio::test]
+async fn where_nobody_listens_a_call_says_so_within_a_second_and_what_to_do() {
+    let both = format!("{},{}", nobody().await, nobody().await);
+    for addresses in [nobody().await, both] {
+        let client = Client::new(Options::to(&addresses)).unwrap();
+        let admin = AdminClient::new(Options::to(&addresses)).unwrap();
+        let mut scan = client.scan(ScanOptions::default());
+        for (error, took) in [
+            takes(async { client.get("k").await.unwrap_err() }).await,
+            takes(async { client.put("k", "v").await.unwrap_err() }).await,
+            takes(async { scan.next_chunk().await.unwrap_err() }).await,
+            takes(async { admin.status().await.unwrap_err() }).await,
+        ] {
+            assert!(took < PATIENCE, "{took:?}");
+            assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+            let words = error.to_string();
+            for part in ["nothing listens there", "refused", "kvdb dev", "--endpoint"] {
+                assert!(words.contains(part), "{words}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_was_answered_before_waits_for_its_gateway_to_come_back() {
+    let fake = Fake::default();
+    let passage = Passage::to(fake.serve().await).await;
+    let client = Client::new(options(&passage.address)).unwrap();
+    client.put("k", "v").await.unwrap();
+    passage.hangs.send_replace(true);
+    let coming_back = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        passage.hangs.send_replace(false);
+    };
+    let (found, ()) = tokio::join!(client.get("k"), coming_back);
+    assert!(found.unwrap().is_some());
+}

@@ -56,6 +56,7 @@ impl Meter {
             Error::Refused { refusal, .. } => refusal.code().to_owned(),
             Error::Unavailable { .. } => "UNAVAILABLE".to_owned(),
             Error::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN".to_owned(),
+            Error::WrongPort { .. } => "WRONG_PORT".to_owned(),
             Error::Unexpected { code, .. } => format!("{code:?}"),
         };
         *self.counts.lock().refusals.entry(reason).or_default() += 1;

@@ -72,7 +72,9 @@ impl Failed {
             Failed::Kvdb(kvdb_client::Error::Refused { refusal, .. }) => refusal.code().to_owned(),
             Failed::Kvdb(kvdb_client::Error::Unavailable { .. }) => "unavailable".to_owned(),
             Failed::Kvdb(kvdb_client::Error::OutcomeUnknown { .. }) => "outcome unknown".to_owned(),
-            Failed::Kvdb(kvdb_client::Error::Unexpected { .. }) => "not KvDB".to_owned(),
+            Failed::Kvdb(
+                kvdb_client::Error::Unexpected { .. } | kvdb_client::Error::WrongPort { .. },
+            ) => "not KvDB".to_owned(),
             Failed::Grpc(status) => format!("{:?}", status.code()),
             // By their custom they begin with a word in capitals.
             Failed::Redis(words) => words.split(' ').next().unwrap_or_default().to_owned(),
