@@ -365,6 +365,24 @@ impl AdminClient {
         Ok(MapVersion(answer.map_version))
     }
 
+    /// Says where a coordinator is now. It must answer there.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_coordinator_address(
+        &self,
+        id: NodeId,
+        address: &str,
+    ) -> Result<MapVersion, Error> {
+        let message = proto::SetCoordinatorAddressRequest { id: id.0, address: address.to_owned() };
+        let answer = self
+            .call(Manner::write(true), &message, |mut coordinator, request| async move {
+                coordinator.set_coordinator_address(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
     /// Has a coordinator leave for good; it may be dead. Its number stays taken. Answers when it is
     /// decided; [`AdminClient::status`] tells when it is gone.
     ///

@@ -177,11 +177,9 @@ pub(crate) fn why_not(state: &ControlState, parent: Option<OperatorId>) -> Optio
     let holds = |node: &&NodeRecord| {
         map.shards.values().any(|record| record.descriptor.replica_on(node.node_id).is_some())
     };
-    let unwell = map
-        .nodes
-        .values()
-        .filter(holds)
-        .find(|node| matches!(node.status, NodeStatus::Suspect | NodeStatus::Dead));
+    let unwell = map.nodes.values().filter(holds).find(|node| {
+        matches!(node.status, NodeStatus::Suspect | NodeStatus::Dead | NodeStatus::Unreachable)
+    });
     if let Some(node) = unwell {
         return Some(format!("node {} is {:?}: its shards come first", node.node_id, node.status));
     }

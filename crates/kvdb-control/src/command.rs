@@ -2,6 +2,7 @@
 
 use crate::members::CoordinatorRecord;
 use crate::operator::OperatorRequest;
+use crate::starts::NodeStart;
 use bytes::Bytes;
 use kvdb_model::{
     ClusterId, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NodeId, NodeStatus,
@@ -153,6 +154,31 @@ pub enum ControlCommand {
     RemoveNode {
         /// Which.
         node: NodeId,
+    },
+    /// A node starts, or says where it is now.
+    EnterNode {
+        /// As in [`ControlCommand::RegisterNode`].
+        token: u128,
+        /// Where it is, as it says.
+        address: String,
+        /// Its failure domain.
+        zone: String,
+        /// Whether it was found there: then nobody else is.
+        is_reached: bool,
+        /// Which start of it this is; `None` where it doesn't say.
+        start: Option<NodeStart>,
+    },
+    /// How far the logs of nodes are synced: node, nonce of its start, number of the frame.
+    NoteSynced {
+        /// Those of which there is news.
+        told: Vec<(NodeId, u128, u64)>,
+    },
+    /// A coordinator was found at another address.
+    SetCoordinatorAddress {
+        /// Which.
+        id: NodeId,
+        /// Where it is.
+        address: String,
     },
 }
 
@@ -418,6 +444,13 @@ pub enum ControlError {
         /// How many more there are.
         more: u32,
     },
+    /// A directory that isn't the newest of its node.
+    #[error(
+        "node {0} has run on since this copy of its data directory was made: what it has promised after that isn't \
+         here, and it must not run on it. Start it with its newest directory; if that is lost, `kvdb admin replace {0}` \
+         and start a new node with an empty directory"
+    )]
+    OlderDirectory(NodeId),
     /// Nobody knows yet who the coordinators are.
     #[error("the coordinators have not founded their group yet: try again in some seconds")]
     NotFounded,
@@ -431,6 +464,7 @@ fn status_word(status: NodeStatus) -> &'static str {
         NodeStatus::Dead => "DEAD",
         NodeStatus::Draining => "DRAINING",
         NodeStatus::Removed => "REMOVED",
+        NodeStatus::Unreachable => "UNREACHABLE",
     }
 }
 

@@ -1,5 +1,6 @@
 //! Judging heartbeats, on the leading coordinator.
 
+use crate::reach::Reach;
 use kvdb_model::{NodeId, NodeStatus, ShardMap};
 use std::collections::BTreeMap;
 
@@ -23,6 +24,8 @@ impl Default for LivenessConfig {
 pub struct Liveness {
     config: LivenessConfig,
     heard: BTreeMap<NodeId, Heard>,
+    /// Who reaches whom.
+    pub reach: Reach,
 }
 
 /// When a node was last heard.
@@ -36,12 +39,13 @@ struct Heard {
 impl Liveness {
     /// Nobody was heard yet.
     pub fn new(config: LivenessConfig) -> Self {
-        Liveness { config, heard: BTreeMap::new() }
+        Liveness { config, heard: BTreeMap::new(), reach: Reach::default() }
     }
 
     /// A new leader knows nothing: silence counts from now.
     pub fn reset(&mut self) {
         self.heard.clear();
+        self.reach.reset();
     }
 
     /// A heartbeat arrived.
@@ -80,7 +84,13 @@ impl Liveness {
             } else if silence_ms >= self.config.suspect_ms {
                 NodeStatus::Suspect
             } else {
-                NodeStatus::Alive
+                match self.reach.is_cut_off(*id, now_ms) {
+                    Some(true) => NodeStatus::Unreachable,
+                    Some(false) => NodeStatus::Alive,
+                    // What was found out before holds.
+                    None if node.status == NodeStatus::Unreachable => NodeStatus::Unreachable,
+                    None => NodeStatus::Alive,
+                }
             };
             // Only a heartbeat brings a node back; a new leader's ignorance doesn't.
             if status != node.status && (heard.really || is_worse(status, node.status)) {
@@ -93,7 +103,7 @@ impl Liveness {
 
 fn is_worse(status: NodeStatus, than: NodeStatus) -> bool {
     let rank = |status| match status {
-        NodeStatus::Suspect => 1,
+        NodeStatus::Suspect | NodeStatus::Unreachable => 1,
         NodeStatus::Dead => 2,
         _ => 0,
     };
@@ -152,6 +162,26 @@ mod tests {
         );
         liveness.heard(NodeId(1), 5400);
         assert_eq!(liveness.judge(&map(NodeStatus::Dead), 5401), [(NodeId(1), NodeStatus::Alive)]);
+    }
+
+    #[test]
+    fn a_node_that_is_heard_and_not_reached_is_unreachable() {
+        let mut liveness = Liveness::new(LivenessConfig { suspect_ms: 5000, dead_ms: 9000 });
+        liveness.heard(NodeId(1), 0);
+        liveness.reach.dialled(NodeId(1), Some("nobody is there".to_owned()), 0);
+        assert_eq!(liveness.judge(&map(NodeStatus::Alive), 2999), []);
+        let unreachable = [(NodeId(1), NodeStatus::Unreachable)];
+        assert_eq!(liveness.judge(&map(NodeStatus::Alive), 3000), unreachable);
+        // A new leader knows it from the map, until it has found out itself.
+        liveness.reset();
+        liveness.heard(NodeId(1), 3000);
+        assert_eq!(liveness.judge(&map(NodeStatus::Unreachable), 3001), []);
+        liveness.reach.dialled(NodeId(1), None, 3002);
+        let alive = [(NodeId(1), NodeStatus::Alive)];
+        assert_eq!(liveness.judge(&map(NodeStatus::Unreachable), 3003), alive);
+        // Silence is worse.
+        let dead = [(NodeId(1), NodeStatus::Dead)];
+        assert_eq!(liveness.judge(&map(NodeStatus::Unreachable), 13_000), dead);
     }
 
     #[test]

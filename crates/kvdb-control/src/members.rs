@@ -107,6 +107,21 @@ impl ControlState {
         Ok(ControlResponse::Done(self.map.version))
     }
 
+    /// It has moved. Whoever held the address before is where it says itself.
+    pub(crate) fn set_coordinator_address(
+        &mut self,
+        id: NodeId,
+        address: &str,
+    ) -> Result<ControlResponse, ControlError> {
+        check_address(address)?;
+        let record = self.coordinators.get_mut(&id).ok_or(ControlError::UnknownCoordinator(id))?;
+        if record.is_removed {
+            return Err(ControlError::CoordinatorRemoved(id));
+        }
+        address.clone_into(&mut record.address);
+        Ok(ControlResponse::Done(self.map.version))
+    }
+
     pub(crate) fn remove_coordinator(
         &mut self,
         id: NodeId,
@@ -196,6 +211,21 @@ mod tests {
         }
         assert!(matches!(add(&mut state, 20, 7300), Err(ControlError::OutOfRange { .. })));
         assert!(matches!(add(&mut state, 0, 7300), Err(ControlError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn a_coordinator_that_has_moved_is_where_it_was_found() {
+        let mut state = founded();
+        let mut set = |id, address: &str| {
+            let (id, address) = (NodeId(id), address.to_owned());
+            state.apply(&ControlCommand::SetCoordinatorAddress { id, address }).result
+        };
+        set(2, "127.0.0.1:7103").unwrap();
+        set(3, "elsewhere:7103").unwrap();
+        assert_eq!(set(8, "a:1"), Err(ControlError::UnknownCoordinator(NodeId(8))));
+        assert_eq!(set(2, "nowhere"), Err(ControlError::BadAddress("nowhere".to_owned())));
+        let addresses = ["127.0.0.1:7101", "127.0.0.1:7103", "elsewhere:7103"];
+        assert_eq!(state.coordinator_addresses(), addresses);
     }
 
     #[test]

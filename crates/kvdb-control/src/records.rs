@@ -18,6 +18,7 @@ const WANTED: u8 = b'w';
 const OPERATOR: u8 = b'o';
 const WANTED_REPLICAS: u8 = b'r';
 const COORDINATOR: u8 = b'c';
+const START: u8 = b'b';
 
 /// The records in which two tables differ, found in one walk over both.
 fn differences<K: Ord, V: PartialEq + Serialize>(
@@ -92,6 +93,11 @@ impl ControlState {
                 let coordinator = decode(value).map_err(|_| unreadable())?;
                 self.coordinators.insert(NodeId(u64::from_be_bytes(id)), coordinator);
             }
+            START => {
+                let id = id.try_into().map_err(|_| unreadable())?;
+                let start = decode(value).map_err(|_| unreadable())?;
+                self.starts.insert(NodeId(u64::from_be_bytes(id)), start);
+            }
             OPERATOR => {
                 let operator: Operator = decode(value).map_err(|_| unreadable())?;
                 self.operators.insert(operator.id, operator);
@@ -120,6 +126,7 @@ impl ControlState {
         differences(WANTED_REPLICAS, |id| wide(id.0), counts, &mut out);
         let coordinators = (&self.coordinators, &next.coordinators);
         differences(COORDINATOR, |id| wide(id.0), coordinators, &mut out);
+        differences(START, |id| wide(id.0), (&self.starts, &next.starts), &mut out);
         differences(OPERATOR, |id| wide(id.0), (&self.operators, &next.operators), &mut out);
         out
     }

@@ -67,7 +67,10 @@ impl ControlState {
         };
         for node in gone {
             let status = self.map.nodes.get(node).map(|record| record.status);
-            if matches!(status, Some(NodeStatus::Alive | NodeStatus::Suspect)) {
+            if matches!(
+                status,
+                Some(NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable)
+            ) {
                 return Err(ControlError::NodeIsThere { shard, node: *node });
             }
         }
@@ -138,7 +141,7 @@ pub fn preview(
     let is_gone = |standing: &ReplicaStanding| match standing.status {
         NodeStatus::Dead | NodeStatus::Removed => true,
         NodeStatus::Draining => standing.silent_ms.is_none_or(|silent| silent >= limits.dead_ms),
-        NodeStatus::Alive | NodeStatus::Suspect => false,
+        NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable => false,
     };
     let gone: Vec<NodeId> = replicas
         .iter()

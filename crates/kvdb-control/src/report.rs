@@ -23,6 +23,39 @@ impl ControlState {
         if let Some(other) = taken {
             return Err(ControlError::AddressTaken(address.to_owned(), other.node_id));
         }
+        self.put_node(token, address, zone, true)
+    }
+
+    /// A node says where it is. Where it was found there, whoever was there before isn't any more:
+    /// that one's address is unknown until it says where it is itself.
+    pub(crate) fn enter(
+        &mut self,
+        token: u128,
+        address: &str,
+        zone: &str,
+        is_reached: bool,
+    ) -> Result<ControlResponse, ControlError> {
+        check_address(address)?;
+        let entered = self.put_node(token, address, zone, is_reached)?;
+        let ControlResponse::Registered(node_id, _) = entered else { return Ok(entered) };
+        if is_reached {
+            let others = self.map.nodes.values().filter(|node| node.node_id != node_id);
+            let former = others.filter(|node| node.address == address).cloned();
+            for node in former.collect::<Vec<_>>() {
+                self.map.change(MapChange::Node(NodeRecord { address: String::new(), ..node }));
+            }
+        }
+        Ok(entered)
+    }
+
+    fn put_node(
+        &mut self,
+        token: u128,
+        address: &str,
+        zone: &str,
+        is_reached: bool,
+    ) -> Result<ControlResponse, ControlError> {
+        let known = self.tokens.get(&token).copied();
         let node_id = match known {
             Some(node) => node,
             None => {
@@ -35,6 +68,9 @@ impl ControlState {
         let status = match self.map.nodes.get(&node_id).map(|node| node.status) {
             Some(NodeStatus::Removed) => return Err(ControlError::NodeRemoved(node_id)),
             Some(NodeStatus::Draining) => NodeStatus::Draining,
+            // One that was there is judged by more than one try.
+            Some(NodeStatus::Alive | NodeStatus::Suspect) => NodeStatus::Alive,
+            _ if !is_reached => NodeStatus::Unreachable,
             _ => NodeStatus::Alive,
         };
         let (address, zone) = (address.to_owned(), zone.to_owned());

@@ -4,6 +4,7 @@ use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::keyspaces::check_history;
 use crate::members::CoordinatorRecord;
 use crate::operator::{Operator, OperatorRequest, OperatorState};
+use crate::starts::StartRecord;
 use bytes::Bytes;
 use kvdb_model::{
     KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, Replica, ReplicaId, Role,
@@ -38,6 +39,8 @@ pub struct ControlState {
     pub(crate) operators: BTreeMap<OperatorId, Operator>,
     /// Who the coordinators are, those that were removed included.
     pub(crate) coordinators: BTreeMap<NodeId, CoordinatorRecord>,
+    /// Which start of each node counts.
+    pub(crate) starts: BTreeMap<NodeId, StartRecord>,
 }
 
 /// What a command did.
@@ -69,6 +72,7 @@ impl Default for ControlState {
             wanted_replicas: BTreeMap::new(),
             operators: BTreeMap::new(),
             coordinators: BTreeMap::new(),
+            starts: BTreeMap::new(),
         }
     }
 }
@@ -82,6 +86,11 @@ impl ControlState {
     /// Where leadership is wanted and isn't yet.
     pub fn wanted_leaders(&self) -> &BTreeMap<ShardId, NodeId> {
         &self.wanted_leaders
+    }
+
+    /// What was made with the data directory of a node.
+    pub fn token_of_node(&self, node: NodeId) -> Option<u128> {
+        self.tokens.iter().find(|(_, known)| **known == node).map(|(token, _)| *token)
     }
 
     /// Whether a command would be carried out now.
@@ -184,6 +193,17 @@ impl ControlState {
                 self.add_coordinator(*id, address, *token)?
             }
             ControlCommand::RemoveCoordinator { id } => self.remove_coordinator(*id)?,
+            ControlCommand::EnterNode { token, address, zone, is_reached, start } => {
+                let entered = self.enter(*token, address, zone, *is_reached)?;
+                if let (ControlResponse::Registered(node, _), Some(start)) = (&entered, start) {
+                    self.take_start(*node, start)?;
+                }
+                entered
+            }
+            ControlCommand::NoteSynced { told } => self.note_synced(told),
+            ControlCommand::SetCoordinatorAddress { id, address } => {
+                self.set_coordinator_address(*id, address)?
+            }
         })
     }
 

@@ -3,7 +3,7 @@
 use crate::members;
 use crate::service::Member;
 use kvdb_control::{ControlCommand, ControlState, Observed};
-use kvdb_model::ClusterId;
+use kvdb_model::{ClusterId, NodeStatus};
 use kvdb_runtime::clock;
 use kvdb_runtime::shutdown::Shutdown;
 use std::time::Duration;
@@ -57,7 +57,13 @@ async fn look(member: &Member) {
     };
     for command in commands {
         if let ControlCommand::SetNodeStatus { node, status } = &command {
-            tracing::info!(node = node.0, ?status, "node status changes");
+            let known = state.map().nodes.get(node).map_or("", |record| record.address.as_str());
+            match member.liveness.lock().reach.why(*node) {
+                Some(why) if *status == NodeStatus::Unreachable => {
+                    tracing::warn!(node = node.0, address = known, why, "node is UNREACHABLE");
+                }
+                _ => tracing::info!(node = node.0, address = known, ?status, "node status changes"),
+            }
         }
         if let Err(status) = member.propose(command).await {
             tracing::debug!(error = status.message(), "a command of its own was not carried out");

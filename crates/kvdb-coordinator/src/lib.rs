@@ -2,14 +2,15 @@
 //!
 //! `machine` plugs the cluster state machine into the shard; `view` is what of it the service
 //! reads and watches; `service` answers; `duties` is what only the leader does; `members` is who
-//! belongs to the group, and `founders` what each remembers of its beginning; `run` puts them
-//! together.
+//! belongs to the group, `reach` where they and the nodes are, and `founders` what each remembers of
+//! its beginning; `run` puts them together.
 
 mod duties;
 mod founders;
 mod machine;
 mod members;
 mod operators;
+mod reach;
 mod recovery;
 mod run;
 mod service;

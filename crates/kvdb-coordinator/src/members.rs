@@ -16,6 +16,7 @@ use kvdb_control::{
 use kvdb_model::{NodeId, Refusal, Role, ShardId, Work};
 use kvdb_replication::ReplicaRole;
 use kvdb_runtime::drive::steps;
+use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::proto::coordinator_client::CoordinatorClient;
 use kvdb_wire::proto::{self, greet_response};
 use kvdb_wire::{status_of, token_from, transport};
@@ -33,22 +34,50 @@ const GREET_AGAIN_LATER: Duration = Duration::from_millis(500);
 const EAGER_ROUNDS: u32 = 100;
 
 impl Member {
-    /// Where a coordinator is.
-    pub(crate) fn address_of(&self, id: NodeId) -> Option<String> {
-        let state = self.view.state();
-        let known = state.coordinators().get(&id).map(|record| record.address.clone());
-        known
-            .or_else(|| self.introduced.lock().get(&id).cloned())
-            .or_else(|| self.peers.get(&id).cloned())
+    /// Where a coordinator may be, the likeliest first: where it was reached, what it says itself,
+    /// the log, `--peers`. Of itself this one knows best.
+    pub(crate) fn addresses_of(&self, id: NodeId) -> Vec<String> {
+        let configured = self.peers.get(&id).cloned();
+        let own = configured.clone().filter(|_| id == self.drive.node_id());
+        let logged = self.view.state().coordinators().get(&id).map(|known| known.address.clone());
+        let introduced = self.introduced.lock().get(&id).cloned();
+        let mut addresses = Vec::new();
+        let all = [own, self.contacts.address(id), introduced, logged, configured];
+        for address in all.into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
     }
 
-    /// Another coordinator has said where it is. It may have been added while this one was cut off,
-    /// and this one's vote for it must find its way.
-    pub(crate) fn hear_address(&self, id: NodeId, address: &str) {
-        let is_known = id == self.drive.node_id() || self.address_of(id).is_some();
+    /// Where a coordinator is, most likely.
+    pub(crate) fn address_of(&self, id: NodeId) -> Option<String> {
+        self.addresses_of(id).into_iter().next()
+    }
+
+    /// Where the coordinators are, most likely.
+    pub(crate) fn all_addresses(&self) -> Vec<String> {
+        let wanted = self.view.state().wanted_coordinators();
+        wanted.iter().filter_map(|replica| self.address_of(replica.node_id)).collect()
+    }
+
+    /// What was made with a coordinator's data directory, where that is known.
+    pub(crate) fn token_of(&self, id: NodeId) -> Option<u128> {
+        let state = self.view.state();
+        let logged = state.coordinators().get(&id).map(|record| record.token);
+        let token = logged.or_else(|| self.founders.known().get(&id).map(|record| record.token));
+        // A group from before tokens were written down has none.
+        token.filter(|token| *token != 0)
+    }
+
+    /// Another coordinator has said where it is. It may have moved, or have been added while this one
+    /// was cut off, and this one's vote for it must find its way.
+    pub(crate) fn hear_address(&self, id: NodeId, address: String) {
         let mut introduced = self.introduced.lock();
-        if !is_known && introduced.len() < MOST_INTRODUCED && transport::endpoint(address).is_ok() {
-            introduced.insert(id, address.to_owned());
+        let has_room = introduced.len() < MOST_INTRODUCED || introduced.contains_key(&id);
+        if id != self.drive.node_id() && has_room && transport::endpoint(&address).is_ok() {
+            introduced.insert(id, address);
         }
     }
 
@@ -66,7 +95,16 @@ impl Member {
             is_settled: group.is_some_and(|view| view.is_settled()),
             has_begun: !self.drive.statuses().await.is_empty(),
         };
-        knowledge.answer_to(id, token)
+        let mut answer = knowledge.answer_to(id, token);
+        // The log may not know yet who has moved.
+        if answer.standing != Standing::NotBegun {
+            for (id, address) in &mut answer.members {
+                if let Some(now) = self.address_of(*id) {
+                    *address = now;
+                }
+            }
+        }
+        answer
     }
 
     /// Asks the others what this process is, until it is clear how to begin.
@@ -130,19 +168,42 @@ impl Member {
         others.extend(state.wanted_coordinators().iter().map(|replica| replica.node_id));
         others.extend(self.introduced.lock().keys());
         let others = others.into_iter().filter(|id| *id != own);
-        let greetings = others.filter_map(|id| {
-            let address = self.address_of(id)?;
+        let places =
+            others.flat_map(|id| self.addresses_of(id).into_iter().map(move |at| (id, at)));
+        let greetings = places.map(|(id, address)| {
             let own_address = own_address.clone();
-            Some(async move {
+            async move {
                 let answer = greet(&address, own, token, own_address).await.ok()?;
                 (answer.id == id).then_some(answer)
-            })
+            }
         });
-        let answers: Vec<Greeted> = join_all(greetings).await.into_iter().flatten().collect();
+        let mut answers: Vec<Greeted> = join_all(greetings).await.into_iter().flatten().collect();
+        // One may be found under two addresses.
+        answers.sort_by_key(|answer| answer.id);
+        answers.dedup_by_key(|answer| (answer.id, answer.token));
         let of_the_group = answers.iter().filter(|answer| answer.standing != Standing::NotBegun);
         let told = of_the_group.flat_map(|answer| answer.members.clone());
-        self.introduced.lock().extend(told);
+        for (id, address) in told {
+            // What one says of itself counts for more.
+            self.introduced.lock().entry(id).or_insert(address);
+        }
         answers
+    }
+
+    /// Whether a coordinator is at an address.
+    pub(crate) async fn is_at(&self, id: NodeId, address: &str) -> Result<(), String> {
+        let answer = greet(address, self.drive.node_id(), 0, String::new())
+            .await
+            .map_err(|why| format!("{address} doesn't answer as a coordinator ({why})"))?;
+        if answer.id != id {
+            return Err(format!("{address} is coordinator {}, not {id}", answer.id));
+        }
+        match self.token_of(id) {
+            Some(known) if known != answer.token => {
+                Err(format!("coordinator {id} at {address} has another data directory"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Asks a process that is to be added for its token.
@@ -188,6 +249,44 @@ pub(crate) fn standing_to(standing: Standing) -> greet_response::Standing {
         Standing::Stranger => greet_response::Standing::Stranger,
         Standing::OtherDirectory => greet_response::Standing::OtherDirectory,
         Standing::Removed => greet_response::Standing::Removed,
+    }
+}
+
+/// Between two looks at where the coordinators are.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Keeps the log's word of where the coordinators are, while this one leads. One that was found
+/// elsewhere has moved if it isn't where the log says any more.
+pub(crate) async fn keep_addresses(member: Member, shutdown: Shutdown) {
+    let mut interval = tokio::time::interval(LOOK_AGAIN);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = shutdown.wait() => return,
+        }
+        if !member.leads() {
+            continue;
+        }
+        let state = member.view.state();
+        let present = state.coordinators().iter().filter(|(_, record)| !record.is_removed);
+        for (id, record) in present {
+            let Some(found) = member.address_of(*id).filter(|found| *found != record.address)
+            else {
+                continue;
+            };
+            if member.is_at(*id, &record.address).await.is_ok()
+                || member.is_at(*id, &found).await.is_err()
+            {
+                continue;
+            }
+            let (id, before) = (*id, &record.address);
+            tracing::info!(coordinator = id.0, before, now = found, "a coordinator has moved");
+            let command = ControlCommand::SetCoordinatorAddress { id, address: found };
+            if let Err(status) = member.propose(command).await {
+                tracing::debug!(error = status.message(), "its address was not written down");
+            }
+        }
     }
 }
 

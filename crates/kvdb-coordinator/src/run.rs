@@ -1,10 +1,10 @@
 //! A coordinator, from its configuration to its end.
 
-use crate::duties;
 use crate::founders::Founders;
 use crate::machine::ControlMachine;
 use crate::service::Member;
 use crate::view::View;
+use crate::{duties, members, reach};
 use kvdb_control::{
     Beginning, ControlState, CoordinatorRecord, Coordinators, Liveness, LivenessConfig,
     MustNotBegin, Planner, PlannerConfig, first_descriptor,
@@ -12,13 +12,14 @@ use kvdb_control::{
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::dial::{self, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::meter::Meter;
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
-use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
+use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
@@ -130,6 +131,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         )));
     }
     let node_id = NodeId(config.id);
+    let own = &config.peers[&config.id];
+    dial::check_own("--peers", own).await.map_err(CoordinatorError::Config)?;
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
     let http_listener = listen::bind("HTTP", &config.http).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Coordinator, node_id)?;
@@ -188,6 +191,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         view: view.clone(),
         founders: Arc::new(Founders::open(&config.data).map_err(CoordinatorError::Config)?),
         introduced: Arc::default(),
+        contacts: Contacts::default(),
         token: known.token,
         peers: Arc::new(
             config.peers.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect(),
@@ -197,10 +201,15 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         planner: Planner { config: config.planner },
         impossible: Arc::default(),
     };
-    let finding = member.clone();
+    let (finding, knowing, hearing) = (member.clone(), member.clone(), member.clone());
     let admitted = Arc::new(AtomicBool::new(has_replica));
     let neighbourhood = Neighbourhood {
-        address_of: Arc::new(move |id| finding.address_of(id)),
+        addresses_of: Arc::new(move |id| finding.addresses_of(id)),
+        address: own.clone(),
+        token: known.token,
+        token_of: Arc::new(move |id| knowing.token_of(id)),
+        introduced: Arc::new(move |id, address| hearing.hear_address(id, address)),
+        contacts: member.contacts.clone(),
         cluster_id: Arc::new(RwLock::new(known.cluster_id)),
         coordinator: true,
         incarnation: kvdb_runtime::clock::now().boot_us,
@@ -208,6 +217,14 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     };
     tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
+    tokio::spawn(members::keep_addresses(member.clone(), shutdown.clone()));
+    tokio::spawn(reach::dial_all(member.clone(), shutdown.clone()));
+    let introduction = Introduction {
+        role: Some(identity::Role::Coordinator),
+        token: known.token,
+        known: Arc::new(RwLock::new((known.cluster_id, node_id))),
+        told: Arc::new(|_| {}),
+    };
 
     let services = [coordinator_server::SERVICE_NAME, peer_server::SERVICE_NAME];
     let (health, reflection, reflection_alpha) =
@@ -218,6 +235,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         .layer(meter)
         .add_service(CoordinatorServer::new(member.clone()))
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
+        .add_service(introduction.clone().server())
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)
@@ -253,6 +271,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         if cluster_id.is_known() {
             directory.adopt(cluster_id, node_id)?;
             *neighbourhood.cluster_id.write() = cluster_id;
+            introduction.known.write().0 = cluster_id;
         }
         if cluster_id.is_known() && has_leader {
             readiness.ready("cluster");

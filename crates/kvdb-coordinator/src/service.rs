@@ -2,7 +2,7 @@
 
 use crate::founders::Founders;
 use crate::view::View;
-use crate::{members, operators, recovery};
+use crate::{members, operators, reach, recovery};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
     OperatorRequest, Planner, Since, Standings, decode_result,
@@ -13,6 +13,7 @@ use kvdb_model::{
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
+use kvdb_runtime::peers::Contacts;
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, history_from, map_delta_to, node_status_from,
@@ -41,11 +42,14 @@ const WATCH_QUEUE: usize = 16;
 pub(crate) struct Member {
     pub(crate) drive: Drive,
     pub(crate) view: Arc<View>,
-    /// As `--peers` says; the control state knows better ([`Member::address_of`]).
+    /// As `--peers` says: of itself it is right, of others it may be old ([`Member::addresses_of`]).
     pub(crate) peers: Arc<BTreeMap<NodeId, String>>,
     pub(crate) founders: Arc<Founders>,
-    /// Where the others have said that coordinators are, before this one's own state could.
+    /// Where coordinators have said that they are, or others of them, before this one's own state
+    /// could.
     pub(crate) introduced: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    /// Which coordinators were reached where.
+    pub(crate) contacts: Contacts,
     /// Made with the data directory.
     pub(crate) token: u128,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
@@ -285,16 +289,22 @@ impl Coordinator for Member {
             let problem = format!("is {theirs}; this is cluster {ours}");
             return Err(status_of(&Refusal::invalid("cluster_id", problem)));
         }
-        let token = if request.token.is_empty() {
+        let (address, zone) = (request.address, request.zone);
+        let mut unreachable = String::new();
+        let command = if request.token.is_empty() {
             // Registered by hand, ahead of its first start.
             let mut bytes = [0; 16];
             getrandom::fill(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
-            u128::from_be_bytes(bytes)
+            let token = u128::from_be_bytes(bytes);
+            ControlCommand::RegisterNode { token, address, zone }
         } else {
-            token_from("token", &request.token).map_err(bad_field)?
+            let token = token_from("token", &request.token).map_err(bad_field)?;
+            if let Err(missed) = self.dial_node(&address, token).await {
+                unreachable = missed.why()?;
+            }
+            let is_reached = unreachable.is_empty();
+            ControlCommand::EnterNode { token, address, zone, is_reached, start: None }
         };
-        let command =
-            ControlCommand::RegisterNode { token, address: request.address, zone: request.zone };
         match self.propose(command).await? {
             ControlResponse::Registered(node, version) => {
                 if request.node_id != 0 && request.node_id != node.0 {
@@ -306,6 +316,7 @@ impl Coordinator for Member {
                     node_id: node.0,
                     cluster_id: cluster_id_to(ours),
                     map_version: version.0,
+                    unreachable,
                 }))
             }
             other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
@@ -325,13 +336,17 @@ impl Coordinator for Member {
             let problem = format!("is {theirs}; this is cluster {}", state.map().cluster_id);
             return Err(status_of(&Refusal::invalid("cluster_id", problem)));
         }
-        if !state.map().nodes.contains_key(&node) {
+        let Some(record) = state.map().nodes.get(&node) else {
             return Err(invalid(&ControlError::UnknownNode(node)));
-        }
+        };
         if state.is_dismissed(node) {
             return Err(invalid(&ControlError::NodeRemoved(node)));
         }
-        self.liveness.lock().heard(node, clock::now().boot_us / 1000);
+        let dial = self.hear_reach(node, &request.reached, &request.unreached);
+        if !request.address.is_empty() && request.address != record.address {
+            // It has moved, or another node was found where it was.
+            tokio::spawn(reach::find_again(self.clone(), node, request.address));
+        }
         let mut led = Vec::new();
         for report in request.led {
             let descriptor = report
@@ -371,6 +386,7 @@ impl Coordinator for Member {
             transfers: transfers_of(&state, node),
             tasks: state.tasks_of(node).iter().map(shard_task_to).collect(),
             split_size_bytes: self.planner.config.split_size_bytes,
+            dial,
         }))
     }
 
@@ -574,7 +590,9 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::GreetResponse>, Status> {
         let request = request.into_inner();
         let token = token_from("token", &request.token).map_err(bad_field)?;
-        self.hear_address(NodeId(request.id), &request.address);
+        if self.token_of(NodeId(request.id)).is_none_or(|known| known == token) {
+            self.hear_address(NodeId(request.id), request.address);
+        }
         let answer = self.answer_to(NodeId(request.id), token).await;
         let members = answer.members.into_iter().map(|(id, address)| proto::CoordinatorMember {
             id: id.0,
@@ -610,6 +628,23 @@ impl Coordinator for Member {
         let response = self.propose(ControlCommand::AddCoordinator { id, address, token }).await?;
         let map_version = version_of(&response);
         Ok(Response::new(proto::AddCoordinatorResponse { map_version }))
+    }
+
+    async fn set_coordinator_address(
+        &self,
+        request: Request<proto::SetCoordinatorAddressRequest>,
+    ) -> Result<Response<proto::SetCoordinatorAddressResponse>, Status> {
+        self.catch_up().await?;
+        let proto::SetCoordinatorAddressRequest { id, address } = request.into_inner();
+        let id = NodeId(id);
+        let command = ControlCommand::SetCoordinatorAddress { id, address: address.clone() };
+        self.view.state().validate(&command).map_err(|error| invalid(&error))?;
+        if let Err(why) = self.is_at(id, &address).await {
+            let problem = format!("is refused: {why}; start coordinator {id} there first");
+            return Err(status_of(&Refusal::invalid("address", problem)));
+        }
+        let map_version = version_of(&self.propose(command).await?);
+        Ok(Response::new(proto::SetCoordinatorAddressResponse { map_version }))
     }
 
     async fn remove_coordinator(

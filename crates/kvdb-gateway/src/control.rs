@@ -57,6 +57,7 @@ pass_on! {
     get_status(GetStatusRequest) -> GetStatusResponse;
     greet(GreetRequest) -> GreetResponse;
     add_coordinator(AddCoordinatorRequest) -> AddCoordinatorResponse;
+    set_coordinator_address(SetCoordinatorAddressRequest) -> SetCoordinatorAddressResponse;
     remove_coordinator(RemoveCoordinatorRequest) -> RemoveCoordinatorResponse;
     set_shard_replicas(SetShardReplicasRequest) -> StartOperatorResponse;
     move_replica(MoveReplicaRequest) -> StartOperatorResponse;

@@ -10,6 +10,7 @@ use crate::route::Gateway;
 use crate::watch::Watches;
 use kvdb_model::Limits;
 use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::dial::Introduction;
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
@@ -96,10 +97,14 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     let kv = KvServer::new(gateway.clone())
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
+    // Whoever takes it for a node or a coordinator is told.
+    let introduction =
+        Introduction { role: None, token: 0, known: Arc::default(), told: Arc::new(|_| {}) };
     let stopping = shutdown.clone();
     let server = transport::server()
         .add_service(kv)
         .add_service(CoordinatorServer::new(Control(gateway)))
+        .add_service(introduction.server())
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)

@@ -25,6 +25,8 @@ pub enum NodeStatus {
     Draining,
     /// It is no longer part of the cluster.
     Removed,
+    /// Its heartbeats arrive, and most of the others can't reach it.
+    Unreachable,
 }
 
 /// A storage node.
@@ -32,7 +34,8 @@ pub enum NodeStatus {
 pub struct NodeRecord {
     /// The node.
     pub node_id: NodeId,
-    /// Where its gRPC listener is reached, `host:port`.
+    /// Where its gRPC listener is reached, `host:port`. Empty if that isn't known: another node was
+    /// found where this one was, and it has yet to say where it is.
     pub address: String,
     /// The failure domain; empty if none was given.
     pub zone: String,

@@ -5,20 +5,28 @@ use crate::reports::Reports;
 use crate::run::NodeConfig;
 use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use kvdb_model::{ClusterId, NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::Input;
+use kvdb_router::Routes;
 use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::dial;
 use kvdb_runtime::drive::{Drive, Level};
-use kvdb_runtime::identity::{DataDirectory, Identity};
+use kvdb_runtime::http::Readiness;
+use kvdb_runtime::identity::{DataDirectory, Identity, Role};
 use kvdb_runtime::map::ClusterMap;
+use kvdb_runtime::peers::Contacts;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
-    shard_map_to, shard_task_from,
+    shard_map_to, shard_task_from, transport,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tonic::{Code, Request, Status};
 
@@ -32,6 +40,13 @@ const TAKE_AGAIN: Duration = Duration::from_millis(100);
 const CREATORS: usize = 4;
 /// So many new shards are made one after the other, before the next ones are begun.
 const SHARDS_AT_A_TIME: u64 = 16;
+/// Where the coordinators are, as they have told.
+const COORDINATORS_FILE: &str = "coordinators.txt";
+const MOST_COORDINATORS: usize = 64;
+/// Between two looks at what they have told.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// Nodes that are dialled because the coordinators can't reach them.
+const MOST_DIALLED: usize = 64;
 /// The map as last seen, so that a node finds its peers while no coordinator can be reached.
 const MAP_FILE: &str = "shard-map.bin";
 
@@ -40,6 +55,7 @@ pub(crate) async fn register(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
+    readiness: &Readiness,
 ) -> Result<(ClusterId, NodeId), Status> {
     let mut said = String::new();
     loop {
@@ -49,8 +65,11 @@ pub(crate) async fn register(
             Err(status) => {
                 if said != status.message() {
                     let error = status.message();
+                    readiness.wait_for("registration", error);
                     // A refusal comes from one that is there: it takes a moment, no more.
-                    if refusal_from_status(&status).is_some() {
+                    if status.code() == Code::FailedPrecondition {
+                        tracing::warn!(error, "the coordinators don't take this node yet");
+                    } else if refusal_from_status(&status).is_some() {
                         tracing::info!(error, "waiting for the coordinators");
                     } else {
                         tracing::warn!(error, "no coordinator can be reached");
@@ -79,20 +98,59 @@ async fn try_register(
         .call(async |mut client| client.register_node(Request::new(request.clone())).await)
         .await?
         .into_inner();
+    if !answer.unreachable.is_empty() {
+        let (address, why) = (config.advertised(), answer.unreachable);
+        tracing::warn!(address, why, "the coordinators can't reach this node: it gets no replicas");
+    }
     let cluster_id =
         cluster_id_from(&answer.cluster_id).map_err(|error| Status::internal(error.to_string()))?;
     Ok((cluster_id, NodeId(answer.node_id)))
 }
 
+/// What heartbeats tell of the process itself.
+pub(crate) struct Own {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) incarnation: u64,
+    /// Where it is reached.
+    pub(crate) address: String,
+    /// Whom it reaches.
+    pub(crate) contacts: Contacts,
+    /// Where the others are.
+    pub(crate) routes: Arc<ArcSwap<Routes>>,
+}
+
+impl Own {
+    /// Dials nodes that the coordinators can't reach.
+    async fn dial(&self, nodes: Vec<u64>) -> Vec<(NodeId, bool)> {
+        let routes = self.routes.load();
+        let dials = nodes.into_iter().take(MOST_DIALLED).map(NodeId).map(|node| {
+            let address = routes.address(node).cloned();
+            async move {
+                let Some(address) = address else { return (node, false) };
+                let found = dial::identify(&address, self.cluster_id, &[]).await;
+                let is_there = found.is_ok_and(|found| {
+                    found.role == Some(Role::Node)
+                        && (found.cluster_id, found.id) == (self.cluster_id, node)
+                });
+                (node, is_there)
+            }
+        });
+        join_all(dials).await
+    }
+}
+
 /// Sends heartbeats until it is time to stop.
 pub(crate) async fn heartbeats(
     drive: Drive,
-    cluster_id: ClusterId,
-    incarnation: u64,
+    own: Own,
     coordinators: Coordinators,
-    sizes: std::sync::Arc<Sizes>,
+    sizes: Arc<Sizes>,
     shutdown: Shutdown,
 ) {
+    let own = Arc::new(own);
+    // Answers come when they come: a heartbeat waits for nobody else.
+    let dialled: Arc<Mutex<Vec<(NodeId, bool)>>> = Arc::default();
+    let dialling = Arc::new(AtomicBool::new(false));
     let mut interval = tokio::time::interval(HEARTBEAT);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut roles = drive.role_changes();
@@ -107,7 +165,12 @@ pub(crate) async fn heartbeats(
             () = shutdown.wait() => return,
         }
         let replicas = reports.next(&drive).await;
-        let request = heartbeat(&drive, cluster_id, incarnation, replicas, &impossible);
+        let mut request = heartbeat(&drive, &own, replicas, &impossible);
+        let found = std::mem::take(&mut *dialled.lock());
+        for (node, is_reached) in own.contacts.all().into_iter().chain(found) {
+            let told = if is_reached { &mut request.reached } else { &mut request.unreached };
+            told.push(node.0);
+        }
         let answer = coordinators
             .call(async |mut client| client.heartbeat(Request::new(request.clone())).await)
             .await;
@@ -115,6 +178,15 @@ pub(crate) async fn heartbeats(
             Ok(answer) => {
                 let answer = answer.into_inner();
                 transfer(&drive, &answer.transfers);
+                if !answer.dial.is_empty() && !dialling.swap(true, Ordering::Relaxed) {
+                    let (own, dialled) = (own.clone(), dialled.clone());
+                    let dialling = dialling.clone();
+                    tokio::spawn(async move {
+                        let found = own.dial(answer.dial).await;
+                        *dialled.lock() = found;
+                        dialling.store(false, Ordering::Relaxed);
+                    });
+                }
                 sizes.set_limit(answer.split_size_bytes);
                 // What can't be read was made by a newer coordinator.
                 let tasks: Vec<_> = answer
@@ -135,8 +207,7 @@ pub(crate) async fn heartbeats(
 
 fn heartbeat(
     drive: &Drive,
-    cluster_id: ClusterId,
-    incarnation: u64,
+    own: &Own,
     replicas: Vec<proto::ReplicaReport>,
     impossible: &Impossible,
 ) -> proto::HeartbeatRequest {
@@ -151,8 +222,11 @@ fn heartbeat(
         .collect();
     proto::HeartbeatRequest {
         node_id: drive.node_id().0,
-        cluster_id: cluster_id_to(cluster_id),
-        incarnation,
+        cluster_id: cluster_id_to(own.cluster_id),
+        incarnation: own.incarnation,
+        address: own.address.clone(),
+        reached: Vec::new(),
+        unreached: Vec::new(),
         led,
         replica_count: views.len() as u64,
         replicas,
@@ -266,6 +340,38 @@ fn create_replica(drive: &Drive, descriptor: ShardDescriptor, first: bool) {
         Ok(()) => tracing::info!(shard = shard.0, "replica created"),
         Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
     }
+}
+
+/// Keeps where the coordinators are for the next start: what it is told then may be older.
+pub(crate) async fn keep_coordinators(
+    coordinators: Coordinators,
+    data: std::path::PathBuf,
+    shutdown: Shutdown,
+) {
+    let mut saved = load_coordinators(&data).unwrap_or_default();
+    let mut interval = tokio::time::interval(KEEP_EVERY);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = shutdown.wait() => return,
+        }
+        let told = coordinators.told();
+        if told.is_empty() || told == saved {
+            continue;
+        }
+        let (path, content) = (data.join(COORDINATORS_FILE), told.join("\n"));
+        let written = tokio::task::spawn_blocking(move || save(&path, content.as_bytes())).await;
+        if matches!(written, Ok(Ok(()))) {
+            saved = told;
+        }
+    }
+}
+
+/// Where the coordinators were, as they have told at an earlier start. A hint.
+pub(crate) fn load_coordinators(data: &Path) -> Option<Vec<String>> {
+    let content = std::fs::read_to_string(data.join(COORDINATORS_FILE)).ok()?;
+    let usable = content.lines().filter(|address| transport::endpoint(address).is_ok());
+    Some(usable.take(MOST_COORDINATORS).map(str::to_owned).collect())
 }
 
 fn save(path: &Path, content: &[u8]) -> std::io::Result<()> {

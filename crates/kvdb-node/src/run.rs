@@ -8,30 +8,38 @@ use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
+use kvdb_runtime::dial::{self, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
-use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
+use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_shard::NoControl;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::node_server::{self, NodeServer};
 use kvdb_wire::proto::peer_server;
 use kvdb_wire::{discovery, transport};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// How long a stopping node waits for others to take over what it leads.
 const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// Nodes that have said where they are, at most.
+const MOST_INTRODUCED: usize = 4096;
 
 /// What a node needs to know.
 #[derive(Clone, Debug)]
@@ -89,10 +97,15 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         let problem = "--coordinators names none; the form is host:port,host:port";
         return Err(NodeError::Config(problem.to_owned()));
     }
+    let flag = if config.advertise.is_some() { "--advertise" } else { "--listen" };
+    dial::check_own(flag, config.advertised()).await.map_err(NodeError::Config)?;
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
     let http_listener = listen::bind("HTTP", &config.http).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Node, NodeId(0))?;
     let coordinators = Coordinators::new(config.coordinators.clone());
+    if let Some(told) = link::load_coordinators(&config.data) {
+        coordinators.learn(told);
+    }
 
     let readiness = Readiness::default();
     readiness.wait_for("registration", "the coordinators have not answered yet");
@@ -102,17 +115,30 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let metrics = Metrics::new(&mut registry);
     // A node that knows who it is serves without the coordinators; a new one has to ask.
     let known = directory.identity();
+    let hearing = coordinators.clone();
+    let introduction = Introduction {
+        role: Some(identity::Role::Node),
+        token: known.token,
+        known: Arc::new(RwLock::new((known.cluster_id, known.node_id))),
+        told: Arc::new(move |told| hearing.learn(told)),
+    };
     if known.node_id.0 == 0 {
+        // Who it is can be asked before it is anything: the coordinators look where it is.
+        let met = Shutdown::default();
+        let answering = answer_who(&grpc_listener, introduction.clone(), met.clone())?;
         let registered = tokio::select! {
-            registered = link::register(&config, known, &coordinators) => registered,
+            registered = link::register(&config, known, &coordinators, &readiness) => registered,
             () = shutdown.wait() => return Ok(()),
         };
+        met.trigger();
+        let _ = answering.await;
         let (cluster_id, node_id) =
             registered.map_err(|status| NodeError::Refused(status.message().to_owned()))?;
         directory.adopt(cluster_id, node_id)?;
     }
     let identity = directory.identity();
     let (node_id, cluster_id) = (identity.node_id, identity.cluster_id);
+    *introduction.known.write() = (cluster_id, node_id);
     let drive_config = DriveConfig {
         data: config.data.clone(),
         host: HostConfig::new(node_id, identity.token as u64),
@@ -130,8 +156,27 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     }
     let routes = map.routes.clone();
     let incarnation = kvdb_runtime::clock::now().boot_us;
+    let introduced: Arc<Mutex<BTreeMap<NodeId, String>>> = Arc::default();
+    let hears = introduced.clone();
+    let contacts = Contacts::default();
     let neighbourhood = Neighbourhood {
-        address_of: Arc::new(move |id| routes.load().address(id).map(|known| known.to_string())),
+        // What the map says, and what a peer has said itself meanwhile.
+        addresses_of: Arc::new(move |id| {
+            let mapped = routes.load().address(id).map(|known| known.to_string());
+            let said =
+                introduced.lock().get(&id).filter(|said| Some(*said) != mapped.as_ref()).cloned();
+            mapped.into_iter().chain(said).collect()
+        }),
+        address: config.advertised().to_owned(),
+        token: identity.token,
+        token_of: Arc::new(|_| None),
+        introduced: Arc::new(move |id, address| {
+            let mut said = hears.lock();
+            if said.len() < MOST_INTRODUCED || said.contains_key(&id) {
+                said.insert(id, address);
+            }
+        }),
+        contacts: contacts.clone(),
         cluster_id: Arc::new(RwLock::new(cluster_id)),
         coordinator: false,
         incarnation,
@@ -154,6 +199,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let server = transport::server()
         .add_service(node_server)
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
+        .add_service(introduction.server())
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)
@@ -165,20 +211,21 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tokio::spawn(peers::run(drive.clone(), neighbourhood, outgoing));
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
+    tokio::spawn(link::keep_coordinators(coordinators.clone(), config.data.clone(), stop.clone()));
     let (refuse, mut refusals) = mpsc::channel(1);
     let asking =
         keep_registered(config.clone(), identity, coordinators.clone(), readiness.clone(), refuse);
     tokio::spawn(asking);
     let known_sizes = Arc::new(Sizes::default());
     tokio::spawn(sizes::run(drive.clone(), map.clone(), known_sizes.clone(), stop.clone()));
-    tokio::spawn(link::heartbeats(
-        drive.clone(),
+    let own = link::Own {
         cluster_id,
         incarnation,
-        coordinators,
-        known_sizes,
-        stop.clone(),
-    ));
+        address: config.advertised().to_owned(),
+        contacts,
+        routes: map.routes.clone(),
+    };
+    tokio::spawn(link::heartbeats(drive.clone(), own, coordinators, known_sizes, stop.clone()));
     tracing::info!(node = node_id.0, listen = config.listen, http = config.http, "node runs");
 
     let mut changes = map.changes();
@@ -251,6 +298,26 @@ fn removal(map: &ShardMap, node: NodeId) -> Removal {
     }
 }
 
+/// Answers who is there, and nothing else, on a listener that is used for more later.
+fn answer_who(
+    listener: &TcpListener,
+    introduction: Introduction,
+    until: Shutdown,
+) -> Result<JoinHandle<()>, NodeError> {
+    let another = listener
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|shared| TcpListener::from_std(shared.into()))
+        .map_err(|error| NodeError::Config(format!("the listener can't be shared: {error}")))?;
+    let server = transport::server().add_service(introduction.server());
+    Ok(tokio::spawn(async move {
+        let incoming = transport::incoming(another);
+        let serving =
+            server.serve_with_incoming_shutdown(incoming, async move { until.wait().await });
+        let _ = serving.await;
+    }))
+}
+
 /// A node that starts again may have another address. One that is refused (it was removed, or
 /// belongs to another cluster) is told to stop.
 async fn keep_registered(
@@ -260,7 +327,7 @@ async fn keep_registered(
     readiness: Readiness,
     refuse: mpsc::Sender<String>,
 ) {
-    match link::register(&config, identity, &coordinators).await {
+    match link::register(&config, identity, &coordinators, &readiness).await {
         Ok(_) => readiness.ready("registration"),
         Err(status) => {
             readiness.wait_for("registration", status.message());

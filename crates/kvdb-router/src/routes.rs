@@ -259,7 +259,7 @@ impl MapCache {
                 .map
                 .nodes
                 .values()
-                .filter(|node| node.status != NodeStatus::Removed)
+                .filter(|node| node.status != NodeStatus::Removed && !node.address.is_empty())
                 .map(|node| (node.node_id, (Arc::from(node.address.as_str()), node.status)))
                 .collect(),
             keyspaces: self

@@ -27,6 +27,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// As they have told.
+    told: Vec<String>,
     /// Those that there are, as they have told, and then those that were configured.
     all: Vec<String>,
     /// The one to ask next.
@@ -49,12 +51,21 @@ impl Coordinators {
         Coordinators { shared: Arc::new(Shared { addresses, state: Mutex::new(state) }) }
     }
 
+    /// Where they are, as they have told; empty until then.
+    pub fn told(&self) -> Vec<String> {
+        self.shared.state.lock().told.clone()
+    }
+
     /// They have told where they are. They may be others than those that were configured.
     pub fn learn(&self, told: Vec<String>) {
         let configured = self.shared.addresses.iter().filter(|known| !told.contains(known));
         let configured: Vec<String> = configured.cloned().collect();
         let mut locked = self.shared.state.lock();
         let state = &mut *locked;
+        if state.told == told {
+            return;
+        }
+        state.told.clone_from(&told);
         let current = state.current_address();
         state.all = told.into_iter().chain(configured).collect();
         state.channels.retain(|address, _| state.all.contains(address));
@@ -147,8 +158,14 @@ impl Coordinators {
 fn elsewhere(status: &Status) -> bool {
     match refusal_from_status(status) {
         Some(Refusal::NotLeader { .. } | Refusal::ShardUnavailable { .. }) => true,
+        // One of another cluster is there where one of ours was, or is thought to be.
+        Some(Refusal::InvalidArgument { field: "cluster_id", .. }) => true,
         Some(_) => false,
-        None => matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled),
+        // What knows none of these calls is no coordinator.
+        None => matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Unimplemented
+        ),
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod coordinators;
+pub mod dial;
 pub mod drive;
 pub mod http;
 pub mod identity;

@@ -164,7 +164,11 @@ impl ClusterMap {
                         if !told.is_empty() {
                             coordinators.learn(told);
                         }
-                        if !self.fold(update) {
+                        if let Err(why) = self.fold(update) {
+                            if let Some(why) = why {
+                                complaint.about(&address, &why);
+                                coordinators.failed(&address, &Status::unavailable(why));
+                            }
                             return;
                         }
                     }
@@ -204,30 +208,43 @@ impl ClusterMap {
             .await?
             .into_inner();
         if let Some(map) = answer.map.and_then(|map| shard_map_from(map).ok()) {
-            self.snapshot(map);
+            self.take(map).map_err(Status::unavailable)?;
         }
         Ok(())
     }
 
-    /// Returns whether the watch can go on.
-    fn fold(&self, update: proto::ShardMapUpdate) -> bool {
+    /// Takes a whole map, unless it is that of another cluster: an address may have found another
+    /// holder.
+    fn take(&self, map: ShardMap) -> Result<(), String> {
+        let (ours, theirs) = (self.cache.lock().map().cluster_id, map.cluster_id);
+        if ours.is_known() && theirs.is_known() && ours != theirs {
+            return Err(format!("it belongs to cluster {theirs}; this process to {ours}"));
+        }
+        self.snapshot(map);
+        Ok(())
+    }
+
+    /// Whether the watch can go on; why this coordinator isn't the one to ask, if it isn't.
+    fn fold(&self, update: proto::ShardMapUpdate) -> Result<(), Option<String>> {
         use proto::shard_map_update::Update;
         match update.update {
-            Some(Update::Snapshot(map)) => match shard_map_from(map) {
-                Ok(map) => self.snapshot(map),
-                Err(_) => return false,
-            },
+            Some(Update::Snapshot(map)) => {
+                let map = shard_map_from(map).map_err(|_| None)?;
+                self.take(map).map_err(Some)?;
+            }
             Some(Update::Delta(delta)) => {
-                let Ok(delta) = map_delta_from(delta) else { return false };
+                let delta = map_delta_from(delta).map_err(|_| None)?;
                 let mut followed = true;
                 self.update(|cache| {
                     followed = cache.delta(&delta).is_ok();
                     followed
                 });
-                return followed;
+                if !followed {
+                    return Err(None);
+                }
             }
             None => {}
         }
-        true
+        Ok(())
     }
 }

@@ -12,9 +12,11 @@ use kvdb_shard::{ChunkReader, SnapshotWriter};
 use kvdb_wire::proto::peer_client::PeerClient;
 use kvdb_wire::proto::peer_server::{Peer, PeerServer};
 use kvdb_wire::proto::{self, peer_frame, snapshot_frame};
-use kvdb_wire::{cluster_id_from, cluster_id_to, descriptor_from, descriptor_to, transport};
-use parking_lot::RwLock;
-use std::collections::HashMap;
+use kvdb_wire::{
+    cluster_id_from, cluster_id_to, descriptor_from, descriptor_to, token_from, transport,
+};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,14 +36,62 @@ const BATCHES_PER_FRAME: usize = 32;
 const FRAME_BYTES: usize = 2 * 1024 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Reasons why a peer can't be reached that are told until it is.
+const MOST_SAID: usize = 16;
+/// Longest that a peer may take to say hello back.
+const HELLO: Duration = Duration::from_secs(2);
 /// Chunks of a snapshot between disk and network.
 const SNAPSHOT_QUEUE: usize = 8;
+
+/// Which peers are reached, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Contacts {
+    peers: Arc<Mutex<HashMap<NodeId, Contact>>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Contact {
+    /// Where it was reached last.
+    at: Option<String>,
+    is_reached: bool,
+}
+
+impl Contacts {
+    /// Where a peer was reached last.
+    pub fn address(&self, peer: NodeId) -> Option<String> {
+        self.peers.lock().get(&peer)?.at.clone()
+    }
+
+    /// All that were tried, and whether they are reached.
+    pub fn all(&self) -> Vec<(NodeId, bool)> {
+        self.peers.lock().iter().map(|(peer, contact)| (*peer, contact.is_reached)).collect()
+    }
+
+    fn reached(&self, peer: NodeId, address: &str) {
+        let contact = Contact { at: Some(address.to_owned()), is_reached: true };
+        self.peers.lock().insert(peer, contact);
+    }
+
+    fn missed(&self, peer: NodeId) {
+        self.peers.lock().entry(peer).or_default().is_reached = false;
+    }
+}
 
 /// Where peers are, and who this process is among them.
 #[derive(Clone)]
 pub struct Neighbourhood {
-    /// Finds a peer's address.
-    pub address_of: Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>,
+    /// Finds where a peer may be, the likeliest first. Who is there is checked on each connection.
+    pub addresses_of: Arc<dyn Fn(NodeId) -> Vec<String> + Send + Sync>,
+    /// Where this process is reached itself.
+    pub address: String,
+    /// Made with its data directory.
+    pub token: u128,
+    /// Finds what was made with a peer's data directory.
+    pub token_of: Arc<dyn Fn(NodeId) -> Option<u128> + Send + Sync>,
+    /// A peer has said where it is.
+    pub introduced: Arc<dyn Fn(NodeId, String) + Send + Sync>,
+    /// Whom it has reached.
+    pub contacts: Contacts,
     /// The cluster, once it is known.
     pub cluster_id: Arc<RwLock<ClusterId>>,
     /// Coordinators and nodes number themselves apart.
@@ -62,12 +112,30 @@ impl Neighbourhood {
             incarnation: self.incarnation,
             format_version: FORMAT,
             coordinator: self.coordinator,
+            address: self.address.clone(),
+            token: self.token.to_be_bytes().to_vec().into(),
+        }
+    }
+
+    /// Whether a peer's number and data directory belong together, as far as is known.
+    fn check_token(&self, peer: NodeId, token: &[u8]) -> Result<(), String> {
+        if token.is_empty() {
+            return Ok(());
+        }
+        let told = token_from("token", token).map_err(|error| error.to_string())?;
+        match (self.token_of)(peer) {
+            Some(known) if known != told => {
+                Err(format!("number {peer} has another data directory than this one"))
+            }
+            _ => Ok(()),
         }
     }
 
     /// Who speaks, if they may.
     fn check(&self, own: NodeId, hello: Option<proto::PeerHello>) -> Result<NodeId, Box<Status>> {
-        let refuse = |why: String| Err(Box::new(Status::failed_precondition(why)));
+        fn refuse<T>(why: String) -> Result<T, Box<Status>> {
+            Err(Box::new(Status::failed_precondition(why)))
+        }
         let Some(hello) = hello else { return refuse("the first frame must be a hello".into()) };
         if hello.format_version != FORMAT {
             return refuse(format!(
@@ -87,7 +155,12 @@ impl Neighbourhood {
         if theirs.is_known() && ours.is_known() && theirs != ours {
             return refuse(format!("this process belongs to cluster {ours}, not to {theirs}"));
         }
-        Ok(NodeId(hello.from_node))
+        let from = NodeId(hello.from_node);
+        self.check_token(from, &hello.token).or_else(refuse)?;
+        if transport::endpoint(&hello.address).is_ok() {
+            (self.introduced)(from, hello.address);
+        }
+        Ok(from)
     }
 }
 
@@ -133,42 +206,61 @@ async fn feed_peer(
     mut queue: mpsc::Receiver<Vec<PeerMessage>>,
 ) {
     let mut pause = FIRST_PAUSE;
-    let mut said = String::new();
+    let mut said = HashSet::new();
+    let mut tried = 0;
     loop {
-        let result = stream_to(&drive, &neighbourhood, to, &mut queue, &mut pause).await;
+        let addresses = (neighbourhood.addresses_of)(to);
+        let address = addresses.get(tried % addresses.len().max(1));
+        let result = match address {
+            Some(address) => {
+                let streaming =
+                    stream_to(&drive, &neighbourhood, (to, address), &mut queue, &mut pause);
+                streaming.await.map_err(|why| format!("at {address}: {why}"))
+            }
+            None => Err("its address is not known".to_owned()),
+        };
+        neighbourhood.contacts.missed(to);
         // One that can't be heard is no voter that could take entries, but says nothing of room.
         drive.room().peer_is(to, false);
         match result {
             Ok(()) => return,
             // Said once, and again when it has been heard from meanwhile.
-            Err(error) if error != said || pause == FIRST_PAUSE => {
-                tracing::warn!(peer = to.0, error, "a peer can't be reached");
-                said = error;
+            Err(error) => {
+                if pause == FIRST_PAUSE {
+                    said.clear();
+                }
+                if said.len() < MOST_SAID && said.insert(error.clone()) {
+                    tracing::warn!(peer = to.0, error, "a peer can't be reached");
+                } else {
+                    tracing::debug!(peer = to.0, error, "a peer can't be reached");
+                }
             }
-            Err(error) => tracing::debug!(peer = to.0, error, "a peer can't be reached"),
         }
         drive.inform(Event::Internal(Input::PeerUnreachable(to)));
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        // It may be elsewhere; after all of the addresses there is a pause.
+        tried += 1;
+        if tried.is_multiple_of(addresses.len().max(1)) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
         // What waited is stale by now.
         while queue.try_recv().is_ok() {}
     }
 }
 
-async fn connect(neighbourhood: &Neighbourhood, to: NodeId) -> Result<Channel, String> {
-    let address = (neighbourhood.address_of)(to).ok_or("its address is not known")?;
-    let endpoint = transport::endpoint(&address).map_err(|error| error.to_string())?;
+async fn connect(address: &str) -> Result<Channel, String> {
+    let endpoint = transport::endpoint(address).map_err(|error| error.to_string())?;
     endpoint.connect().await.map_err(|error| error.to_string())
 }
 
 async fn stream_to(
     drive: &Drive,
     neighbourhood: &Neighbourhood,
-    to: NodeId,
+    (to, address): (NodeId, &str),
     queue: &mut mpsc::Receiver<Vec<PeerMessage>>,
     pause: &mut Duration,
 ) -> Result<(), String> {
-    let channel = connect(neighbourhood, to).await?;
+    let channel = connect(address).await?;
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
@@ -176,9 +268,10 @@ async fn stream_to(
     let hello = neighbourhood.hello(drive.node_id(), to);
     let first = proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) };
     frames.send(first).await.map_err(|_| "closed")?;
-    let answer = client
-        .exchange(Request::new(ReceiverStream::new(receiver)))
+    let exchange = client.exchange(Request::new(ReceiverStream::new(receiver)));
+    let answer = tokio::time::timeout(HELLO, exchange)
         .await
+        .map_err(|_| "it doesn't say hello back")?
         .map_err(|status| status.message().to_owned())?;
     let mut answers = answer.into_inner();
     let mut batches = Vec::new();
@@ -197,8 +290,12 @@ async fn stream_to(
                 Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Room(room)) })) => {
                     drive.room().peer_is(to, room.short);
                 }
-                Ok(Some(_)) => {
-                    tracing::info!(peer = to.0, "a peer is reached");
+                Ok(Some(frame)) => {
+                    if let Some(peer_frame::Frame::Hello(hello)) = frame.frame {
+                        neighbourhood.check_token(to, &hello.token)?;
+                    }
+                    neighbourhood.contacts.reached(to, address);
+                    tracing::info!(peer = to.0, address, "a peer is reached");
                     *pause = FIRST_PAUSE;
                 }
                 Ok(None) => return Err("the peer has closed the stream".to_owned()),
@@ -264,7 +361,9 @@ async fn stream_snapshot(
     message: &Message,
     writer: SnapshotWriter,
 ) -> Result<(), String> {
-    let channel = connect(neighbourhood, to_node).await?;
+    let likeliest = || (neighbourhood.addresses_of)(to_node).into_iter().next();
+    let address = neighbourhood.contacts.address(to_node).or_else(likeliest);
+    let channel = connect(&address.ok_or("its address is not known")?).await?;
     let mut client = PeerClient::new(channel);
     let (frames, receiver) = mpsc::channel(SNAPSHOT_QUEUE);
     let header = proto::SnapshotHeader {

@@ -137,6 +137,7 @@ pub fn node_status_to(status: NodeStatus) -> proto::NodeStatus {
         NodeStatus::Dead => proto::NodeStatus::Dead,
         NodeStatus::Draining => proto::NodeStatus::Draining,
         NodeStatus::Removed => proto::NodeStatus::Removed,
+        NodeStatus::Unreachable => proto::NodeStatus::Unreachable,
     }
 }
 
@@ -151,6 +152,7 @@ pub fn node_status_from(status: i32) -> Result<NodeStatus, FieldError> {
         Ok(proto::NodeStatus::Dead) => NodeStatus::Dead,
         Ok(proto::NodeStatus::Draining) => NodeStatus::Draining,
         Ok(proto::NodeStatus::Removed) => NodeStatus::Removed,
+        Ok(proto::NodeStatus::Unreachable) => NodeStatus::Unreachable,
         Err(_) => return Err(unknown("status")),
     })
 }
@@ -452,6 +454,7 @@ mod tests {
             NodeStatus::Dead,
             NodeStatus::Draining,
             NodeStatus::Removed,
+            NodeStatus::Unreachable,
         ];
         let layouts = [Partitioning::Hash, Partitioning::Range];
         prop_oneof![

@@ -430,6 +430,7 @@ impl coordinator_server::Coordinator for Fake {
             node_id: 4,
             cluster_id: request.token,
             map_version: 2,
+            unreachable: String::new(),
         }))
     }
 
@@ -576,6 +577,14 @@ impl coordinator_server::Coordinator for Fake {
         _: Request<proto::AddCoordinatorRequest>,
     ) -> Result<Response<proto::AddCoordinatorResponse>, Status> {
         Err(Status::unimplemented("the fake is no coordinator"))
+    }
+
+    async fn set_coordinator_address(
+        &self,
+        _: Request<proto::SetCoordinatorAddressRequest>,
+    ) -> Result<Response<proto::SetCoordinatorAddressResponse>, Status> {
+        self.lead()?;
+        Ok(Response::new(proto::SetCoordinatorAddressResponse { map_version: 6 }))
     }
 
     async fn remove_coordinator(

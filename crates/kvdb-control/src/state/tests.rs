@@ -61,6 +61,48 @@ fn a_token_is_one_node_and_an_address_too() {
 }
 
 #[test]
+fn nodes_whose_addresses_were_exchanged_are_where_they_say() {
+    let mut state = ControlState::default();
+    let nodes: Vec<_> = (1..=3).map(|number| register(&mut state, number)).collect();
+    let home = |number: u64| format!("127.0.0.1:{}", 7000 + number);
+    let mut enter = |token: u128, address: String, is_reached| {
+        let zone = String::new();
+        let command = ControlCommand::EnterNode { token, address, zone, is_reached, start: None };
+        let entered = state.apply(&command).result.unwrap();
+        let address = |node| state.map().nodes[node].address.clone();
+        (entered, nodes.iter().map(address).collect::<Vec<_>>())
+    };
+    // Who was there before is nowhere until it says where it is.
+    let (entered, addresses) = enter(1, home(2), true);
+    assert!(matches!(entered, ControlResponse::Registered(node, _) if node == nodes[0]));
+    assert_eq!(addresses, [home(2), String::new(), home(3)]);
+    assert_eq!(enter(2, home(3), true).1, [home(2), home(3), String::new()]);
+    assert_eq!(enter(3, home(1), true).1, [home(2), home(3), home(1)]);
+    // What nobody has seen takes nothing from anybody.
+    assert_eq!(enter(3, home(2), false).1, [home(2), home(3), home(2)]);
+}
+
+#[test]
+fn a_new_node_that_is_not_reached_gets_no_replicas() {
+    let mut state = initialised(3, 1);
+    let (address, zone) = ("127.0.0.1:7009".to_owned(), String::new());
+    let command =
+        ControlCommand::EnterNode { token: 9, address, zone, is_reached: false, start: None };
+    let Ok(ControlResponse::Registered(node, _)) = state.apply(&command).result else { panic!() };
+    assert_eq!(state.map().nodes[&node].status, NodeStatus::Unreachable);
+    let name = "four".to_owned();
+    let command = ControlCommand::CreateKeyspace {
+        name,
+        partitioning: Partitioning::Hash,
+        shards: 1,
+        replication_factor: 4,
+        history: None,
+    };
+    let refused = state.apply(&command).result;
+    assert_eq!(refused, Err(ControlError::TooFewNodes { needed: 4, alive: 3 }));
+}
+
+#[test]
 fn initialising_twice_is_fine_and_with_more_shards_is_not() {
     let mut state = initialised(3, 8);
     let version = state.map().version;

@@ -40,6 +40,11 @@ pub(super) async fn run(
             };
             say(json, &json!({ "id": id.0, "map_version": version.0 }), words)
         }
+        CoordinatorChange::SetAddress { id, address } => {
+            let version = admin.set_coordinator_address(NodeId(id), &address).await?;
+            let words = format!("coordinator {id} is at {address}");
+            say(json, &json!({ "id": id, "map_version": version.0 }), words)
+        }
         CoordinatorChange::Remove { id, wait } => {
             let id = NodeId(id);
             let version = admin.remove_coordinator(id).await?;

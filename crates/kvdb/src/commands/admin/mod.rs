@@ -104,7 +104,7 @@ pub(crate) struct ForceRecover {
     waiting: Waiting,
 }
 
-/// The coordinators: list them, add one, remove one.
+/// The coordinators: list them, add one, remove one, say where one is.
 ///
 /// They are replaced one by one while everything goes on: add the new one, then remove the old one.
 /// A number is never used twice, and a coordinator whose data directory was lost can't come back
@@ -117,6 +117,7 @@ Examples:
     --peers 1=10.0.0.1:7101,2=10.0.0.2:7102,3=10.0.0.3:7103,4=10.0.0.4:7104
   kvdb admin coordinators add 4 10.0.0.4:7104 --wait   it joins, and votes when it has caught up
   kvdb admin coordinators remove 2 --wait              may be dead, or lead: it hands over first
+  kvdb admin coordinators set-address 3 10.0.0.9:7103  it has moved, and the others haven't found it by themselves
 
 Nodes and gateways are told of new ones as they run. At their next start they begin with what their --coordinators
 names: name the new ones there.")]
@@ -140,6 +141,15 @@ pub(crate) enum CoordinatorChange {
         /// Until it votes
         #[arg(long)]
         wait: bool,
+    },
+    /// Say where one is now; it must answer there
+    SetAddress {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: u64,
+        /// Where the others reach it
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
     },
     /// Have one leave for good
     Remove {

@@ -143,6 +143,7 @@ pub(super) fn status_name(status: NodeStatus) -> &'static str {
         NodeStatus::Dead => "DEAD",
         NodeStatus::Draining => "DRAINING",
         NodeStatus::Removed => "REMOVED",
+        NodeStatus::Unreachable => "UNREACHABLE",
     }
 }
 

@@ -1,0 +1,145 @@
+//! Which start of a node counts: how an older copy of a data directory, and a second process on a
+//! copy, are told from the node itself.
+//!
+//! A directory has a nonce that changes with every start that was accepted, and numbers the frames
+//! of its log. A node enters by comparing and swapping: its directory shows the nonce that was
+//! accepted last, and has synced no less than the node once reported. One that shows anything else
+//! has been put back from an older copy, or a copy of it has been started since: what it promised
+//! after that isn't in it.
+
+use crate::command::{ControlError, ControlResponse};
+use crate::state::ControlState;
+use kvdb_model::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// A nonce that a start may show beside the one that it was accepted with: of tries whose answer
+/// never came.
+pub const MOST_SHOWN: usize = 16;
+
+/// A start as the directory tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStart {
+    /// The nonce that was accepted last, and those that may have been: their answer never came.
+    pub shown: Vec<u128>,
+    /// The nonce of this start.
+    pub nonce: u128,
+    /// The last frame of the log that is synced.
+    pub synced: u64,
+    /// Which machine since when, and which lock file: two starts of the same place can't overlap.
+    pub place: u128,
+}
+
+/// The start that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// Rises with each.
+    pub number: u64,
+    /// The nonce that it was accepted with.
+    pub nonce: u128,
+    /// The highest frame that was reported as synced.
+    pub synced: u64,
+    /// As [`NodeStart::place`].
+    pub place: u128,
+}
+
+impl StartRecord {
+    /// Whether a directory holds all that this start, and those before it, have told.
+    pub fn is_shown_by(&self, start: &NodeStart) -> bool {
+        let shown = start.nonce == self.nonce || start.shown.contains(&self.nonce);
+        shown && start.synced >= self.synced
+    }
+}
+
+impl ControlState {
+    /// The start of a node that counts, if it has ever told one.
+    pub fn start_of(&self, node: NodeId) -> Option<&StartRecord> {
+        self.starts.get(&node)
+    }
+
+    /// Compares and swaps. The same start may come again.
+    pub(crate) fn take_start(
+        &mut self,
+        node: NodeId,
+        start: &NodeStart,
+    ) -> Result<(), ControlError> {
+        if start.shown.len() > MOST_SHOWN {
+            return Err(ControlError::OutOfRange {
+                field: "the number of nonces shown".to_owned(),
+                value: start.shown.len() as u64,
+                accepted: format!("at most {MOST_SHOWN}"),
+            });
+        }
+        let known = self.starts.get(&node);
+        if known.is_some_and(|known| !known.is_shown_by(start)) {
+            return Err(ControlError::OlderDirectory(node));
+        }
+        let number = match known {
+            Some(known) if known.nonce == start.nonce => known.number,
+            Some(known) => known.number + 1,
+            None => 1,
+        };
+        let (nonce, synced, place) = (start.nonce, start.synced, start.place);
+        self.starts.insert(node, StartRecord { number, nonce, synced, place });
+        Ok(())
+    }
+
+    /// Nodes have told how far their logs are synced. What comes from another start than the one
+    /// that counts says nothing.
+    pub(crate) fn note_synced(&mut self, told: &[(NodeId, u128, u64)]) -> ControlResponse {
+        for (node, nonce, synced) in told {
+            if let Some(known) = self.starts.get_mut(node).filter(|known| known.nonce == *nonce) {
+                known.synced = known.synced.max(*synced);
+            }
+        }
+        ControlResponse::Done(self.map.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::ControlCommand;
+
+    fn start(shown: &[u128], nonce: u128, synced: u64) -> NodeStart {
+        NodeStart { shown: shown.to_vec(), nonce, synced, place: 1 }
+    }
+
+    fn enter(state: &mut ControlState, start: NodeStart) -> Result<(), ControlError> {
+        let command = ControlCommand::EnterNode {
+            token: 7,
+            address: "127.0.0.1:7001".to_owned(),
+            zone: String::new(),
+            is_reached: true,
+            start: Some(start),
+        };
+        state.apply(&command).result.map(|_| ())
+    }
+
+    #[test]
+    fn a_directory_that_shows_the_last_start_is_accepted_and_an_older_one_is_not() {
+        let mut state = ControlState::default();
+        enter(&mut state, start(&[], 10, 3)).unwrap();
+        // The same start, whose answer was lost.
+        enter(&mut state, start(&[], 10, 3)).unwrap();
+        assert_eq!(state.start_of(NodeId(1)).unwrap().number, 1);
+        enter(&mut state, start(&[10], 11, 3)).unwrap();
+        assert_eq!(state.start_of(NodeId(1)).unwrap().number, 2);
+        let older = Err(ControlError::OlderDirectory(NodeId(1)));
+        assert_eq!(enter(&mut state, start(&[10], 12, 9)), older);
+        assert_eq!(enter(&mut state, start(&[], 12, 9)), older);
+        // One whose answer never came shows both.
+        enter(&mut state, start(&[9, 11], 13, 3)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_with_fewer_frames_than_it_once_reported_is_older() {
+        let mut state = ControlState::default();
+        enter(&mut state, start(&[], 10, 3)).unwrap();
+        let told = vec![(NodeId(1), 10, 8), (NodeId(1), 9, 100), (NodeId(4), 1, 1)];
+        state.apply(&ControlCommand::NoteSynced { told }).result.unwrap();
+        assert_eq!(state.start_of(NodeId(1)).unwrap().synced, 8);
+        let older = Err(ControlError::OlderDirectory(NodeId(1)));
+        assert_eq!(enter(&mut state, start(&[10], 11, 7)), older);
+        enter(&mut state, start(&[10], 11, 8)).unwrap();
+    }
+}
