@@ -406,6 +406,10 @@ impl Round<'_> {
                 let seconds = limit_ms / 1000;
                 Some(format!("node {} is dead for more than {seconds} s", node.node_id))
             }
+            NodeStatus::Unreachable if silent(node.node_id) >= limit_ms => {
+                let seconds = limit_ms / 1000;
+                Some(format!("node {} can't be reached for more than {seconds} s", node.node_id))
+            }
             _ => None,
         };
         let nodes = self.state.map().nodes.values();

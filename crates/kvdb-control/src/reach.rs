@@ -80,6 +80,14 @@ impl Reach {
         is_sure.then_some(true)
     }
 
+    /// For how long nodes that are cut off have been missed, in milliseconds.
+    pub fn missed_ms(&self, now_ms: u64) -> BTreeMap<NodeId, u64> {
+        let cut_off =
+            self.nodes.iter().filter(|(node, _)| self.is_cut_off(**node, now_ms) == Some(true));
+        let missed = cut_off.filter_map(|(node, seen)| Some((*node, seen.missed_since_ms?)));
+        missed.map(|(node, since_ms)| (node, now_ms.saturating_sub(since_ms))).collect()
+    }
+
     /// Why the leader can't reach a node, if it can't.
     pub fn why(&self, node: NodeId) -> Option<&str> {
         let seen = self.nodes.get(&node)?;
@@ -108,6 +116,7 @@ mod tests {
         assert_eq!(reach.is_cut_off(NODE, 3999), None);
         reach.dialled(NODE, missed(), 4000);
         assert_eq!(reach.is_cut_off(NODE, 4000), Some(true));
+        assert_eq!(reach.missed_ms(4000), [(NODE, 3000)].into());
         assert_eq!(reach.why(NODE), Some("nobody is there"));
         reach.dialled(NODE, None, 4001);
         assert_eq!(reach.is_cut_off(NODE, 4001), Some(false));

@@ -219,11 +219,13 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
     tokio::spawn(members::keep_addresses(member.clone(), shutdown.clone()));
     tokio::spawn(reach::dial_all(member.clone(), shutdown.clone()));
+    let naming = member.clone();
     let introduction = Introduction {
         role: Some(identity::Role::Coordinator),
         token: known.token,
         known: Arc::new(RwLock::new((known.cluster_id, node_id))),
         told: Arc::new(|_| {}),
+        coordinators: Arc::new(move || naming.all_addresses()),
     };
 
     let services = [coordinator_server::SERVICE_NAME, peer_server::SERVICE_NAME];

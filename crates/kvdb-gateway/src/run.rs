@@ -98,8 +98,14 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
     // Whoever takes it for a node or a coordinator is told.
-    let introduction =
-        Introduction { role: None, token: 0, known: Arc::default(), told: Arc::new(|_| {}) };
+    let naming = coordinators.clone();
+    let introduction = Introduction {
+        role: None,
+        token: 0,
+        known: Arc::default(),
+        told: Arc::new(|_| {}),
+        coordinators: Arc::new(move || naming.told()),
+    };
     let stopping = shutdown.clone();
     let server = transport::server()
         .add_service(kv)

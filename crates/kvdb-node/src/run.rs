@@ -115,12 +115,13 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let metrics = Metrics::new(&mut registry);
     // A node that knows who it is serves without the coordinators; a new one has to ask.
     let known = directory.identity();
-    let hearing = coordinators.clone();
+    let (hearing, naming) = (coordinators.clone(), coordinators.clone());
     let introduction = Introduction {
         role: Some(identity::Role::Node),
         token: known.token,
         known: Arc::new(RwLock::new((known.cluster_id, known.node_id))),
         told: Arc::new(move |told| hearing.learn(told)),
+        coordinators: Arc::new(move || naming.told()),
     };
     if known.node_id.0 == 0 {
         // Who it is can be asked before it is anything: the coordinators look where it is.

@@ -24,7 +24,7 @@ const NAME_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_UP_AGAIN: Duration = Duration::from_millis(200);
 
 /// Who was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its cluster; unknown while it doesn't know.
     pub cluster_id: ClusterId,
@@ -34,6 +34,8 @@ pub struct Found {
     pub role: Option<identity::Role>,
     /// Made with its data directory.
     pub token: u128,
+    /// Where the coordinators are, as far as it has heard.
+    pub coordinators: Vec<String>,
 }
 
 impl std::fmt::Display for Found {
@@ -90,7 +92,13 @@ pub async fn identify(
         None => 0,
     };
     let cluster_id = cluster_id_from(&answer.cluster_id).map_err(bad)?;
-    Ok(Found { cluster_id, id: NodeId(answer.id), role, token })
+    let coordinators = usable(answer.coordinators);
+    Ok(Found { cluster_id, id: NodeId(answer.id), role, token, coordinators })
+}
+
+fn usable(addresses: Vec<String>) -> Vec<String> {
+    let bounded = addresses.into_iter().take(MOST_COORDINATORS);
+    bounded.filter(|address| transport::endpoint(address).is_ok()).collect()
 }
 
 /// The innermost reason, which is the one that says something.
@@ -113,6 +121,8 @@ pub struct Introduction {
     pub known: Arc<RwLock<(ClusterId, NodeId)>>,
     /// One of its cluster has said where the coordinators are.
     pub told: Arc<dyn Fn(Vec<String>) + Send + Sync>,
+    /// Where the coordinators are, as far as it has heard.
+    pub coordinators: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
 impl Introduction {
@@ -133,8 +143,7 @@ impl Identity for Introduction {
         let theirs = cluster_id_from(&request.cluster_id)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if cluster_id.is_known() && theirs == cluster_id && !request.coordinators.is_empty() {
-            let told = request.coordinators.into_iter().take(MOST_COORDINATORS);
-            (self.told)(told.filter(|address| transport::endpoint(address).is_ok()).collect());
+            (self.told)(usable(request.coordinators));
         }
         let role = match self.role {
             Some(identity::Role::Coordinator) => Role::Coordinator,
@@ -149,6 +158,7 @@ impl Identity for Introduction {
                 Some(_) => self.token.to_be_bytes().to_vec().into(),
                 None => bytes::Bytes::new(),
             },
+            coordinators: (self.coordinators)(),
         }))
     }
 }
@@ -217,6 +227,7 @@ mod tests {
             token: 9,
             known: Arc::new(RwLock::new((ClusterId(7), NodeId(3)))),
             told: Arc::new(move |told| *hears.lock() = told),
+            coordinators: Arc::new(|| vec!["c:1".to_owned(), "nowhere".to_owned()]),
         };
         let server = transport::server().add_service(introduction.server());
         tokio::spawn(server.serve_with_incoming(transport::incoming(listener)));
@@ -225,7 +236,9 @@ mod tests {
         let found = identify(&address, ClusterId(8), &coordinators).await.unwrap();
         let role = Some(identity::Role::Node);
         let (cluster_id, id) = (ClusterId(7), NodeId(3));
-        assert_eq!(found, Found { cluster_id, id, role, token: 9 });
+        let coordinators_known = vec!["c:1".to_owned()];
+        let expected = Found { cluster_id, id, role, token: 9, coordinators: coordinators_known };
+        assert_eq!(found, expected);
         assert!(heard.lock().is_empty());
         identify(&address, ClusterId(7), &coordinators).await.unwrap();
         assert_eq!(*heard.lock(), ["a:1"]);

@@ -1,6 +1,7 @@
 //! The shard map as this process knows it: watched, and polled while the watch is down.
 
 use crate::coordinators::Coordinators;
+use crate::dial;
 use crate::shutdown::Shutdown;
 use arc_swap::ArcSwap;
 use kvdb_model::{MapVersion, NodeId, ShardDescriptor, ShardId, ShardMap};
@@ -8,6 +9,7 @@ use kvdb_router::{MapCache, Routes};
 use kvdb_wire::{map_delta_from, proto, refusal_from_status, shard_map_from};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -15,6 +17,9 @@ use tonic::{Request, Status};
 
 /// Pause after a watch has ended, before the map is polled and watched again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// After so many tries in a row at which no coordinator was there, a node is asked for them.
+const FAILURES_BEFORE_ASKING: u32 = 6;
 
 /// Between two polls at least, however many ask.
 const POLL_PAUSE: Duration = Duration::from_millis(10);
@@ -51,6 +56,8 @@ pub struct ClusterMap {
     changed: Arc<watch::Sender<u64>>,
     wanted: Arc<Notify>,
     polls: Arc<watch::Sender<Polls>>,
+    /// How often nodes were asked where the coordinators are.
+    asked: Arc<AtomicUsize>,
 }
 
 /// Polls that this process has sent, and those that were answered or have failed.
@@ -68,6 +75,7 @@ impl Default for ClusterMap {
             changed: Arc::new(watch::Sender::new(0)),
             wanted: Arc::new(Notify::new()),
             polls: Arc::default(),
+            asked: Arc::default(),
         }
     }
 }
@@ -127,27 +135,55 @@ impl ClusterMap {
     /// Follows the map until it is time to stop.
     pub async fn follow(self, coordinators: Coordinators, shutdown: Shutdown) {
         let mut complaint = Complaint::default();
+        let mut failures = 0;
         loop {
-            tokio::select! {
-                () = self.follow_once(&coordinators, &mut complaint) => {}
+            let followed = tokio::select! {
+                followed = self.follow_once(&coordinators, &mut complaint) => followed,
                 () = shutdown.wait() => return,
+            };
+            failures = if followed { 0 } else { failures + 1 };
+            // They may all be elsewhere. Nodes hear of it: the coordinators look for them.
+            if failures >= FAILURES_BEFORE_ASKING {
+                failures = 0;
+                self.ask_a_node(&coordinators).await;
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn follow_once(&self, coordinators: &Coordinators, complaint: &mut Complaint) {
-        let Ok((address, mut client)) = coordinators.client() else { return };
+    /// Asks one node of the map where the coordinators are; another one the next time.
+    async fn ask_a_node(&self, coordinators: &Coordinators) {
+        let (cluster_id, addresses) = {
+            let cache = self.cache.lock();
+            let nodes = cache.map().nodes.values().map(|node| node.address.clone());
+            let known: Vec<String> = nodes.filter(|address| !address.is_empty()).collect();
+            (cache.map().cluster_id, known)
+        };
+        let turn = self.asked.fetch_add(1, Ordering::Relaxed);
+        let Some(place) = turn.checked_rem(addresses.len()) else { return };
+        if let Ok(found) = dial::identify(&addresses[place], cluster_id, &[]).await
+            && found.cluster_id == cluster_id
+            && !found.coordinators.is_empty()
+        {
+            coordinators.learn(found.coordinators);
+        }
+    }
+
+    /// Whether a coordinator was there to follow.
+    async fn follow_once(&self, coordinators: &Coordinators, complaint: &mut Complaint) -> bool {
+        let Ok((address, mut client)) = coordinators.client() else { return false };
         let from_version = self.version().0;
         let request = Request::new(proto::WatchShardMapRequest { from_version });
         let mut updates = match client.watch_shard_map(request).await {
             Ok(updates) => updates.into_inner(),
             Err(status) => {
                 // A hint at the leader is no reason to complain.
-                if refusal_from_status(&status).is_none() {
+                let is_there = refusal_from_status(&status).is_some();
+                if !is_there {
                     complaint.about(&address, status.message());
                 }
-                return coordinators.failed(&address, &status);
+                coordinators.failed(&address, &status);
+                return is_there;
             }
         };
         complaint.is_settled();
@@ -168,12 +204,16 @@ impl ClusterMap {
                             if let Some(why) = why {
                                 complaint.about(&address, &why);
                                 coordinators.failed(&address, &Status::unavailable(why));
+                                return false;
                             }
-                            return;
+                            return true;
                         }
                     }
-                    Ok(None) => return,
-                    Err(status) => return coordinators.failed(&address, &status),
+                    Ok(None) => return true,
+                    Err(status) => {
+                        coordinators.failed(&address, &status);
+                        return true;
+                    }
                 },
                 () = wanted => {
                     if let Err(status) = self.poll(coordinators).await {
