@@ -6,7 +6,9 @@ SEEDS ?= 1000
 FOR ?= 0
 SECONDS ?= 600
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test redis-suite sim planted torture bench bench-criterion instructions verify fix
+COMMANDS ?= 300000
+
+.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -16,6 +18,7 @@ help:
 	@echo "wipe-data       stop the cluster and remove its data and logs"
 	@echo "smoke-test      put, get, scan and delete against the running cluster"
 	@echo "test            everything that CI tests"
+	@echo "compat          random commands to a real Redis and to a gateway, every answer compared: COMMANDS=300000, SEED=n"
 	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
 	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
@@ -46,6 +49,9 @@ smoke-test:
 
 test:
 	@scripts/test.sh
+
+compat: build
+	@KVDB_BIN=$(KVDB) COMMANDS=$(COMMANDS) SEED=$(SEED) scripts/redis_compat.sh
 
 redis-suite: build
 	@KVDB_BIN=$(KVDB) scripts/redis_suite.sh

@@ -10,5 +10,6 @@ fi
 cargo test --workspace --locked --doc --quiet
 scripts/python_client.sh
 scripts/redis_clients.sh
+KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb COMMANDS=30000 UNAVAILABLE=0 scripts/redis_compat.sh
 # Where their source can be had; says so if not. It takes three minutes.
 KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb UNAVAILABLE=0 scripts/redis_suite.sh

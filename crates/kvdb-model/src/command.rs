@@ -513,6 +513,30 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn lists_of_the_shortest_things_survive_encoding() {
+        let operation = Operation {
+            key: Bytes::new(),
+            item: 0,
+            action: Action::Delete,
+            condition: None,
+            return_previous: false,
+        };
+        let write = Write {
+            epoch: RangeEpoch(1),
+            atomic: false,
+            request: None,
+            operations: vec![operation; 3],
+        };
+        for command in [Command::Write(write), Command::Reclaim(vec![Bytes::new(); 3])] {
+            let encoded = command.to_bytes();
+            assert_eq!(Command::decode(encoded.clone()), Ok(command));
+            let commands = vec![Bytes::new(); 3];
+            let payload = EntryPayload { version: Version(1), version_count: 1, commands };
+            assert_eq!(EntryPayload::decode(payload.to_bytes()), Ok(payload));
+        }
+    }
+
     proptest! {
         #[test]
         fn entries_survive_encoding(version in any::<u32>(), commands in prop::collection::vec(any_command(), 1..5)) {

@@ -4,6 +4,9 @@
 use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 
+/// Longest decimal number, as text, that a string action works with: as in Redis.
+pub const FLOAT_TEXT_MAX_BYTES: usize = 5 * 1024 - 1;
+
 /// Limits on what a client may send. Bytes throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

@@ -211,6 +211,11 @@ impl StringAction {
         matches!(self, StringAction::Read | StringAction::Check | StringAction::Remove)
     }
 
+    /// Whether an encoding that can't be read may be one of [`StringAction::Check`].
+    pub fn may_be_check(encoded: &[u8]) -> bool {
+        encoded.first().is_none_or(|tag| *tag == CHECK)
+    }
+
     /// The keys beside the operation's own, which are routed like it.
     pub fn other_keys(&self) -> &[Bytes] {
         match self {
@@ -269,7 +274,7 @@ impl StringAction {
     pub fn encode(&self, out: &mut Writer) {
         match self {
             StringAction::Read => out.u8(1),
-            StringAction::Check => out.u8(2),
+            StringAction::Check => out.u8(CHECK),
             StringAction::Set { value, expiry } => {
                 out.u8(3);
                 encode_expiry(*expiry, out);
@@ -334,7 +339,7 @@ impl StringAction {
     pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         Ok(match input.u8()? {
             1 => StringAction::Read,
-            2 => StringAction::Check,
+            CHECK => StringAction::Check,
             3 => {
                 let expiry = decode_expiry(input)?;
                 StringAction::Set { value: input.bytes()?, expiry }
@@ -346,7 +351,7 @@ impl StringAction {
             8 => StringAction::SetRange { offset: input.varint()?, value: input.bytes()? },
             9 => StringAction::SetBit { offset: input.varint()?, bit: flag(input)? },
             10 => {
-                let count = input.count(4)?;
+                let count = input.count(STEP_LEAST_BYTES)?;
                 let steps = (0..count).map(|_| decode_step(input)).collect::<Result<_, _>>()?;
                 StringAction::BitField { steps }
             }
@@ -409,6 +414,11 @@ fn decode_expiry(input: &mut Reader) -> Result<Expiry, DecodeError> {
         other => return Err(DecodeError::unknown_tag("expiry", other)),
     })
 }
+
+const CHECK: u8 = 2;
+
+/// The shortest step: tag, kind and a small offset, of a `GET`.
+const STEP_LEAST_BYTES: usize = 3;
 
 fn encode_step(step: BitFieldStep, out: &mut Writer) {
     let (tag, range, change) = match step {
@@ -494,10 +504,15 @@ pub(crate) mod tests {
         ]
     }
 
+    /// Small ones too, which are encoded in fewer bytes.
+    fn any_number() -> impl Strategy<Value = u64> {
+        prop_oneof![0..9u64, any::<u64>()]
+    }
+
     fn any_step() -> impl Strategy<Value = BitFieldStep> {
         let overflow =
             prop::sample::select(vec![Overflow::Wrap, Overflow::Saturate, Overflow::Fail]);
-        (any::<bool>(), 1u8..=63, any::<u64>(), 0..3, any::<i64>(), overflow).prop_map(
+        (any::<bool>(), 1u8..=63, any_number(), 0..3, any::<i64>(), overflow).prop_map(
             |(signed, bits, offset, kind, value, overflow)| {
                 let range = BitRange { signed, bits, offset };
                 match kind {
@@ -538,6 +553,26 @@ pub(crate) mod tests {
             (prop::sample::select(operations.to_vec()), prop::collection::vec(any_bytes(), 1..4))
                 .prop_map(|(operation, sources)| StringAction::BitOp { operation, sources }),
         ]
+    }
+
+    #[test]
+    fn lists_of_the_shortest_things_survive_encoding() {
+        let range = BitRange { signed: false, bits: 4, offset: 1 };
+        for action in [
+            StringAction::BitField { steps: vec![BitFieldStep::Get(range); 3] },
+            StringAction::BitField {
+                steps: vec![
+                    BitFieldStep::Set(range, 1, Overflow::Wrap),
+                    BitFieldStep::Get(range),
+                    BitFieldStep::Get(range),
+                ],
+            },
+            StringAction::BitOp { operation: BitOperation::Or, sources: vec![Bytes::new(); 3] },
+        ] {
+            let mut out = Writer::new();
+            action.encode(&mut out);
+            assert_eq!(StringAction::decode(&mut Reader::new(out.finish())), Ok(action));
+        }
     }
 
     proptest! {

@@ -25,15 +25,42 @@ const KEYS_AT_ONCE: usize = 64;
 
 /// What an operation waits for.
 pub(crate) enum Pending {
-    Get { shard: ShardId, epoch: RangeEpoch, key: Bytes, head_only: bool, fresh: Freshness },
-    BatchGet { shard: ShardId, wanted: Box<Wanted> },
-    Put { shard: ShardId },
-    Delete { shard: ShardId },
-    Increment { shard: ShardId },
-    BatchWrite { shard: ShardId },
-    Scan { shard: ShardId, page: Box<Page> },
-    ReadMany { shard: ShardId, reads: Box<Reads> },
-    StringWrite { shard: ShardId },
+    Get {
+        shard: ShardId,
+        epoch: RangeEpoch,
+        key: Bytes,
+        head_only: bool,
+        fresh: Freshness,
+    },
+    BatchGet {
+        shard: ShardId,
+        wanted: Box<Wanted>,
+    },
+    Put {
+        shard: ShardId,
+    },
+    Delete {
+        shard: ShardId,
+    },
+    Increment {
+        shard: ShardId,
+    },
+    BatchWrite {
+        shard: ShardId,
+    },
+    Scan {
+        shard: ShardId,
+        page: Box<Page>,
+    },
+    ReadMany {
+        shard: ShardId,
+        reads: Box<Reads>,
+    },
+    /// With the places of operations that were refused at once.
+    StringWrite {
+        shard: ShardId,
+        refused: Vec<(usize, Refusal)>,
+    },
 }
 
 /// Reads of one shard that are asked for together.
@@ -54,7 +81,7 @@ impl Pending {
             | Pending::Increment { shard }
             | Pending::BatchWrite { shard }
             | Pending::ReadMany { shard, .. }
-            | Pending::StringWrite { shard }
+            | Pending::StringWrite { shard, .. }
             | Pending::Scan { shard, .. } => *shard,
         }
     }
@@ -300,13 +327,14 @@ impl Access {
 
     fn accept_strings(&self, asked: proto::NodeStringWriteRequest) -> Result<Accepted, Refusal> {
         let shard = ShardId(asked.shard_id);
-        let mut operations = strings::string_operations(asked.operations, &self.limits)?;
+        let strings::StringOperations { good: mut operations, refused } =
+            strings::string_operations(asked.operations, &self.limits)?;
         for operation in &mut operations {
             if let Action::String(action) = &mut operation.action {
                 action.map_other_keys(|key| self.routing_key(shard, asked.keyspace_id, key))?;
             }
         }
-        let pending = Pending::StringWrite { shard };
+        let pending = Pending::StringWrite { shard, refused };
         self.accept_write(
             asked.epoch,
             asked.keyspace_id,
@@ -396,8 +424,9 @@ impl Access {
             Pending::BatchGet { shard, wanted } => self.batch_get(shard, wanted),
             Pending::Scan { shard, page } => self.scan(shard, page),
             Pending::ReadMany { shard, reads } => self.read_many(shard, reads),
-            Pending::StringWrite { .. } => {
+            Pending::StringWrite { refused, .. } => {
                 let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
+                let outcomes = strings::with_refused(outcomes, refused);
                 let results = strings::string_results(outcomes);
                 let response = proto::NodeStringWriteResponse { results };
                 Ok(Finished::Answer(Answer::StringWrite(response)))

@@ -53,7 +53,7 @@ pub const UNIX_SECONDS: TimeUnit = TimeUnit { millis: 1000, absolute: true };
 pub const UNIX_MILLIS: TimeUnit = TimeUnit { millis: 1, absolute: true };
 
 /// A time that has passed, in milliseconds since 1970: what is too far from it is too far from now.
-const BASE_MS: i64 = 1_700_000_000_000;
+pub const BASE_MS: i64 = 1_700_000_000_000;
 
 /// An expiry that may lie in the past.
 pub fn expiry(command: &str, text: &[u8], unit: TimeUnit) -> Result<Expiry, Reply> {
@@ -91,6 +91,11 @@ impl<'a> Options<'a> {
     /// Those of `args` from a place on.
     pub fn after(args: &'a [Bytes], from: usize) -> Self {
         Options { rest: args.get(from..).unwrap_or_default() }
+    }
+
+    /// Whether there are any left.
+    pub fn has_more(&self) -> bool {
+        !self.rest.is_empty()
     }
 
     /// The next one's word, in capitals.

@@ -1,6 +1,6 @@
 //! Bit commands.
 
-use crate::args::{Options, Planned, bit_offset, integer, is, syntax};
+use crate::args::{Planned, bit_offset, integer, is, syntax, upper};
 use crate::number::{parse_i64, parse_u64, span};
 use crate::plan::{Plan, change};
 use crate::reply::Reply;
@@ -42,25 +42,42 @@ struct Part {
 
 impl Part {
     fn parse(args: &[Bytes], at: usize) -> Result<Self, Reply> {
+        if args.len() > at + 3 {
+            return Err(syntax());
+        }
         let start = args.get(at).map_or(Ok(0), |text| integer(text))?;
-        let end = args.get(at + 1).map(|text| integer(text)).transpose()?;
         let bits = match args.get(at + 2) {
             None => false,
             Some(unit) if is(unit, "BIT") => true,
             Some(unit) if is(unit, "BYTE") => false,
             Some(_) => return Err(syntax()),
         };
-        if args.len() > at + 3 {
-            return Err(syntax());
-        }
+        let end = args.get(at + 1).map(|text| integer(text)).transpose()?;
         Ok(Part { start, end, bits })
     }
 
-    /// The bits, as a half-open range.
+    fn length(self, value: &[u8]) -> usize {
+        if self.bits { value.len() * 8 } else { value.len() }
+    }
+
+    fn in_bits(self, (from, to): (usize, usize)) -> (usize, usize) {
+        if self.bits { (from, to) } else { (from * 8, to * 8) }
+    }
+
+    /// The bits, as a half-open range. A start behind the end is no range, also where both are
+    /// before the string.
     fn of(self, value: &[u8]) -> Option<(usize, usize)> {
-        let length = if self.bits { value.len() * 8 } else { value.len() };
-        let (from, to) = span(length, self.start, self.end.unwrap_or(-1))?;
-        Some(if self.bits { (from, to) } else { (from * 8, to * 8) })
+        let range = span(self.length(value), self.start, self.end.unwrap_or(-1))?;
+        Some(self.in_bits(range))
+    }
+
+    /// The same, but what is before the string counts as its first place.
+    fn clamped(self, value: &[u8]) -> Option<(usize, usize)> {
+        let length = i64::try_from(self.length(value)).ok().filter(|length| *length > 0)?;
+        let place = |at: i64| if at < 0 { length.saturating_add(at).max(0) } else { at };
+        let (start, end) = (place(self.start), place(self.end.unwrap_or(-1)));
+        let range = span(self.length(value), start, end)?;
+        Some(self.in_bits(range))
     }
 }
 
@@ -75,15 +92,32 @@ fn count(value: &[u8], (from, to): (usize, usize)) -> u64 {
         + edges.filter(|at| bit_at(value, *at)).count() as u64
 }
 
+/// Parses a part as the two commands that have one do: not before it is known that there is a key.
+fn parsed(key: &Bytes, part: Result<Part, Reply>, missing: i64) -> Result<Part, Plan> {
+    part.map_err(|error| Plan::failing(key.clone(), error, Reply::Integer(missing)))
+}
+
 pub(crate) fn bitcount(args: &[Bytes]) -> Planned {
-    if args.len() == 3 {
-        return Err(syntax());
-    }
-    let part = Part::parse(args, 2)?;
+    let part = if args.len() == 3 { Err(syntax()) } else { count_part(args) };
+    let part = match parsed(&args[1], part, 0) {
+        Ok(part) => part,
+        Err(plan) => return Ok(plan),
+    };
     Ok(Plan::read(args[1].clone(), move |found, _| {
         let value = value_of(found).unwrap_or_default();
         Reply::Integer(part.of(&value).map_or(0, |range| count(&value, range) as i64))
     }))
+}
+
+/// What is wrong comes in Redis's order: the places, whether they are any, the unit.
+fn count_part(args: &[Bytes]) -> Result<Part, Reply> {
+    if let ([start, end, _], 5) = (args.get(2..).unwrap_or_default(), args.len()) {
+        let (start, end) = (integer(start)?, integer(end)?);
+        if start < 0 && end < 0 && start > end {
+            return Ok(Part { start, end: Some(end), bits: false });
+        }
+    }
+    Part::parse(args, 2)
 }
 
 pub(crate) fn bitpos(args: &[Bytes]) -> Planned {
@@ -92,17 +126,19 @@ pub(crate) fn bitpos(args: &[Bytes]) -> Planned {
         1 => true,
         _ => return Err(Reply::error("The bit argument must be 1 or 0.")),
     };
-    let part = Part::parse(args, 3)?;
+    let missing = if wanted { -1 } else { 0 };
+    let part = match parsed(&args[1], Part::parse(args, 3), missing) {
+        Ok(part) => part,
+        Err(plan) => return Ok(plan),
+    };
     Ok(Plan::read(args[1].clone(), move |found, _| {
-        let Some(value) = value_of(found) else {
-            return Reply::Integer(if wanted { -1 } else { 0 });
-        };
+        let Some(value) = value_of(found) else { return Reply::Integer(missing) };
         Reply::Integer(position(&value, wanted, part))
     }))
 }
 
 fn position(value: &[u8], wanted: bool, part: Part) -> i64 {
-    let Some((from, to)) = part.of(value) else { return -1 };
+    let Some((from, to)) = part.clamped(value) else { return -1 };
     let skip = if wanted { 0u8 } else { 0xff };
     let mut at = from;
     while at < to {
@@ -120,7 +156,7 @@ fn position(value: &[u8], wanted: bool, part: Part) -> i64 {
 }
 
 pub(crate) fn bitop(args: &[Bytes]) -> Planned {
-    let operation = match crate::args::upper(&args[1]).as_str() {
+    let operation = match upper(&args[1]).as_str() {
         "AND" => BitOperation::And,
         "OR" => BitOperation::Or,
         "XOR" => BitOperation::Xor,
@@ -144,8 +180,8 @@ fn bit_range(kind: &[u8], offset: &[u8]) -> Result<BitRange, Reply> {
         )
     };
     let (signed, digits) = match kind {
-        [b'i' | b'I', digits @ ..] => (true, digits),
-        [b'u' | b'U', digits @ ..] => (false, digits),
+        [b'i', digits @ ..] => (true, digits),
+        [b'u', digits @ ..] => (false, digits),
         _ => return Err(bad_type()),
     };
     let most = if signed { 64 } else { 63 };
@@ -158,38 +194,44 @@ fn bit_range(kind: &[u8], offset: &[u8]) -> Result<BitRange, Reply> {
         }
         digits => parse_u64(digits),
     };
-    let offset = offset.filter(|offset| offset.saturating_add(u64::from(bits)) <= 1 << 32);
+    let offset = offset.filter(|offset| *offset < 1 << 32);
     Ok(BitRange { signed, bits, offset: offset.ok_or_else(bad_offset)? })
 }
 
-fn steps(args: &[Bytes], only_reads: bool) -> Result<Vec<BitFieldStep>, Reply> {
+fn steps(args: &[Bytes]) -> Result<Vec<BitFieldStep>, Reply> {
     let mut overflow = Overflow::Wrap;
     let mut steps = Vec::new();
-    let mut options = Options::after(args, 2);
-    while let Some(word) = options.word() {
-        if only_reads && word != "GET" {
-            return Err(Reply::error("BITFIELD_RO only supports the GET subcommand"));
-        }
-        if word == "OVERFLOW" {
-            overflow = match crate::args::upper(options.value()?).as_str() {
-                "WRAP" => Overflow::Wrap,
-                "SAT" => Overflow::Saturate,
-                "FAIL" => Overflow::Fail,
-                _ => return Err(Reply::error("Invalid OVERFLOW type specified")),
-            };
-            continue;
-        }
-        if !matches!(word.as_str(), "GET" | "SET" | "INCRBY") {
-            return Err(syntax());
-        }
-        let range = bit_range(options.value()?, options.value()?)?;
-        steps.push(match word.as_str() {
-            "GET" => BitFieldStep::Get(range),
-            "SET" => BitFieldStep::Set(range, options.integer()?, overflow),
-            _ => BitFieldStep::Increment(range, options.integer()?, overflow),
-        });
+    let mut rest = args.get(2..).unwrap_or_default();
+    while let Some((word, after)) = rest.split_first() {
+        // What an option needs must be there before any of it is looked at.
+        let (used, step) = match (upper(word).as_str(), after) {
+            ("GET", [kind, offset, ..]) => (2, BitFieldStep::Get(bit_range(kind, offset)?)),
+            ("SET", [kind, offset, value, ..]) => {
+                (3, BitFieldStep::Set(bit_range(kind, offset)?, integer(value)?, overflow))
+            }
+            ("INCRBY", [kind, offset, value, ..]) => {
+                (3, BitFieldStep::Increment(bit_range(kind, offset)?, integer(value)?, overflow))
+            }
+            ("OVERFLOW", [kind, after @ ..]) => {
+                overflow = match upper(kind).as_str() {
+                    "WRAP" => Overflow::Wrap,
+                    "SAT" => Overflow::Saturate,
+                    "FAIL" => Overflow::Fail,
+                    _ => return Err(Reply::error("Invalid OVERFLOW type specified")),
+                };
+                rest = after;
+                continue;
+            }
+            _ => return Err(syntax()),
+        };
+        steps.push(step);
+        rest = after.get(used..).unwrap_or_default();
     }
     Ok(steps)
+}
+
+fn only_reads(steps: &[BitFieldStep]) -> bool {
+    steps.iter().all(|step| matches!(step, BitFieldStep::Get(_)))
 }
 
 fn bit_fields(key: &Bytes, steps: Vec<BitFieldStep>) -> Planned {
@@ -202,15 +244,19 @@ fn bit_fields(key: &Bytes, steps: Vec<BitFieldStep>) -> Planned {
 }
 
 pub(crate) fn bitfield(args: &[Bytes]) -> Planned {
-    let steps = steps(args, false)?;
-    if steps.iter().all(|step| matches!(step, BitFieldStep::Get(_))) {
+    let steps = steps(args)?;
+    if only_reads(&steps) {
         return read_fields(&args[1], steps);
     }
     bit_fields(&args[1], steps)
 }
 
 pub(crate) fn bitfield_ro(args: &[Bytes]) -> Planned {
-    read_fields(&args[1], steps(args, true)?)
+    let steps = steps(args)?;
+    if !only_reads(&steps) {
+        return Err(Reply::error("BITFIELD_RO only supports the GET subcommand"));
+    }
+    read_fields(&args[1], steps)
 }
 
 fn read_fields(key: &Bytes, steps: Vec<BitFieldStep>) -> Planned {

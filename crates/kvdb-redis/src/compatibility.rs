@@ -35,6 +35,13 @@ pub const MISSING: [(&str, &str); 8] = [
     ),
 ];
 
+/// What a command of Redis that doesn't exist here is for.
+pub fn missing(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let has = |(_, names): &&(&str, &str)| names.split(' ').any(|known| known == name);
+    MISSING.iter().find(has).map(|(what, _)| *what)
+}
+
 /// The table, in Markdown.
 pub fn markdown() -> String {
     let mut out = String::new();

@@ -30,6 +30,11 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
+/// The same whatever the case of letters.
+pub fn matches_any_case(pattern: &[u8], text: &[u8]) -> bool {
+    matches(&pattern.to_ascii_lowercase(), &text.to_ascii_lowercase())
+}
+
 /// What is left of a pattern that doesn't begin with a star, if it matches a byte.
 fn match_one(pattern: &[u8], byte: Option<u8>) -> Option<&[u8]> {
     let byte = byte?;
@@ -63,8 +68,9 @@ fn class(pattern: &[u8], byte: u8) -> (bool, &[u8]) {
                 after
             }
             [from, b'-', to, after @ ..] => {
-                let (from, to) = (from.min(to), from.max(to));
-                found |= (*from..=*to).contains(&byte);
+                // As in Redis, bytes of 0x80 and above come before all others.
+                let (from, to, byte) = (*from as i8, *to as i8, byte as i8);
+                found |= (from.min(to)..=from.max(to)).contains(&byte);
                 after
             }
             [literal, after @ ..] => {
@@ -103,6 +109,20 @@ mod tests {
             ("", "a", false),
         ] {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn ranges_take_high_bytes_for_negative_as_redis_does() {
+        for (pattern, byte, expected) in [
+            (&b"[a-\xff]"[..], b'b', false),
+            (b"[a-\xff]", b'0', true),
+            (b"[a-\xff]", 0x80, false),
+            (b"[\x80-a]", 0x90, true),
+            (b"[\x80-\x90]", 0x85, true),
+            (b"[^\x80-\x90]", 0x91, true),
+        ] {
+            assert_eq!(matches(pattern, &[byte]), expected, "{pattern:?} {byte}");
         }
     }
 

@@ -1,13 +1,16 @@
 //! Commands on keys, whatever they hold, and on their expiry.
 
 use crate::args::{
-    MILLIS, Options, Planned, SECONDS, TimeUnit, UNIX_MILLIS, UNIX_SECONDS, expiry, syntax, upper,
+    BASE_MS, MILLIS, Options, Planned, SECONDS, TimeUnit, UNIX_MILLIS, UNIX_SECONDS, expiry,
+    integer, syntax, upper,
 };
 use crate::dump;
 use crate::number::parse_i64;
 use crate::plan::{Plan, change, change_if, look};
 use crate::reply::Reply;
+use crate::session::{DATABASES, Session};
 use crate::strings::value_of;
+use crate::subcommands;
 use bytes::Bytes;
 use kvdb_model::{Condition, Expiry, ExpiryRule, Previous, StringAction, WriteResult};
 
@@ -41,20 +44,26 @@ pub(crate) fn renamenx(args: &[Bytes]) -> Planned {
     Ok(Plan::write(args[1].clone(), action, |result| Reply::flag(result.applied)))
 }
 
-pub(crate) fn copy(args: &[Bytes]) -> Planned {
+pub(crate) fn copy(session: &Session, args: &[Bytes]) -> Planned {
     let mut only_absent = true;
+    let mut db = i64::from(session.db);
     let mut options = Options::after(args, 3);
     while let Some(word) = options.word() {
         match word.as_str() {
             "REPLACE" => only_absent = false,
             "DB" => {
-                options.integer()?;
-                return Err(Reply::error(
-                    "COPY between databases is not supported: they are on different shards",
-                ));
+                db = options.integer()?;
+                if !(0..i64::from(DATABASES)).contains(&db) {
+                    return Err(Reply::error("DB index is out of range"));
+                }
             }
             _ => return Err(syntax()),
         }
+    }
+    if db != i64::from(session.db) {
+        return Err(Reply::error(
+            "COPY between databases is not supported: they are on different shards",
+        ));
     }
     if args[1] == args[2] {
         return Err(Reply::error("source and destination objects are the same"));
@@ -76,15 +85,15 @@ pub(crate) fn swap_db(_: &[Bytes]) -> Planned {
 
 fn expire_with(args: &[Bytes], command: &'static str, unit: TimeUnit) -> Planned {
     let mut rule = ExpiryRule::ALWAYS;
-    let mut options = Options::after(args, 3);
-    while let Some(word) = options.word() {
-        rule = rule.and(match word.as_str() {
+    for word in args.get(3..).unwrap_or_default() {
+        rule = rule.and(match upper(word).as_str() {
             "NX" => ExpiryRule::NX,
             "XX" => ExpiryRule::XX,
             "GT" => ExpiryRule::GT,
             "LT" => ExpiryRule::LT,
-            other => {
-                return Err(Reply::error(format!("Unsupported option {}", other.escape_default())));
+            _ => {
+                let shown = String::from_utf8_lossy(&word[..word.len().min(128)]);
+                return Err(Reply::error(format!("Unsupported option {shown}")));
             }
         });
     }
@@ -160,47 +169,67 @@ pub(crate) fn dump_key(args: &[Bytes]) -> Planned {
 
 pub(crate) fn restore(args: &[Bytes]) -> Planned {
     let (mut replace, mut absolute) = (false, false);
+    let (mut idle, mut frequency) = (false, false);
     let mut options = Options::after(args, 4);
     while let Some(word) = options.word() {
         match word.as_str() {
             "REPLACE" => replace = true,
             "ABSTTL" => absolute = true,
-            "IDLETIME" if options.integer()? >= 0 => {}
-            "IDLETIME" => return Err(Reply::error("Invalid IDLETIME value, must be >= 0")),
-            "FREQ" if (0..=255).contains(&options.integer()?) => {}
-            "FREQ" => return Err(Reply::error("Invalid FREQ value, must be >= 0 and <= 255")),
+            "IDLETIME" if !frequency && options.has_more() => {
+                if options.integer()? < 0 {
+                    return Err(Reply::error("Invalid IDLETIME value, must be >= 0"));
+                }
+                idle = true;
+            }
+            "FREQ" if !idle && options.has_more() => {
+                if !(0..=255).contains(&options.integer()?) {
+                    return Err(Reply::error("Invalid FREQ value, must be >= 0 and <= 255"));
+                }
+                frequency = true;
+            }
             _ => return Err(syntax()),
         }
     }
-    let ttl = parse_i64(&args[2]).and_then(|ttl| u64::try_from(ttl).ok());
-    let expiry = match ttl {
-        None => return Err(Reply::error("Invalid TTL value, must be >= 0")),
-        Some(0) => Expiry::Never,
-        Some(at) if absolute => Expiry::At(at),
-        Some(ms) => Expiry::In(ms),
+    let busy = || Reply::Error("BUSYKEY Target key name already exists.".to_owned());
+    let (expiry, value) = match restored(&args[2], absolute, &args[3]) {
+        Ok(restored) => restored,
+        Err(error) if replace => return Err(error),
+        // A key that is in the way comes first.
+        Err(error) => return Ok(Plan::failing(args[1].clone(), busy(), error)),
     };
-    let value = dump::read_string(&args[3]).map_err(Reply::error)?;
     let condition = (!replace).then_some(Condition::IfAbsent);
-    let step = change_if(
-        args[1].clone(),
-        StringAction::Set { value: value.into(), expiry },
-        condition,
-        false,
-    );
-    Ok(Plan::one(step, |result, _| match result.applied {
-        true => Reply::OK,
-        false => Reply::Error("BUSYKEY Target key name already exists.".to_owned()),
-    }))
+    let action = StringAction::Set { value: value.into(), expiry };
+    let step = change_if(args[1].clone(), action, condition, false);
+    Ok(Plan::one(step, move |result, _| if result.applied { Reply::OK } else { busy() }))
 }
 
-pub(crate) fn object(args: &[Bytes]) -> Planned {
-    let what = upper(&args[1]);
-    let Some(key) = args.get(2).filter(|_| args.len() == 3) else {
-        return Err(crate::args::wrong_number(&format!("object|{}", what.to_lowercase())));
+fn restored(ttl: &[u8], absolute: bool, dump: &[u8]) -> Result<(Expiry, Vec<u8>), Reply> {
+    let ttl = u64::try_from(integer(ttl)?)
+        .map_err(|_| Reply::error("Invalid TTL value, must be >= 0"))?;
+    let expiry = match ttl {
+        0 => Expiry::Never,
+        at if absolute => Expiry::At(at),
+        // In Redis its end is beyond what it can count to, and the key is gone at once.
+        ms if ms > TTL_MAX_MS => {
+            return Err(Reply::error(format!("Invalid TTL value, must be <= {TTL_MAX_MS}")));
+        }
+        ms => Expiry::In(ms),
     };
-    let key = key.clone();
+    Ok((expiry, dump::read_string(dump).map_err(Reply::error)?))
+}
+
+/// Longest lifetime, so that its end can be told as a time since 1970.
+const TTL_MAX_MS: u64 = (i64::MAX - BASE_MS) as u64;
+
+pub(crate) fn object(args: &[Bytes]) -> Planned {
+    if let Some(help) = subcommands::help(args) {
+        return Err(help);
+    }
+    let Some(key) = args.get(2).cloned() else {
+        return Err(crate::args::wrong_number("object"));
+    };
     let no_key = || Reply::Nil;
-    match what.as_str() {
+    match upper(&args[1]).as_str() {
         "ENCODING" => Ok(Plan::read(key, move |found, _| match value_of(found) {
             None => no_key(),
             Some(value) => Reply::text(encoding(&value)),
@@ -213,10 +242,12 @@ pub(crate) fn object(args: &[Bytes]) -> Planned {
             true => Reply::Integer(0),
             false => no_key(),
         })),
-        "FREQ" => Err(Reply::error(
-            "An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.",
-        )),
-        _ => Err(crate::server::unknown_subcommand(&args[1], "OBJECT")),
+        _ => {
+            let error = Reply::error(
+                "An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.",
+            );
+            Ok(Plan::failing(key, error, no_key()))
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod args;
 mod bits;
 pub mod compatibility;
+mod describe;
 mod dump;
 pub mod glob;
 mod keys;
@@ -21,6 +22,7 @@ pub mod resp;
 pub mod server;
 pub mod session;
 mod strings;
+mod subcommands;
 pub mod table;
 
 pub use plan::{Plan, Wish};

@@ -22,13 +22,20 @@ pub fn parse_u64(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// A decimal number, possibly infinite, never NaN; no spaces.
-pub fn parse_f64(text: &[u8]) -> Option<f64> {
-    if text.is_empty() || text.len() > 512 {
-        return None;
+/// An unsigned integer as C's `strtoul` reads it, which Redis does for cursors: with a sign, which
+/// counts down from 2^64, with leading zeros, or empty for 0. Nothing may follow it.
+pub fn parse_unsigned_loosely(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return Some(0);
     }
-    let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (!number.is_nan()).then_some(number)
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let number: u64 = std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()?;
+    Some(if negative { number.wrapping_neg() } else { number })
 }
 
 /// The bytes of a string between two places, both included and possibly negative (from the end), or
@@ -65,6 +72,24 @@ mod tests {
         }
         assert_eq!(parse_u64(b"18446744073709551615"), Some(u64::MAX));
         assert_eq!(parse_u64(b"-1"), None);
+    }
+
+    #[test]
+    fn cursors_are_read_as_loosely_as_in_redis() {
+        for (text, number) in [
+            ("", Some(0)),
+            ("0", Some(0)),
+            ("007", Some(7)),
+            ("+7", Some(7)),
+            ("-1", Some(u64::MAX)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            (" 1", None),
+            ("1x", None),
+            ("-", None),
+        ] {
+            assert_eq!(parse_unsigned_loosely(text.as_bytes()), number, "{text:?}");
+        }
     }
 
     #[test]

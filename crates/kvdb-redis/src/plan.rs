@@ -88,6 +88,12 @@ impl Plan {
         })
     }
 
+    /// A plan that changes nothing: an error, unless the key isn't there, for which there is another
+    /// answer.
+    pub fn failing(key: Bytes, error: Reply, missing: Reply) -> Self {
+        Self::one(look(key), |result, _| if result.applied { error } else { missing })
+    }
+
     /// The answer.
     pub fn finish(self, results: Vec<Result<WriteResult, Refusal>>, now_ms: u64) -> Reply {
         let mut found = Vec::with_capacity(results.len());

@@ -7,6 +7,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub enum Reply {
     /// A status.
     Simple(&'static str),
+    /// A status that was put together.
+    Status(String),
     /// An error: a code in capitals, a space, and what is wrong.
     Error(String),
     /// A number.
@@ -71,7 +73,7 @@ impl Reply {
                     .map(|(key, value)| key.size_bytes() + value.size_bytes())
                     .sum::<usize>()
             }
-            Reply::Error(text) | Reply::Verbatim(text) => text.len() + 16,
+            Reply::Error(text) | Reply::Verbatim(text) | Reply::Status(text) => text.len() + 16,
             _ => 24,
         }
     }
@@ -80,6 +82,7 @@ impl Reply {
     pub fn write(&self, out: &mut BytesMut, resp3: bool) {
         match self {
             Reply::Simple(text) => line(out, b'+', text),
+            Reply::Status(text) => line(out, b'+', &one_line(text)),
             Reply::Error(text) => line(out, b'-', &one_line(text)),
             Reply::Integer(number) => header(out, b':', *number),
             Reply::Bulk(bytes) => bulk(out, b'$', bytes),

@@ -1,22 +1,24 @@
 //! Commands about the connection and the server, and what they say.
 
 use crate::args::{Options, integer, is, syntax, upper, wrong_number};
-use crate::glob;
-use crate::number::parse_i64;
+use crate::number::{parse_i64, parse_unsigned_loosely};
 use crate::reply::Reply;
 use crate::session::{DATABASES, Job, Scan, Session, Step};
-use crate::table;
+use crate::{compatibility, describe, glob, subcommands};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// The version of Redis whose commands are spoken.
 pub const REDIS_VERSION: &str = "7.0.15";
 
-/// A command that doesn't exist.
+/// A command that doesn't exist here; said so if Redis has it.
 pub fn unknown_command(args: &[Bytes]) -> Reply {
     let shown =
         |bytes: &Bytes| String::from_utf8_lossy(&bytes[..bytes.len().min(128)]).into_owned();
     let name = args.first().map(shown).unwrap_or_default();
+    if let Some(what) = compatibility::missing(&name) {
+        return Reply::error(format!("unknown command '{name}': KvDB doesn't have it ({what})"));
+    }
     let mut with = String::new();
     for arg in args.iter().skip(1).take(20) {
         with.push_str(&format!("'{}' ", shown(arg)));
@@ -25,12 +27,6 @@ pub fn unknown_command(args: &[Bytes]) -> Reply {
         }
     }
     Reply::error(format!("unknown command '{name}', with args beginning with: {with}"))
-}
-
-/// A subcommand that doesn't exist.
-pub fn unknown_subcommand(given: &[u8], command: &str) -> Reply {
-    let given = String::from_utf8_lossy(&given[..given.len().min(128)]).into_owned();
-    Reply::error(format!("unknown subcommand '{given}'. Try {command} HELP."))
 }
 
 pub(crate) fn ping(_: &mut Session, args: &[Bytes]) -> Reply {
@@ -68,19 +64,23 @@ pub(crate) fn hello(session: &mut Session, args: &[Bytes]) -> Reply {
             }
         };
     }
-    let mut options = Options::after(args, 2);
-    while let Some(word) = options.word() {
-        match (word.as_str(), options.value()) {
-            ("SETNAME", Ok(given)) if is_name(given) => name = Some(given.clone()),
-            ("SETNAME", Ok(_)) => return bad_name(),
-            ("AUTH", Ok(_)) => return no_password(),
-            _ => {
-                return Reply::error(format!(
-                    "Syntax error in HELLO option '{}'",
-                    word.escape_default()
-                ));
+    let mut rest = args.get(2..).unwrap_or_default();
+    while let Some((word, after)) = rest.split_first() {
+        rest = match (upper(word).as_str(), after) {
+            ("SETNAME", [given, after @ ..]) if is_name(given) => {
+                name = Some(given.clone());
+                after
             }
-        }
+            ("SETNAME", [_, ..]) => return bad_name(),
+            ("AUTH", [user, _, after @ ..]) => match user == "default" {
+                true => after,
+                false => return wrong_password(),
+            },
+            _ => {
+                let shown = String::from_utf8_lossy(&word[..word.len().min(128)]);
+                return Reply::error(format!("Syntax error in HELLO option '{shown}'"));
+            }
+        };
     }
     session.resp3 = resp3;
     session.name = name.unwrap_or_else(|| session.name.clone());
@@ -102,8 +102,18 @@ fn no_password() -> Reply {
     )
 }
 
-pub(crate) fn auth(_: &mut Session, _: &[Bytes]) -> Reply {
-    no_password()
+fn wrong_password() -> Reply {
+    Reply::Error("WRONGPASS invalid username-password pair or user is disabled.".to_owned())
+}
+
+/// There is one user, who has no password and is let in with any.
+pub(crate) fn auth(_: &mut Session, args: &[Bytes]) -> Reply {
+    match args {
+        [_, _] => no_password(),
+        [_, user, _] if user == "default" => Reply::OK,
+        [_, _, _] => wrong_password(),
+        _ => syntax(),
+    }
 }
 
 fn is_name(name: &[u8]) -> bool {
@@ -115,32 +125,62 @@ fn bad_name() -> Reply {
 }
 
 pub(crate) fn client(session: &mut Session, args: &[Bytes]) -> Step {
-    let what = upper(&args[1]);
-    let reply = match (what.as_str(), args.len()) {
-        ("ID", 2) => Reply::Integer(session.id as i64),
-        ("GETNAME", 2) if session.name.is_empty() => Reply::Nil,
-        ("GETNAME", 2) => Reply::Bulk(session.name.clone()),
-        ("SETNAME", 3) if is_name(&args[2]) => {
-            session.name = args[2].clone();
+    if let Some(help) = subcommands::help(args) {
+        return Step::Reply(help);
+    }
+    let argument = args.get(2).map_or(&[][..], |word| word);
+    let is_switch = is(argument, "on") || is(argument, "off");
+    let reply = match upper(&args[1]).as_str() {
+        "ID" => Reply::Integer(session.id as i64),
+        "GETNAME" if session.name.is_empty() => Reply::Nil,
+        "GETNAME" => Reply::Bulk(session.name.clone()),
+        "SETNAME" if is_name(argument) => {
+            session.name = Bytes::copy_from_slice(argument);
             Reply::OK
         }
-        ("SETNAME", 3) => bad_name(),
-        ("REPLY", 3) if session.mute(&upper(&args[2])) => Reply::OK,
-        ("REPLY", 3) => syntax(),
-        ("SETINFO", 4) => Reply::OK,
-        ("NO-EVICT" | "NO-TOUCH", 3) if is(&args[2], "on") || is(&args[2], "off") => Reply::OK,
-        ("NO-EVICT" | "NO-TOUCH", 3) => syntax(),
-        ("INFO", 2) | ("LIST" | "KILL", _) => return Step::Job(Job::Server(args.to_vec())),
-        ("ID" | "GETNAME" | "SETNAME" | "REPLY" | "SETINFO" | "NO-EVICT" | "INFO", _) => {
-            wrong_number(&format!("client|{what}"))
+        "SETNAME" => bad_name(),
+        "REPLY" if session.mute(&upper(argument)) => Reply::OK,
+        "SETINFO" if is(argument, "lib-name") || is(argument, "lib-ver") => Reply::OK,
+        "SETINFO" => {
+            let shown = String::from_utf8_lossy(&argument[..argument.len().min(128)]);
+            Reply::error(format!("Unrecognized option '{shown}'"))
         }
-        _ => unknown_subcommand(&args[1], "CLIENT"),
+        "NO-EVICT" | "NO-TOUCH" if is_switch => Reply::OK,
+        "REPLY" | "NO-EVICT" | "NO-TOUCH" => syntax(),
+        "GETREDIR" => Reply::Integer(-1),
+        "TRACKINGINFO" => tracking_info(),
+        "UNBLOCK" => unblock(args),
+        _ => return Step::Job(Job::Server(args.to_vec())),
     };
     Step::Reply(reply)
 }
 
-/// `CONFIG`, `INFO`: answered by whoever knows the server.
+fn tracking_info() -> Reply {
+    let pair = |key: &str, value| (Reply::text(key), value);
+    Reply::Map(vec![
+        pair("flags", Reply::Set(vec![Reply::text("off")])),
+        pair("redirect", Reply::Integer(-1)),
+        pair("prefixes", Reply::Array(vec![])),
+    ])
+}
+
+/// Nobody ever waits in a blocking command.
+fn unblock(args: &[Bytes]) -> Reply {
+    match args.get(3).map(|word| upper(word)).as_deref() {
+        None | Some("TIMEOUT" | "ERROR") if args.len() <= 4 => match integer(&args[2]) {
+            Ok(_) => Reply::Integer(0),
+            Err(error) => error,
+        },
+        None | Some("TIMEOUT" | "ERROR") => syntax(),
+        Some(_) => Reply::error("CLIENT UNBLOCK reason should be TIMEOUT or ERROR"),
+    }
+}
+
+/// `CONFIG`, `INFO`, `WAIT`: answered by whoever knows the server.
 pub(crate) fn of_server(_: &mut Session, args: &[Bytes]) -> Step {
+    if let Some(help) = subcommands::help(args) {
+        return Step::Reply(help);
+    }
     Step::Job(Job::Server(args.to_vec()))
 }
 
@@ -167,12 +207,14 @@ pub(crate) fn shutdown(_: &mut Session, _: &[Bytes]) -> Reply {
     Reply::error("SHUTDOWN is not supported: send the gateway's process a SIGTERM")
 }
 
-/// Every answered write is on a majority already: with three replicas, on one beside the leader.
-pub(crate) fn wait(_: &mut Session, args: &[Bytes]) -> Reply {
-    match (integer(&args[1]), integer(&args[2])) {
-        (Ok(wanted), Ok(0..)) => Reply::Integer(wanted.clamp(0, 1)),
-        (Ok(_), Ok(_)) => Reply::error("timeout is negative"),
-        (Err(error), _) | (_, Err(error)) => error,
+/// Answers `WAIT`: every answered write is on a majority already, `replicas` beside the leader.
+pub fn wait(args: &[Bytes], replicas: u32) -> Reply {
+    let [_, wanted, timeout] = args else { return wrong_number("wait") };
+    match (integer(wanted), parse_i64(timeout)) {
+        (Ok(_), Some(0..)) => Reply::Integer(replicas.into()),
+        (Ok(_), Some(_)) => Reply::error("timeout is negative"),
+        (Ok(_), None) => Reply::error("timeout is not an integer or out of range"),
+        (Err(error), _) => error,
     }
 }
 
@@ -232,8 +274,7 @@ pub(crate) fn scan(_: &mut Session, args: &[Bytes]) -> Step {
 }
 
 fn parse_scan(args: &[Bytes]) -> Result<Scan, Reply> {
-    let cursor =
-        crate::number::parse_u64(&args[1]).ok_or_else(|| Reply::error("invalid cursor"))?;
+    let cursor = parse_unsigned_loosely(&args[1]).ok_or_else(|| Reply::error("invalid cursor"))?;
     let mut scan = Scan { cursor, pattern: None, count: 10, nothing: false };
     let mut options = Options::after(args, 2);
     while let Some(word) = options.word() {
@@ -252,127 +293,119 @@ fn parse_scan(args: &[Bytes]) -> Result<Scan, Reply> {
 
 /// Commands that keep nothing here, and say so.
 pub(crate) fn slowlog(_: &mut Session, args: &[Bytes]) -> Reply {
-    match upper(&args[1]).as_str() {
-        "GET" => Reply::Array(vec![]),
-        "LEN" => Reply::Integer(0),
-        "RESET" => Reply::OK,
-        _ => unknown_subcommand(&args[1], "SLOWLOG"),
+    if let Some(help) = subcommands::help(args) {
+        return help;
+    }
+    match (upper(&args[1]).as_str(), args.get(2)) {
+        ("LEN", _) => Reply::Integer(0),
+        ("RESET", _) => Reply::OK,
+        (_, None) => Reply::Array(vec![]),
+        (_, Some(count)) if args.len() == 3 => match parse_i64(count) {
+            Some(-1..) => Reply::Array(vec![]),
+            _ => Reply::error("count should be greater than or equal to -1"),
+        },
+        _ => syntax(),
     }
 }
 
 pub(crate) fn latency(_: &mut Session, args: &[Bytes]) -> Reply {
+    if let Some(help) = subcommands::help(args) {
+        return help;
+    }
     match upper(&args[1]).as_str() {
-        "LATEST" | "HISTORY" => Reply::Array(vec![]),
         "RESET" => Reply::Integer(0),
-        _ => unknown_subcommand(&args[1], "LATENCY"),
+        _ => Reply::Array(vec![]),
     }
 }
 
 pub(crate) fn function(_: &mut Session, args: &[Bytes]) -> Reply {
-    match upper(&args[1]).as_str() {
-        "FLUSH" => Reply::OK,
-        "LIST" => Reply::Array(vec![]),
-        _ => unknown_subcommand(&args[1], "FUNCTION"),
+    if let Some(help) = subcommands::help(args) {
+        return help;
     }
+    if is(&args[1], "flush") {
+        return match &args[2..] {
+            [] => Reply::OK,
+            [how] if is(how, "sync") || is(how, "async") => Reply::OK,
+            _ => Reply::error("FUNCTION FLUSH only supports SYNC|ASYNC option"),
+        };
+    }
+    let (mut with_code, mut named) = (false, false);
+    let mut rest = &args[2..];
+    while let Some((word, after)) = rest.split_first() {
+        rest = match (upper(word).as_str(), after) {
+            ("WITHCODE", after) if !with_code => {
+                with_code = true;
+                after
+            }
+            ("LIBRARYNAME", [_, after @ ..]) if !named => {
+                named = true;
+                after
+            }
+            ("LIBRARYNAME", []) if !named => {
+                return Reply::error("library name argument was not given");
+            }
+            _ => {
+                let shown = String::from_utf8_lossy(&word[..word.len().min(128)]);
+                return Reply::error(format!("Unknown argument {shown}"));
+            }
+        };
+    }
+    Reply::Array(vec![])
 }
 
 pub(crate) fn command(_: &mut Session, args: &[Bytes]) -> Reply {
-    let Some(what) = args.get(1) else {
-        return Reply::Array(table::COMMANDS.iter().map(table::Spec::describe).collect());
-    };
-    match upper(what).as_str() {
-        "COUNT" => Reply::Integer(table::COMMANDS.len() as i64),
-        "LIST" => listed(args),
-        "INFO" if args.len() == 2 => {
-            Reply::Array(table::COMMANDS.iter().map(table::Spec::describe).collect())
-        }
-        "INFO" => Reply::Array(
-            args[2..]
-                .iter()
-                .map(|name| table::find(name).map_or(Reply::NilArray, table::Spec::describe))
-                .collect(),
-        ),
-        "DOCS" => docs(&args[2..]),
-        "GETKEYS" if args.len() > 2 => get_keys(&args[2..]),
-        "GETKEYS" => wrong_number("command|getkeys"),
-        _ => unknown_subcommand(what, "COMMAND"),
-    }
+    subcommands::help(args).unwrap_or_else(|| describe::command(args))
 }
 
-fn listed(args: &[Bytes]) -> Reply {
-    let pattern = match args {
-        [_, _] => None,
-        [_, _, filter, kind, pattern] if is(filter, "filterby") && is(kind, "pattern") => {
-            Some(pattern)
-        }
-        [_, _, filter, kind, _]
-            if is(filter, "filterby") && (is(kind, "module") || is(kind, "aclcat")) =>
-        {
-            return Reply::Array(vec![]);
-        }
-        _ => return syntax(),
-    };
-    let names = table::COMMANDS.iter().map(|spec| spec.name);
-    let wanted =
-        names.filter(|name| pattern.is_none_or(|text| glob::matches(text, name.as_bytes())));
-    Reply::Array(wanted.map(Reply::text).collect())
-}
-
-fn docs(names: &[Bytes]) -> Reply {
-    let wanted = table::COMMANDS
-        .iter()
-        .filter(|spec| names.is_empty() || names.iter().any(|name| is(name, spec.name)));
-    Reply::Map(wanted.map(|spec| (Reply::text(spec.name), spec.docs())).collect())
-}
-
-fn get_keys(args: &[Bytes]) -> Reply {
-    let Some(spec) = table::find(&args[0]) else {
-        return Reply::error("Invalid command specified");
-    };
-    if !spec.accepts(args.len()) {
-        return Reply::error("Invalid number of arguments specified for command");
-    }
-    match spec.keys_of(args) {
-        keys if keys.is_empty() => Reply::error("The command has no key arguments"),
-        keys => Reply::Array(keys.into_iter().map(Reply::Bulk).collect()),
-    }
-}
-
-/// Settings that `CONFIG` shows. They are kept, so that tools which set and restore them work; they
-/// change nothing, as the cluster has settings of its own.
+/// Settings that `CONFIG` shows. What KvDB always does can't be changed; the others are kept, so
+/// that tools which set and restore them work.
 pub struct Settings(BTreeMap<&'static str, String>);
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings(SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect())
+        Settings(SETTINGS.iter().map(|(name, value, _)| (*name, (*value).to_owned())).collect())
     }
 }
 
-const SETTINGS: [(&str, &str); 24] = [
-    ("appendfsync", "always"),
-    ("appendonly", "yes"),
-    ("databases", "16"),
-    ("hash-max-listpack-entries", "512"),
-    ("hash-max-ziplist-entries", "512"),
-    ("latency-monitor-threshold", "0"),
-    ("lazyfree-lazy-user-del", "no"),
-    ("lazyfree-lazy-user-flush", "no"),
-    ("list-max-listpack-size", "-2"),
-    ("list-max-ziplist-size", "-2"),
-    ("lua-time-limit", "5000"),
-    ("maxclients", "10000"),
-    ("maxmemory", "0"),
-    ("maxmemory-policy", "noeviction"),
-    ("maxmemory-samples", "5"),
-    ("min-replicas-to-write", "0"),
-    ("notify-keyspace-events", ""),
-    ("proto-max-bulk-len", "8388608"),
-    ("save", ""),
-    ("set-max-intset-entries", "512"),
-    ("slowlog-log-slower-than", "-1"),
-    ("slowlog-max-len", "128"),
-    ("timeout", "0"),
-    ("zset-max-listpack-entries", "128"),
+/// What a setting may be set to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum May {
+    /// What it is: KvDB does that, and nothing else.
+    Stay,
+    /// Anything: it is about what a client can't see, such as how Redis keeps things in memory.
+    Change,
+}
+use May::{Change, Stay};
+
+const SETTINGS: [(&str, &str, May); 27] = [
+    ("appendfsync", "always", Stay),
+    ("appendonly", "yes", Stay),
+    ("bind", "", Stay),
+    ("databases", "16", Stay),
+    ("hash-max-listpack-entries", "512", Change),
+    ("hash-max-ziplist-entries", "512", Change),
+    ("latency-monitor-threshold", "0", Stay),
+    ("lazyfree-lazy-user-del", "no", Change),
+    ("lazyfree-lazy-user-flush", "no", Change),
+    ("list-max-listpack-size", "-2", Change),
+    ("list-max-ziplist-size", "-2", Change),
+    ("lua-time-limit", "5000", Change),
+    ("maxclients", "10000", Stay),
+    ("maxmemory", "0", Stay),
+    ("maxmemory-policy", "noeviction", Stay),
+    ("maxmemory-samples", "5", Change),
+    ("min-replicas-max-lag", "10", Change),
+    ("min-replicas-to-write", "0", Stay),
+    ("notify-keyspace-events", "", Stay),
+    ("proto-max-bulk-len", "8388608", Stay),
+    ("requirepass", "", Stay),
+    ("save", "", Stay),
+    ("set-max-intset-entries", "512", Change),
+    ("slowlog-log-slower-than", "-1", Stay),
+    ("slowlog-max-len", "128", Change),
+    // Carried out by the gateway.
+    ("timeout", "0", Change),
+    ("zset-max-listpack-entries", "128", Change),
 ];
 /// Longest value of a setting.
 const SETTING_MAX_BYTES: usize = 1024;
@@ -385,58 +418,72 @@ fn without_unit(amount: &[u8]) -> &[u8] {
 }
 
 impl Settings {
-    /// Carries `CONFIG` out.
+    /// Carries `CONFIG GET`, `SET` and `REWRITE` out.
     pub fn command(&mut self, args: &[Bytes]) -> Reply {
         match upper(args.get(1).map_or(&[][..], |word| word)).as_str() {
-            "GET" if args.len() > 2 => self.get(&args[2..]),
-            "SET" if args.len() > 3 && args.len().is_multiple_of(2) => self.set(&args[2..]),
-            "RESETSTAT" if args.len() == 2 => Reply::OK,
-            "REWRITE" if args.len() == 2 => {
-                Reply::error("The server is running without a config file")
-            }
-            what @ ("GET" | "SET" | "RESETSTAT" | "REWRITE") => {
-                wrong_number(&format!("config|{what}"))
-            }
-            _ => unknown_subcommand(args.get(1).map_or(&[][..], |word| word), "CONFIG"),
+            "GET" => self.get(args.get(2..).unwrap_or_default()),
+            "SET" if args.len().is_multiple_of(2) => self.set(args.get(2..).unwrap_or_default()),
+            "SET" => syntax(),
+            _ => Reply::error("The server is running without a config file"),
         }
     }
 
+    /// Seconds after which a connection that says nothing is closed; 0 for never.
+    pub fn timeout_seconds(&self) -> u64 {
+        self.0.get("timeout").and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// A setting that is named without a pattern is told in the case in which it was asked for.
     fn get(&self, patterns: &[Bytes]) -> Reply {
         let wanted = self.0.iter().filter(|(name, _)| {
             patterns
                 .iter()
                 .any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
         });
-        Reply::Map(wanted.map(|(name, value)| (Reply::text(*name), Reply::text(value))).collect())
+        let told = |name: &str| {
+            let named = patterns.iter().find(|pattern| is(pattern, name));
+            named.map_or_else(|| Reply::text(name), |named| Reply::Bulk(named.clone()))
+        };
+        Reply::Map(wanted.map(|(name, value)| (told(name), Reply::text(value))).collect())
     }
 
     fn set(&mut self, pairs: &[Bytes]) -> Reply {
         let (pairs, _) = pairs.as_chunks::<2>();
-        for [name, value] in pairs {
-            let known = SETTINGS.iter().any(|(known, _)| is(name, known));
-            if !known || value.len() > SETTING_MAX_BYTES {
+        let failed = |name: &[u8], why: &str| {
+            let name = String::from_utf8_lossy(&name[..name.len().min(128)]).to_ascii_lowercase();
+            Reply::error(format!(
+                "CONFIG SET failed (possibly related to argument '{name}') - {why}"
+            ))
+        };
+        for (place, [name, value]) in pairs.iter().enumerate() {
+            let known = SETTINGS.iter().find(|(known, ..)| is(name, known));
+            let Some((_, usual, may)) = known.filter(|_| value.len() <= SETTING_MAX_BYTES) else {
                 let name = String::from_utf8_lossy(&name[..name.len().min(128)]).into_owned();
                 return Reply::error(format!(
                     "Unknown option or number of arguments for CONFIG SET - '{name}'"
                 ));
+            };
+            if pairs[..place].iter().any(|[before, _]| before.eq_ignore_ascii_case(name)) {
+                return failed(name, "duplicate parameter");
             }
-        }
-        for [name, value] in pairs {
-            let is_number = |text: &[u8]| parse_i64(text).is_some();
-            let wants_number = SETTINGS
-                .iter()
-                .any(|(known, usual)| is(name, known) && is_number(usual.as_bytes()));
             // Amounts of memory may have a unit.
             let digits = without_unit(value);
-            if wants_number && !is_number(digits) {
-                let name = String::from_utf8_lossy(name).into_owned();
-                return Reply::error(format!(
-                    "CONFIG SET failed (possibly related to argument '{name}') - argument must be a number"
-                ));
+            let wants_number = parse_i64(usual.as_bytes()).is_some();
+            if wants_number && parse_i64(digits).is_none() {
+                return failed(name, "argument couldn't be parsed into an integer");
+            }
+            if matches!(*usual, "yes" | "no") && !is(value, "yes") && !is(value, "no") {
+                return failed(name, "argument must be 'yes' or 'no'");
+            }
+            if *may == Stay && !is(value, usual) && !is(digits, usual) {
+                return failed(name, &format!("KvDB can't change it: it is always '{usual}'"));
+            }
+            if is(name, "timeout") && parse_i64(value).is_none_or(|seconds| seconds < 0) {
+                return failed(name, "argument must be between 0 and 2147483647 inclusive");
             }
         }
         for [name, value] in pairs {
-            if let Some((known, _)) = SETTINGS.iter().find(|(known, _)| is(name, known)) {
+            if let Some((known, ..)) = SETTINGS.iter().find(|(known, ..)| is(name, known)) {
                 self.0.insert(known, String::from_utf8_lossy(value).into_owned());
             }
         }
@@ -456,13 +503,27 @@ mod tests {
     #[test]
     fn settings_are_kept_and_bad_ones_change_nothing() {
         let mut settings = Settings::default();
-        assert_eq!(config(&mut settings, "config set MAXMEMORY 100mb timeout 5"), Reply::OK);
-        for bad in ["config set timeout 9 maxmemory bla", "config set timeout 9 nonsense 1"] {
+        assert_eq!(config(&mut settings, "config set MAXMEMORY 0mb timeout 5"), Reply::OK);
+        for bad in [
+            "config set timeout 9 maxmemory bla",
+            "config set timeout 9 nonsense 1",
+            "config set timeout 9 timeout 8",
+            "config set timeout 9 appendonly no",
+            "config set timeout 9 appendonly maybe",
+            "config set timeout 9 notify-keyspace-events KEA",
+            "config set timeout 9 maxmemory 100mb",
+            "config set timeout -1",
+            "config set timeout",
+        ] {
             assert!(config(&mut settings, bad).is_error(), "{bad}");
         }
         let found =
             |name: &str, value: &str| Reply::Map(vec![(Reply::text(name), Reply::text(value))]);
         assert_eq!(config(&mut settings, "config get time*"), found("timeout", "5"));
-        assert_eq!(config(&mut settings, "config get maxmemory"), found("maxmemory", "100mb"));
+        assert_eq!(settings.timeout_seconds(), 5);
+        assert_eq!(config(&mut settings, "config get maxmemory"), found("maxmemory", "0mb"));
+        for same in ["appendonly YES", "databases 16", "maxmemory-policy noeviction"] {
+            assert_eq!(config(&mut settings, &format!("config set {same}")), Reply::OK, "{same}");
+        }
     }
 }

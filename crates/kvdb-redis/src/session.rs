@@ -3,11 +3,12 @@
 //! A request goes in and a [`Step`] comes out: an answer that needs nobody, a [`Plan`] on keys, or
 //! a [`Job`] for whoever runs the connection.
 
-use crate::args::wrong_number;
+use crate::args::{integer, is, wrong_number};
 use crate::plan::Plan;
 use crate::reply::Reply;
 use crate::resp::Request;
 use crate::server::unknown_command;
+use crate::subcommands;
 use crate::table::{self, Handler, Spec};
 use bytes::Bytes;
 
@@ -30,6 +31,8 @@ pub enum Step {
     Job(Job),
     /// Answer, then close the connection.
     Close(Reply),
+    /// Close the connection: what speaks isn't a Redis client.
+    HangUp,
 }
 
 /// Work that isn't a plan on keys.
@@ -176,9 +179,9 @@ impl Session {
         true
     }
 
-    /// Whether a transaction is open.
-    pub fn in_transaction(&self) -> bool {
-        self.multi.is_some()
+    /// How many commands wait in its transaction, if one is open.
+    pub fn queued(&self) -> Option<usize> {
+        self.multi.as_ref().map(|multi| multi.queued.len())
     }
 
     /// Bytes that wait in its transaction, and what it watches.
@@ -188,8 +191,16 @@ impl Session {
     }
 
     fn dispatch(&mut self, args: Request) -> Step {
+        // A browser, or whatever speaks HTTP: what it sends further may look like commands that
+        // somebody else has made up.
+        if args.first().is_some_and(|name| is(name, "post") || is(name, "host:")) {
+            return Step::HangUp;
+        }
         let spec = match checked(&args) {
             Ok(spec) => spec,
+            Err(refused) if args.first().is_some_and(|name| is(name, "exec")) => {
+                return Step::Reply(self.abort(&refused));
+            }
             Err(refused) => return self.reject(refused),
         };
         if self.multi.is_some() && !spec.in_transaction_at_once() {
@@ -201,6 +212,10 @@ impl Session {
     fn run(&mut self, spec: &Spec, args: &[Bytes]) -> Step {
         match spec.handler {
             Handler::Keys(plan) => match plan(args) {
+                Ok(plan) => Step::Plan(plan),
+                Err(reply) => Step::Reply(reply),
+            },
+            Handler::Here(plan) => match plan(self, args) {
                 Ok(plan) => Step::Plan(plan),
                 Err(reply) => Step::Reply(reply),
             },
@@ -218,10 +233,15 @@ impl Session {
     }
 
     fn queue(&mut self, spec: &Spec, args: Request) -> Reply {
+        let stays = spec.name == "select" && self.stays(&args);
         let Some(multi) = &mut self.multi else { return Reply::error("no transaction is open") };
         let size_bytes: usize = args.iter().map(|arg| arg.len() + 32).sum();
         let problem = if spec.has_flag("no_multi") {
             Some("Command not allowed inside a transaction".to_owned())
+        } else if stays {
+            None
+        } else if spec.name == "select" {
+            Some("SELECT of another database is not supported inside a transaction: it is on other shards".to_owned())
         } else if matches!(spec.handler, Handler::Step(_)) && !spec.is_about_server() {
             Some(format!(
                 "'{}' is not supported inside a transaction: it looks at all shards",
@@ -245,6 +265,24 @@ impl Session {
         multi.size_bytes += size_bytes;
         multi.queued.push(args);
         Reply::Simple("QUEUED")
+    }
+
+    /// Whether a `SELECT` chooses the database that is selected already, or none at all.
+    fn stays(&self, args: &[Bytes]) -> bool {
+        args.get(1)
+            .and_then(|db| integer(db).ok())
+            .is_none_or(|db| db == i64::from(self.db) || !(0..i64::from(DATABASES)).contains(&db))
+    }
+
+    /// Ends a transaction because its `EXEC` is none.
+    fn abort(&mut self, refused: &Reply) -> Reply {
+        self.multi = None;
+        self.watched.clear();
+        let why = match refused {
+            Reply::Error(text) => text.strip_prefix("ERR ").unwrap_or(text),
+            _ => "",
+        };
+        Reply::Error(format!("EXECABORT Transaction discarded because of: {why}"))
     }
 
     pub(crate) fn begin(&mut self) -> Reply {
@@ -303,7 +341,8 @@ impl Session {
             Ok(Step::Plan(plan)) => Part::Plan(plan),
             Ok(Step::Reply(reply)) | Err(reply) => Part::Reply(reply),
             Ok(Step::Job(Job::Server(args))) => Part::Server(args),
-            Ok(Step::Job(_) | Step::Close(_)) => {
+            Ok(Step::Job(Job::Select(_))) => Part::Reply(Reply::OK),
+            Ok(Step::Job(_) | Step::Close(_) | Step::HangUp) => {
                 Part::Reply(Reply::error("the command is not supported inside a transaction"))
             }
         }
@@ -314,6 +353,7 @@ impl Session {
 fn checked(args: &[Bytes]) -> Result<&'static Spec, Reply> {
     let spec =
         args.first().and_then(|name| table::find(name)).ok_or_else(|| unknown_command(args))?;
+    subcommands::check(spec, args)?;
     if spec.accepts(args.len()) { Ok(spec) } else { Err(wrong_number(spec.name)) }
 }
 
@@ -348,13 +388,65 @@ mod tests {
 
     #[test]
     fn a_command_that_cannot_be_queued_spoils_the_transaction() {
-        for bad in ["nonsense", "get", "flushall", "msetnx a b", "save"] {
+        let bad = [
+            "nonsense",
+            "get",
+            "flushall",
+            "msetnx a b",
+            "save",
+            "client kill",
+            "client nonsense",
+            "object encoding",
+            "config set a",
+            "slowlog len x",
+            "select 3",
+            "scan 0",
+            "keys *",
+            "dbsize",
+            "randomkey",
+            "discard x",
+            "multi x",
+        ];
+        for bad in bad {
             let mut session = Session::new(1);
             answer(&mut session, "multi");
             assert!(answer(&mut session, bad).is_error(), "{bad}");
             assert!(
                 matches!(answer(&mut session, "exec"), Reply::Error(text) if text.starts_with("EXECABORT"))
             );
+        }
+    }
+
+    #[test]
+    fn an_exec_with_arguments_ends_the_transaction() {
+        let mut session = Session::new(1);
+        answer(&mut session, "multi");
+        let told = "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command";
+        assert_eq!(answer(&mut session, "exec x"), Reply::Error(told.to_owned()));
+        assert_eq!(answer(&mut session, "exec"), Reply::error("EXEC without MULTI"));
+    }
+
+    #[test]
+    fn the_selected_database_may_be_selected_inside_a_transaction() {
+        let mut session = Session::new(1);
+        answer(&mut session, "multi");
+        for line in ["select 0", "select 99", "select x"] {
+            assert_eq!(answer(&mut session, line), Reply::Simple("QUEUED"));
+        }
+        let Step::Job(Job::Exec(transaction)) = say(&mut session, "exec") else { panic!() };
+        let Part::Reply(reply) = &transaction.parts[0] else { panic!() };
+        assert_eq!(*reply, Reply::OK);
+        let Part::Reply(reply) = &transaction.parts[1] else { panic!() };
+        assert!(reply.is_error());
+    }
+
+    #[test]
+    fn who_speaks_http_is_cut_off() {
+        for line in ["POST / HTTP/1.1", "Host: example", "host: x"] {
+            assert!(matches!(say(&mut Session::new(1), line), Step::HangUp), "{line}");
+            let mut session = Session::new(1);
+            answer(&mut session, "multi");
+            assert!(matches!(say(&mut session, line), Step::HangUp), "{line}");
         }
     }
 

@@ -1,11 +1,14 @@
 //! String commands.
 
-use crate::args::{MILLIS, SECONDS};
-use crate::args::{Options, Planned, integer, positive_expiry, syntax, unit_of, wrong_number};
-use crate::number::{parse_f64, span};
+use crate::args::{
+    MILLIS, Options, Planned, SECONDS, TimeUnit, integer, positive_expiry, syntax, unit_of,
+    wrong_number,
+};
+use crate::number::span;
 use crate::plan::{Plan, Step, change, change_if, read};
 use crate::reply::Reply;
 use bytes::Bytes;
+use kvdb_model::limits::FLOAT_TEXT_MAX_BYTES;
 use kvdb_model::{Condition, Expiry, ExpiryRule, Previous, StringAction, WriteResult};
 
 pub(crate) fn value_of(previous: Option<Previous>) -> Option<Bytes> {
@@ -28,24 +31,60 @@ pub(crate) fn get(args: &[Bytes]) -> Planned {
     Ok(Plan::read(args[1].clone(), |found, _| Reply::bulk_or_nil(value_of(found))))
 }
 
+/// How long a key lives, as options say it: not looked at until all of them are understood.
+#[derive(Default)]
+struct Lifetime<'a> {
+    /// `KEEPTTL` or `PERSIST`.
+    word: Option<Expiry>,
+    time: Option<(TimeUnit, &'a Bytes)>,
+}
+
+impl<'a> Lifetime<'a> {
+    /// Takes an option word. The same may come again, others may not.
+    fn take(
+        &mut self,
+        word: &str,
+        keyword: (&str, Expiry),
+        options: &mut Options<'a>,
+    ) -> Result<(), Reply> {
+        if word == keyword.0 && self.time.is_none() {
+            self.word = Some(keyword.1);
+            return Ok(());
+        }
+        let unit = unit_of(word).filter(|_| self.word.is_none()).ok_or_else(syntax)?;
+        if self.time.is_some_and(|(known, _)| known != unit) {
+            return Err(syntax());
+        }
+        self.time = Some((unit, options.value()?));
+        Ok(())
+    }
+
+    fn expiry(&self, command: &str) -> Result<Option<Expiry>, Reply> {
+        match self.time {
+            Some((unit, text)) => positive_expiry(command, text, unit).map(Some),
+            None => Ok(self.word),
+        }
+    }
+}
+
 pub(crate) fn set(args: &[Bytes]) -> Planned {
-    let mut expiry = None;
+    let mut lifetime = Lifetime::default();
     let mut condition = None;
     let mut get = false;
     let mut options = Options::after(args, 3);
     while let Some(word) = options.word() {
         match word.as_str() {
-            "NX" if condition.is_none() => condition = Some(Condition::IfAbsent),
-            "XX" if condition.is_none() => condition = Some(Condition::IfPresent),
-            "GET" => get = true,
-            "KEEPTTL" if expiry.is_none() => expiry = Some(Expiry::Keep),
-            other => {
-                let unit = unit_of(other).filter(|_| expiry.is_none()).ok_or_else(syntax)?;
-                expiry = Some(positive_expiry("set", options.value()?, unit)?);
+            "NX" if condition != Some(Condition::IfPresent) => {
+                condition = Some(Condition::IfAbsent);
             }
+            "XX" if condition != Some(Condition::IfAbsent) => {
+                condition = Some(Condition::IfPresent);
+            }
+            "GET" => get = true,
+            other => lifetime.take(other, ("KEEPTTL", Expiry::Keep), &mut options)?,
         }
     }
-    let expiry = expiry.unwrap_or(Expiry::Never);
+    let expiry = lifetime.expiry("set")?.unwrap_or(Expiry::Never);
     let action = StringAction::Set { value: args[2].clone(), expiry };
     Ok(Plan::one(change_if(args[1].clone(), action, condition, get), move |result, _| match result
         .applied
@@ -85,21 +124,17 @@ pub(crate) fn getdel(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn getex(args: &[Bytes]) -> Planned {
-    let mut expiry = None;
+    let mut lifetime = Lifetime::default();
     let mut options = Options::after(args, 2);
     while let Some(word) = options.word() {
-        if expiry.is_some() {
-            return Err(syntax());
-        }
-        expiry = Some(match word.as_str() {
-            "PERSIST" => Expiry::Never,
-            other => {
-                let unit = unit_of(other).ok_or_else(syntax)?;
-                positive_expiry("getex", options.value()?, unit)?
-            }
-        });
+        lifetime.take(&word, ("PERSIST", Expiry::Never), &mut options)?;
     }
-    let Some(expiry) = expiry else { return get(args) };
+    let expiry = match lifetime.expiry("getex") {
+        Ok(Some(expiry)) => expiry,
+        Ok(None) => return get(args),
+        // A key that isn't there comes first.
+        Err(error) => return Ok(Plan::failing(args[1].clone(), error, Reply::Nil)),
+    };
     let action = StringAction::SetExpiry { expiry, rule: ExpiryRule::ALWAYS };
     let step = change_if(args[1].clone(), action, None, true);
     Ok(Plan::one(step, |result, _| previous_value(result)))
@@ -191,7 +226,8 @@ pub(crate) fn decrby(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn incrbyfloat(args: &[Bytes]) -> Planned {
-    if parse_f64(&args[2]).is_none() {
+    // Whether it is a number is looked at where it is added.
+    if args[2].len() > FLOAT_TEXT_MAX_BYTES {
         return Err(Reply::error("value is not a valid float"));
     }
     let action = StringAction::IncrementFloat { delta: args[2].clone() };

@@ -11,6 +11,8 @@ use bytes::Bytes;
 pub enum Handler {
     /// A plan on keys.
     Keys(fn(&[Bytes]) -> Planned),
+    /// A plan on keys that depends on the connection.
+    Here(fn(&Session, &[Bytes]) -> Planned),
     /// An answer that needs nobody.
     Local(fn(&mut Session, &[Bytes]) -> Reply),
     /// Anything.
@@ -56,7 +58,7 @@ impl Spec {
 
     /// Whether it asks the gateway alone, not the cluster.
     pub(crate) fn is_about_server(&self) -> bool {
-        matches!(self.name, "client" | "config" | "info")
+        matches!(self.name, "client" | "config" | "info" | "wait")
     }
 
     /// The keys among a command's words.
@@ -73,31 +75,6 @@ impl Spec {
         let last = usize::try_from(last + 1).unwrap_or(0).min(args.len());
         args.get(first..last).unwrap_or_default().iter().step_by(step).cloned().collect()
     }
-
-    /// As `COMMAND INFO` shows it.
-    pub fn describe(&self) -> Reply {
-        let (first, last, step) = self.keys;
-        Reply::Array(vec![
-            Reply::text(self.name),
-            Reply::Integer(self.arity.into()),
-            Reply::Set(self.flags.split_whitespace().map(Reply::Simple).collect()),
-            Reply::Integer(first.into()),
-            Reply::Integer(last.into()),
-            Reply::Integer(step.into()),
-            Reply::Set(vec![]),
-            Reply::Array(vec![]),
-            Reply::Array(vec![]),
-            Reply::Array(vec![]),
-        ])
-    }
-
-    /// As `COMMAND DOCS` shows it.
-    pub fn docs(&self) -> Reply {
-        Reply::Map(vec![
-            (Reply::text("summary"), Reply::text(self.summary)),
-            (Reply::text("group"), Reply::text(self.group)),
-        ])
-    }
 }
 
 /// The command of this name, in any case.
@@ -111,15 +88,36 @@ pub fn find(name: &[u8]) -> Option<&'static Spec> {
     at.ok().map(|at| &COMMANDS[at]).filter(|spec| is(name, spec.name))
 }
 
+/// What a command is called, with what stands inside it: `client|list`. `NULL`, as in Redis, for
+/// one that doesn't exist.
+pub fn full_name(name: &[u8], inside: &[u8]) -> String {
+    let Some(spec) = find(name) else { return "NULL".to_owned() };
+    match crate::subcommands::of(spec.name).and_then(|container| container.find(inside)) {
+        Some(known) => format!("{}|{}", spec.name, known.name),
+        None => spec.name.to_owned(),
+    }
+}
+
 const NONE: (i32, i32, i32) = (0, 0, 0);
 const ONE: (i32, i32, i32) = (1, 1, 1);
 const ALL: (i32, i32, i32) = (1, -1, 1);
 const TWO: (i32, i32, i32) = (1, 2, 1);
-const READ: &str = "readonly fast";
-const SLOW_READ: &str = "readonly";
-const WRITE: &str = "write denyoom fast";
-const ALONE: &str = "admin no_multi";
-const CONNECTION: &str = "loading stale fast";
+const GROW_FAST: &str = "write denyoom fast";
+const GROW: &str = "write denyoom";
+const CHANGE_FAST: &str = "write fast";
+const CHANGE: &str = "write";
+const READ_FAST: &str = "readonly fast";
+const READ: &str = "readonly";
+const ALWAYS: &str = "noscript loading stale fast no_auth allow_busy";
+const TRANSACTION: &str = "noscript loading stale fast allow_busy";
+const CONNECTION_FAST: &str = "loading stale fast";
+const CONNECTION: &str = "loading stale";
+const CONTAINER: &str = "";
+const NO_SCRIPT: &str = "noscript";
+const FAST: &str = "fast";
+const SAVE: &str = "admin noscript no_async_loading no_multi";
+const SHUTDOWN: &str = "admin noscript loading stale no_multi allow_busy";
+const EXEC: &str = "noscript loading stale skip_slowlog";
 
 macro_rules! commands {
     ($($name:literal $arity:literal $flags:ident $keys:tt $group:literal $kind:ident($handler:expr) $summary:literal $notes:literal;)*) => {
@@ -138,86 +136,86 @@ macro_rules! commands {
 }
 
 commands! {
-    "append" 3 WRITE ONE "string" Keys(strings::append) "Adds to the end of a string" "";
-    "auth" -2 CONNECTION NONE "connection" Local(server::auth) "Logs in" "there are no passwords: always refused, as by a Redis without one";
-    "bitcount" -2 SLOW_READ ONE "bitmap" Keys(bits::bitcount) "Counts set bits" "";
-    "bitfield" -2 WRITE ONE "bitmap" Keys(bits::bitfield) "Reads and changes numbers inside a string" "";
-    "bitfield_ro" -2 READ ONE "bitmap" Keys(bits::bitfield_ro) "Reads numbers inside a string" "";
-    "bitop" -4 WRITE (2, -1, 1) "bitmap" Keys(bits::bitop) "Combines strings bit by bit" "all keys on one shard";
-    "bitpos" -3 SLOW_READ ONE "bitmap" Keys(bits::bitpos) "Finds the first set or clear bit" "";
-    "client" -2 CONNECTION NONE "connection" Step(server::client) "Asks about connections" "SETNAME GETNAME ID LIST INFO KILL REPLY NO-EVICT NO-TOUCH SETINFO; LIST and KILL see one gateway";
-    "command" -1 CONNECTION NONE "server" Local(server::command) "Describes commands" "COUNT DOCS INFO GETKEYS LIST";
-    "config" -2 CONNECTION NONE "server" Step(server::of_server) "Shows settings" "GET SET RESETSTAT REWRITE; what is set is kept by one gateway until it stops, and changes nothing";
-    "copy" -3 WRITE TWO "generic" Keys(keys::copy) "Copies a key" "both keys on one shard; no DB";
-    "dbsize" 1 SLOW_READ NONE "server" Step(server::dbsize) "Counts keys" "walks all keys: not of one moment, and slow on large databases";
-    "decr" 2 WRITE ONE "string" Keys(strings::decr) "Takes 1 from a counter" "";
-    "decrby" 3 WRITE ONE "string" Keys(strings::decrby) "Takes a number from a counter" "";
-    "del" -2 WRITE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
-    "discard" 1 CONNECTION NONE "transactions" Local(server::discard) "Drops a transaction" "";
-    "dump" 2 SLOW_READ ONE "generic" Keys(keys::dump_key) "The stored form of a key" "as Redis 7.0 writes it";
-    "echo" 2 CONNECTION NONE "connection" Local(server::echo) "Answers with what it was sent" "";
-    "exec" 1 CONNECTION NONE "transactions" Step(server::exec) "Carries a transaction out" "atomic; all keys, watched ones too, on one shard, otherwise refused";
-    "exists" -2 READ ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
-    "expire" -3 WRITE ONE "generic" Keys(keys::expire) "Sets seconds to live" "";
-    "expireat" -3 WRITE ONE "generic" Keys(keys::expireat) "Sets the end of a key's life" "";
-    "expiretime" 2 READ ONE "generic" Keys(keys::expiretime) "When a key expires, in seconds since 1970" "";
-    "flushall" -1 WRITE NONE "server" Step(server::flushall) "Removes all keys of all databases" "a key at a time, not at one moment";
-    "flushdb" -1 WRITE NONE "server" Step(server::flushdb) "Removes all keys of the database" "a key at a time, not at one moment";
-    "function" -2 CONNECTION NONE "scripting" Local(server::function) "Functions" "FLUSH and LIST alone: there are no functions";
-    "get" 2 READ ONE "string" Keys(strings::get) "The value of a key" "";
-    "getbit" 3 READ ONE "bitmap" Keys(bits::getbit) "A bit of a string" "";
-    "getdel" 2 WRITE ONE "string" Keys(strings::getdel) "The value of a key, and removes it" "";
-    "getex" -2 WRITE ONE "string" Keys(strings::getex) "The value of a key, and sets its expiry" "";
-    "getrange" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";
-    "getset" 3 WRITE ONE "string" Keys(strings::getset) "Sets a key, and answers with what was there" "";
-    "hello" -1 CONNECTION NONE "connection" Local(server::hello) "Chooses the protocol's version" "no AUTH";
-    "incr" 2 WRITE ONE "string" Keys(strings::incr) "Adds 1 to a counter" "";
-    "incrby" 3 WRITE ONE "string" Keys(strings::incrby) "Adds a number to a counter" "";
-    "incrbyfloat" 3 WRITE ONE "string" Keys(strings::incrbyfloat) "Adds a decimal number" "exact up to 19 digits before and 17 after the point";
-    "info" -1 CONNECTION NONE "server" Step(server::of_server) "Facts about the server" "of one gateway; Server, Clients, Memory, Stats, Replication, Cluster";
-    "keys" 2 SLOW_READ NONE "generic" Step(server::keys) "All keys that match" "walks all keys: not of one moment; refused above 64 MiB of keys";
-    "latency" -2 CONNECTION NONE "server" Local(server::latency) "Latency events" "always empty";
-    "lcs" -3 SLOW_READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells";
-    "mget" -2 READ ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
-    "move" 3 WRITE ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
-    "mset" -3 WRITE (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";
-    "msetnx" -3 WRITE (1, -1, 2) "string" Keys(strings::msetnx) "Sets keys if none is there" "atomic; all keys on one shard; not inside MULTI";
-    "multi" 1 CONNECTION NONE "transactions" Local(server::multi) "Begins a transaction" "up to 10,000 commands and 16 MiB";
-    "object" -2 SLOW_READ (2, 2, 1) "generic" Keys(keys::object) "How a key is kept" "ENCODING REFCOUNT IDLETIME, as Redis would answer; IDLETIME is always 0";
-    "persist" 2 WRITE ONE "generic" Keys(keys::persist) "Takes a key's expiry away" "";
-    "pexpire" -3 WRITE ONE "generic" Keys(keys::pexpire) "Sets milliseconds to live" "";
-    "pexpireat" -3 WRITE ONE "generic" Keys(keys::pexpireat) "Sets the end of a key's life" "";
-    "pexpiretime" 2 READ ONE "generic" Keys(keys::pexpiretime) "When a key expires, in milliseconds since 1970" "";
-    "ping" -1 CONNECTION NONE "connection" Local(server::ping) "Whether the server answers" "";
-    "psetex" 4 WRITE ONE "string" Keys(strings::psetex) "Sets a key for milliseconds" "";
-    "pttl" 2 READ ONE "generic" Keys(keys::pttl) "Milliseconds to live" "";
-    "quit" -1 CONNECTION NONE "connection" Step(server::quit) "Closes the connection" "";
-    "randomkey" 1 SLOW_READ NONE "generic" Step(server::randomkey) "Any key" "not evenly distributed";
-    "rename" 3 WRITE TWO "generic" Keys(keys::rename) "Renames a key" "both keys on one shard";
-    "renamenx" 3 WRITE TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
-    "reset" 1 CONNECTION NONE "connection" Step(server::reset) "Resets the connection" "";
-    "restore" -4 WRITE ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone";
-    "save" 1 ALONE NONE "server" Local(server::save) "Saves everything" "at once: every answered write is on disk already";
-    "scan" -2 SLOW_READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway";
-    "select" 2 CONNECTION NONE "connection" Step(server::select) "Chooses a database" "0 is the keyspace `default`, 1 to 15 are `db1` to `db15`, made when first chosen";
-    "set" -3 WRITE ONE "string" Keys(strings::set) "Sets a key" "all options";
-    "setbit" 4 WRITE ONE "bitmap" Keys(bits::setbit) "Sets or clears a bit" "";
-    "setex" 4 WRITE ONE "string" Keys(strings::setex) "Sets a key for seconds" "";
-    "setnx" 3 WRITE ONE "string" Keys(strings::setnx) "Sets a key that isn't there" "";
-    "setrange" 4 WRITE ONE "string" Keys(strings::setrange) "Overwrites a part of a string" "";
-    "shutdown" -1 ALONE NONE "server" Local(server::shutdown) "Stops the server" "always refused: a gateway is stopped by whoever has started it";
-    "slowlog" -2 CONNECTION NONE "server" Local(server::slowlog) "Slow commands" "always empty";
-    "strlen" 2 READ ONE "string" Keys(strings::strlen) "The length of a string" "";
-    "substr" 4 SLOW_READ ONE "string" Keys(strings::getrange) "A part of a string" "";
-    "swapdb" 3 WRITE NONE "server" Keys(keys::swap_db) "Swaps two databases" "always refused: their shards can't change names at one moment";
-    "time" 1 CONNECTION NONE "server" Local(server::time) "The gateway's clock" "in steps of a millisecond";
-    "touch" -2 READ ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
-    "ttl" 2 READ ONE "generic" Keys(keys::ttl) "Seconds to live" "";
-    "type" 2 READ ONE "generic" Keys(keys::kind) "The type of a key" "";
-    "unlink" -2 WRITE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
-    "unwatch" 1 CONNECTION NONE "transactions" Local(server::unwatch) "Forgets watched keys" "";
-    "wait" 3 CONNECTION NONE "generic" Local(server::wait) "How many replicas have the writes" "at once: an answered write is on a majority already";
-    "watch" -2 CONNECTION ALL "transactions" Step(server::watch) "Lets a transaction fail if keys change" "by version; a key that comes and goes in between has not changed";
+    "append" 3 GROW_FAST ONE "string" Keys(strings::append) "Adds to the end of a string" "";
+    "auth" -2 ALWAYS NONE "connection" Local(server::auth) "Logs in" "there are no passwords: the user `default` is let in with any";
+    "bitcount" -2 READ ONE "bitmap" Keys(bits::bitcount) "Counts set bits" "";
+    "bitfield" -2 GROW ONE "bitmap" Keys(bits::bitfield) "Reads and changes numbers inside a string" "";
+    "bitfield_ro" -2 READ_FAST ONE "bitmap" Keys(bits::bitfield_ro) "Reads numbers inside a string" "";
+    "bitop" -4 GROW (2, -1, 1) "bitmap" Keys(bits::bitop) "Combines strings bit by bit" "all keys on one shard";
+    "bitpos" -3 READ ONE "bitmap" Keys(bits::bitpos) "Finds the first set or clear bit" "";
+    "client" -2 CONTAINER NONE "connection" Step(server::client) "Asks about connections" "GETNAME GETREDIR HELP ID INFO KILL LIST NO-EVICT NO-TOUCH REPLY SETINFO SETNAME TRACKINGINFO UNBLOCK; LIST and KILL see one gateway";
+    "command" -1 CONNECTION NONE "server" Local(server::command) "Describes commands" "COUNT DOCS GETKEYS GETKEYSANDFLAGS HELP INFO LIST; those that KvDB has";
+    "config" -2 CONTAINER NONE "server" Step(server::of_server) "Shows settings" "GET HELP RESETSTAT REWRITE SET; what is set is kept by one gateway until it stops; what KvDB always does can't be changed";
+    "copy" -3 GROW TWO "generic" Here(keys::copy) "Copies a key" "both keys on one shard; DB only if it is the one that is selected";
+    "dbsize" 1 READ_FAST NONE "server" Step(server::dbsize) "Counts keys" "walks all keys: not of one moment, and slow on large databases; not inside MULTI";
+    "decr" 2 GROW_FAST ONE "string" Keys(strings::decr) "Takes 1 from a counter" "";
+    "decrby" 3 GROW_FAST ONE "string" Keys(strings::decrby) "Takes a number from a counter" "";
+    "del" -2 CHANGE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
+    "discard" 1 TRANSACTION NONE "transactions" Local(server::discard) "Drops a transaction" "";
+    "dump" 2 READ ONE "generic" Keys(keys::dump_key) "The stored form of a key" "as Redis 7.0 writes it";
+    "echo" 2 CONNECTION_FAST NONE "connection" Local(server::echo) "Answers with what it was sent" "";
+    "exec" 1 EXEC NONE "transactions" Step(server::exec) "Carries a transaction out" "atomic; all keys, watched ones too, on one shard, otherwise refused";
+    "exists" -2 READ_FAST ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
+    "expire" -3 CHANGE_FAST ONE "generic" Keys(keys::expire) "Sets seconds to live" "";
+    "expireat" -3 CHANGE_FAST ONE "generic" Keys(keys::expireat) "Sets the end of a key's life" "";
+    "expiretime" 2 READ_FAST ONE "generic" Keys(keys::expiretime) "When a key expires, in seconds since 1970" "";
+    "flushall" -1 CHANGE NONE "server" Step(server::flushall) "Removes all keys of all databases" "a key at a time, not at one moment; not inside MULTI";
+    "flushdb" -1 CHANGE NONE "server" Step(server::flushdb) "Removes all keys of the database" "a key at a time, not at one moment; not inside MULTI";
+    "function" -2 CONTAINER NONE "scripting" Local(server::function) "Functions" "FLUSH HELP LIST: there are no functions";
+    "get" 2 READ_FAST ONE "string" Keys(strings::get) "The value of a key" "";
+    "getbit" 3 READ_FAST ONE "bitmap" Keys(bits::getbit) "A bit of a string" "";
+    "getdel" 2 CHANGE_FAST ONE "string" Keys(strings::getdel) "The value of a key, and removes it" "";
+    "getex" -2 CHANGE_FAST ONE "string" Keys(strings::getex) "The value of a key, and sets its expiry" "";
+    "getrange" 4 READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "getset" 3 GROW_FAST ONE "string" Keys(strings::getset) "Sets a key, and answers with what was there" "";
+    "hello" -1 ALWAYS NONE "connection" Local(server::hello) "Chooses the protocol's version" "";
+    "incr" 2 GROW_FAST ONE "string" Keys(strings::incr) "Adds 1 to a counter" "";
+    "incrby" 3 GROW_FAST ONE "string" Keys(strings::incrby) "Adds a number to a counter" "";
+    "incrbyfloat" 3 GROW_FAST ONE "string" Keys(strings::incrbyfloat) "Adds a decimal number" "atomic; in floats of 80 bits, as Redis on x86-64, on every machine";
+    "info" -1 CONNECTION NONE "server" Step(server::of_server) "Facts about the server" "of one gateway: Server, Clients, Memory, Persistence, Stats, Replication, CPU, Cluster, Keyspace";
+    "keys" 2 READ NONE "generic" Step(server::keys) "All keys that match" "walks all keys: not of one moment; refused above 64 MiB of keys; not inside MULTI";
+    "latency" -2 CONTAINER NONE "server" Local(server::latency) "Latency events" "HELP HISTORY LATEST RESET: always empty";
+    "lcs" -3 READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells";
+    "mget" -2 READ_FAST ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
+    "move" 3 CHANGE_FAST ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
+    "mset" -3 GROW (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";
+    "msetnx" -3 GROW (1, -1, 2) "string" Keys(strings::msetnx) "Sets keys if none is there" "atomic; all keys on one shard; not inside MULTI";
+    "multi" 1 TRANSACTION NONE "transactions" Local(server::multi) "Begins a transaction" "up to 10,000 commands and 16 MiB";
+    "object" -2 CONTAINER (2, 2, 1) "generic" Keys(keys::object) "How a key is kept" "ENCODING FREQ HELP IDLETIME REFCOUNT, as Redis would answer; IDLETIME is always 0";
+    "persist" 2 CHANGE_FAST ONE "generic" Keys(keys::persist) "Takes a key's expiry away" "";
+    "pexpire" -3 CHANGE_FAST ONE "generic" Keys(keys::pexpire) "Sets milliseconds to live" "";
+    "pexpireat" -3 CHANGE_FAST ONE "generic" Keys(keys::pexpireat) "Sets the end of a key's life" "";
+    "pexpiretime" 2 READ_FAST ONE "generic" Keys(keys::pexpiretime) "When a key expires, in milliseconds since 1970" "";
+    "ping" -1 FAST NONE "connection" Local(server::ping) "Whether the server answers" "";
+    "psetex" 4 GROW ONE "string" Keys(strings::psetex) "Sets a key for milliseconds" "";
+    "pttl" 2 READ_FAST ONE "generic" Keys(keys::pttl) "Milliseconds to live" "";
+    "quit" -1 ALWAYS NONE "connection" Step(server::quit) "Closes the connection" "";
+    "randomkey" 1 READ NONE "generic" Step(server::randomkey) "Any key" "not evenly distributed; not inside MULTI";
+    "rename" 3 CHANGE TWO "generic" Keys(keys::rename) "Renames a key" "both keys on one shard";
+    "renamenx" 3 CHANGE_FAST TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
+    "reset" 1 ALWAYS NONE "connection" Step(server::reset) "Resets the connection" "";
+    "restore" -4 GROW ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone, of Redis up to 7.4";
+    "save" 1 SAVE NONE "server" Local(server::save) "Saves everything" "at once: every answered write is on disk already";
+    "scan" -2 READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway; not inside MULTI";
+    "select" 2 CONNECTION_FAST NONE "connection" Step(server::select) "Chooses a database" "0 is the keyspace `default`, 1 to 15 are `db1` to `db15`, made when first written to; inside MULTI only the one that is selected";
+    "set" -3 GROW ONE "string" Keys(strings::set) "Sets a key" "all options";
+    "setbit" 4 GROW ONE "bitmap" Keys(bits::setbit) "Sets or clears a bit" "";
+    "setex" 4 GROW ONE "string" Keys(strings::setex) "Sets a key for seconds" "";
+    "setnx" 3 GROW_FAST ONE "string" Keys(strings::setnx) "Sets a key that isn't there" "";
+    "setrange" 4 GROW ONE "string" Keys(strings::setrange) "Overwrites a part of a string" "";
+    "shutdown" -1 SHUTDOWN NONE "server" Local(server::shutdown) "Stops the server" "always refused: a gateway is stopped by whoever has started it";
+    "slowlog" -2 CONTAINER NONE "server" Local(server::slowlog) "Slow commands" "GET HELP LEN RESET: always empty";
+    "strlen" 2 READ_FAST ONE "string" Keys(strings::strlen) "The length of a string" "";
+    "substr" 4 READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "swapdb" 3 CHANGE_FAST NONE "server" Keys(keys::swap_db) "Swaps two databases" "always refused: their shards can't change names at one moment";
+    "time" 1 CONNECTION_FAST NONE "server" Local(server::time) "The gateway's clock" "in steps of a millisecond";
+    "touch" -2 READ_FAST ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
+    "ttl" 2 READ_FAST ONE "generic" Keys(keys::ttl) "Seconds to live" "";
+    "type" 2 READ_FAST ONE "generic" Keys(keys::kind) "The type of a key" "";
+    "unlink" -2 CHANGE_FAST ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
+    "unwatch" 1 TRANSACTION NONE "transactions" Local(server::unwatch) "Forgets watched keys" "";
+    "wait" 3 NO_SCRIPT NONE "generic" Step(server::of_server) "How many replicas have the writes" "answered at once: an answered write is on a majority already, which is `connected_slaves` in INFO beside the leader";
+    "watch" -2 TRANSACTION ALL "transactions" Step(server::watch) "Lets a transaction fail if keys change" "by version; a key that comes and goes in between has not changed";
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The map as a router needs it.
 
 use kvdb_model::{
-    DeltaGap, KeyRange, Keyspace, MapDelta, MapVersion, NodeId, NodeStatus, RangeEpoch,
-    ShardDescriptor, ShardId, ShardMap,
+    DeltaGap, KeyRange, Keyspace, KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, RangeEpoch,
+    Role, ShardDescriptor, ShardId, ShardMap,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +52,16 @@ impl Routes {
     /// The keyspace of this name; the empty name is `default`.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.get(if name.is_empty() { "default" } else { name })
+    }
+
+    /// The voters of the shard of a keyspace that has the fewest.
+    pub fn fewest_voters(&self, keyspace: KeyspaceId) -> Option<usize> {
+        let own = self.shards.iter().filter(|shard| shard.descriptor.keyspace_id == keyspace);
+        own.map(|shard| {
+            let replicas = shard.descriptor.replicas.iter();
+            replicas.filter(|replica| replica.role == Role::Voter).count()
+        })
+        .min()
     }
 
     /// The address of a registered node.
@@ -278,8 +288,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use kvdb_model::{
-        KeyspaceId, MapChange, MembershipEpoch, NodeRecord, Replica, ReplicaId, Role, ShardRecord,
-        Term,
+        MapChange, MembershipEpoch, NodeRecord, Replica, ReplicaId, ShardRecord, Term,
     };
     use proptest::prelude::*;
 

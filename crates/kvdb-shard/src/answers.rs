@@ -299,6 +299,15 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_list_of_the_shortest_answers_survives_encoding() {
+        let mut request = Request::default();
+        for item in 0..3 {
+            request.add(Answer { item, fingerprint: 0, outcome: Err(wrong_value::ALL[0]) });
+        }
+        assert_eq!(Request::decode(request.encode()).unwrap(), request);
+    }
+
     proptest! {
         #[test]
         fn requests_survive_encoding(

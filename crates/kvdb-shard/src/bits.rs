@@ -66,11 +66,10 @@ pub(crate) fn end_byte(range: BitRange) -> u64 {
     range.offset.saturating_add(u64::from(range.bits)).div_ceil(8)
 }
 
-/// Carries one step out on a value that is long enough for what it writes; answers, and whether it
-/// wrote.
-pub(crate) fn step(value: &mut [u8], step: BitFieldStep) -> (Option<i64>, bool) {
+/// Carries one step out on a value that is long enough for what it writes; answers.
+pub(crate) fn step(value: &mut [u8], step: BitFieldStep) -> Option<i64> {
     let (range, wanted, overflow, answers_before) = match step {
-        BitFieldStep::Get(range) => return (Some(read(value, range) as i64), false),
+        BitFieldStep::Get(range) => return Some(read(value, range) as i64),
         BitFieldStep::Set(range, number, overflow) => {
             (range, as_wanted(range, number), overflow, true)
         }
@@ -79,13 +78,22 @@ pub(crate) fn step(value: &mut [u8], step: BitFieldStep) -> (Option<i64>, bool) 
         }
     };
     let before = read(value, range);
-    match fit(wanted, range, overflow) {
-        Some(number) => {
-            write(value, range, number);
-            (Some(if answers_before { before } else { number } as i64), true)
+    let number = match (overflow, step) {
+        // As in Redis, what is so far below that the distance to the largest doesn't fit in 64 bits
+        // counts as above.
+        (Overflow::Saturate, BitFieldStep::Set(_, number, _))
+            if range.signed && range.bits < 64 && wraps_round(range, number) =>
+        {
+            (1 << (range.bits - 1)) - 1
         }
-        None => (None, false),
-    }
+        _ => fit(wanted, range, overflow)?,
+    };
+    write(value, range, number);
+    Some(if answers_before { before } else { number } as i64)
+}
+
+fn wraps_round(range: BitRange, number: i64) -> bool {
+    ((1i64 << (range.bits - 1)) - 1).checked_sub(number).is_none()
 }
 
 /// A negative number for an unsigned field means its 64 bits.
@@ -147,7 +155,7 @@ mod tests {
         #[test]
         fn overflow_keeps_to_its_rule(range in any_range(), value in prop::collection::vec(any::<u8>(), 16..17), delta in any::<i64>()) {
             let exact = read(&value, range) + i128::from(delta);
-            let of = |overflow| step(&mut value.clone(), BitFieldStep::Increment(range, delta, overflow)).0;
+            let of = |overflow| step(&mut value.clone(), BitFieldStep::Increment(range, delta, overflow));
             let fits = fit(exact, range, Overflow::Fail).is_some();
             prop_assert_eq!(of(Overflow::Fail).is_some(), fits);
             if fits {
@@ -157,6 +165,16 @@ mod tests {
                 let wrapped = i128::from(of(Overflow::Wrap).unwrap());
                 prop_assert_eq!((wrapped - exact) % (1i128 << range.bits), 0);
             }
+        }
+
+        #[test]
+        fn a_number_that_is_set_saturates(number in any::<i64>(), bits in 1u8..=63) {
+            let range = BitRange { signed: true, bits, offset: 0 };
+            let most = (1i64 << (bits - 1)) - 1;
+            let mut value = vec![0; 8];
+            step(&mut value, BitFieldStep::Set(range, number, Overflow::Saturate));
+            let expected = if most.checked_sub(number).is_none() { most } else { number.clamp(-most - 1, most) };
+            prop_assert_eq!(read(&value, range), i128::from(expected));
         }
 
         #[test]

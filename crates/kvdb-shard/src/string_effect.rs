@@ -176,18 +176,12 @@ impl Scene<'_> {
                 Some(bits::end_byte(*range))
             }
         });
+        // As in Redis, also for a number that then doesn't fit.
         let mut value = self.grown_to(written.max().unwrap_or(0))?;
-        let mut wrote = false;
-        let answers: Vec<Option<i64>> = steps
-            .iter()
-            .map(|step| {
-                let (answer, changed) = bits::step(&mut value, *step);
-                wrote |= changed;
-                answer
-            })
-            .collect();
+        let answers: Vec<Option<i64>> =
+            steps.iter().map(|step| bits::step(&mut value, *step)).collect();
         self.result.reply = Some(encode_bitfield_answers(&answers));
-        if !wrote || value == self.value() {
+        if value == self.value() {
             return Ok(self.idle());
         }
         let expires_at_ms = self.expires_at_ms();
@@ -351,12 +345,15 @@ mod tests {
     }
 
     #[test]
-    fn a_bit_field_that_writes_nothing_leaves_the_key_alone() {
-        let range = BitRange { signed: false, bits: 2, offset: 0 };
+    fn a_bit_field_makes_room_for_what_it_writes_even_where_a_number_does_not_fit() {
+        let range = BitRange { signed: false, bits: 2, offset: 8 };
         let steps =
             vec![BitFieldStep::Increment(range, 9, Overflow::Fail), BitFieldStep::Get(range)];
+        let there = record(b"long", 0);
+        let action = StringAction::BitField { steps: steps.clone() };
+        assert!(carry_out(action, Some(&there)).unwrap().change.is_none());
         let effect = carry_out(StringAction::BitField { steps }, None).unwrap();
-        assert!(effect.change.is_none());
+        assert_eq!(after(&effect), Some((vec![0, 0], 0)));
         let answers = bitfield_answers(effect.result.reply.unwrap());
         assert_eq!(answers, Ok(vec![None, Some(0)]));
     }

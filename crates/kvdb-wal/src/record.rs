@@ -150,3 +150,26 @@ fn decode_entry(input: &mut Reader, index: LogIndex) -> Result<LogEntry, DecodeE
     };
     Ok(LogEntry { index, term, kind, data: input.bytes()?, context: input.bytes()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_the_shortest_entries_survives_encoding() {
+        let entry = |index| LogEntry {
+            index: LogIndex(index),
+            term: Term(0),
+            kind: EntryKind::Normal,
+            data: Bytes::new(),
+            context: Bytes::new(),
+        };
+        let record = WalRecord::Append {
+            replica: ReplicaId(0),
+            entries: vec![entry(0), entry(1), entry(2)],
+        };
+        let mut out = Writer::new();
+        encode(&record, &mut out);
+        assert_eq!(decode_all(out.finish()), Ok(vec![record]));
+    }
+}

@@ -29,32 +29,67 @@ pub fn string_operation_to(operation: &Operation) -> Option<proto::StringOperati
     })
 }
 
-/// A gateway's operations, checked one by one and as a whole, with their user keys.
+/// A gateway's operations, checked one by one, with their user keys.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StringOperations {
+    /// Those that can be carried out, in order.
+    pub good: Vec<Operation>,
+    /// The places of the others, ascending, and what is wrong with them.
+    pub refused: Vec<(usize, Refusal)>,
+}
+
+/// Checks a gateway's operations one by one and as a whole. One that can't be read or is beyond a
+/// limit is refused alone: those beside it are of other commands, maybe of other clients. (A check
+/// of an atomic write is the exception, as it stands for all of them.)
 ///
 /// # Errors
-/// [`Refusal::InvalidArgument`] naming field and limit.
+/// [`Refusal::InvalidArgument`] naming field and limit, if none can be carried out.
 pub fn string_operations(
     operations: Vec<proto::StringOperation>,
     limits: &Limits,
-) -> Result<Vec<Operation>, Refusal> {
+) -> Result<StringOperations, Refusal> {
     if operations.is_empty() || operations.len() > limits.request_max_items {
         let problem =
             format!("has {} entries; it has 1 to {}", operations.len(), limits.request_max_items);
         return Err(Refusal::invalid("operations", problem));
     }
     let mut size = 0;
-    let operations = operations.into_iter().map(|operation| {
-        let operation = string_operation(operation, limits)?;
-        size += operation.size_bytes();
-        Ok(operation)
-    });
-    let operations = operations.collect::<Result<Vec<_>, Refusal>>()?;
+    let mut checked =
+        StringOperations { good: Vec::with_capacity(operations.len()), refused: vec![] };
+    for (place, operation) in operations.into_iter().enumerate() {
+        let may_be_check = StringAction::may_be_check(&operation.action);
+        match string_operation(operation, limits) {
+            Ok(operation) => {
+                size += operation.size_bytes();
+                checked.good.push(operation);
+            }
+            Err(refusal) if may_be_check => return Err(refusal),
+            Err(refusal) => checked.refused.push((place, refusal)),
+        }
+    }
+    if checked.good.is_empty()
+        && let Some((_, refusal)) = checked.refused.pop()
+    {
+        return Err(refusal);
+    }
     let limit = limits.request_max_bytes;
     if size > limit {
         let problem = format!("take {size} bytes together; the limit is {limit}");
         return Err(Refusal::invalid("operations", problem));
     }
-    Ok(operations)
+    Ok(checked)
+}
+
+/// The outcomes of all operations of a request, of those that were refused at once too.
+pub fn with_refused(
+    outcomes: Vec<OperationOutcome>,
+    refused: Vec<(usize, Refusal)>,
+) -> Vec<OperationOutcome> {
+    let mut all = outcomes;
+    for (place, refusal) in refused {
+        all.insert(place.min(all.len()), Err(refusal));
+    }
+    all
 }
 
 fn string_operation(
@@ -179,7 +214,27 @@ mod tests {
         ];
         let operations: Vec<Operation> = actions.into_iter().map(operation).collect();
         let sent = operations.iter().filter_map(string_operation_to).collect();
-        assert_eq!(string_operations(sent, &Limits::default()), Ok(operations));
+        let checked = StringOperations { good: operations, refused: vec![] };
+        assert_eq!(string_operations(sent, &Limits::default()), Ok(checked));
+    }
+
+    #[test]
+    fn an_operation_that_cannot_be_read_fails_none_beside_it() {
+        let good = string_operation_to(&operation(StringAction::Read)).unwrap();
+        let bad = proto::StringOperation { action: vec![99].into(), ..good.clone() };
+        let long = StringAction::Append { value: vec![0; 9].into() };
+        let long = string_operation_to(&operation(long)).unwrap();
+        let limits = Limits { value_max_bytes: 8, ..Limits::default() };
+        let sent = vec![bad, good.clone(), long, good.clone()];
+        let checked = string_operations(sent, &limits).unwrap();
+        assert_eq!(checked.good.len(), 2);
+        let done = vec![Ok(WriteResult::default()); 2];
+        let all = with_refused(done, checked.refused);
+        let refused: Vec<bool> = all.iter().map(Result::is_err).collect();
+        assert_eq!(refused, [true, false, true, false]);
+        // What may have been a check calls everything off.
+        let unclear = proto::StringOperation { action: vec![].into(), ..good.clone() };
+        assert!(string_operations(vec![good, unclear], &limits).is_err());
     }
 
     #[test]

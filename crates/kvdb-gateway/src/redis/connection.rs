@@ -69,6 +69,7 @@ enum Last {
     Together(Plan),
     Job(Job),
     Close(Reply),
+    HangUp,
 }
 
 impl Connection {
@@ -118,7 +119,7 @@ impl Connection {
     fn collect(&mut self) -> Batch {
         let now = wall_ms();
         let mut batch = Batch::default();
-        let mut name: Option<Bytes> = None;
+        let mut name: Option<[Bytes; 2]> = None;
         let mut count = 0;
         while batch.last.is_none()
             && batch.slots.len() < WAVE_COMMANDS
@@ -134,12 +135,14 @@ impl Connection {
                 }
             };
             count += 1;
-            name = request.first().cloned();
+            name = request
+                .first()
+                .map(|name| [name.clone(), request.get(1).cloned().unwrap_or_default()]);
             let (step, silent) = self.session.take(request, now);
             batch.push(step, Manner { silent, resp3: self.session.resp3 });
         }
         if count > 0 {
-            self.client.show(&self.session, name.as_ref(), count);
+            self.client.show(&self.session, name, count);
         }
         batch
     }
@@ -158,12 +161,18 @@ impl Connection {
             }
             Last::Job(job) => {
                 let reply = self.job(job).await;
+                self.over |= self.client.entry.is_over();
                 self.figures().count(started, !matches!(reply, Reply::Error(_)));
                 reply
             }
             Last::Close(reply) => {
                 self.over = true;
                 reply
+            }
+            Last::HangUp => {
+                tracing::warn!("a client of the Redis port speaks HTTP; it is cut off");
+                self.over = true;
+                return Ok(());
             }
         };
         self.answer(&reply, manner);
@@ -271,6 +280,9 @@ impl Connection {
     }
 
     fn answer(&mut self, reply: &Reply, manner: Manner) {
+        if reply.is_error() {
+            self.client.failed();
+        }
         if !manner.silent {
             reply.write(&mut self.output, manner.resp3);
         }
@@ -285,7 +297,10 @@ impl Connection {
         while self.output.has_remaining() {
             match self.stream.try_write(&self.output) {
                 Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.output.advance(count),
+                Ok(count) => {
+                    self.client.moved(0, count);
+                    self.output.advance(count);
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -303,8 +318,9 @@ impl Connection {
 
     async fn flush(&mut self) -> std::io::Result<()> {
         while self.output.has_remaining() {
-            if self.stream.write_buf(&mut self.output).await? == 0 {
-                return Err(std::io::ErrorKind::WriteZero.into());
+            match self.stream.write_buf(&mut self.output).await? {
+                0 => return Err(std::io::ErrorKind::WriteZero.into()),
+                count => self.client.moved(0, count),
             }
         }
         self.let_go_of_output();
@@ -328,13 +344,23 @@ impl Connection {
             return false;
         }
         loop {
-            if self.stream.readable().await.is_err() {
+            let readable = self.stream.readable();
+            let readable = match self.client.patience() {
+                None => readable.await.is_ok(),
+                Some(patience) => {
+                    tokio::time::timeout(patience, readable).await.is_ok_and(|found| found.is_ok())
+                }
+            };
+            if !readable {
                 return false;
             }
             self.input.reserve(READ_BYTES);
             match self.stream.try_read_buf(&mut self.input) {
                 Ok(0) => return false,
-                Ok(_) => return true,
+                Ok(count) => {
+                    self.client.moved(count, 0);
+                    return true;
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(_) => return false,
             }
@@ -354,6 +380,7 @@ impl Batch {
             }
             Step::Job(job) => self.last = Some((Last::Job(job), manner)),
             Step::Close(reply) => self.last = Some((Last::Close(reply), manner)),
+            Step::HangUp => self.last = Some((Last::HangUp, manner)),
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Commands that take more than one wave.
 
 use super::connection::{Connection, answer_max_bytes, keyspace_name, too_large};
+use super::count;
+use super::info::{Around, Keys, wants_keys};
 use super::scan::{self, Pages};
-use super::wave::{Outcome, Wave};
+use super::wave::{self, Outcome, Wave};
 use crate::route::Place;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use kvdb_model::{Condition, Keyspace, Refusal, StringAction, Version, WriteResult};
+use kvdb_redis::args::is;
 use kvdb_redis::plan::{change, change_if, look, refused};
 use kvdb_redis::session::{DATABASES, Job, Part, Transaction, Watched};
 use kvdb_redis::{Plan, Reply, glob};
@@ -18,7 +21,7 @@ use tonic::{Code, Request};
 /// Longest that making a keyspace takes.
 const SELECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Shards that are walked at the same time.
-const WALKS: usize = 8;
+pub(super) const WALKS: usize = 8;
 
 type Done = Result<Reply, Refusal>;
 
@@ -29,7 +32,7 @@ impl Connection {
                 self.session.reset();
                 Ok(Reply::Simple("RESET"))
             }
-            Job::Server(args) => Ok(self.clients.command(&self.client.entry, &args)),
+            Job::Server(args) => Ok(self.of_server(&args).await),
             Job::Select(db) => self.select(db).await,
             Job::Flush { all: false } => self.flush_db(self.session.db).await,
             Job::Flush { all: true } => self.flush_all().await,
@@ -44,6 +47,38 @@ impl Connection {
             Job::Exec(transaction) => self.exec(transaction).await,
         };
         done.unwrap_or_else(|refusal| refused(&refusal))
+    }
+
+    async fn of_server(&mut self, args: &[Bytes]) -> Reply {
+        let around = if is(&args[0], "info") || is(&args[0], "wait") {
+            let keys = match is(&args[0], "info") && wants_keys(args) {
+                true => self.counted_keys().await,
+                false => vec![],
+            };
+            Around { replicas: self.replicas(), keys }
+        } else {
+            Around::default()
+        };
+        self.clients.command(&self.client.entry, args, &around)
+    }
+
+    /// Replicas beside the leader that are sure to have an answered write of this database,
+    /// whatever its shard.
+    fn replicas(&self) -> u32 {
+        let Ok(keyspace) = self.gateway.keyspace(&keyspace_name(self.session.db)) else { return 0 };
+        let voters = self.gateway.routes().fewest_voters(keyspace.keyspace_id);
+        voters.map_or(0, |voters| voters as u32 / 2)
+    }
+
+    async fn counted_keys(&self) -> Vec<(u8, Keys)> {
+        let mut all = Vec::new();
+        for db in 0..DATABASES {
+            let Ok(keyspace) = self.gateway.keyspace(&keyspace_name(db)) else { continue };
+            if let Some(keys) = self.clients.counts.of(&self.gateway, keyspace).await {
+                all.push((db, keys));
+            }
+        }
+        all
     }
 
     async fn select(&mut self, db: u8) -> Done {
@@ -125,21 +160,8 @@ impl Connection {
 
     async fn db_size(&mut self) -> Done {
         let keyspace = self.current_keyspace()?;
-        let gateway = &self.gateway;
-        let starts = scan::shard_starts(gateway, &keyspace);
-        let walks = stream::iter(starts).map(|range| {
-            let keyspace = &keyspace;
-            async move {
-                let mut count = 0;
-                let mut pages = Pages::new(gateway, keyspace, range);
-                while let Some(page) = pages.next(scan::PAGE_KEYS).await? {
-                    count += page.keys.len() as i64;
-                }
-                Ok(count)
-            }
-        });
-        let counts: Vec<Result<i64, Refusal>> = walks.buffer_unordered(WALKS).collect().await;
-        Ok(Reply::Integer(counts.into_iter().sum::<Result<i64, Refusal>>()?))
+        let counted = count::count(&self.gateway, &keyspace).await?;
+        Ok(Reply::Integer(counted.keys as i64))
     }
 
     async fn keys(&mut self, pattern: &[u8]) -> Done {
@@ -200,8 +222,15 @@ impl Connection {
         for part in parts {
             plans.push(match part {
                 Part::Reply(reply) => Err(reply),
-                Part::Server(args) => Err(self.clients.command(&self.client.entry, &args)),
+                Part::Server(args) => Err(self.of_server(&args).await),
                 Part::Plan(mut plan) => {
+                    // What is beyond a limit fails its own command alone.
+                    let checked =
+                        plan.steps.iter().try_for_each(|step| wave::check(&self.gateway, step));
+                    if let Err(refusal) = checked {
+                        plans.push(Err(refused(&refusal)));
+                        continue;
+                    }
                     let count = plan.steps.len();
                     steps.append(&mut plan.steps);
                     Ok((plan, count))

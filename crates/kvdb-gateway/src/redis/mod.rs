@@ -2,10 +2,13 @@
 //!
 //! `connection` reads what has come, takes as many commands as may run together, and writes their
 //! answers in order; `wave` carries their steps out, a message a shard; `jobs` and `scan` do what
-//! takes several; `clients` knows who is connected.
+//! takes several; `clients` knows who is connected, `info` and
+//! `count` what is told of the server and its keys.
 
 mod clients;
 mod connection;
+mod count;
+mod info;
 mod jobs;
 mod scan;
 mod wave;
@@ -14,6 +17,7 @@ use crate::route::Gateway;
 use clients::Clients;
 use connection::Connection;
 use kvdb_runtime::shutdown::Shutdown;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -21,7 +25,8 @@ use tokio::net::TcpListener;
 
 /// Takes connections until it is told to stop.
 pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shutdown) {
-    let clients = Arc::new(Clients::new(listener.local_addr().map_or(0, |address| address.port())));
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let clients = Arc::new(Clients::new(listener.local_addr().unwrap_or(nowhere)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -37,7 +42,8 @@ pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shu
             }
         };
         let _ = stream.set_nodelay(true);
-        let Some(client) = clients.enter(address) else {
+        let local = stream.local_addr().unwrap_or(nowhere);
+        let Some(client) = clients.enter(address, local) else {
             let refusal = b"-ERR max number of clients reached\r\n";
             let _ =
                 tokio::time::timeout(Duration::from_millis(10), stream.write_all(refusal)).await;

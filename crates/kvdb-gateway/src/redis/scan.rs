@@ -56,6 +56,8 @@ pub(crate) fn shard_starts(gateway: &Gateway, keyspace: &Keyspace) -> Vec<KeyRan
 /// Keys in the order in which the shards keep them.
 pub(crate) struct Page {
     pub(crate) keys: Vec<Bytes>,
+    /// When those that expire do, in milliseconds since 1970.
+    pub(crate) ends_ms: Vec<u64>,
     /// Where the page ends: all keys before it were seen.
     pub(crate) end: Bytes,
 }
@@ -97,8 +99,10 @@ impl<'a> Pages<'a> {
         let end = if answer.resume.is_empty() { route.range.end } else { answer.resume };
         let end = if end.is_empty() || end > self.range.end { self.range.end.clone() } else { end };
         self.range.start = end.clone();
+        let ends = answer.items.iter().map(|item| item.expires_at_ms).filter(|end| *end > 0);
+        let ends_ms = ends.collect();
         let keys = answer.items.into_iter().map(|item| item.key).collect();
-        Ok(Some(Page { keys, end }))
+        Ok(Some(Page { keys, ends_ms, end }))
     }
 
     fn slot_at(&self, routing_key: &[u8]) -> u16 {

@@ -312,7 +312,9 @@ impl<'a> Wave<'a> {
             let outcomes: Vec<Outcome> =
                 answer.results.into_iter().map(strings::string_outcome).collect();
             let moved = outcomes.iter().find_map(|outcome| match outcome {
-                Err(refusal) if !matches!(refusal, Refusal::WrongValue(_)) => Some(refusal.clone()),
+                // These are about one command alone.
+                Err(Refusal::WrongValue(_) | Refusal::InvalidArgument { .. }) => None,
+                Err(refusal) => Some(refusal.clone()),
                 _ => None,
             });
             let Some(refusal) = moved else {
@@ -417,7 +419,8 @@ fn found(response: proto::GetResponse) -> Outcome {
     Ok(WriteResult { applied: response.found, version, previous, ..WriteResult::default() })
 }
 
-fn check(gateway: &Gateway, step: &Step) -> Result<(), Refusal> {
+/// Whether a step keeps to the limits.
+pub(super) fn check(gateway: &Gateway, step: &Step) -> Result<(), Refusal> {
     gateway.limits.check_key(&step.key)?;
     let Wish::Write { action, .. } = &step.wish else { return Ok(()) };
     action.other_keys().iter().try_for_each(|key| gateway.limits.check_key(key))?;

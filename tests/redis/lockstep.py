@@ -1,0 +1,517 @@
+#!/usr/bin/env python3
+"""Random commands to a real Redis and to a gateway of KvDB, in lockstep: every answer must be the same.
+
+    lockstep.py --redis PORT --kvdb PORT [--seed N] [--commands N]
+
+Both servers are emptied again and again. A round is made of its seed alone, so `--seed N --commands 1` repeats it. A round
+that differs is shortened to a few commands before it is told. What docs/redis.md says is different isn't sent, or is
+named in `allowed` below with the words of that page.
+"""
+
+import argparse
+import random
+import socket
+import sys
+import time
+
+STEPS = 60
+TAG = b"{t}"
+KEYS = [TAG + name for name in (b"a", b"b", b"c", b"d", b"e", b"f", b"long-name", b"\x00\xff\r\n")]
+EXPIRY = {b"TTL": 2, b"EXPIRETIME": 2, b"PTTL": 5000, b"PEXPIRETIME": 5000}
+EDGES = [
+    b"0", b"1", b"-1", b"2", b"10", b"100", b"-100", b"127", b"128", b"-129", b"255", b"32768", b"-32769", b"2147483647",
+    b"2147483648", b"9223372036854775807", b"-9223372036854775808", b"9223372036854775806",
+]
+BAD_NUMBERS = [
+    b"", b" 1", b"1 ", b"01", b"+1", b"-0", b"1.0", b"1e3", b"abc", b"0x10", b"9223372036854775808",
+    b"-9223372036854775809", b"18446744073709551616", b"\x00", b"1\x00",
+]
+# Never a lifetime that ends while the comparison runs.
+BAD_TIMES = [b"0", b"-1", b"-1000", b"abc", b"", b"9223372036854775807", b"9223372036854775", b"-9223372036854775808", b"1.5"]
+JUNK = [b"NX", b"XX", b"GET", b"abc", b"-1", b"0", b"x" * 50, b"\xff\xfe", b"KEEPTTL", b"nan", b"BIT", b"GT"]
+FLOATS = [
+    b"0", b"1", b"-1", b"0.1", b"3.14159", b"1e5", b"1e-5", b"1e-05", b"-2.5e3", b"9007199254740993", b"1e18", b"0x1.8p3", b"0X10",
+    b"1e20", b"123456789012345678901234567890", b"1e-17", b"5e-18", b"1e-18", b"1e300", b"1e4932", b"1e-4940", b"inf", b"-inf",
+    b"INFINITY", b"nan", b"1e4933", b"1e-5000", b".5", b"5.", b"+1.5", b"-0", b"1e", b"0x", b"abc", b"", b" 1", b"1 ", b"17179869184.5",
+    b"0.00000000000000001", b"99999999999999999.9", b"1e+3", b"--1", b"1_0", b"infinit", b"0x1p-3", b"0.30000000000000004",
+]
+
+
+class Gone(Exception):
+    """A server has closed the connection."""
+
+
+class Client:
+    """Answers as they are on the wire: a mark for the type, then the content."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.stream = self.socket.makefile("rb", 1 << 16)
+
+    def close(self):
+        self.stream.close()
+        self.socket.close()
+
+    def send(self, commands):
+        out = []
+        for words in commands:
+            out.append(b"*%d\r\n" % len(words))
+            out.extend(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+        self.socket.sendall(b"".join(out))
+
+    def line(self):
+        line = self.stream.readline()
+        if not line.endswith(b"\r\n"):
+            raise Gone
+        return line[:-2]
+
+    def answer(self):
+        line = self.line()
+        mark, rest = chr(line[0]), line[1:]
+        if mark in "+-,#(":
+            return (mark, rest)
+        if mark == ":":
+            return (mark, int(rest))
+        if mark == "_" or rest == b"-1":
+            return (mark, None)
+        size = int(rest)
+        if mark in "$=":
+            content = self.stream.read(size + 2)[:-2]
+            return (mark, content)
+        if mark in "*~>":
+            return (mark, [self.answer() for _ in range(size)])
+        if mark == "%":
+            return (mark, [(self.answer(), self.answer()) for _ in range(size)])
+        raise ValueError(line)
+
+    def ask(self, *words):
+        self.send([words])
+        return self.answer()
+
+
+class Maker:
+    """Makes steps: pipelines of commands, each on one of two connections."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def pick(self, *choices):
+        return self.random.choice(choices)
+
+    def chance(self, share):
+        return self.random.random() < share
+
+    def key(self):
+        return self.random.choice(KEYS[:3] if self.chance(0.7) else KEYS)
+
+    def number(self):
+        if self.chance(0.04):
+            return self.random.choice(BAD_NUMBERS)
+        if self.chance(0.3):
+            return self.random.choice(EDGES)
+        return b"%d" % self.random.randint(-20, 40)
+
+    def value(self):
+        kind = self.random.randrange(8)
+        if kind == 0:
+            return self.random.choice(EDGES)
+        if kind == 1:
+            return bytes(self.random.randrange(256) for _ in range(self.random.randrange(12)))
+        if kind == 2:
+            return self.random.choice(FLOATS)
+        if kind == 3:
+            return bytes(self.random.choice(b"ab") for _ in range(self.random.choice([20, 21, 44, 45, 64, 200, 700])))
+        if kind == 4:
+            return bytes([self.random.randrange(256)]) * self.random.choice([1, 30, 300, 3000])
+        if kind == 5:
+            return self.random.choice([b"\xff\xff\xff", b"\x00\x00", b"\xff\xf0\x00", b"\x00\xff\xf0", b"\xff" * 9])
+        return self.pick(b"hello", b"world", b"x", b"", b"10", b"5.0e3", b"ohmytext", b"mynewtext")
+
+    def seconds(self, millis=False):
+        if self.chance(0.12):
+            return self.random.choice(BAD_TIMES)
+        return b"%d" % (self.random.randint(100_000, 90_000_000) * (1000 if millis else 1))
+
+    def moment(self, millis=False):
+        if self.chance(0.15):
+            return self.random.choice(BAD_TIMES)
+        return b"%d" % (self.random.randint(2_000_000_000, 3_000_000_000) * (1000 if millis else 1))
+
+    def lifetime(self):
+        word = self.pick(b"EX", b"PX", b"EXAT", b"PXAT", b"ex", b"Px")
+        return [word, self.time_for(word.upper())]
+
+    def time_for(self, word):
+        if word.endswith(b"AT"):
+            return self.moment(word.startswith(b"P"))
+        return self.seconds(word.startswith(b"P"))
+
+    def options(self, *choices, most=3):
+        out = []
+        for _ in range(self.random.choice([0, 0, 1, 1, 2, most])):
+            option = self.random.choice(choices)
+            out += option(self) if callable(option) else [option]
+        return out
+
+    def bit_kind(self):
+        if self.chance(0.05):
+            return self.pick(b"I8", b"U8", b"u64", b"i65", b"u0", b"i", b"x8", b"i08", b"", b"u-1")
+        return self.pick(b"u", b"i") + b"%d" % self.pick(1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 62, 63)
+
+    def bit_offset(self):
+        if self.chance(0.05):
+            return self.pick(b"-1", b"abc", b"", b"#", b"#-1", b"4294967296", b"99999999999", b"#x", b"01")
+        return self.pick(b"", b"#") + b"%d" % self.random.choice([0, 0, 1, 3, 7, 8, 9, 15, 30, 64, 100])
+
+    def bit_step(self):
+        kind = self.random.randrange(9)
+        if kind < 3:
+            return [self.pick(b"GET", b"get"), self.bit_kind(), self.bit_offset()]
+        if kind < 5:
+            return [b"SET", self.bit_kind(), self.bit_offset(), self.number()]
+        if kind < 7:
+            return [b"INCRBY", self.bit_kind(), self.bit_offset(), self.number()]
+        return [b"OVERFLOW", self.pick(b"WRAP", b"SAT", b"FAIL", b"sat", b"fail", b"nonsense" if self.chance(0.1) else b"SAT")]
+
+    def places(self, most=3):
+        out = [self.number() for _ in range(self.random.randrange(most + 1))]
+        if len(out) == 2 and self.chance(0.5):
+            out.append(self.pick(b"BIT", b"BYTE", b"bit", b"byte", b"BYTE", b"nonsense"))
+        return out
+
+    def pattern(self):
+        pieces = [b"*", b"?", b"[a-c]", b"[^a]", b"\\{", b"{t}", b"a", b"[\x80-\xff]", b"[a-\xff]", b"[\xff-a]", b"[b-", b"\\", b"[]", b"*\r\n"]
+        return self.pick(b"*", b"{t}*", b"".join(self.random.choice(pieces) for _ in range(self.random.randrange(1, 5))))
+
+    def dump(self):
+        good = [
+            b"\x00\xc0\n\n\x00n\x9fWE\x0e\xaec\xbb",
+            b"\x00\x01v\n\x00\x91\x08\xce\xb2\x198\x8a\xce",
+            b"\x00\xc3\t@d\x01aa\xe0W\x00\x01aa\n\x00\xe8\xa3\xb5\x07\xb0m\xf2q",
+        ]
+        dump = self.random.choice(good)
+        if self.chance(0.3):
+            place = self.random.randrange(len(dump))
+            dump = dump[:place] + bytes([dump[place] ^ 1 << self.random.randrange(8)]) + dump[place + 1 :]
+        return self.pick(dump, dump, dump, dump[:-1], b"junk", dump[:-8] + bytes(8))
+
+    def command(self, inside):
+        """A command; `inside` a transaction only those that may be there."""
+        k, v, n = self.key, self.value, self.number
+        every = [
+            lambda: [b"SET", k(), v()] + self.options(b"NX", b"XX", b"GET", b"KEEPTTL", Maker.lifetime, Maker.lifetime),
+            lambda: [b"SET", k(), v()],
+            lambda: [b"GET", k()],
+            lambda: [b"GETEX", k()] + self.options(b"PERSIST", Maker.lifetime, Maker.lifetime, most=2),
+            lambda: [b"GETDEL", k()],
+            lambda: [b"GETSET", k(), v()],
+            lambda: [b"SETNX", k(), v()],
+            lambda: [b"SETEX", k(), self.seconds(), v()],
+            lambda: [b"PSETEX", k(), self.seconds(True), v()],
+            lambda: [b"APPEND", k(), v()],
+            lambda: [b"STRLEN", k()],
+            lambda: [self.pick(b"GETRANGE", b"SUBSTR"), k(), n(), n()],
+            lambda: [b"SETRANGE", k(), self.pick(b"0", b"1", b"5", b"40", b"-1", b"abc", b"700000000"), v()],
+            lambda: [self.pick(b"INCR", b"DECR"), k()],
+            lambda: [self.pick(b"INCRBY", b"DECRBY"), k(), n()],
+            lambda: [b"INCRBYFLOAT", k(), self.random.choice(FLOATS)],
+            lambda: [b"INCRBYFLOAT", k(), b"%.*f" % (self.random.randrange(20), self.random.uniform(-1e6, 1e6))],
+            lambda: [b"MGET"] + [k() for _ in range(self.random.randrange(1, 5))],
+            lambda: [b"MSET"] + [word for _ in range(self.random.randrange(1, 4)) for word in (k(), v())],
+            lambda: [b"LCS", k(), k()] + self.options(b"LEN", b"IDX", b"WITHMATCHLEN", lambda self: [b"MINMATCHLEN", self.number()]),
+            lambda: [b"SETBIT", k(), self.pick(b"0", b"1", b"7", b"8", b"100", b"-1", b"4294967296", b"abc"), self.pick(b"0", b"1", b"1", b"2", b"")],
+            lambda: [b"GETBIT", k(), self.pick(b"0", b"1", b"7", b"8", b"100", b"4294967295", b"-1", b"4294967296", b"abc")],
+            lambda: [b"BITCOUNT", k()] + self.places(),
+            lambda: [b"BITPOS", k(), self.pick(b"0", b"1", b"0", b"1", b"2", b"x")] + self.places(),
+            lambda: [b"BITOP", self.pick(b"AND", b"OR", b"XOR", b"NOT", b"not", b"nonsense"), k()] + [k() for _ in range(self.random.randrange(1, 4))],
+            lambda: [b"BITFIELD", k()] + [word for _ in range(self.random.randrange(5)) for word in self.bit_step()],
+            lambda: [b"BITFIELD", k()] + [word for _ in range(self.random.randrange(1, 5)) for word in self.bit_step()],
+            lambda: [b"BITFIELD_RO", k()] + [word for _ in range(self.random.randrange(3)) for word in self.bit_step()],
+            lambda: [self.pick(b"DEL", b"UNLINK", b"EXISTS", b"TOUCH")] + [k() for _ in range(self.random.randrange(1, 4))],
+            lambda: [b"EXPIRE", k(), self.seconds()] + self.options(b"NX", b"XX", b"GT", b"LT", b"gt", b"bad", most=2),
+            lambda: [b"PEXPIRE", k(), self.seconds(True)] + self.options(b"NX", b"XX", b"GT", b"LT", most=2),
+            lambda: [b"EXPIREAT", k(), self.moment()] + self.options(b"NX", b"XX", b"GT", b"LT", most=2),
+            lambda: [b"PEXPIREAT", k(), self.moment(True)] + self.options(b"NX", b"XX", b"GT", b"LT", most=2),
+            lambda: [self.random.choice(list(EXPIRY)), k()],
+            lambda: [self.random.choice(list(EXPIRY)), k()],
+            lambda: [b"PERSIST", k()],
+            lambda: [b"TYPE", k()],
+            lambda: [self.pick(b"RENAME", b"RENAMENX"), k(), k()],
+            lambda: [b"COPY", k(), k()] + self.options(b"REPLACE", lambda self: [b"DB", self.pick(b"0", b"0", b"16", b"-1", b"x")], most=2),
+            lambda: [b"DUMP", k()],
+            lambda: [b"RESTORE", k(), self.pick(b"0", b"0", b"500000", b"-1", b"x"), self.dump()] + self.options(b"REPLACE", lambda self: [b"IDLETIME", self.number()], lambda self: [b"FREQ", self.number()], b"nonsense"),
+            lambda: [b"RESTORE", k(), self.moment(True), self.dump(), b"ABSTTL"] + self.options(b"REPLACE"),
+            lambda: [b"OBJECT", self.pick(b"IDLETIME", b"FREQ", b"nonsense"), k()],
+            lambda: [b"ECHO", v()],
+            lambda: [b"PING"] + [v() for _ in range(self.random.choice([0, 0, 1, 2]))],
+            lambda: [b"SELECT", self.pick(b"0", b"0", b"16", b"-1", b"x", b"")],
+            lambda: [b"CLIENT", self.pick(b"GETNAME", b"GETREDIR", b"TRACKINGINFO", b"nonsense", b"ID x")],
+            lambda: [b"CLIENT", b"SETNAME", self.pick(b"me", b"", b"a b")],
+            lambda: [b"CLIENT"] + self.pick([b"KILL"], [b"KILL", b"TYPE", b"nonsense"], [b"KILL", b"USER", b"nobody"], [b"KILL", b"SKIPME", b"maybe"],
+                                            [b"KILL", b"ID", b"0"], [b"KILL", b"TYPE", b"pubsub"], [b"KILL", b"1.2.3.4:5"], [b"LIST", b"TYPE", b"nonsense"],
+                                            [b"LIST", b"ID"], [b"LIST", b"ID", b"x"], [b"LIST", b"TYPE", b"replica"], [b"NO-EVICT", b"x"], [b"REPLY", b"x"],
+                                            [b"KILL", b"LADDR", b"1.2.3.4:5"], [b"KILL", b"ADDR"], [b"UNBLOCK", b"999999"], [b"UNBLOCK", b"x"],
+                                            [b"UNBLOCK", b"999999", b"x"]),
+            lambda: self.pick([b"AUTH", b"x"], [b"AUTH", b"default", b"x"], [b"AUTH", b"a", b"b"], [b"AUTH", b"a", b"b", b"c"]),
+            lambda: self.pick([b"SLOWLOG", b"LEN"], [b"SLOWLOG", b"LEN", b"x"], [b"SLOWLOG", b"GET", b"-2"], [b"SLOWLOG", b"GET", b"x"], [b"SLOWLOG"],
+                              [b"LATENCY", b"LATEST"], [b"LATENCY", b"nonsense"], [b"LATENCY", b"RESET"], [b"FUNCTION", b"LIST"], [b"FUNCTION", b"FLUSH", b"x"],
+                              [b"FUNCTION", b"LIST", b"x"], [b"CONFIG", b"GET"], [b"CONFIG", b"SET", b"timeout"], [b"CONFIG", b"nonsense"],
+                              [b"CONFIG", b"SET", b"nonsense", b"1"], [b"CONFIG", b"SET", b"timeout", b"0", b"timeout", b"0"], [b"OBJECT", b"ENCODING"],
+                              [b"CONFIG", b"GET", b"appendonlyx", b"TIMEOUT"], [b"CONFIG", b"SET", b"timeout", b"x"]),
+            lambda: self.pick([b"COMMAND", b"COUNT", b"x"], [b"COMMAND", b"GETKEYS", b"GET"], [b"COMMAND", b"GETKEYS", b"MSET", b"a", b"1", b"b", b"2"],
+                              [b"COMMAND", b"GETKEYS", b"PING", b"x"], [b"COMMAND", b"GETKEYS", b"OBJECT", b"ENCODING", b"k"],
+                              [b"COMMAND", b"GETKEYSANDFLAGS", b"SET", b"k", b"v"] + self.options(b"GET", b"NX"), [b"COMMAND", b"LIST", b"x"],
+                              [b"COMMAND", b"GETKEYSANDFLAGS", b"BITOP", b"AND", b"d", b"a", b"b"], [b"COMMAND", b"INFO", b"nonsense", b"get|x"],
+                              [b"COMMAND", b"LIST", b"FILTERBY", b"ACLCAT", b"bitmap"], [b"COMMAND", b"LIST", b"FILTERBY", b"MODULE", b"x"],
+                              [b"COMMAND", b"INFO", self.pick(b"get", b"set", b"BITOP", b"client|kill", b"object|encoding", b"config|set", b"msetnx", b"getex")]),
+            lambda: self.pick([b"nonsense", b"a", b"b"], [b"GET"], [b"get", k(), k()], [b"MSET", k()], [b"WAIT", b"x", b"0"], [b"WAIT", b"0", b"-1"], [b"QUIT"] if self.chance(0.05) else [b"PING"]),
+            lambda: self.pick([b"UNWATCH"], [b"DISCARD"] if not inside else [b"PING"], [b"EXEC", b"x"] if self.chance(0.1) else [b"PING"]),
+        ]
+        alone = [
+            lambda: [b"MSETNX"] + [word for _ in range(self.random.randrange(1, 4)) for word in (k(), v())],
+            lambda: [b"DBSIZE"],
+            lambda: [b"KEYS", self.pattern()],
+            lambda: [b"SCAN", self.pick(b"0", b"00", b"", b"+0", b"x", b" 0", b"-", b"99999999999999999999"), b"COUNT", self.pick(b"100000", b"0", b"-1", b"x")] + self.options(lambda self: [b"MATCH", self.pattern()], lambda self: [b"TYPE", self.pick(b"string", b"hash", b"STRING")], b"MATCH", b"bad", most=2),
+            lambda: [b"RANDOMKEY"],
+            lambda: [b"HELLO", self.pick(b"2", b"3", b"3", b"4", b"x")] + self.options(lambda self: [b"SETNAME", self.pick(b"me", b"a b")], lambda self: [b"AUTH", b"default", b"x"], lambda self: [b"AUTH", b"a", b"b"], b"AUTH", b"x", most=2),
+            lambda: [b"FLUSHDB"] + self.options(b"SYNC", b"ASYNC", b"x", most=2),
+            lambda: [b"RESET"] if self.chance(0.3) else [b"PING"],
+        ]
+        choices = every if inside or self.chance(0.9) else alone
+        words = self.random.choice(choices)()
+        if self.chance(0.02):
+            words = words[:-1] if self.chance(0.5) and len(words) > 1 else words + [self.random.choice(JUNK)]
+        if self.chance(0.05):
+            words = [words[0].swapcase()] + words[1:]
+        return words
+
+    def step(self):
+        """A connection, and the commands that it sends at once."""
+        commands = []
+        if self.chance(0.12):
+            if self.chance(0.3):
+                commands.append([b"WATCH"] + [self.key() for _ in range(self.random.randrange(1, 3))])
+                if self.chance(0.4):
+                    # Maybe something changes between.
+                    return [(0, commands), (1, [[b"SET", self.key(), self.value()]]), (0, self.transaction())]
+            commands += self.transaction()
+        else:
+            for _ in range(self.random.choice([1, 1, 1, 2, 3, 5, 9, 20])):
+                commands.append(self.command(False))
+                if commands[-1][0] == b"SET" and len(commands[-1]) == 3 and self.chance(0.1):
+                    commands.append([b"OBJECT", b"ENCODING", commands[-1][1]])
+        return [(0 if self.chance(0.8) else 1, commands)]
+
+    def transaction(self):
+        inner = [self.command(True) for _ in range(self.random.choice([0, 1, 2, 3, 6, 12]))]
+        if self.chance(0.05):
+            inner.append(self.pick([b"MULTI"], [b"WATCH", self.key()], [b"SAVE"], [b"CLIENT"], [b"DISCARD", b"x"]))
+        return [[b"MULTI"]] + inner + [[self.pick(b"EXEC", b"EXEC", b"EXEC", b"EXEC", b"DISCARD")]]
+
+    def round(self):
+        return [step for _ in range(STEPS) for step in self.step()]
+
+
+def told(answer):
+    """An answer without what differs between any two servers."""
+    mark, content = answer
+    if mark == "%":
+        pairs = [(told(key), told(value)) for key, value in content]
+        return (mark, [pair for pair in pairs if pair[0] != ("$", b"id")])
+    if mark in "*~" and content is not None:
+        return (mark, [told(item) for item in content])
+    return answer
+
+
+def ordered(answer):
+    mark, content = answer
+    return (mark, sorted(content, key=repr)) if mark in "*~" and content is not None else answer
+
+
+def without_id(answer):
+    mark, content = answer
+    if mark == "*" and content:
+        place = next((place for place, item in enumerate(content) if item == ("$", b"id")), None)
+        if place is not None:
+            return (mark, content[: place + 1] + content[place + 2 :])
+    return told(answer)
+
+
+def allowed(words, redis, kvdb):
+    """Whether a difference is one that docs/redis.md names."""
+    name = words[0].upper()
+    if name in EXPIRY and redis[0] == kvdb[0] == ":":
+        return abs(redis[1] - kvdb[1]) <= EXPIRY[name] and (redis[1] < 0) == (kvdb[1] < 0)
+    if name == b"KEYS":
+        return ordered(redis) == ordered(kvdb)
+    if name == b"SCAN" and redis[0] == kvdb[0] == "*":
+        return redis[1][0] == kvdb[1][0] and ordered(redis[1][1]) == ordered(kvdb[1][1])
+    if name == b"OBJECT" and words[1].upper() == b"IDLETIME":
+        # Always 0 here.
+        return redis[0] == kvdb[0] == ":"
+    if name == b"RANDOMKEY":
+        return redis[0] == kvdb[0] and (redis[1] is None) == (kvdb[1] is None)
+    if name == b"HELLO":
+        return without_id(redis) == without_id(kvdb)
+    if name == b"COMMAND" and len(words) > 1 and words[1].upper() == b"LIST":
+        # Only the commands that KvDB has.
+        return redis[0] == kvdb[0] and all(item in redis[1] for item in kvdb[1])
+    return False
+
+
+def same(words, redis, kvdb, queued):
+    if redis == kvdb:
+        return True
+    if words[0].upper() == b"EXEC" and redis[0] == kvdb[0] == "*" and redis[1] and kvdb[1]:
+        if len(redis[1]) == len(kvdb[1]) == len(queued):
+            return all(same(*three, []) for three in zip(queued, redis[1], kvdb[1]))
+    return allowed(words, redis, kvdb)
+
+
+class Pair:
+    """Two servers that are asked the same."""
+
+    def __init__(self, redis, kvdb):
+        self.ports = (redis, kvdb)
+
+    def replay(self, steps):
+        """Sends steps to empty servers. The first difference: place, command and both answers."""
+        for port in self.ports:
+            client = Client(port)
+            client.ask(b"FLUSHALL")
+            client.close()
+        pairs = {}
+        queued = {}
+        try:
+            for place, (connection, commands) in enumerate(steps):
+                if connection not in pairs:
+                    pairs[connection] = [Client(port) for port in self.ports]
+                    queued[connection] = []
+                found = self.compare(pairs[connection], commands, queued[connection])
+                if found == "gone":
+                    for client in pairs.pop(connection):
+                        client.close()
+                elif found:
+                    return (place, *found)
+        finally:
+            for clients in pairs.values():
+                for client in clients:
+                    client.close()
+        return None
+
+    def compare(self, clients, commands, queued):
+        for client in clients:
+            client.send(commands)
+        for words in commands:
+            answers = []
+            for client in clients:
+                try:
+                    answers.append(client.answer())
+                except (Gone, ConnectionError):
+                    answers.append(("closed", None))
+            redis, kvdb = answers
+            if not same(words, redis, kvdb, queued):
+                return (words, redis, kvdb)
+            if redis[0] == "closed":
+                return "gone"
+            if redis == ("+", b"QUEUED"):
+                queued.append(words)
+            elif words[0].upper() in (b"EXEC", b"DISCARD", b"RESET") and redis[1] != b"ERR wrong number of arguments for 'discard' command":
+                queued.clear()
+        return None
+
+    def shortened(self, steps):
+        """Fewer steps, and fewer commands in them, that differ still."""
+        first = self.replay(steps)
+        if first is None:
+            return steps
+
+        def differs(some):
+            found = self.replay(some) if some else None
+            return found is not None and found[1] == first[1] and found[2][0] == first[2][0] and found[3][0] == first[3][0]
+
+        single = [(connection, [words]) for connection, commands in steps for words in commands]
+        steps = single if differs(single) else steps
+        size = max(1, len(steps) // 2)
+        while size:
+            place = 0
+            while place < len(steps):
+                fewer = steps[:place] + steps[place + size :]
+                if differs(fewer):
+                    steps = fewer
+                else:
+                    place += size
+            size //= 2
+        for place in range(len(steps)):
+            at = 0
+            while at < len(steps[place][1]) and len(steps[place][1]) > 1:
+                connection, commands = steps[place]
+                fewer = steps[:place] + [(connection, commands[:at] + commands[at + 1 :])] + steps[place + 1 :]
+                if differs(fewer):
+                    steps = fewer
+                else:
+                    at += 1
+        return steps
+
+
+def shown(words):
+    return " ".join(repr(word)[1:] if len(word) < 80 else repr(word[:70])[1:] + "..." for word in words)
+
+
+def show(pair, seed, steps):
+    found = pair.replay(steps)
+    print(f"difference in the round of seed {seed}:")
+    for connection, commands in steps:
+        for words in commands:
+            print(f"  {connection}> {shown(words)}")
+    if found:
+        _, words, redis, kvdb = found
+        print(f"  at     {shown(words)}\n  redis  {str(redis)[:600]}\n  kvdb   {str(kvdb)[:600]}", flush=True)
+
+
+def described(pair):
+    """Commands whose descriptions differ."""
+    redis, kvdb = (Client(port) for port in pair.ports)
+    names = [item[1] for item in kvdb.ask(b"COMMAND", b"LIST")[1]]
+    differ = []
+    for name in names:
+        of_redis, of_kvdb = (client.ask(b"COMMAND", b"INFO", name)[1][0] for client in (redis, kvdb))
+        if of_redis[1][:9] != of_kvdb[1][:9]:
+            differ.append((name, of_redis, of_kvdb))
+            continue
+        ours = {inside[1][0]: inside for inside in of_kvdb[1][9][1]}
+        theirs = {inside[1][0]: inside for inside in of_redis[1][9][1]}
+        differ += [(key[1], theirs[key], ours[key]) for key in ours if key in theirs and ours[key] != theirs[key]]
+    for name, of_redis, of_kvdb in differ:
+        print(f"COMMAND INFO {name.decode()}\n  redis  {of_redis}\n  kvdb   {of_kvdb}")
+    return len(differ)
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--redis", type=int, required=True)
+    options.add_argument("--kvdb", type=int, required=True)
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--commands", type=int, default=300_000)
+    options.add_argument("--most", type=int, default=10, help="differences after which to stop")
+    options = options.parse_args()
+    pair = Pair(options.redis, options.kvdb)
+    started = time.time()
+    count = rounds = 0
+    differences = described(pair)
+    while count < options.commands and differences < options.most:
+        seed = options.seed + rounds
+        steps = Maker(seed).round()
+        count += sum(len(commands) for _, commands in steps)
+        rounds += 1
+        found = pair.replay(steps)
+        if found:
+            differences += 1
+            show(pair, seed, pair.shortened(steps[: found[0] + 1]))
+    print(f"lockstep: {count} commands in {rounds} rounds from seed {options.seed}, {time.time() - started:.0f} s: {differences} differences")
+    sys.exit(1 if differences else 0)
+
+
+if __name__ == "__main__":
+    main()
