@@ -82,7 +82,7 @@ async fn coordinate(data: std::path::PathBuf, ports: &str) -> Result<(), Failure
     let config = CoordinatorConfig {
         id: 1,
         listen: listen.to_owned(),
-        http: http.to_owned(),
+        http: Some(http.to_owned()),
         peers: [(1, listen.to_owned())].into(),
         data,
         planner: PlannerConfig { rebalance: false, ..PlannerConfig::default() },

@@ -47,8 +47,8 @@ pub struct CoordinatorConfig {
     pub id: u64,
     /// gRPC address.
     pub listen: String,
-    /// HTTP address.
-    pub http: String,
+    /// HTTP address; none to serve no HTTP.
+    pub http: Option<String>,
     /// All coordinators, itself included, by number.
     pub peers: BTreeMap<u64, String>,
     /// Data directory.
@@ -134,7 +134,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let own = &config.peers[&config.id];
     dial::check_own("--peers", own).await.map_err(CoordinatorError::Config)?;
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
-    let http_listener = listen::bind("HTTP", &config.http).await?;
+    let http_listener = listen::bind_unless_off("HTTP", config.http.as_deref()).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Coordinator, node_id)?;
     let known = directory.identity();
 
@@ -245,8 +245,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             stopping.wait().await;
         });
     let server = tokio::spawn(server);
-    let http = tokio::spawn(http::serve(http_listener, readiness.clone(), registry, stop.clone()));
-    tracing::info!(id = config.id, listen = config.listen, http = config.http, "coordinator runs");
+    let http = http_listener.map(|listener| {
+        tokio::spawn(http::serve(listener, readiness.clone(), registry, stop.clone()))
+    });
+    tracing::info!("{}", listen::UNPROTECTED);
+    tracing::info!(id = config.id, listen = config.listen, http = config.http.as_deref().unwrap_or(listen::OFF), "coordinator runs");
 
     if !admitted.load(Ordering::Relaxed) {
         readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
@@ -300,7 +303,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     stop.trigger();
     // Streams of watchers and peers don't end by themselves.
     server.abort();
-    http.abort();
+    if let Some(http) = http {
+        http.abort();
+    }
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("coordinator has stopped");
     Ok(())

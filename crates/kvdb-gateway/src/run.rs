@@ -30,12 +30,12 @@ const GRACE: Duration = Duration::from_secs(2);
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// gRPC address.
-    pub listen: String,
-    /// Address for the Redis protocol.
-    pub redis: String,
-    /// HTTP address.
-    pub http: String,
+    /// gRPC address; none to serve no gRPC.
+    pub listen: Option<String>,
+    /// Address for the Redis protocol; none to not serve it.
+    pub redis: Option<String>,
+    /// HTTP address; none to serve no HTTP.
+    pub http: Option<String>,
     /// The coordinators' gRPC addresses.
     pub coordinators: Vec<String>,
     /// Requests under way at a time; more are refused.
@@ -62,9 +62,13 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         let problem = "--coordinators names none; the form is host:port,host:port";
         return Err(GatewayError::Config(problem.to_owned()));
     }
-    let grpc_listener = listen::bind("gRPC", &config.listen).await?;
-    let redis_listener = listen::bind("Redis", &config.redis).await?;
-    let http_listener = listen::bind("HTTP", &config.http).await?;
+    if config.listen.is_none() && config.redis.is_none() {
+        let problem = "--listen and --redis are both off: a gateway needs one of them";
+        return Err(GatewayError::Config(problem.to_owned()));
+    }
+    let grpc_listener = listen::bind_unless_off("gRPC", config.listen.as_deref()).await?;
+    let redis_listener = listen::bind_unless_off("Redis", config.redis.as_deref()).await?;
+    let http_listener = listen::bind_unless_off("HTTP", config.http.as_deref()).await?;
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| GatewayError::Config(error.to_string()))?;
     let random = u128::from_be_bytes(random);
@@ -89,8 +93,9 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         seeds: Arc::new(AtomicU64::new((random >> 64) as u64)),
     };
 
-    let redis =
-        tokio::spawn(crate::redis::serve(gateway.clone(), redis_listener, shutdown.clone()));
+    let redis = redis_listener.map(|listener| {
+        tokio::spawn(crate::redis::serve(gateway.clone(), listener, shutdown.clone()))
+    });
     let services = [kv_server::SERVICE_NAME, coordinator_server::SERVICE_NAME];
     let (health, reflection, reflection_alpha) =
         discovery::describing(&services).await.map_err(GatewayError::Config)?;
@@ -107,23 +112,28 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         coordinators: Arc::new(move || naming.told()),
     };
     let stopping = shutdown.clone();
-    let server = transport::server()
+    let router = transport::server()
         .add_service(kv)
         .add_service(CoordinatorServer::new(Control(gateway)))
         .add_service(introduction.server())
         .add_service(health)
         .add_service(reflection)
-        .add_service(reflection_alpha)
-        .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
-            stopping.wait().await;
-        });
-    let mut server = tokio::spawn(server);
-    tokio::spawn(http::serve(http_listener, readiness.clone(), registry, shutdown.clone()));
+        .add_service(reflection_alpha);
+    let server = grpc_listener.map(|listener| {
+        let stopping = async move { stopping.wait().await };
+        tokio::spawn(
+            router.serve_with_incoming_shutdown(transport::incoming(listener), stopping),
+        )
+    });
+    if let Some(listener) = http_listener {
+        tokio::spawn(http::serve(listener, readiness.clone(), registry, shutdown.clone()));
+    }
     tokio::spawn(map.clone().follow(coordinators, shutdown.clone()));
+    tracing::info!("{}", listen::UNPROTECTED);
     tracing::info!(
-        listen = config.listen,
-        redis = config.redis,
-        http = config.http,
+        listen = config.listen.as_deref().unwrap_or(listen::OFF),
+        redis = config.redis.as_deref().unwrap_or(listen::OFF),
+        http = config.http.as_deref().unwrap_or(listen::OFF),
         "gateway runs"
     );
 
@@ -139,8 +149,12 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
             () = shutdown.wait() => break,
         }
     }
-    redis.abort();
-    if tokio::time::timeout(GRACE, &mut server).await.is_err() {
+    if let Some(redis) = redis {
+        redis.abort();
+    }
+    if let Some(mut server) = server
+        && tokio::time::timeout(GRACE, &mut server).await.is_err()
+    {
         server.abort();
     }
     tracing::info!("gateway has stopped");

@@ -48,8 +48,8 @@ pub struct NodeConfig {
     pub listen: String,
     /// The address by which others reach it, if not `listen`.
     pub advertise: Option<String>,
-    /// HTTP address.
-    pub http: String,
+    /// HTTP address; none to serve no HTTP.
+    pub http: Option<String>,
     /// The coordinators' gRPC addresses.
     pub coordinators: Vec<String>,
     /// Data directory.
@@ -100,7 +100,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let flag = if config.advertise.is_some() { "--advertise" } else { "--listen" };
     dial::check_own(flag, config.advertised()).await.map_err(NodeError::Config)?;
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
-    let http_listener = listen::bind("HTTP", &config.http).await?;
+    let http_listener = listen::bind_unless_off("HTTP", config.http.as_deref()).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Node, NodeId(0))?;
     let coordinators = Coordinators::new(config.coordinators.clone());
     if let Some(told) = link::load_coordinators(&config.data) {
@@ -208,7 +208,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             stopping.wait().await;
         });
     let server = tokio::spawn(server);
-    let http = tokio::spawn(http::serve(http_listener, readiness.clone(), registry, stop.clone()));
+    let http = http_listener.map(|listener| {
+        tokio::spawn(http::serve(listener, readiness.clone(), registry, stop.clone()))
+    });
     tokio::spawn(peers::run(drive.clone(), neighbourhood, outgoing));
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
@@ -227,7 +229,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         routes: map.routes.clone(),
     };
     tokio::spawn(link::heartbeats(drive.clone(), own, coordinators, known_sizes, stop.clone()));
-    tracing::info!(node = node_id.0, listen = config.listen, http = config.http, "node runs");
+    let http = config.http.as_deref().unwrap_or(listen::OFF);
+    tracing::info!("{}", listen::UNPROTECTED);
+    tracing::info!(node = node_id.0, listen = config.listen, http, "node runs");
 
     let mut changes = map.changes();
     let mut refused = None;
@@ -270,7 +274,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     stop.trigger();
     // Streams of gateways and peers don't end by themselves.
     server.abort();
-    http.abort();
+    if let Some(http) = http {
+        http.abort();
+    }
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("node has stopped");
     refused.map_or(Ok(()), |why| Err(NodeError::Refused(why)))

@@ -11,6 +11,7 @@ use kvdb_control::PlannerConfig;
 use kvdb_coordinator::CoordinatorConfig;
 use kvdb_gateway::{GatewayConfig, MOST_REQUESTS};
 use kvdb_node::NodeConfig;
+use kvdb_runtime::listen::{OFF, UNPROTECTED};
 use kvdb_runtime::logging::{self, LogFormat};
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::shutdown::Shutdown;
@@ -73,7 +74,7 @@ pub(crate) struct CoordinatorArgs {
     /// gRPC address [default: 127.0.0.1:7100 + id]
     #[arg(long, env = "KVDB_LISTEN")]
     listen: Option<String>,
-    /// HTTP address for metrics and health [default: 127.0.0.1:7180 + id]
+    /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7180 + id]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
     /// All coordinators, this one included: 1=host:port,2=host:port,...
@@ -106,7 +107,7 @@ pub(crate) struct NodeArgs {
     /// The address by which others reach it, if not --listen
     #[arg(long, env = "KVDB_ADVERTISE")]
     advertise: Option<String>,
-    /// HTTP address for metrics and health [default: 127.0.0.1:7281]
+    /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7281]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
     /// The coordinators: host:port,host:port,...
@@ -127,13 +128,13 @@ pub(crate) struct NodeArgs {
 
 #[derive(Args)]
 pub(crate) struct GatewayArgs {
-    /// gRPC address [default: 127.0.0.1:7400]
+    /// gRPC address, or `off` [default: 127.0.0.1:7400]
     #[arg(long, env = "KVDB_LISTEN")]
     listen: Option<String>,
-    /// Address for the Redis protocol [default: 127.0.0.1:7379]
+    /// Address for the Redis protocol, or `off` [default: 127.0.0.1:7379]
     #[arg(long, env = "KVDB_REDIS")]
     redis: Option<String>,
-    /// HTTP address for metrics and health [default: 127.0.0.1:7480]
+    /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7480]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
     /// The coordinators: host:port,host:port,...
@@ -280,6 +281,26 @@ fn needed<T>(value: Option<T>, flag: &str) -> Result<T, Failure> {
     value.ok_or_else(|| format!("{flag} is missing; `--help` shows an example").into())
 }
 
+/// Where to listen, unless that is turned off.
+fn listener(
+    flag: Option<String>,
+    file: Option<String>,
+    by_default: impl FnOnce() -> String,
+) -> Option<String> {
+    Some(flag.or(file).unwrap_or_else(by_default)).filter(|address| address != OFF)
+}
+
+/// Where to listen for what a role is there for.
+fn needed_listener(
+    flag: Option<String>,
+    file: Option<String>,
+    by_default: impl FnOnce() -> String,
+) -> Result<String, Failure> {
+    listener(flag, file, by_default).ok_or_else(|| {
+        "--listen can't be off: the other processes reach this one by it; the form is host:port".into()
+    })
+}
+
 fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
@@ -323,8 +344,10 @@ fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
 fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, Failure> {
     let id = needed(args.id.or(file.id), "--id")?;
     let peers = parse_peers(&needed(args.peers.or(file.peers), "--peers")?)?;
-    let listen = args.listen.or(file.listen).unwrap_or_else(|| format!("127.0.0.1:{}", 7100 + id));
-    let http = args.http.or(file.http).unwrap_or_else(|| format!("127.0.0.1:{}", 7180 + id));
+    // A number beyond what ports allow needs addresses of its own: binding says so.
+    let own = |base: u64| move || format!("127.0.0.1:{}", id.saturating_add(base));
+    let listen = needed_listener(args.listen, file.listen, own(7100))?;
+    let http = listener(args.http, file.http, own(7180));
     let data = needed(args.data.or(file.data), "--data")?;
     let usual = PlannerConfig::default();
     let repair_after = args.repair_after.or(file.repair_after);
@@ -346,9 +369,9 @@ fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, F
 
 fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
     Ok(NodeConfig {
-        listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7201".to_owned()),
+        listen: needed_listener(args.listen, file.listen, || "127.0.0.1:7201".to_owned())?,
         advertise: args.advertise.or(file.advertise),
-        http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7281".to_owned()),
+        http: listener(args.http, file.http, || "127.0.0.1:7281".to_owned()),
         coordinators: addresses(
             &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
             COORDINATORS,
@@ -365,9 +388,9 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
 
 fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
     Ok(GatewayConfig {
-        listen: args.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7400".to_owned()),
-        redis: args.redis.or(file.redis).unwrap_or_else(|| "127.0.0.1:7379".to_owned()),
-        http: args.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7480".to_owned()),
+        listen: listener(args.listen, file.listen, || "127.0.0.1:7400".to_owned()),
+        redis: listener(args.redis, file.redis, || "127.0.0.1:7379".to_owned()),
+        http: listener(args.http, file.http, || "127.0.0.1:7480".to_owned()),
         coordinators: addresses(
             &needed(args.coordinators.or(file.coordinators), COORDINATORS)?,
             COORDINATORS,
@@ -400,7 +423,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
         let config = CoordinatorConfig {
             id: id.into(),
             listen: port(7100, id)?,
-            http: port(7180, id)?,
+            http: Some(port(7180, id)?),
             peers: peers.clone(),
             data: data.join(format!("coordinator-{id}")),
             planner: PlannerConfig { repair_after_ms: DEV_REPAIR_AFTER_MS, ..Default::default() },
@@ -412,7 +435,7 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
         let config = NodeConfig {
             listen: port(7200, id)?,
             advertise: None,
-            http: port(7280, id)?,
+            http: Some(port(7280, id)?),
             coordinators: coordinators.clone(),
             data: data.join(format!("node-{id}")),
             zone: String::new(),
@@ -425,9 +448,9 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
     }
     let redis = port(7379, 0)?;
     let config = GatewayConfig {
-        listen: gateway.clone(),
-        redis: redis.clone(),
-        http: port(7480, 0)?,
+        listen: Some(gateway.clone()),
+        redis: Some(redis.clone()),
+        http: Some(port(7480, 0)?),
         coordinators,
         most_requests: MOST_REQUESTS,
     };
@@ -440,7 +463,8 @@ async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
             result?;
             let ready = format!(
                 "KvDB is ready: {} nodes, gRPC on {gateway}, Redis on {redis}, data in {}\n\
-                 Try: kvdb --endpoint {gateway} put greeting hello\n",
+                 Try: kvdb --endpoint {gateway} put greeting hello\n\
+                 Note: {UNPROTECTED}.\n",
                 args.nodes,
                 data.display()
             );
@@ -514,6 +538,18 @@ mod tests {
             let message = parse_peers(twice).unwrap_err().to_string();
             assert!(message.contains("twice"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_listener_is_an_address_its_default_or_off() {
+        let text = |text: &str| Some(text.to_owned());
+        let usual = || "127.0.0.1:1".to_owned();
+        assert_eq!(listener(None, None, usual), text("127.0.0.1:1"));
+        assert_eq!(listener(text("a:1"), text("off"), usual), text("a:1"));
+        assert_eq!(listener(None, text("off"), usual), None);
+        assert_eq!(listener(text("off"), text("a:1"), usual), None);
+        let refused = needed_listener(text("off"), None, usual).unwrap_err().to_string();
+        assert!(refused.contains("--listen can't be off"), "{refused}");
     }
 
     #[test]

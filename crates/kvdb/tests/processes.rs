@@ -126,6 +126,10 @@ fn a_process_that_cannot_start_says_why_and_fails() {
     let missing = run(&["node", "--data", folder.path().to_str().unwrap()]);
     assert!(missing.contains("--coordinators is missing"), "{missing}");
 
+    let deaf = ["gateway", "--listen", "off", "--redis", "off", "--coordinators", "127.0.0.1:1"];
+    let deaf = run(&deaf);
+    assert!(deaf.contains("--listen and --redis are both off"), "{deaf}");
+
     std::fs::write(folder.path().join("precious.txt"), "mine").unwrap();
     let foreign = run(&[
         "coordinator",
@@ -175,6 +179,44 @@ fn a_gateway_that_has_heard_from_nobody_says_so() {
         std::thread::yield_now();
     }
     gateway.kill();
+}
+
+#[test]
+fn a_gateway_leaves_out_listeners_that_are_off_and_says_that_nothing_is_protected() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = free_ports(2);
+    let start = |name: &str, listeners: &[&str]| {
+        let args = ["gateway", "--coordinators", &format!("127.0.0.1:{}", ports[1])];
+        let args = args.iter().chain(listeners).map(|word| (*word).to_owned()).collect();
+        let log = folder.path().join(format!("{name}.log"));
+        let mut gateway = Part { args, log, child: None };
+        gateway.start();
+        gateway
+    };
+    let told = |mut gateway: Part| {
+        let start = Instant::now();
+        let read = || std::fs::read_to_string(&gateway.log).unwrap();
+        while !read().contains("gateway runs") {
+            assert!(start.elapsed() < PATIENCE, "{}", read());
+            std::thread::yield_now();
+        }
+        let told = read();
+        gateway.kill();
+        told
+    };
+    // The usual ports of Redis and HTTP may well be taken: nobody asks for them.
+    let private = format!("127.0.0.1:{}", ports[0]);
+    let told_of_private =
+        told(start("private", &["--listen", &private, "--redis", "off", "--http", "off"]));
+    assert!(told_of_private.contains("no authentication and no encryption yet"), "{told_of_private}");
+    assert!(told_of_private.contains("redis=\"off\" http=\"off\""), "{told_of_private}");
+    assert!(!told_of_private.contains("WARN kvdb_runtime::listen"), "{told_of_private}");
+
+    let public = format!("0.0.0.0:{}", ports[0]);
+    let told_of_public =
+        told(start("public", &["--listen", "off", "--redis", &public, "--http", "off"]));
+    let warning = format!("the Redis listener on {public} can be reached from other machines");
+    assert!(told_of_public.contains(&warning), "{told_of_public}");
 }
 
 /// Copies a folder with all that is in it.
