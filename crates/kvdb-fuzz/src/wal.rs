@@ -3,7 +3,8 @@
 use kvdb_wal::sim_disk::SimDisk;
 use kvdb_wal::{Disk, LiveState, Wal, WalConfig};
 
-const CONFIG: WalConfig = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+const CONFIG: WalConfig =
+    WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 4 };
 const HEADER: usize = 32;
 
 /// The first byte chooses: bytes as they lie in a segment (with its header, or from the first

@@ -193,7 +193,11 @@ impl Process {
     pub(crate) fn start(&mut self, seed: u64) -> Result<Vec<Unborn>, String> {
         let node_id = self.node_id.ok_or("it has no id yet")?;
         self.life += 1;
-        let config = WalConfig { segment_bytes: SEGMENT_BYTES, max_segments: 4 };
+        let config = WalConfig {
+            first_segment_bytes: SEGMENT_BYTES / 8,
+            segment_bytes: SEGMENT_BYTES,
+            max_segments: 4,
+        };
         let (wal, live) =
             Wal::open(self.disk.clone(), config).map_err(|error| error.to_string())?;
         let mut host_config = HostConfig::new(node_id, seed);

@@ -91,7 +91,7 @@ struct Spare {
 impl Segment {
     fn new(file: File, prepared: u64) -> io::Result<Self> {
         let size_bytes = file.metadata()?.len();
-        Ok(Segment { file, size_bytes, prepared })
+        Ok(Segment { file, size_bytes, prepared: prepared.min(size_bytes) })
     }
 
     /// Writes zeros from `end`, where the log will go on, if blocks beyond it may not be written
@@ -165,6 +165,10 @@ impl FileDisk {
     fn make(&self, path: &Path, size_bytes: u64) -> io::Result<File> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        // Space that is used again may be of a larger segment.
+        if file.metadata()?.len() > size_bytes {
+            file.set_len(size_bytes)?;
+        }
         let flags = rustix::fs::FallocateFlags::empty();
         if let Err(error) = rustix::fs::fallocate(&file, flags, 0, size_bytes) {
             if error != rustix::io::Errno::OPNOTSUPP {

@@ -3,12 +3,15 @@
 use bytes::Bytes;
 use kvdb_model::planted::{Bug, has};
 
-pub(crate) const FORMAT: u32 = 1;
+/// The newest format; format 1, whose header doesn't tell the size, is read too.
+pub(crate) const FORMAT: u32 = 2;
+const FORMAT_WITHOUT_SIZE: u32 = 1;
 const SEGMENT_MAGIC: u64 = 0x4b56_4442_5741_4c31;
 const FRAME_MAGIC: u32 = 0x4b46_524d;
 /// Frames start at multiples of this.
 pub(crate) const ALIGN: usize = 8;
-pub(crate) const SEGMENT_HEADER: usize = 32;
+pub(crate) const SEGMENT_HEADER: usize = 40;
+const HEADER_WITHOUT_SIZE: usize = 32;
 pub(crate) const FRAME_HEADER: usize = 32;
 
 /// What a frame holds.
@@ -38,37 +41,53 @@ pub(crate) struct Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
     /// A segment of this log with the sequence of its first frame.
-    Good { first_sequence: u64 },
+    Good {
+        first_sequence: u64,
+        /// Of the whole segment; not known of one in format 1.
+        size_bytes: Option<u64>,
+        /// Where the first frame starts.
+        end: usize,
+    },
     /// Another format.
     Unknown { format: u32 },
     /// Not a header, or not this segment's.
     Bad,
 }
 
-pub(crate) fn segment_header(id: u64, first_sequence: u64) -> [u8; SEGMENT_HEADER] {
+pub(crate) fn segment_header(
+    id: u64,
+    first_sequence: u64,
+    size_bytes: u64,
+) -> [u8; SEGMENT_HEADER] {
     let mut out = [0; SEGMENT_HEADER];
     out[..8].copy_from_slice(&SEGMENT_MAGIC.to_le_bytes());
     out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     out[12..20].copy_from_slice(&id.to_le_bytes());
     out[20..28].copy_from_slice(&first_sequence.to_le_bytes());
-    let crc = crc32c::crc32c(&out[..28]);
-    out[28..].copy_from_slice(&crc.to_le_bytes());
+    out[28..36].copy_from_slice(&size_bytes.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..36]);
+    out[36..].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
 pub(crate) fn parse_header(segment: &[u8], id: u64) -> Header {
     let Some(raw) = segment.get(..SEGMENT_HEADER) else { return Header::Bad };
-    if number64(raw, 0) != SEGMENT_MAGIC || crc32c::crc32c(&raw[..28]) != number32(raw, 28) {
+    let format = number32(raw, 8);
+    let end = if format == FORMAT_WITHOUT_SIZE { HEADER_WITHOUT_SIZE } else { SEGMENT_HEADER };
+    let checked = end - 4;
+    if number64(raw, 0) != SEGMENT_MAGIC
+        || crc32c::crc32c(&raw[..checked]) != number32(raw, checked)
+    {
         return Header::Bad;
     }
-    let format = number32(raw, 8);
-    if format != FORMAT {
+    if !(FORMAT_WITHOUT_SIZE..=FORMAT).contains(&format) {
         return Header::Unknown { format };
     }
     if number64(raw, 12) != id {
         return Header::Bad;
     }
-    Header::Good { first_sequence: number64(raw, 20) }
+    let size_bytes = (format != FORMAT_WITHOUT_SIZE).then(|| number64(raw, 28));
+    Header::Good { first_sequence: number64(raw, 20), size_bytes, end }
 }
 
 fn number32(raw: &[u8], at: usize) -> u32 {

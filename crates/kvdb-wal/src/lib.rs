@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment  := header | frame*            preallocated, ids rise without gaps
-//! header   := magic, format, id, first sequence, crc
+//! header   := magic, format, id, first sequence, size, crc
 //! frame    := magic, kind, length, sequence, synced_through, crc | records | padding to 8 bytes
 //! ```
 //!
@@ -21,6 +21,11 @@
 //! - A failed write or sync poisons the log: nothing more is accepted.
 //!
 //! # Space
+//!
+//! The first segment after a start is small and each one after it twice as large, up to a bound: a
+//! log that is hardly used takes hardly any space, and one that is used a lot rolls rarely. A
+//! segment's own size is in its header, so that one that was cut off is told from a small one.
+//! (Format 1 had no size there: all segments were of the size that the configuration names.)
 //!
 //! The log keeps the live state of each replica in memory (entries share their bytes with the
 //! host's log). When the oldest segment has to go, the replicas that pin it are written again, as

@@ -17,8 +17,11 @@ use thiserror::Error;
 /// Settings of a [`Wal`].
 #[derive(Clone, Copy, Debug)]
 pub struct WalConfig {
-    /// Size of a segment. The largest record must fit. Raising it makes rolling rarer and space
-    /// coarser.
+    /// Size of the first segment after a start; each one after it is twice as large. Raising it
+    /// takes more space for a log that is hardly used.
+    pub first_segment_bytes: u64,
+    /// Size of the largest segments. The largest record must fit. Raising it makes rolling rarer
+    /// and space coarser.
     pub segment_bytes: u64,
     /// Segments beyond which the oldest is made to go, by writing again what pins it. Raising it
     /// trades disk space and restart time for fewer rewrites.
@@ -27,7 +30,11 @@ pub struct WalConfig {
 
 impl Default for WalConfig {
     fn default() -> Self {
-        WalConfig { segment_bytes: 64 * 1024 * 1024, max_segments: 8 }
+        WalConfig {
+            first_segment_bytes: 4 * 1024 * 1024,
+            segment_bytes: 64 * 1024 * 1024,
+            max_segments: 8,
+        }
     }
 }
 
@@ -56,7 +63,7 @@ pub enum OpenError {
         what: String,
     },
     /// It was made by a newer version.
-    #[error("{file} has log format {found}; this binary reads format {FORMAT}")]
+    #[error("{file} has log format {found}; this binary reads formats up to {FORMAT}")]
     UnknownFormat {
         /// The file.
         file: String,
@@ -107,6 +114,8 @@ pub struct Wal<D> {
     live: LiveState,
     /// Ids of all segments, ascending; the last is written to.
     segments: Vec<u64>,
+    /// Size of the segment that is written to.
+    size_bytes: u64,
     offset: u64,
     next_sequence: u64,
     synced_through: u64,
@@ -134,6 +143,7 @@ impl<D: Disk> Wal<D> {
             config,
             live: found.live.clone(),
             segments: found.segments,
+            size_bytes: 0,
             offset: 0,
             next_sequence: found.next_sequence,
             synced_through: found.next_sequence - 1,
@@ -141,7 +151,7 @@ impl<D: Disk> Wal<D> {
             poisoned: false,
             stats: WalStats::default(),
         };
-        wal.start_segment().map_err(|error| match error {
+        wal.start_segment(0).map_err(|error| match error {
             WalError::Failed { place, source } => OpenError::Io { place, source },
             other => OpenError::Io { place: "the log".to_owned(), source: io::Error::other(other) },
         })?;
@@ -208,7 +218,7 @@ impl<D: Disk> Wal<D> {
 
     /// Keeps space for one more segment, if there is any: for when the disk is filling up.
     pub fn keep_spare(&mut self) {
-        self.disk.keep_spare(self.config.segment_bytes);
+        self.disk.keep_spare(self.next_size(0));
     }
 
     /// The disk under the log.
@@ -269,9 +279,10 @@ impl<D: Disk> Wal<D> {
     }
 
     fn write_frame(&mut self, kind: FrameKind, content: &[u8]) -> Result<(), WalError> {
-        if self.offset + frame_bytes(content.len()) as u64 > self.config.segment_bytes {
+        let frame = frame_bytes(content.len()) as u64;
+        if self.offset + frame > self.size_bytes {
             self.sync()?;
-            self.start_segment()?;
+            self.start_segment(frame)?;
         }
         let segment = self.segment();
         let mut out = Vec::with_capacity(frame_bytes(content.len()));
@@ -285,12 +296,26 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    /// Goes on in a new segment. Everything before must be synced.
-    fn start_segment(&mut self) -> Result<(), WalError> {
+    /// The size of the segment that comes next, with room for a frame of so many bytes.
+    fn next_size(&self, frame: u64) -> u64 {
+        let least = frame + (SEGMENT_HEADER + frame_bytes(0)) as u64;
+        let (first, largest) = (self.config.first_segment_bytes, self.config.segment_bytes);
+        let mut size = first.max(self.size_bytes.saturating_mul(2)).clamp(ALIGN as u64, largest);
+        while size < least && size < largest {
+            size = size.saturating_mul(2).min(largest);
+        }
+        size
+    }
+
+    /// Goes on in a new segment, in which a frame of so many bytes fits. Everything before must be
+    /// synced.
+    fn start_segment(&mut self, frame: u64) -> Result<(), WalError> {
         let id = self.segments.last().map_or(1, |last| last + 1);
-        let created = self.disk.create(id, self.config.segment_bytes);
+        let size = self.next_size(frame);
+        let created = self.disk.create(id, size);
         self.checked(id, created)?;
-        let header = segment_header(id, self.next_sequence);
+        self.size_bytes = size;
+        let header = segment_header(id, self.next_sequence, size);
         let written = self.disk.write(id, 0, &header);
         self.checked(id, written)?;
         let synced = self.disk.sync(id);
@@ -401,13 +426,22 @@ impl Recovered {
                 ));
             }
             let content = Bytes::from(open_io(&disk.name(*id), disk.read(*id))?);
-            if (content.len() as u64) < segment_bytes {
+            let whole = |size_bytes: u64| {
+                let length = content.len() as u64;
+                if length >= size_bytes {
+                    return Ok(());
+                }
                 // Its end may have been synced: what a crash leaves has its full size.
-                let what = format!("it was cut off; a segment has {segment_bytes} bytes");
-                return Err(damaged(disk, *id, content.len() as u64, what));
-            }
-            let first_sequence = match parse_header(&content, *id) {
-                Header::Good { first_sequence } => first_sequence,
+                let what = format!("it was cut off; it had {size_bytes} bytes");
+                Err(damaged(disk, *id, length, what))
+            };
+            // No segment is as short as that, not even one that was never begun.
+            whole(SEGMENT_HEADER as u64)?;
+            let (first_sequence, header_end) = match parse_header(&content, *id) {
+                Header::Good { first_sequence, size_bytes, end } => {
+                    whole(size_bytes.unwrap_or(segment_bytes))?;
+                    (first_sequence, end)
+                }
                 Header::Unknown { format } => {
                     return Err(OpenError::UnknownFormat { file: disk.name(*id), found: format });
                 }
@@ -437,7 +471,8 @@ impl Recovered {
                     format!("frame {due} is missing or unreadable"),
                 ));
             }
-            let (sequence, end) = read_frames(&content, *id, first_sequence, &mut frames);
+            let (sequence, end) =
+                read_frames(&content, *id, first_sequence, header_end, &mut frames);
             if is_last && any_frame(&content, *id, end, |frame| frame.synced_through >= sequence) {
                 return Err(damaged(
                     disk,
@@ -458,16 +493,16 @@ fn damaged<D: Disk>(disk: &D, segment: u64, offset: u64, what: String) -> OpenEr
     OpenError::Damaged { file: disk.name(segment), offset, what }
 }
 
-/// Reads the unbroken run of frames from `first_sequence` on. Returns the sequence that is due
+/// Reads the unbroken run of frames from `offset` and `first_sequence` on. Returns the sequence that is due
 /// next and where it would be.
 fn read_frames(
     content: &Bytes,
     segment: u64,
     first_sequence: u64,
+    mut offset: usize,
     frames: &mut Vec<(u64, Frame)>,
 ) -> (u64, usize) {
     let mut sequence = first_sequence;
-    let mut offset = SEGMENT_HEADER;
     while let Some(frame) =
         parse_frame(content, segment, offset).filter(|frame| frame.sequence == sequence)
     {

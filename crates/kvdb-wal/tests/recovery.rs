@@ -11,7 +11,8 @@ use kvdb_wal::sim_disk::SimDisk;
 use kvdb_wal::{FileDisk, LiveState, OpenError, Wal, WalConfig, WalError};
 use proptest::prelude::*;
 
-const SMALL: WalConfig = WalConfig { segment_bytes: 2048, max_segments: 4 };
+const SMALL: WalConfig =
+    WalConfig { first_segment_bytes: 512, segment_bytes: 2048, max_segments: 4 };
 
 fn entry(index: u64, term: u64, size: usize) -> LogEntry {
     LogEntry {
@@ -286,7 +287,7 @@ fn a_replica_that_a_message_has_created_is_born_with_what_it_has_voted() {
 #[test]
 fn every_flipped_bit_is_found_or_harmless() {
     let batches = script(&[(0, 0, 0), (8, 0, 40), (3, 0, 0), (8, 0, 90), (2, 0, 0), (8, 0, 30)]);
-    let config = WalConfig { segment_bytes: 1024, max_segments: 4 };
+    let config = WalConfig { first_segment_bytes: 1024, segment_bytes: 1024, max_segments: 4 };
     let shared = Shared::new(SimDisk::new());
     let (mut wal, _) = Wal::open(shared.clone(), config).unwrap();
     for batch in &batches {
@@ -410,7 +411,9 @@ fn a_missing_segment_in_the_middle_is_damage() {
     wal.sync().unwrap();
     drop(wal);
     let mut disk = shared.take();
-    kvdb_wal::Disk::remove(&mut disk, 2).unwrap();
+    let segments = kvdb_wal::Disk::segments(&disk).unwrap();
+    assert!(segments.len() > 2);
+    kvdb_wal::Disk::remove(&mut disk, segments[1]).unwrap();
     let refused = Wal::open(disk, SMALL).err().unwrap();
     assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
 }
@@ -436,7 +439,8 @@ fn filled(folder: &std::path::Path, config: WalConfig) -> Vec<std::path::PathBuf
 #[test]
 fn a_segment_that_was_cut_off_anywhere_is_damage() {
     let folder = tempfile::tempdir().unwrap();
-    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+    let config =
+        WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 4 };
     let segments = filled(folder.path(), config);
     assert!(segments.len() > 1);
     for segment in segments {
@@ -458,9 +462,74 @@ fn a_segment_that_was_cut_off_anywhere_is_damage() {
 }
 
 #[test]
+fn a_log_begins_small_and_its_segments_grow_to_the_largest() {
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        WalConfig { first_segment_bytes: 4 * 1024, segment_bytes: 32 * 1024, max_segments: 8 };
+    let kib = |segments: &[std::path::PathBuf]| -> Vec<u64> {
+        segments.iter().map(|path| path.metadata().unwrap().len() / 1024).collect()
+    };
+    let segments = filled(folder.path(), config);
+    assert_eq!(kib(&segments), [4, 8, 16, 32, 32, 32]);
+    // One that was cut to the size of a smaller one is damaged all the same.
+    let whole = std::fs::read(&segments[2]).unwrap();
+    for length in [4 * 1024, 8 * 1024] {
+        let cut = std::fs::File::options().write(true).open(&segments[2]).unwrap();
+        cut.set_len(length).unwrap();
+        let refused = Wal::open(FileDisk::open(folder.path()).unwrap(), config).err().unwrap();
+        assert!(refused.to_string().contains("it had 16384 bytes"), "{refused}");
+        std::fs::write(&segments[2], &whole).unwrap();
+    }
+    // After a start it begins small again, in space that was a large segment's too.
+    std::fs::write(folder.path().join("spare-9"), vec![1; 32 * 1024]).unwrap();
+    let (mut wal, found) = Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(99));
+    let newest = folder.path().join("0000000000000007.wal");
+    assert_eq!(kib(&[newest]), [4]);
+    // A frame that is larger than what is due gets a segment that it fits into.
+    let large = vec![entry(100, 5, 20_000)];
+    wal.append(&[WalRecord::Append { replica: ReplicaId(1), entries: large }]).unwrap();
+    wal.sync().unwrap();
+    assert_eq!(kib(&[folder.path().join("0000000000000008.wal")]), [32]);
+    drop(wal);
+    let (_, found) = Wal::open(FileDisk::open(folder.path()).unwrap(), config).unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(100));
+}
+
+#[test]
+fn a_log_in_the_format_without_sizes_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 4 };
+    let segments = filled(folder.path(), config);
+    for (place, path) in segments.iter().enumerate() {
+        // The frames are the same, after a header of 32 bytes.
+        let now = std::fs::read(path).unwrap();
+        let mut then = now[..28].to_vec();
+        then[8..12].copy_from_slice(&1u32.to_le_bytes());
+        then.extend_from_slice(&crc32c::crc32c(&then).to_le_bytes());
+        then.extend_from_slice(&now[40..]);
+        then.resize(64 * 1024, 0);
+        assert_eq!(then[12..20], (place as u64 + 1).to_le_bytes());
+        std::fs::write(path, then).unwrap();
+    }
+    let open = || Wal::open(FileDisk::open(folder.path()).unwrap(), config);
+    let cut = std::fs::File::options().write(true).open(&segments[1]).unwrap();
+    cut.set_len(63 * 1024).unwrap();
+    let refused = open().err().unwrap();
+    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    cut.set_len(64 * 1024).unwrap();
+    let (_, found) = open().unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(99));
+    let (_, found) = open().unwrap();
+    assert_eq!(found.replicas[&ReplicaId(1)].last_index(), LogIndex(99));
+}
+
+#[test]
 fn a_segment_that_was_being_made_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();
-    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+    let config =
+        WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 4 };
     filled(folder.path(), config);
     // It has its name only when it has its size: until then it is spare space.
     std::fs::write(folder.path().join("spare-7"), b"part of it").unwrap();
@@ -496,7 +565,8 @@ fn a_log_waits_for_room_and_goes_on_without_losing_anything() {
         eprintln!("skipped: mounting a small file system takes root");
         return;
     };
-    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 8 };
+    let config =
+        WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 8 };
     let filler = small.0.join("filler");
     let wal_folder = small.0.join("wal");
     let (mut wal, _) = Wal::open(FileDisk::open(&wal_folder).unwrap(), config).unwrap();
@@ -533,7 +603,8 @@ fn a_log_waits_for_room_and_goes_on_without_losing_anything() {
 #[test]
 fn the_file_disk_keeps_what_was_synced() {
     let folder = tempfile::tempdir().unwrap();
-    let config = WalConfig { segment_bytes: 64 * 1024, max_segments: 4 };
+    let config =
+        WalConfig { first_segment_bytes: 64 * 1024, segment_bytes: 64 * 1024, max_segments: 4 };
     let mut expected = String::new();
     for round in 0..3u64 {
         let disk = FileDisk::open(folder.path()).unwrap();

@@ -169,7 +169,11 @@ pub struct Append<D> {
 impl<D: Disk> Append<D> {
     pub fn new(disk: D) -> Self {
         // Small segments: rolling to the next is a part of it.
-        let config = WalConfig { segment_bytes: 8 * 1024 * 1024, ..WalConfig::default() };
+        let config = WalConfig {
+            first_segment_bytes: 8 * 1024 * 1024,
+            segment_bytes: 8 * 1024 * 1024,
+            ..WalConfig::default()
+        };
         let (mut wal, _) = Wal::open(disk, config).expect("the disk is empty");
         let created = WalRecord::Created {
             replica: REPLICA,

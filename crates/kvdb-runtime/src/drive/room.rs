@@ -4,7 +4,8 @@
 //! looks at its file system often, and says in good time that there is too little ([`Level::Low`]):
 //! from then on clients' writes are refused, except those that free space. What it still has to
 //! write by itself goes on: the log in segments whose blocks it has already, the engine's flushes
-//! and compactions in the *reserve*, a file of zeros that is removed when they need its room.
+//! and compactions in the *reserve*, a file of zeros that is removed when they need its room. It is
+//! made only when the end comes nearer: on a disk with plenty of room it would be room for nothing.
 //! When even that is used up ([`Level::Out`]) nothing is taken from clients but reads.
 //!
 //! Nothing stops the process meanwhile: a segment or a flush that finds no room waits for it, and
@@ -39,6 +40,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LOOKS_TO_BE_SURE: u32 = 25;
 /// Times the reserve that are left when space for one more segment of the log is set aside.
 const TIGHT: u64 = 8;
+/// Times the reserve that are left when it is made: 4 GiB for the usual one. Who fills a disk by
+/// more than that between two looks finds no reserve: then deletes wait for room as well.
+const FAR: u64 = 64;
 /// What metadata takes beside what is written.
 const MARGIN_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -69,6 +73,8 @@ pub struct Room {
     folder: PathBuf,
     reserve_path: PathBuf,
     wanted_bytes: u64,
+    /// With as much left, there is no reserve yet.
+    far_bytes: u64,
     /// Bytes in the reserve file.
     reserved_bytes: AtomicU64,
     /// One change of the reserve file at a time.
@@ -88,16 +94,22 @@ pub struct Room {
 }
 
 impl Room {
-    /// The room of what lives in `folder`. Takes the reserve, as far as there is room for it.
+    /// The room of what lives in `folder`. Takes the reserve where less than [`FAR`] times as much
+    /// is left, as far as there is room for it.
     ///
     /// # Errors
     /// If the file system can't be looked at.
     pub fn new(folder: &Path, reserve_bytes: u64) -> io::Result<Self> {
+        Self::with_reserve_within(folder, reserve_bytes, reserve_bytes.saturating_mul(FAR))
+    }
+
+    fn with_reserve_within(folder: &Path, reserve_bytes: u64, far_bytes: u64) -> io::Result<Self> {
         let size = file_system(folder)?;
         let room = Room {
             folder: folder.to_owned(),
             reserve_path: folder.join("reserve"),
             wanted_bytes: reserve_bytes.min(size.total_bytes / LARGEST_PART),
+            far_bytes,
             reserved_bytes: AtomicU64::new(0),
             reserve: Mutex::new(()),
             free_bytes: AtomicU64::new(size.free_bytes),
@@ -217,6 +229,7 @@ impl Room {
             free_bytes: size.free_bytes,
             reserved_bytes: self.reserved_bytes.load(Ordering::Relaxed),
             wanted_bytes: self.wanted_bytes,
+            far_bytes: self.far_bytes,
             log_waits: self.log_waits.load(Ordering::Relaxed),
             flush_waits: self.flush_waits.load(Ordering::Relaxed),
         };
@@ -308,6 +321,7 @@ struct Facts {
     free_bytes: u64,
     reserved_bytes: u64,
     wanted_bytes: u64,
+    far_bytes: u64,
     log_waits: bool,
     flush_waits: bool,
 }
@@ -317,9 +331,12 @@ impl Facts {
         self.reserved_bytes >= self.wanted_bytes
     }
 
-    /// Whether the reserve is to be filled: with as much left again as makes a level ample.
+    /// Whether the reserve is to be filled: when the end comes nearer, with as much left again as
+    /// makes a level ample.
     fn may_reserve(&self) -> bool {
-        !self.is_whole() && self.free_bytes >= self.wanted_bytes.saturating_mul(3)
+        !self.is_whole()
+            && self.free_bytes < self.far_bytes
+            && self.free_bytes >= self.wanted_bytes.saturating_mul(3)
     }
 
     /// The level, with a gap between going down and coming up, so that it doesn't flicker.
@@ -368,6 +385,7 @@ mod tests {
             free_bytes: free * MIB,
             reserved_bytes: reserved * MIB,
             wanted_bytes: 64 * MIB,
+            far_bytes: 4096 * MIB,
             log_waits: false,
             flush_waits: false,
         }
@@ -405,9 +423,19 @@ mod tests {
     }
 
     #[test]
+    fn a_reserve_is_made_only_when_the_end_comes_nearer() {
+        assert!(!facts(4096, 0).may_reserve());
+        assert!(facts(4095, 0).may_reserve());
+        let folder = tempfile::tempdir().unwrap();
+        // Nobody's disk has so little left that this is near.
+        Room::with_reserve_within(folder.path(), MIB, 1).unwrap();
+        assert!(!folder.path().join("reserve").exists());
+    }
+
+    #[test]
     fn a_flush_gets_the_reserve_when_the_file_system_has_no_room() {
         let folder = tempfile::tempdir().unwrap();
-        let room = Room::new(folder.path(), 4 * MIB).unwrap();
+        let room = Room::with_reserve_within(folder.path(), 4 * MIB, u64::MAX).unwrap();
         assert_eq!(room.reserved_bytes.load(Ordering::Relaxed), 4 * MIB);
         assert!(room.for_flush(MIB));
         assert!(folder.path().join("reserve").exists());
