@@ -8,10 +8,11 @@ SECONDS ?= 600
 
 COMMANDS ?= 300000
 
-.PHONY: help build run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite sim planted torture bench bench-criterion instructions verify fix
+.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
+	@echo "build-profiling the same with debug information beside it, to target/profiling/kvdb and kvdb.dwp"
 	@echo "run-cluster     3 coordinators, 3 nodes and a gateway as processes; state in data/, logs in logs/"
 	@echo "stop-cluster    stop what this checkout started"
 	@echo "cluster-status  what runs, and how it is"
@@ -31,6 +32,9 @@ help:
 
 build:
 	cargo build --release --locked -p kvdb
+
+build-profiling:
+	cargo build --profile profiling --locked -p kvdb
 
 run-cluster: build
 	@KVDB_BIN=$(KVDB) SHARDS=$(SHARDS) scripts/cluster.sh start

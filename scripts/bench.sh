@@ -129,7 +129,7 @@ row() {
   local system=$1 row=$2
   shift 2
   say "  $system $row"
-  "$bin" bench --json --system "$system" --row "$row" --seconds "$length" --keys "$keys" --value-bytes 128 \
+  "$bin" bench --json --keyspace default --system "$system" --row "$row" --seconds "$length" --keys "$keys" --value-bytes 128 \
     --server-pid "$(comma "${servers[@]}")" "$@" >>"$rows" || say "  $system $row: FAILED"
 }
 

@@ -16,6 +16,10 @@ coordinators="127.0.0.1:$(port 7101),127.0.0.1:$(port 7102),127.0.0.1:$(port 710
 peers="1=127.0.0.1:$(port 7101),2=127.0.0.1:$(port 7102),3=127.0.0.1:$(port 7103)"
 endpoint="127.0.0.1:$(port 7400)"
 
+[ "$offset" = 0 ] && with_endpoint= || with_endpoint=" --endpoint $endpoint"
+# Three addresses from a first port on.
+addresses() { echo "127.0.0.1:$(port "$1") 127.0.0.1:$(port $(($1 + 1))) 127.0.0.1:$(port $(($1 + 2)))"; }
+
 http_of() {
   case $1 in
     coordinator-*) port $((7180 + ${1##*-})) ;;
@@ -92,17 +96,33 @@ start() {
   if [ $up -eq ${#parts[@]} ]; then
     echo "The cluster is up."
   else
-    for part in "${parts[@]}"; do launch "$part"; done
+    local is_new
+    for part in "${parts[@]}"; do
+      is_new=
+      [ -e "$data/$part" ] || is_new=1
+      launch "$part"
+      # Nodes get their numbers in the order in which they register: node-2 is to be node 2.
+      case $part in node-*) [ -z "$is_new" ] || wait_ready "$part" ;; esac
+    done
   fi
   for part in "${parts[@]}"; do wait_ready "$part"; done
   "$bin" --endpoint "$endpoint" admin init-shards --shards "$shards" >/dev/null
   healthy
   cat <<END
-KvDB is ready.
-  gateway       gRPC $endpoint   Redis 127.0.0.1:$(port 7379)   http://127.0.0.1:$(port 7480)/metrics
-  coordinators  $coordinators
-  nodes         127.0.0.1:$(port 7201),127.0.0.1:$(port 7202),127.0.0.1:$(port 7203)
-Try: $bin --endpoint $endpoint put greeting hello
+KvDB is ready: 3 coordinators, 3 nodes and a gateway, each a process of its own.
+
+  gateway       gRPC $endpoint  Redis 127.0.0.1:$(port 7379)  HTTP http://127.0.0.1:$(port 7480)
+  coordinators  gRPC $(addresses 7101)  HTTP $(addresses 7181)
+  nodes         gRPC $(addresses 7201)  HTTP $(addresses 7281)
+  files         data in $data, logs in $logs
+
+Try:
+  $bin$with_endpoint set greeting hello
+  redis-cli -p $(port 7379) get greeting
+  $bin$with_endpoint status
+
+Stop it with \`make stop-cluster\`; the data stays. \`make wipe-data\` removes it.
+Note: no authentication and no encryption yet: keep the ports on a private network.
 END
 }
 

@@ -6,7 +6,7 @@
 #   KVDB_BIN=target/debug/kvdb     another binary
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bin=$(realpath "${KVDB_BIN:-target/release/kvdb}")
+bin=$(realpath -m "${KVDB_BIN:-target/release/kvdb}")
 units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
 offset=${PORT_OFFSET:-21000}
 port=$((7379 + offset))
@@ -16,24 +16,47 @@ root=$(pwd)
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-# The version of the package's source that apt knows of.
-known() { apt-cache showsrc redis 2>/dev/null | sed -n 's/^Version: \(5:7\.0\..*\)$/\1/p' | sort -V | tail -n 1; }
+# apt with a list of sources, and indexes, of this suite's own: the machine's stay as they are.
+apt=$root/$work/apt
+own() {
+  local program=$1
+  shift
+  "$program" -o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts="$apt/parts" \
+    -o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root "$@"
+}
 
-# Sources of the package, if need be in a list of their own so that the machine's stays as it is.
+# The sources that belong to the packages this machine is set up for: a `deb-src` for each `deb`.
+list_sources() {
+  local etc=${APT_ETC:-/etc/apt} file
+  rm -rf "$apt/parts"
+  mkdir -p "$apt/parts" "$apt/lists/partial" "$apt/cache/archives/partial"
+  { cat "$etc/sources.list" "$etc"/sources.list.d/*.list 2>/dev/null || true; } | sed -n 's/^[[:space:]]*deb[[:space:]]/deb-src /p' >"$apt/sources.list"
+  for file in "$etc"/sources.list.d/*.sources; do
+    [ ! -f "$file" ] || sed 's/^Types:.*/Types: deb-src/' "$file" >"$apt/parts/$(basename "$file")"
+  done
+}
+
+# The version of the package's source that apt knows of.
+known() { own apt-cache showsrc redis 2>/dev/null | sed -n 's/^Version: \(5:7\.0\..*\)$/\1/p' | sort -V | tail -n 1; }
+
 fetch() {
   compgen -G "$work/redis-7.0.*/runtest" >/dev/null && return 0
   command -v apt-get >/dev/null || return 1
   command -v tclsh >/dev/null || as_root apt-get install -y -q tcl >/dev/null
   command -v dpkg-source >/dev/null || as_root apt-get install -y -q dpkg-dev >/dev/null
-  local list=/etc/apt/sources.list.d/kvdb-redis-suite.sources
-  if [ -z "$(known)" ] && [ ! -f $list ]; then
-    printf 'Types: deb-src\nURIs: http://deb.debian.org/debian\nSuites: bookworm bookworm-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' |
-      as_root tee $list >/dev/null
-    as_root apt-get update -q >/dev/null
-  fi
+  list_sources
+  # A place that has packages but no sources of them is an error to apt, and none here.
+  own apt-get update -q >"$work/fetch.log" 2>&1 || true
   [ -n "$(known)" ] || return 1
-  (cd $work && apt-get source -q "redis=$(known)" >fetch.log 2>&1) || { tail -n 5 $work/fetch.log >&2; return 1; }
+  (cd $work && own apt-get source -q "redis=$(known)" >>fetch.log 2>&1) || { tail -n 5 $work/fetch.log >&2; return 1; }
 }
+
+# What would be asked for, and no more: for a look at it, and for its test.
+if [ "${1:-}" = list-sources ]; then
+  list_sources
+  cat "$apt/sources.list" "$apt"/parts/* 2>/dev/null || true
+  exit 0
+fi
 
 if ! fetch; then
   echo "skipped: Redis's own tests need the source package of redis 7.0 (Debian 12), which can't be had here"

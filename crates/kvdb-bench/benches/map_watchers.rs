@@ -86,6 +86,7 @@ async fn coordinate(data: std::path::PathBuf, ports: &str) -> Result<(), Failure
         peers: [(1, listen.to_owned())].into(),
         data,
         planner: PlannerConfig { rebalance: false, ..PlannerConfig::default() },
+        hands_over: true,
     };
     Ok(kvdb_coordinator::run(config, Shutdown::default()).await?)
 }

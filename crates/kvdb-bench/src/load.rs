@@ -62,7 +62,8 @@ pub(crate) struct Load {
     spread: Spread,
     keys: u64,
     value_bytes: RangeInclusive<u32>,
-    /// Random bytes: values that can be compressed would flatter a store that compresses.
+    /// Random text: values in which the same comes twice would flatter a store that compresses, and
+    /// text can be exported as it is.
     noise: Bytes,
     seed: u64,
     /// Keys that were inserted beyond the first `keys`, or are about to be.
@@ -74,6 +75,8 @@ impl Load {
     pub(crate) fn new(options: &Options) -> Arc<Self> {
         let mut noise = vec![0; NOISE_BYTES + *options.value_bytes.end() as usize];
         ChaCha8Rng::seed_from_u64(options.seed).fill_bytes(&mut noise);
+        // 64 characters that are printable: from `0` to `o`.
+        noise.iter_mut().for_each(|byte| *byte = b'0' + (*byte & 63));
         Arc::new(Load {
             mix: options.mix,
             spread: options.spread,
@@ -296,6 +299,15 @@ mod tests {
         assert_eq!(of(1, 1), of(1, 1));
         assert_ne!(of(1, 1), of(1, 2));
         assert_ne!(of(1, 1), of(2, 0));
+    }
+
+    #[test]
+    fn values_are_printable_text() {
+        let mut generator = generator(options());
+        for _ in 0..100 {
+            let value = generator.value();
+            assert!(value.iter().all(u8::is_ascii_graphic), "{value:?}");
+        }
     }
 
     #[test]

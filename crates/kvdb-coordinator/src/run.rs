@@ -55,6 +55,8 @@ pub struct CoordinatorConfig {
     pub data: PathBuf,
     /// How eagerly the cluster mends and spreads itself.
     pub planner: PlannerConfig,
+    /// Hand over leadership before it stops. Of no use where everything stops at once.
+    pub hands_over: bool,
 }
 
 /// Why a coordinator can't start or go on.
@@ -155,7 +157,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         // Nodes tell the leader how they are without asking for anything: it must notice by itself
         // that it leads no more.
         host: HostConfig { sleep_ticks: 0, ..HostConfig::new(node_id, known.token as u64) },
-        wal: WalConfig { segment_bytes: 16 * 1024 * 1024, max_segments: 4 },
+        wal: WalConfig {
+            first_segment_bytes: 1024 * 1024,
+            segment_bytes: 16 * 1024 * 1024,
+            max_segments: 4,
+        },
         engine: LsmConfig {
             memtable_budget_bytes: 8 * 1024 * 1024,
             cache_bytes: 16 * 1024 * 1024,
@@ -249,7 +255,12 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         tokio::spawn(http::serve(listener, readiness.clone(), registry, stop.clone()))
     });
     tracing::info!("{}", listen::UNPROTECTED);
-    tracing::info!(id = config.id, listen = config.listen, http = config.http.as_deref().unwrap_or(listen::OFF), "coordinator runs");
+    tracing::info!(
+        id = config.id,
+        listen = config.listen,
+        http = config.http.as_deref().unwrap_or(listen::OFF),
+        "coordinator runs"
+    );
 
     if !admitted.load(Ordering::Relaxed) {
         readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
@@ -296,10 +307,13 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     }
 
     // Leadership is handed over first, so that nobody has to wait for a timeout.
-    let _ = drive.submit(Input::TransferAll);
-    let mut roles = drive.role_changes();
-    let handed_over = async { while member.leads() && roles.changed().await.is_ok() {} };
-    let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+    let has_others = group().is_some_and(|group| group.replicas.len() > 1);
+    if config.hands_over && has_others {
+        let _ = drive.submit(Input::TransferAll);
+        let mut roles = drive.role_changes();
+        let handed_over = async { while member.leads() && roles.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(HAND_OVER, handed_over).await;
+    }
     stop.trigger();
     // Streams of watchers and peers don't end by themselves.
     server.abort();

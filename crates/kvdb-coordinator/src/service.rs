@@ -477,6 +477,11 @@ impl Coordinator for Member {
                 let problem = "is for the status REMOVED alone".to_owned();
                 return Err(status_of(&Refusal::invalid("force", problem)));
             }
+            (NodeStatus::Draining, false) => {
+                // Nobody would move anything.
+                let problem = "can't be set to DRAINING; DrainNode moves the replicas off a node";
+                return Err(status_of(&Refusal::invalid("status", problem)));
+            }
             (_, false) => ControlCommand::SetNodeStatus { node, status },
         };
         let response = self.propose(command).await?;

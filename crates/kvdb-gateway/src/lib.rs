@@ -21,4 +21,4 @@ mod service;
 mod watch;
 
 pub use admission::MOST_REQUESTS;
-pub use run::{GatewayConfig, GatewayError, run};
+pub use run::{GRACE, GatewayConfig, GatewayError, run};

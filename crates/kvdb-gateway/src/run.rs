@@ -24,8 +24,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use thiserror::Error;
 
-/// How long a stopping gateway lets requests finish.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a stopping gateway usually lets requests finish.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub struct GatewayConfig {
     pub coordinators: Vec<String>,
     /// Requests under way at a time; more are refused.
     pub most_requests: usize,
+    /// How long requests may take to finish when it stops.
+    pub grace: Duration,
 }
 
 /// Why a gateway can't start.
@@ -121,9 +123,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         .add_service(reflection_alpha);
     let server = grpc_listener.map(|listener| {
         let stopping = async move { stopping.wait().await };
-        tokio::spawn(
-            router.serve_with_incoming_shutdown(transport::incoming(listener), stopping),
-        )
+        tokio::spawn(router.serve_with_incoming_shutdown(transport::incoming(listener), stopping))
     });
     if let Some(listener) = http_listener {
         tokio::spawn(http::serve(listener, readiness.clone(), registry, shutdown.clone()));
@@ -153,7 +153,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         redis.abort();
     }
     if let Some(mut server) = server
-        && tokio::time::timeout(GRACE, &mut server).await.is_err()
+        && tokio::time::timeout(config.grace, &mut server).await.is_err()
     {
         server.abort();
     }

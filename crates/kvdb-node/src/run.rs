@@ -9,7 +9,7 @@ use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::{self, Introduction};
-use kvdb_runtime::drive::{Drive, DriveConfig, DriveError};
+use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, ShardView};
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -32,7 +32,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// How long a stopping node waits for others to take over what it leads.
@@ -60,6 +60,10 @@ pub struct NodeConfig {
     pub snapshot_bytes_per_second: u64,
     /// Bytes of disk that are kept for what must be written when it is full.
     pub reserve_bytes: u64,
+    /// Hand over leadership before it stops. Of no use where everything stops at once.
+    pub hands_over: bool,
+    /// Told when the node has its number.
+    pub registered: Option<Arc<Notify>>,
 }
 
 impl NodeConfig {
@@ -136,6 +140,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         let (cluster_id, node_id) =
             registered.map_err(|status| NodeError::Refused(status.message().to_owned()))?;
         directory.adopt(cluster_id, node_id)?;
+    }
+    if let Some(registered) = &config.registered {
+        registered.notify_one();
     }
     let identity = directory.identity();
     let (node_id, cluster_id) = (identity.node_id, identity.cluster_id);
@@ -229,9 +236,13 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         routes: map.routes.clone(),
     };
     tokio::spawn(link::heartbeats(drive.clone(), own, coordinators, known_sizes, stop.clone()));
-    let http = config.http.as_deref().unwrap_or(listen::OFF);
     tracing::info!("{}", listen::UNPROTECTED);
-    tracing::info!(node = node_id.0, listen = config.listen, http, "node runs");
+    tracing::info!(
+        node = node_id.0,
+        listen = config.listen,
+        http = config.http.as_deref().unwrap_or(listen::OFF),
+        "node runs"
+    );
 
     let mut changes = map.changes();
     let mut refused = None;
@@ -270,7 +281,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             () = shutdown.wait() => break,
         }
     }
-    hand_over(&drive).await;
+    if config.hands_over {
+        hand_over(&drive).await;
+    }
     stop.trigger();
     // Streams of gateways and peers don't end by themselves.
     server.abort();
@@ -348,7 +361,11 @@ async fn keep_registered(
 async fn hand_over(drive: &Drive) {
     let mut roles = drive.role_changes();
     let _ = drive.submit(Input::TransferAll);
-    let leads = || drive.views().all().values().any(|view| view.is_leader);
+    let has_others = |view: &ShardView| {
+        view.descriptor.as_ref().is_some_and(|descriptor| descriptor.replicas.len() > 1)
+    };
+    // A shard that is nowhere else has nobody to lead it.
+    let leads = || drive.views().all().values().any(|view| view.is_leader && has_others(view));
     let handed_over = async { while leads() && roles.changed().await.is_ok() {} };
     if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
         tracing::warn!("not every shard has found another leader");

@@ -1,22 +1,31 @@
 //! Ending in order: a token that all parts of a process watch.
 
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+/// Times that a directory which others still write into is tried to be removed.
+const MOST_ROUNDS: u32 = 100;
 
 /// Tells when to stop. Clones watch the same event.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     sender: watch::Sender<bool>,
+    /// What a second signal removes, since nothing else will.
+    temporary: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Shutdown { sender: watch::Sender::new(false) }
+        Shutdown { sender: watch::Sender::new(false), temporary: Arc::default() }
     }
 }
 
 impl Shutdown {
-    /// A token that SIGTERM and SIGINT trigger. A second signal ends the process at once.
+    /// A token that SIGTERM and SIGINT trigger. A second signal ends the process at once, but for
+    /// the removal of a temporary directory.
     ///
     /// # Errors
     /// If the handlers can't be installed.
@@ -32,6 +41,7 @@ impl Shutdown {
                     _ = interrupt.recv() => {}
                 }
                 if token.is_triggered() {
+                    token.remove_temporary();
                     std::process::exit(130);
                 }
                 tracing::info!("stopping");
@@ -39,6 +49,23 @@ impl Shutdown {
             }
         });
         Ok(shutdown)
+    }
+
+    /// A directory to remove if the process is ended by a second signal.
+    pub fn remove_when_forced(&self, folder: &Path) {
+        *self.temporary.lock() = Some(folder.to_owned());
+    }
+
+    /// Removes the temporary directory. Others still write into it: what they add meanwhile takes
+    /// another round.
+    fn remove_temporary(&self) {
+        let Some(folder) = self.temporary.lock().take() else { return };
+        for _ in 0..MOST_ROUNDS {
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => return,
+            }
+        }
     }
 
     /// Stop now.

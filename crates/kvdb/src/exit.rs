@@ -2,15 +2,17 @@
 
 use kvdb_client::{AddressError, Error};
 use kvdb_model::{Refusal, RetryClass};
+use serde_json::{Value, json};
+use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// Why a command didn't do what it was asked. Each kind has its exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Something that was asked for isn't there. 1, with words where they help.
-    NotFound(Option<String>),
-    /// What was to be tested has failed the test. 1.
+    /// Something that was asked for isn't there. 1.
+    NotFound(String),
+    /// What was to be tested has failed the test. 3.
     Failed(String),
     /// The command line, or a file that it names, is wrong. 2.
     Usage(String),
@@ -24,37 +26,83 @@ pub(crate) enum Failure {
     Interrupted(String),
     /// Whoever read the output has had enough. Nothing is wrong.
     OutputClosed,
+    /// What the cluster answered, with its error code (`x-error-code`).
+    Answered(&'static str, Box<Failure>),
 }
 
 impl Failure {
-    /// Says on standard error what went wrong.
-    pub(crate) fn report(&self) -> ExitCode {
-        let words = match self {
-            Failure::NotFound(words) => words.as_deref(),
+    /// Says on standard error what went wrong: in words, or as one JSON object on one line.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
+        if let Some(words) = self.words() {
+            // There is nobody left to tell if this fails.
+            let _ = match json {
+                true => writeln!(io::stderr(), "{}", self.document(words)),
+                false => writeln!(io::stderr(), "kvdb: {words}"),
+            };
+        }
+        ExitCode::from(self.code())
+    }
+
+    fn words(&self) -> Option<&str> {
+        match self {
             Failure::OutputClosed => None,
-            Failure::Failed(words)
+            Failure::NotFound(words)
+            | Failure::Failed(words)
             | Failure::Usage(words)
             | Failure::Refused(words)
             | Failure::Unavailable(words)
             | Failure::Unknown(words)
             | Failure::Interrupted(words) => Some(words.as_str()),
-        };
-        if let Some(words) = words {
-            // There is nobody left to tell if this fails.
-            let _ = writeln!(io::stderr(), "kvdb: {words}");
+            Failure::Answered(_, failure) => failure.words(),
         }
-        ExitCode::from(self.code())
+    }
+
+    fn document(&self, words: &str) -> Value {
+        json!({ "error": self.name(), "message": words, "exit_code": self.code() })
+    }
+
+    /// What a program tells failures apart by: the cluster's code, or the kind.
+    fn name(&self) -> &'static str {
+        match self {
+            Failure::OutputClosed => "OUTPUT_CLOSED",
+            Failure::NotFound(_) => "NOT_FOUND",
+            Failure::Failed(_) => "FAILED",
+            Failure::Usage(_) => "USAGE",
+            Failure::Refused(_) => "REFUSED",
+            Failure::Unavailable(_) => "UNAVAILABLE",
+            Failure::Unknown(_) => "OUTCOME_UNKNOWN",
+            Failure::Interrupted(_) => "INTERRUPTED",
+            Failure::Answered(code, _) => code,
+        }
+    }
+
+    /// The same with other words.
+    pub(crate) fn map_words(self, change: &dyn Fn(String) -> String) -> Self {
+        match self {
+            Failure::NotFound(words) => Failure::NotFound(change(words)),
+            Failure::Failed(words) => Failure::Failed(change(words)),
+            Failure::Usage(words) => Failure::Usage(change(words)),
+            Failure::Refused(words) => Failure::Refused(change(words)),
+            Failure::Unavailable(words) => Failure::Unavailable(change(words)),
+            Failure::Unknown(words) => Failure::Unknown(change(words)),
+            Failure::Interrupted(words) => Failure::Interrupted(change(words)),
+            Failure::OutputClosed => Failure::OutputClosed,
+            Failure::Answered(code, failure) => {
+                Failure::Answered(code, Box::new(failure.map_words(change)))
+            }
+        }
     }
 
     pub(crate) fn code(&self) -> u8 {
         match self {
             Failure::OutputClosed => 0,
-            Failure::NotFound(_) | Failure::Failed(_) => 1,
+            Failure::NotFound(_) => 1,
             Failure::Usage(_) => 2,
-            Failure::Refused(_) => 3,
+            Failure::Refused(_) | Failure::Failed(_) => 3,
             Failure::Unavailable(_) => 4,
             Failure::Unknown(_) => 5,
             Failure::Interrupted(_) => 130,
+            Failure::Answered(_, failure) => failure.code(),
         }
     }
 
@@ -72,10 +120,17 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words().unwrap_or_default())
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let words = error.to_string();
-        match error.class() {
+        let code = error.refusal().map(Refusal::code);
+        let failure = match error.class() {
             RetryClass::OutcomeUnknown => Failure::Unknown(words),
             RetryClass::RetryHere | RetryClass::RetryElsewhere => Failure::Unavailable(words),
             RetryClass::Final => match error.refusal() {
@@ -86,6 +141,10 @@ impl From<Error> for Failure {
                 ) => Failure::Unavailable(words),
                 Some(_) => Failure::Refused(words),
             },
+        };
+        match code {
+            Some(code) => Failure::Answered(code, Box::new(failure)),
+            None => failure,
         }
     }
 }
@@ -115,5 +174,21 @@ mod tests {
         assert_eq!(code_of(Refusal::NotLeader { shard_id: ShardId(1), leader_hint: None }), 4);
         let unknown = Error::OutcomeUnknown { reason: "lost".into() };
         assert_eq!(Failure::from(unknown).code(), 5);
+        assert_eq!(Failure::Failed("stale reads".into()).code(), 3, "1 is `not found` alone");
+    }
+
+    #[test]
+    fn a_program_is_told_the_cluster_s_code_or_the_kind() {
+        let document = |failure: Failure| failure.document(failure.words().unwrap());
+        let refusal = Refusal::UnknownKeyspace { name: "x".into() };
+        let refused = Failure::from(Error::Refused { message: refusal.to_string(), refusal });
+        let refused = document(refused.map_words(&|words| format!("line 3: {words}")));
+        assert_eq!(
+            (&refused["error"], &refused["exit_code"]),
+            (&"UNKNOWN_KEYSPACE".into(), &3.into())
+        );
+        assert!(refused["message"].as_str().unwrap().starts_with("line 3: "), "{refused}");
+        let missing = document(Failure::NotFound("not found".into()));
+        assert_eq!((&missing["error"], &missing["exit_code"]), (&"NOT_FOUND".into(), &1.into()));
     }
 }

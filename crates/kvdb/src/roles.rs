@@ -3,37 +3,38 @@
 //! A setting is taken from the command line, else from the environment (`KVDB_*`), else from the
 //! file that `--config` names, else it is the default.
 
-use crate::threads;
+mod dev;
+
+use crate::cli::plain_address;
+use crate::exit::Failure;
+use crate::{threads, units};
 use clap::{Args, Subcommand};
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use kvdb_control::PlannerConfig;
-use kvdb_coordinator::CoordinatorConfig;
-use kvdb_gateway::{GatewayConfig, MOST_REQUESTS};
-use kvdb_node::NodeConfig;
-use kvdb_runtime::listen::{OFF, UNPROTECTED};
+use kvdb_coordinator::{CoordinatorConfig, CoordinatorError};
+use kvdb_gateway::{GRACE, GatewayConfig, GatewayError, MOST_REQUESTS};
+use kvdb_node::{NodeConfig, NodeError};
+use kvdb_runtime::listen::OFF;
 use kvdb_runtime::logging::{self, LogFormat};
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::transport;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use tokio::task::JoinSet;
 
 const COORDINATORS: &str = "--coordinators";
 /// In `dev` nobody waits for minutes.
 const DEV_REPAIR_AFTER_MS: u64 = 30_000;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 /// Long-running roles.
 #[derive(Subcommand)]
 pub(crate) enum Role {
     /// Run a whole cluster in this process
-    #[command(after_help = "Example:\n  kvdb dev --temporary\n  kvdb put greeting hello")]
+    #[command(
+        after_help = "Examples:\n  kvdb dev --temporary\n  kvdb dev --nodes 5 --coordinators 3 --data /tmp/kvdb-data"
+    )]
     Dev(DevArgs),
     /// Run a coordinator: a member of the control plane
     #[command(
@@ -43,7 +44,7 @@ pub(crate) enum Role {
     /// Run a storage node
     #[command(after_help = "Example:\n  kvdb node --coordinators 127.0.0.1:7101 --data data/n1")]
     Node(NodeArgs),
-    /// Run a gateway: the front door for clients
+    /// Run a gateway, which clients connect to
     #[command(after_help = "Example:\n  kvdb gateway --coordinators 127.0.0.1:7101")]
     Gateway(GatewayArgs),
 }
@@ -83,14 +84,15 @@ pub(crate) struct CoordinatorArgs {
     /// Data directory
     #[arg(long, env = "KVDB_DATA")]
     data: Option<PathBuf>,
-    /// Seconds after which the replicas of a dead node are rebuilt elsewhere [default: 300]
-    #[arg(long, env = "KVDB_REPAIR_AFTER", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Time after which the replicas of a dead node are rebuilt elsewhere, such as 90s or 5m
+    /// [default: 5m]
+    #[arg(long, env = "KVDB_REPAIR_AFTER", value_name = "TIME", value_parser = units::parse_seconds)]
     repair_after: Option<u64>,
-    /// Whether replicas and leaders are spread evenly without being asked [default: true]
+    /// Spread replicas and leaders evenly without being asked: true or false [default: true]
     #[arg(long, env = "KVDB_REBALANCE")]
     rebalance: Option<bool>,
-    /// Bytes beyond which a shard is split without being asked; 0 = never [default: 268435456]
-    #[arg(long, env = "KVDB_SPLIT_SIZE_BYTES")]
+    /// Size beyond which a shard is split without being asked; 0 = never [default: 256MiB]
+    #[arg(long, env = "KVDB_SPLIT_SIZE_BYTES", value_name = "SIZE", value_parser = units::parse_size)]
     split_size_bytes: Option<u64>,
     /// Replicas that come to a node at a time [default: 2]
     #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -119,8 +121,8 @@ pub(crate) struct NodeArgs {
     /// Failure domain: replicas of a shard are spread over zones
     #[arg(long, env = "KVDB_ZONE")]
     zone: Option<String>,
-    /// Bytes of snapshots for other nodes in a second, at most; 0 = no bound [default: 67108864]
-    #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND")]
+    /// Snapshots sent to other nodes, at most so much a second; 0 = no bound [default: 64MiB]
+    #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND", value_name = "SIZE", value_parser = units::parse_size)]
     snapshot_bytes_per_second: Option<u64>,
     #[command(flatten)]
     common: CommonArgs,
@@ -174,7 +176,7 @@ pub(crate) struct DevArgs {
 
 /// What a configuration file may hold; each role takes what it knows.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct File {
     id: Option<u64>,
     listen: Option<String>,
@@ -185,15 +187,48 @@ struct File {
     coordinators: Option<String>,
     data: Option<PathBuf>,
     zone: Option<String>,
+    #[serde(deserialize_with = "seconds")]
     repair_after: Option<u64>,
     rebalance: Option<bool>,
+    #[serde(deserialize_with = "size")]
     split_size_bytes: Option<u64>,
     moves_per_node: Option<u64>,
+    #[serde(deserialize_with = "size")]
     snapshot_bytes_per_second: Option<u64>,
     log: Option<String>,
     log_format: Option<String>,
     network_threads: Option<u16>,
     max_requests: Option<u32>,
+}
+
+/// A number, or text with a unit.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Quantity {
+    Number(u64),
+    Text(String),
+}
+
+impl Quantity {
+    fn read<'a, D: serde::Deserializer<'a>>(
+        from: D,
+        parse: fn(&str) -> Result<u64, String>,
+    ) -> Result<Option<u64>, D::Error> {
+        let text = match Option::<Quantity>::deserialize(from)? {
+            None => return Ok(None),
+            Some(Quantity::Number(number)) => number.to_string(),
+            Some(Quantity::Text(text)) => text,
+        };
+        parse(&text).map(Some).map_err(serde::de::Error::custom)
+    }
+}
+
+fn seconds<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Error> {
+    Quantity::read(from, units::parse_seconds)
+}
+
+fn size<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Error> {
+    Quantity::read(from, units::parse_size)
 }
 
 /// A role with all its settings found.
@@ -205,21 +240,14 @@ enum Part {
 }
 
 /// Runs a role to its end.
-pub(crate) fn run(role: Role) -> ExitCode {
-    match start(role) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "kvdb: {failure}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start(role: Role) -> Result<(), Failure> {
+///
+/// # Errors
+/// A bad flag, file or setting is bad usage; a process that can't start or go on is unavailable.
+pub(crate) fn run(role: Role) -> Result<(), Failure> {
     let mut file = settings(role.common(), role.usual_log())?;
     let threads = file.network_threads.take().map_or_else(threads::of_a_server, usize::from);
     if threads == 0 {
-        return Err("network_threads must be at least 1".into());
+        return Err(Failure::Usage("network_threads is 0; it is at least 1".to_owned()));
     }
     let part = match role {
         Role::Dev(args) => Part::Dev(args),
@@ -228,18 +256,43 @@ fn start(role: Role) -> Result<(), Failure> {
         Role::Gateway(args) => Part::Gateway(gateway(args, file)?),
     };
     threads::run_in_batches();
-    let runtime = threads::runtime(threads)?;
+    let runtime = threads::runtime(threads)
+        .map_err(|error| Failure::Unavailable(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
-        let shutdown = Shutdown::on_signals()?;
+        let shutdown = Shutdown::on_signals()
+            .map_err(|error| Failure::Unavailable(format!("cannot listen for signals: {error}")))?;
         match part {
-            Part::Dev(args) => dev(args, shutdown).await,
-            Part::Coordinator(config) => Ok(kvdb_coordinator::run(config, shutdown).await?),
-            Part::Node(config) => Ok(kvdb_node::run(config, shutdown).await?),
-            Part::Gateway(config) => Ok(kvdb_gateway::run(config, shutdown).await?),
+            Part::Dev(args) => dev::run(args, shutdown).await,
+            Part::Coordinator(config) => {
+                kvdb_coordinator::run(config, shutdown).await.map_err(of_coordinator)
+            }
+            Part::Node(config) => kvdb_node::run(config, shutdown).await.map_err(of_node),
+            Part::Gateway(config) => kvdb_gateway::run(config, shutdown).await.map_err(of_gateway),
         }
     });
     runtime.shutdown_background();
     result
+}
+
+fn of_coordinator(error: CoordinatorError) -> Failure {
+    match error {
+        CoordinatorError::Config(words) => Failure::Usage(words),
+        error => Failure::Unavailable(error.to_string()),
+    }
+}
+
+fn of_node(error: NodeError) -> Failure {
+    match error {
+        NodeError::Config(words) => Failure::Usage(words),
+        error => Failure::Unavailable(error.to_string()),
+    }
+}
+
+fn of_gateway(error: GatewayError) -> Failure {
+    match error {
+        GatewayError::Config(words) => Failure::Usage(words),
+        error => Failure::Unavailable(error.to_string()),
+    }
 }
 
 impl Role {
@@ -263,22 +316,29 @@ fn settings(common: &CommonArgs, usual_log: &str) -> Result<File, Failure> {
     let mut file = match &common.config {
         None => File::default(),
         Some(path) => {
-            std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let place = path.display().to_string();
+            let found = std::fs::metadata(path)
+                .map_err(|error| Failure::reading(&format!("--config {place}"), &error))?;
+            if found.is_dir() {
+                let words = format!("--config {place} is a directory; it is a TOML file");
+                return Err(Failure::Usage(words));
+            }
             Figment::from(Toml::file(path))
                 .extract::<File>()
-                .map_err(|error| format!("{}: {error}", path.display()))?
+                .map_err(|error| Failure::Usage(format!("--config {place}: {error}")))?
         }
     };
-    let from_file = file.log_format.as_deref().map(str::parse).transpose()?;
+    let from_file = file.log_format.as_deref().map(str::parse).transpose();
+    let from_file = from_file.map_err(Failure::Usage)?;
     let format = common.log_format.or(from_file).unwrap_or_default();
     let filter = common.log.clone().or_else(|| file.log.clone());
-    logging::init(format, filter.as_deref().unwrap_or(usual_log));
+    logging::init(format, filter.as_deref().unwrap_or(usual_log)).map_err(Failure::Usage)?;
     file.network_threads = common.network_threads.or(file.network_threads);
     Ok(file)
 }
 
 fn needed<T>(value: Option<T>, flag: &str) -> Result<T, Failure> {
-    value.ok_or_else(|| format!("{flag} is missing; `--help` shows an example").into())
+    value.ok_or_else(|| Failure::Usage(format!("{flag} is missing; `--help` shows an example")))
 }
 
 /// Where to listen, unless that is turned off.
@@ -297,7 +357,8 @@ fn needed_listener(
     by_default: impl FnOnce() -> String,
 ) -> Result<String, Failure> {
     listener(flag, file, by_default).ok_or_else(|| {
-        "--listen can't be off: the other processes reach this one by it; the form is host:port".into()
+        let why = "--listen can't be off: the other processes reach this one by it";
+        Failure::Usage(format!("{why}; the form is host:port"))
     })
 }
 
@@ -307,9 +368,12 @@ fn list(text: &str) -> Vec<String> {
 
 /// Addresses of others, each of which can be one.
 fn addresses(text: &str, flag: &str) -> Result<Vec<String>, Failure> {
-    let addresses = list(text);
+    let addresses: Result<Vec<String>, String> =
+        list(text).iter().map(|one| plain_address(one)).collect();
+    let addresses = addresses.map_err(|problem| Failure::Usage(format!("{flag}: {problem}")))?;
     if addresses.is_empty() {
-        return Err(format!("{flag} names nobody; the form is host:port,host:port").into());
+        let words = format!("{flag} names nobody; the form is host:port,host:port");
+        return Err(Failure::Usage(words));
     }
     for address in &addresses {
         check_address(address, flag)?;
@@ -318,24 +382,29 @@ fn addresses(text: &str, flag: &str) -> Result<Vec<String>, Failure> {
 }
 
 fn check_address(address: &str, flag: &str) -> Result<(), Failure> {
-    transport::endpoint(address).map(|_| ()).map_err(|error| format!("{flag}: {error}").into())
+    let checked = transport::endpoint(address).map(|_| ());
+    checked.map_err(|error| Failure::Usage(format!("{flag}: {error}")))
 }
 
 fn parse_peers(text: &str) -> Result<BTreeMap<u64, String>, Failure> {
     let mut peers = BTreeMap::new();
     for part in list(text) {
-        let bad = || format!("--peers has {part:?}; the form is 1=host:port,2=host:port");
+        let bad =
+            || Failure::Usage(format!("--peers has `{part}`; the form is 1=host:port,2=host:port"));
         let (id, address) = part.split_once('=').ok_or_else(bad)?;
         let id = id.trim().parse::<u64>().ok().filter(|id| *id > 0).ok_or_else(bad)?;
-        let address = address.trim();
-        check_address(address, "--peers")?;
-        if peers.values().any(|other| other == address) {
-            return Err(
-                format!("--peers names {address} twice; each coordinator has its own").into()
-            );
+        let address = plain_address(address)
+            .map_err(|problem| Failure::Usage(format!("--peers: {problem}")))?;
+        check_address(&address, "--peers")?;
+        let twice = |what: &dyn std::fmt::Display| {
+            let words = format!("--peers names {what} twice; each coordinator has its own");
+            Failure::Usage(words)
+        };
+        if peers.values().any(|other| *other == address) {
+            return Err(twice(&address));
         }
-        if peers.insert(id, address.to_owned()).is_some() {
-            return Err(format!("--peers names {id} twice; each coordinator has its own").into());
+        if peers.insert(id, address).is_some() {
+            return Err(twice(&id));
         }
     }
     Ok(peers)
@@ -364,7 +433,7 @@ fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, F
             .map_or(usual.moves_per_node, |moves| moves.clamp(1, 1000) as usize),
         ..usual
     };
-    Ok(CoordinatorConfig { id, listen, http, peers, data, planner })
+    Ok(CoordinatorConfig { id, listen, http, peers, data, planner, hands_over: true })
 }
 
 fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
@@ -383,6 +452,8 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
             .or(file.snapshot_bytes_per_second)
             .unwrap_or(SNAPSHOT_BYTES_PER_SECOND),
         reserve_bytes: kvdb_node::RESERVE_BYTES,
+        hands_over: true,
+        registered: None,
     })
 }
 
@@ -399,123 +470,8 @@ fn gateway(args: GatewayArgs, file: File) -> Result<GatewayConfig, Failure> {
             .max_requests
             .or(file.max_requests)
             .map_or(MOST_REQUESTS, |most| most as usize),
+        grace: GRACE,
     })
-}
-
-/// All roles in one process, over real sockets and files.
-async fn dev(args: DevArgs, shutdown: Shutdown) -> Result<(), Failure> {
-    let temporary = if args.temporary { Some(tempfile::tempdir()?) } else { None };
-    let data = temporary.as_ref().map_or(args.data.as_path(), |folder| folder.path()).to_owned();
-    let port = |base: u16, number: u16| -> Result<String, Failure> {
-        let port = base.checked_add(number).and_then(|port| port.checked_add(args.port_offset));
-        let port = port.ok_or("--port-offset leads beyond port 65535")?;
-        Ok(format!("127.0.0.1:{port}"))
-    };
-    let mut peers = BTreeMap::new();
-    for id in 1..=args.coordinators {
-        peers.insert(u64::from(id), port(7100, id)?);
-    }
-    let coordinators: Vec<String> = peers.values().cloned().collect();
-    let gateway = port(7400, 0)?;
-
-    let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
-    for id in 1..=args.coordinators {
-        let config = CoordinatorConfig {
-            id: id.into(),
-            listen: port(7100, id)?,
-            http: Some(port(7180, id)?),
-            peers: peers.clone(),
-            data: data.join(format!("coordinator-{id}")),
-            planner: PlannerConfig { repair_after_ms: DEV_REPAIR_AFTER_MS, ..Default::default() },
-        };
-        let shutdown = shutdown.clone();
-        parts.spawn(async move { Ok(kvdb_coordinator::run(config, shutdown).await?) });
-    }
-    for id in 1..=args.nodes {
-        let config = NodeConfig {
-            listen: port(7200, id)?,
-            advertise: None,
-            http: Some(port(7280, id)?),
-            coordinators: coordinators.clone(),
-            data: data.join(format!("node-{id}")),
-            zone: String::new(),
-            snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
-            // They share a disk.
-            reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
-        };
-        let shutdown = shutdown.clone();
-        parts.spawn(async move { Ok(kvdb_node::run(config, shutdown).await?) });
-    }
-    let redis = port(7379, 0)?;
-    let config = GatewayConfig {
-        listen: Some(gateway.clone()),
-        redis: Some(redis.clone()),
-        http: Some(port(7480, 0)?),
-        coordinators,
-        most_requests: MOST_REQUESTS,
-    };
-    let token = shutdown.clone();
-    parts.spawn(async move { Ok(kvdb_gateway::run(config, token).await?) });
-
-    let ready = initialise(&gateway, args.nodes, args.shards);
-    tokio::select! {
-        result = ready => {
-            result?;
-            let ready = format!(
-                "KvDB is ready: {} nodes, gRPC on {gateway}, Redis on {redis}, data in {}\n\
-                 Try: kvdb --endpoint {gateway} put greeting hello\n\
-                 Note: {UNPROTECTED}.\n",
-                args.nodes,
-                data.display()
-            );
-            // Whoever reads it may be gone; that is no reason to end.
-            let _ = std::io::stdout().write_all(ready.as_bytes());
-        }
-        ended = parts.join_next() => {
-            shutdown.trigger();
-            if let Some(ended) = ended {
-                ended??;
-            }
-        }
-        () = shutdown.wait() => {}
-    }
-    // One part that fails ends all of them.
-    while let Some(ended) = parts.join_next().await {
-        shutdown.trigger();
-        ended??;
-    }
-    Ok(())
-}
-
-/// Makes the shards, once all nodes are there, and waits until they can be written.
-async fn initialise(gateway: &str, nodes: u16, shards: u32) -> Result<(), Failure> {
-    use kvdb_wire::proto;
-    use kvdb_wire::proto::coordinator_client::CoordinatorClient;
-    let channel = kvdb_wire::transport::endpoint(gateway)?.connect_lazy();
-    let mut client = CoordinatorClient::new(channel);
-    loop {
-        if let Ok(answer) = client.get_shard_map(proto::GetShardMapRequest::default()).await {
-            let map = answer.into_inner().map.unwrap_or_default();
-            if map.nodes.len() < usize::from(nodes) {
-                // Not all have registered yet.
-            } else if map.keyspaces.is_empty() {
-                let request = proto::InitShardsRequest {
-                    shards,
-                    // No more nodes will come: what there is is wanted.
-                    replication_factor: u32::from(nodes).min(3),
-                };
-                if let Err(status) = client.init_shards(request).await
-                    && status.code() == tonic::Code::InvalidArgument
-                {
-                    return Err(status.message().into());
-                }
-            } else if map.shards.iter().all(|shard| shard.leader_node_id != 0) {
-                return Ok(());
-            }
-        }
-        // The coordinators have no event for "somebody else has done something" but the map.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
 }
 
 #[cfg(test)]
@@ -561,5 +517,16 @@ mod tests {
             CommonArgs { config: Some(path), log_format: None, log: None, network_threads: None };
         let message = settings(&common, "info").err().unwrap().to_string();
         assert!(message.contains("lissten"), "{message}");
+    }
+
+    #[test]
+    fn times_and_sizes_in_a_file_may_have_units() {
+        let read = |text: &str| Figment::from(Toml::string(text)).extract::<File>();
+        let file = read("repair_after = \"5m\"\nsplit_size_bytes = \"64MiB\"\n").unwrap();
+        assert_eq!((file.repair_after, file.split_size_bytes), (Some(300), Some(64 << 20)));
+        let file = read("repair_after = 90\nsnapshot_bytes_per_second = 0\n").unwrap();
+        assert_eq!((file.repair_after, file.snapshot_bytes_per_second), (Some(90), Some(0)));
+        let refused = read("repair_after = \"soon\"\n").err().unwrap().to_string();
+        assert!(refused.contains("30s") && refused.contains("repair_after"), "{refused}");
     }
 }

@@ -212,12 +212,12 @@ async fn a_bad_line_ends_the_import_and_is_named() {
     let rows = b"a\t1\nb\t2\nno tab here\nc\t3\n";
     let import = cluster.run_with(&["import", "-", "--json"], rows).await;
     assert_eq!(import.code, 3);
-    let problem = "kvdb: line 3: there is no tab between key and value";
-    assert_eq!(import.stderr.trim(), problem);
+    let told: serde_json::Value = serde_json::from_str(&import.stderr).unwrap();
+    assert_eq!(told["message"], "line 3: there is no tab between key and value");
     let report = import.json();
-    let line = report["go_on_from_line"].as_u64().unwrap();
-    assert!((1..=3).contains(&line), "{report}");
-    assert_eq!(report["acknowledged"], cluster.keys());
+    // The rows before it are in.
+    assert_eq!((&report["go_on_from_line"], &report["acknowledged"]), (&3.into(), &2.into()));
+    assert_eq!(cluster.keys(), 2);
 
     let import = cluster.run_with(&["import", "-", "--skip-bad-lines"], rows).await;
     assert_eq!((import.code, cluster.keys()), (0, 3));
@@ -321,14 +321,14 @@ async fn the_cluster_is_shown_as_tables_and_as_json() {
 async fn the_cluster_is_changed_and_refusals_name_the_field() {
     let cluster = cluster().await;
     let made = cluster.run(&["admin", "init-shards", "--shards", "8"]).await;
-    assert_eq!((made.code, made.text()), (0, "made 8 shards"));
+    assert_eq!((made.code, made.text()), (0, "created 8 shards"));
     assert_eq!(cluster.run(&["admin", "set-leader", "1", "1"]).await.code, 0);
-    assert_eq!(cluster.run(&["admin", "set-node-status", "1", "draining"]).await.code, 0);
+    assert_eq!(cluster.run(&["admin", "set-node-status", "1", "suspect"]).await.code, 0);
     let refused = cluster.run(&["admin", "set-node-status", "9", "dead"]).await;
     assert_eq!((refused.code, refused.stderr.trim()), (3, "kvdb: node_id is not registered"));
-    let refused = cluster.run(&["admin", "coordinators", "remove", "1"]).await;
+    let refused = cluster.run(&["admin", "coordinators", "remove", "1", "--yes"]).await;
     assert_eq!((refused.code, refused.stderr.trim()), (3, "kvdb: id is the last one"));
-    let removed = cluster.run(&["admin", "coordinators", "remove", "2"]).await;
+    let removed = cluster.run(&["admin", "coordinators", "remove", "2", "--yes"]).await;
     assert_eq!((removed.code, removed.text()), (0, "coordinator 2 leaves"));
     assert_eq!(cluster.run(&["admin", "init-shards", "--shards", "0"]).await.code, 2);
     let registered =
@@ -338,9 +338,172 @@ async fn the_cluster_is_changed_and_refusals_name_the_field() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_taken_back_is_confirmed_or_not_done() {
+    let cluster = cluster().await;
+    for (words, told) in [
+        (&["admin", "drop-keyspace", "default"][..], "Drop keyspace `default`"),
+        (&["admin", "replace", "1"], "Replace node 1 (127.0.0.1:7201, ALIVE, 0 replicas)"),
+        (&["admin", "set-node-status", "1", "removed"], "Remove node 1"),
+        (&["admin", "coordinators", "remove", "1"], "Remove coordinator 1"),
+    ] {
+        let refused = cluster.run(words).await;
+        assert_eq!(refused.code, 3, "{words:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(told), "{words:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains("confirm it with --yes"), "{words:?}: {}", refused.stderr);
+    }
+    let missing = cluster.run(&["admin", "drop-keyspace", "nowhere"]).await;
+    assert!(missing.stderr.contains("`nowhere` does not exist"), "{}", missing.stderr);
+    assert_eq!(cluster.run(&["admin", "drop-keyspace", "default", "--yes"]).await.code, 0);
+}
+
+#[tokio::test]
+async fn errors_are_json_where_json_is_asked_for() {
+    let cluster = cluster().await;
+    let error = |ran: &Ran| serde_json::from_str::<serde_json::Value>(&ran.stderr).unwrap();
+    let missing = cluster.run(&["get", "nothing", "--json"]).await;
+    assert_eq!((missing.code, missing.json()["found"].as_bool()), (1, Some(false)));
+    assert_eq!(
+        (&error(&missing)["error"], &error(&missing)["exit_code"]),
+        (&"NOT_FOUND".into(), &1.into())
+    );
+    let refused = cluster.run(&["get", "k", "--keyspace", "nowhere", "--json"]).await;
+    assert_eq!((refused.code, error(&refused)["error"].as_str()), (3, Some("UNKNOWN_KEYSPACE")));
+    let usage = cluster.run(&["--json", "put"]).await;
+    assert_eq!((usage.code, error(&usage)["error"].as_str()), (2, Some("USAGE")));
+    let unknown = cluster.run(&["get", "--json", "--no-such-flag"]).await;
+    assert_eq!((unknown.code, error(&unknown)["exit_code"].as_u64()), (2, Some(2)));
+    let role = cluster.run(&["--json", "node", "--coordinators", "nowhere"]).await;
+    assert_eq!((role.code, error(&role)["error"].as_str()), (2, Some("USAGE")));
+    let skipped =
+        cluster.run_with(&["import", "-", "--skip-bad-lines", "--json"], b"a\tb\nbad\n").await;
+    assert_eq!((skipped.code, error(&skipped)["line"].as_u64()), (0, Some(2)));
+}
+
+#[tokio::test]
+async fn usage_is_told_as_if_nothing_were_in_the_environment() {
+    let cluster = cluster().await;
+    // KVDB_ENDPOINT is set for every command of these tests.
+    let refused = cluster.run(&["incr"]).await;
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("Usage: kvdb incr"), "{}", refused.stderr);
+    assert!(!refused.stderr.contains("--endpoint"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn an_endpoint_may_have_a_scheme() {
+    let cluster = cluster().await;
+    let endpoint = format!("http://{}/", cluster.endpoint);
+    let ping = cluster.run(&["ping", "--endpoint", &endpoint]).await;
+    assert_eq!(ping.code, 0, "{}", ping.stderr);
+    let endpoint = format!("https://{}", cluster.endpoint);
+    let refused = cluster.run(&["ping", "--endpoint", &endpoint]).await;
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("no encryption yet"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn times_and_sizes_are_taken_and_told_with_units() {
+    let cluster = cluster().await;
+    assert_eq!(cluster.run(&["put", "k", "v", "--ttl", "10m"]).await.code, 0);
+    let bare = cluster.run(&["put", "k", "v", "--ttl", "5"]).await;
+    assert!(bare.code == 2 && bare.stderr.contains("such as 30s"), "{}", bare.stderr);
+    let none = cluster.run(&["admin", "create-keyspace", "k", "--history", "0s"]).await;
+    assert!(none.code == 2 && none.stderr.contains("expected 1 s to 30 d"), "{}", none.stderr);
+    let large = cluster.run(&["admin", "set-history", "k", "--bytes", "1GiB"]).await;
+    assert!(large.code == 2 && large.stderr.contains("1 MiB to 256 MiB"), "{}", large.stderr);
+}
+
+#[tokio::test]
+async fn bad_settings_of_a_role_are_bad_usage() {
+    let cluster = cluster().await;
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_str().unwrap();
+    for (words, told) in [
+        (&["node", "--config", place][..], "is a directory"),
+        (&["node", "--log", "nonsense=zzz"], "such as info,kvdb_node=debug"),
+        (&["node", "--data", place], "--coordinators is missing"),
+        (&["node", "--data", place, "--coordinators", "https://a:1"], "no encryption yet"),
+        (&["node", "--data", place, "--coordinators", "a:1", "--listen", "off"], "can't be off"),
+        (&["coordinator", "--id", "1", "--peers", "2=a:1", "--data", place], "no 1 in it"),
+    ] {
+        let refused = cluster.run(words).await;
+        assert!(refused.stderr.contains(told), "{words:?}: {}", refused.stderr);
+        assert_eq!(refused.code, 2, "{words:?}: {}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn files_of_other_systems_are_imported_as_they_are_meant() {
+    let cluster = cluster().await;
+    let rows = b"\xef\xbb\xbfa\t1\r\nb\t2\r\n";
+    let import = cluster.run_with(&["import", "-"], rows).await;
+    assert_eq!(import.code, 0, "{}", import.stderr);
+    for (key, value) in [("a", &b"1"[..]), ("b", b"2")] {
+        assert_eq!(cluster.run(&["get", key, "--raw"]).await.stdout, value, "{key}");
+    }
+    let json = b"\xef\xbb\xbf{\"key\":\"c\",\"value\":\"3\"}\r\n";
+    assert_eq!(cluster.run_with(&["import", "-"], json).await.code, 0);
+    assert_eq!(cluster.run(&["get", "c", "--raw"]).await.stdout, b"3");
+    // What TSV would lose then is refused, and JSON lines hold it.
+    cluster.run_with(&["put", "cr", "-"], b"x\r").await;
+    let export = cluster.run(&["export", "-"]).await;
+    assert!(export.code == 3 && export.stderr.contains("carriage return"), "{}", export.stderr);
+}
+
+#[tokio::test]
+async fn skipped_lines_are_all_counted_and_an_import_of_nothing_else_fails() {
+    let cluster = cluster().await;
+    let bad = "bad\n".repeat(25);
+    let import = cluster
+        .run_with(&["import", "-", "--skip-bad-lines"], format!("{bad}a\t1\n").as_bytes())
+        .await;
+    assert_eq!(import.code, 0, "{}", import.stderr);
+    assert!(import.text().contains("skipped 25 bad lines"), "{}", import.text());
+    assert_eq!(import.stderr.matches("skipped line ").count(), 10, "{}", import.stderr);
+    assert!(import.stderr.contains("from line 11 on; only the first 10"), "{}", import.stderr);
+    let nothing = cluster.run_with(&["import", "-", "--skip-bad-lines"], bad.as_bytes()).await;
+    assert_eq!(nothing.code, 3);
+    assert!(nothing.stderr.contains("all 25 lines were skipped"), "{}", nothing.stderr);
+    assert_eq!(cluster.run_with(&["import", "-"], b"").await.code, 0);
+}
+
+#[tokio::test]
+async fn the_way_to_go_on_after_a_bad_line_does_not_fail_there_again() {
+    let cluster = cluster().await;
+    let rows = b"a\t1\nbad\nb\t2\n";
+    let import = cluster.run_with(&["import", "-"], rows).await;
+    assert_eq!(import.code, 3);
+    assert!(import.text().contains("correct line 2"), "{}", import.text());
+    let rest = "--from-line 2 --skip-bad-lines";
+    assert!(import.text().contains(rest), "{}", import.text());
+    let words: Vec<&str> = ["import", "-"].into_iter().chain(rest.split(' ')).collect();
+    assert_eq!(cluster.run_with(&words, rows).await.code, 0);
+    assert_eq!(cluster.keys(), 2);
+}
+
+#[tokio::test]
+async fn the_version_completions_and_man_pages_need_no_cluster() {
+    let cluster = cluster().await;
+    let version = cluster.run(&["version"]).await;
+    assert_eq!((version.code, version.text()), (0, concat!("kvdb ", env!("CARGO_PKG_VERSION"))));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = cluster.run(&["completions", shell]).await;
+        assert_eq!(script.code, 0);
+        assert!(script.text().contains("drop-keyspace"), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let man = cluster.run(&["man", folder.path().join("man1").to_str().unwrap()]).await;
+    assert_eq!(man.code, 0, "{}", man.stderr);
+    let page = std::fs::read_to_string(folder.path().join("man1/kvdb-admin-drain.1")).unwrap();
+    assert!(page.contains("kvdb admin drain 2"), "{page}");
+}
+
+#[tokio::test]
 async fn a_bench_counts_every_request() {
     let cluster = cluster().await;
     let words = ["bench", "--requests", "500", "--clients", "8", "--keys", "100", "--json"];
+    // The gateway in memory has one keyspace.
+    let words = [&words[..], &["--keyspace", "default"]].concat();
     let report = cluster.run(&words).await.json();
     assert_eq!((&report["requests"], &report["errors"]), (&500.into(), &0.into()));
     assert!(report["p50_us"].as_u64() <= report["p999_us"].as_u64());
@@ -367,11 +530,13 @@ async fn a_bench_of_the_echo_tells_its_processor_time_apart() {
 async fn a_bench_in_batches_writes_and_reads_what_a_single_one_does() {
     let cluster = cluster().await;
     let words = ["bench", "--target", "kvdb-batch", "--pipeline", "10", "--keys", "100", "--fill"];
-    let words = [&words[..], &["--workload", "a", "--requests", "400", "--json"]].concat();
+    let words =
+        [&words[..], &["--workload", "a", "--requests", "400", "--json", "--keyspace", "default"]]
+            .concat();
     let report = cluster.run(&words).await.json();
     assert_eq!((&report["requests"], &report["errors"]), (&400.into(), &0.into()));
     assert_eq!((&report["missing"], cluster.keys()), (&0.into(), 100));
-    let f = ["bench", "--workload", "f", "--target", "kvdb-batch"];
+    let f = ["bench", "--workload", "f", "--target", "kvdb-batch", "--keyspace", "default"];
     assert_eq!(cluster.run(&f).await.code, 2);
 }
 
@@ -380,7 +545,8 @@ async fn reports_of_a_bench_are_put_side_by_side() {
     let cluster = cluster().await;
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let words = ["bench", "--clients", "2", "--json", "--row", "put-c1", "--requests"];
+    let words = ["bench", "--keyspace", "default", "--clients", "2", "--json", "--row", "put-c1"];
+    let words = [&words[..], &["--requests"]].concat();
     let mut rows = cluster.run(&[&words[..], &["100"]].concat()).await.stdout;
     let etcd = [&words[..], &["50", "--system", "etcd"]].concat();
     rows.extend(cluster.run(&etcd).await.stdout);

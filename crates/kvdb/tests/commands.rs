@@ -82,7 +82,7 @@ fn watch_expire_and_history_on_the_command_line() {
     assert_eq!(history(&cluster)["max_age_ms"], 5_400_000);
     assert_eq!(history(&cluster)["max_bytes"], 2 << 20);
     let table = text(&cluster.kvdb(&["admin", "keyspaces"]));
-    assert!(table.contains("90m, 2MiB a shard"), "{table}");
+    assert!(table.contains("90 m, 2 MiB a shard"), "{table}");
     for bad in [&["--for", "1y"][..], &["--bytes", "1GiB"], &[], &["--off", "--for", "1h"]] {
         let args: Vec<&str> = ["admin", "set-history", "k"].iter().chain(bad).copied().collect();
         assert!(!cluster.kvdb(&args).status.success(), "{bad:?}");

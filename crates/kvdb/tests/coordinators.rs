@@ -92,7 +92,7 @@ fn coordinators_are_replaced_one_by_one_while_clients_write() {
             cluster.until("it votes", |cluster| members(cluster).contains(&(new, true)));
             let id = old.to_string();
             cluster.until("the old one is removed", |cluster| {
-                let remove = ["admin", "coordinators", "remove", &id, "--wait"];
+                let remove = ["admin", "coordinators", "remove", &id, "--wait", "--yes"];
                 is_so(&cluster.kvdb(&remove), "was removed already")
             });
             cluster.until("it is gone", |cluster| {
@@ -100,7 +100,7 @@ fn coordinators_are_replaced_one_by_one_while_clients_write() {
             });
             if old != 2 {
                 let (code, log) = end_of(&mut cluster, old as usize - 1);
-                assert_eq!(code, Some(1), "{log}");
+                assert_eq!(code, Some(4), "{log}");
                 assert!(log.contains("was removed from its group"), "{log}");
             }
         }
@@ -112,7 +112,7 @@ fn coordinators_are_replaced_one_by_one_while_clients_write() {
     // Whoever was removed doesn't come back, and its number isn't given again.
     cluster.coordinators[0].start();
     let (code, log) = end_of(&mut cluster, 0);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(4));
     assert!(log.matches("was removed from its group").count() >= 2, "{log}");
     let again = cluster.kvdb(&["admin", "coordinators", "add", "2", "127.0.0.1:1"]);
     assert!(words(&again).contains("its number stays taken"), "{}", words(&again));
@@ -132,7 +132,7 @@ fn coordinators_are_replaced_one_by_one_while_clients_write() {
     let other = (4..=6).find(|id| *id != leads).unwrap();
     cluster.coordinators[other as usize - 1].kill();
     cluster.until("the one that has returned is needed and there", |cluster| {
-        is_so(&cluster.kvdb(&["admin", "drop-keyspace", "after"]), "does not exist")
+        is_so(&cluster.kvdb(&["admin", "drop-keyspace", "after", "--yes"]), "does not exist")
     });
 }
 
@@ -146,18 +146,18 @@ fn a_coordinator_with_an_emptied_directory_is_kept_out() {
     std::fs::remove_dir_all(cluster.data_of("c3")).unwrap();
     cluster.coordinators[2].start();
     let (code, log) = end_of(&mut cluster, 2);
-    assert_eq!(code, Some(1), "{log}");
+    assert_eq!(code, Some(4), "{log}");
     assert!(log.contains("has had another data directory"), "{log}");
     // With one of the others gone, it is no help: it would be the majority that has forgotten.
     cluster.coordinators[0].kill();
     std::fs::remove_dir_all(cluster.data_of("c3")).unwrap();
     cluster.coordinators[2].start();
     let (code, log) = end_of(&mut cluster, 2);
-    assert_eq!(code, Some(1), "{log}");
+    assert_eq!(code, Some(4), "{log}");
     // The way out is the documented one.
     cluster.coordinators[0].start();
     cluster.until("coordinators decide again", |cluster| {
-        cluster.kvdb(&["admin", "coordinators", "remove", "3", "--wait"]).status.success()
+        cluster.kvdb(&["admin", "coordinators", "remove", "3", "--wait", "--yes"]).status.success()
     });
     let address = cluster.add_coordinator(4);
     cluster.until("a new one joins", |cluster| {

@@ -7,12 +7,12 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
 const CLIENTS: usize = 6;
 
-/// `kvdb dev` with four nodes, killed at the end.
+/// `kvdb dev`, killed at the end.
 struct Dev {
     child: Child,
     endpoint: String,
@@ -22,11 +22,15 @@ struct Dev {
 
 impl Dev {
     fn start() -> Self {
+        Self::with_nodes(4)
+    }
+
+    fn with_nodes(nodes: u32) -> Self {
         let offset = free_offset();
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(KVDB)
             .env("TMPDIR", folder.path())
-            .args(["dev", "--temporary", "--nodes", "4", "--shards", "4"])
+            .args(["dev", "--temporary", "--nodes", &nodes.to_string(), "--shards", "4"])
             .args(["--port-offset", &offset.to_string()])
             .stdout(Stdio::piped())
             .spawn()
@@ -71,7 +75,10 @@ impl Drop for Dev {
 
 /// An offset by which every port that `dev` takes was free a moment ago.
 fn free_offset() -> u16 {
-    let seed = std::process::id() as u16;
+    // Tests of one process ask for different ones.
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let seed = (std::process::id() as u16)
+        .wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed).wrapping_mul(100));
     (0..100u16)
         .map(|attempt| 2000 + (seed.wrapping_mul(7).wrapping_add(attempt * 411)) % 40_000)
         .find(|offset| {
@@ -157,10 +164,40 @@ fn shards_are_split_and_moved_and_a_node_is_drained_while_clients_go_on() {
     let nodes = dev.json(&["nodes"]);
     assert_eq!(nodes["nodes"][0]["status"], "DRAINING");
     // What was done is remembered, with reasons.
-    let operators = dev.json(&["operators"]);
+    let operations = dev.json(&["operations"]);
     let drain =
-        operators["operators"].as_array().unwrap().iter().find(|one| one["kind"] == "drain");
+        operations["operations"].as_array().unwrap().iter().find(|one| one["kind"] == "drain");
     assert_eq!(drain.unwrap()["state"], "done");
+}
+
+#[test]
+fn a_drain_that_cannot_end_says_so_and_can_be_taken_back() {
+    // Shards of three replicas, and two nodes left for them.
+    let dev = Dev::with_nodes(3);
+    let started = dev.json(&["drain", "1"]);
+    let stuck = started["stuck"].as_str().unwrap();
+    assert!(stuck.contains("no node that is alive could take a replica"), "{started}");
+    let id = started["operator_id"].as_u64().unwrap();
+    let status = dev.json(&["status"]);
+    assert_eq!((&status["nodes_alive"], &status["nodes_draining"]), (&3.into(), &1.into()));
+    dev.done(&["cancel", &id.to_string()]);
+    // Whoever waits for it doesn't wait for ever, and is told its steps without a terminal.
+    let waited = dev.refused(&["drain", "1", "--wait"]);
+    assert!(waited.contains("replicas left; no node that is alive"), "{waited}");
+    assert!(
+        waited.contains("can't end as things are") && waited.contains("admin cancel"),
+        "{waited}"
+    );
+}
+
+#[test]
+fn the_status_draining_is_a_drain() {
+    let dev = Dev::start();
+    let started = dev.json(&["set-node-status", "4", "draining"]);
+    let operations = dev.json(&["operations"]);
+    let drain =
+        operations["operations"].as_array().unwrap().iter().find(|one| one["kind"] == "drain");
+    assert_eq!(drain.unwrap()["operator_id"], started["operator_id"]);
 }
 
 #[test]

@@ -27,8 +27,8 @@ fn shards_that_grow_too_large_are_split_and_nothing_is_lost() {
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
     // About 9 MB: each of the four shards has more than it should.
     cluster.until("all four are split", |cluster| shards(cluster).len() >= 8);
-    let operators = cluster.json(&["admin", "operators", "--json"]).unwrap();
-    let operators = operators["operators"].as_array().unwrap().clone();
+    let operators = cluster.json(&["admin", "operations", "--json"]).unwrap();
+    let operators = operators["operations"].as_array().unwrap().clone();
     let why = |operator: &Value| operator["reason"].as_str().unwrap().contains("more than");
     assert!(operators.iter().filter(|one| one["kind"] == "split").all(why), "{operators:?}");
 

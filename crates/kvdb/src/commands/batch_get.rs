@@ -24,7 +24,7 @@ Examples:
 Prints key, tab, value for each key that is there, in the order asked; what isn't printable is
 escaped. Exit code 1: some are not there.")]
 pub(crate) struct Args {
-    /// The keys
+    /// Keys
     #[arg(value_name = "KEY", required = true)]
     words: Vec<OsString>,
     #[command(flatten)]
@@ -50,7 +50,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Failure::NotFound((!args.json).then(|| format!("not found: {}", missing.join(" ")))))
+    Err(Failure::NotFound(format!("not found: {}", missing.join(" "))))
 }
 
 fn print(

@@ -8,12 +8,17 @@ use kvdb_bench::compare::Rows;
 use kvdb_bench::{
     EchoServer, Error, Extent, Failed, Mix, Options, Progress, Report, Spread, TargetKind,
 };
+use kvdb_client::AdminClient;
+use kvdb_model::Partitioning;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Between two looks at a new keyspace.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Measure puts, gets or a workload; of KvDB, Redis or etcd.
 #[derive(clap::Args)]
@@ -27,9 +32,12 @@ Examples:
   kvdb bench --rate 5000 --seconds 30
   kvdb bench --target redis --mode put --pipeline 16
   kvdb bench --target etcd --address 127.0.0.1:2379 --server-pid 4711
+  kvdb bench --keyspace load --mode put && kvdb export --keyspace load load.tsv
   kvdb bench --json --row put-c64 >>rows.jsonl && kvdb bench compare rows.jsonl
 
-Keys are `bench:` and a number of ten digits. Run puts before gets, or say --fill.
+Keys are `bench:` and a number of ten digits. A bench of KvDB over gRPC creates a keyspace of its
+own, fills it for what reads, and drops it at the end. With --keyspace it uses that one, and leaves
+what it wrote: run puts before gets then, or say --fill. The same for other targets.
 
 Without --rate each client waits for its answer before it sends again (a closed loop). With --rate
 requests are sent when they are due, and latencies count from that moment, so that a target that
@@ -144,6 +152,10 @@ struct Compare {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  kvdb bench echo-server --listen 127.0.0.1:7499 &
+  kvdb bench --target echo --address 127.0.0.1:7499")]
 struct Echo {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:7499", value_name = "HOST:PORT")]
@@ -206,6 +218,17 @@ impl Args {
     /// Whether the command serves rather than asks: then it may use the whole machine.
     pub(super) fn is_server(&self) -> bool {
         matches!(self.other, Some(Other::EchoServer(_)))
+    }
+
+    /// Whether the run is to have a keyspace of its own.
+    fn wants_own_keyspace(&self, args: &ClientArgs) -> bool {
+        let over_grpc = matches!(self.target, Target::KvdbGrpc | Target::KvdbBatch);
+        over_grpc && args.keyspace.is_empty()
+    }
+
+    /// Whether it asks for keys that must be there.
+    fn reads(&self) -> bool {
+        self.workload.is_some() || matches!(self.mode, Mode::Get)
     }
 
     fn target_kind(&self) -> TargetKind {
@@ -283,7 +306,7 @@ impl Args {
                 Some(seconds) => Extent::Time(Duration::from_secs(seconds.into())),
                 None => Extent::Requests(self.requests.into()),
             },
-            timeout: Duration::from_millis(args.timeout_ms),
+            timeout: args.timeout(),
             exactly_once: self.exactly_once,
             max_errors: self.max_errors,
             server_pids,
@@ -304,17 +327,84 @@ async fn measure(command: &Args, args: &ClientArgs) -> Result<(), Failure> {
         (Target::Echo, None) => Some(start_echo(command)?),
         _ => None,
     };
-    let options = command.options(args, echo.as_ref());
+    let mut options = command.options(args, echo.as_ref());
+    let own = match command.wants_own_keyspace(args) {
+        true => Some(OwnKeyspace::create(command, args, &options.addresses).await?),
+        false => None,
+    };
+    if let Some(own) = &own {
+        options.keyspace.clone_from(&own.name);
+        options.fill |= command.reads();
+    }
     let progress = Arc::new(Progress::default());
     let bar = bar(&options);
     let report = tokio::select! {
-        report = kvdb_bench::run(&options, &progress) => report,
+        report = kvdb_bench::run(&options, &progress) => report.map_err(failed),
         () = show_progress(&progress, &options, &bar) => unreachable!("progress is shown for ever"),
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::Interrupted("interrupted".to_owned())),
     };
     bar.finish_and_clear();
-    let report = report.map_err(failed)?;
+    let dropped = match own {
+        Some(own) => own.drop().await,
+        None => Ok(()),
+    };
+    let report = report?;
     show(command, &report, args.json)?;
+    dropped?;
     judge(report, command.max_errors)
+}
+
+/// A keyspace that is there for one run.
+struct OwnKeyspace {
+    admin: AdminClient,
+    name: String,
+}
+
+impl OwnKeyspace {
+    /// Creates it, and waits until all its shards have leaders.
+    async fn create(
+        command: &Args,
+        args: &ClientArgs,
+        addresses: &[String],
+    ) -> Result<Self, Failure> {
+        let options = kvdb_client::Options { addresses: addresses.to_vec(), ..args.options() };
+        let admin = AdminClient::new(options)?;
+        let random = getrandom::u32()
+            .map_err(|error| Failure::Unavailable(format!("no random bytes: {error}")))?;
+        let own = OwnKeyspace { admin, name: format!("kvdb-bench-{random:08x}") };
+        let layout = match command.workload {
+            Some(Workload::E) => Partitioning::Range,
+            _ => Partitioning::Hash,
+        };
+        let id = own.admin.create_keyspace(&own.name, layout, 0, 0).await?.keyspace_id;
+        let begun = Instant::now();
+        loop {
+            let map = own.admin.shard_map().await?;
+            let mut shards = map.shards.values().filter(|shard| shard.descriptor.keyspace_id == id);
+            if shards.all(|shard| shard.leader.is_some()) {
+                return Ok(own);
+            }
+            if begun.elapsed() > args.timeout() {
+                let words =
+                    format!("keyspace {} has shards without a leader; see `kvdb status`", own.name);
+                own.drop().await?;
+                return Err(Failure::Unavailable(words));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn drop(self) -> Result<(), Failure> {
+        let dropped = self.admin.drop_keyspace(&self.name).await;
+        dropped.map(|_| ()).map_err(|error| {
+            let name = &self.name;
+            Failure::from(error).map_words(&|words| {
+                format!(
+                    "keyspace {name} stays ({words}); `kvdb admin drop-keyspace {name}` drops it"
+                )
+            })
+        })
+    }
 }
 
 fn start_echo(command: &Args) -> Result<EchoServer, Failure> {

@@ -15,16 +15,17 @@ use std::path::PathBuf;
 /// Most keys in one request.
 const KEYS_A_REQUEST: usize = 1000;
 
-/// Remove keys.
+/// Delete keys.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   kvdb del greeting
+  kvdb delete greeting
   kvdb del user:1 user:2 user:3
 
 Prints how many were there. Exit code 1: none was.")]
 pub(crate) struct Args {
-    /// The keys; a single `-` is one key from standard input
+    /// Keys; a single `-` is one key from standard input
     #[arg(value_name = "KEY")]
     words: Vec<OsString>,
     /// Take one key from a file, all its bytes
@@ -60,7 +61,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     output.finish()?;
     match (failed, removed) {
         (Some(failure), _) => Err(failure),
-        (None, 0) => Err(Failure::NotFound((!args.json).then(|| "not found".to_owned()))),
+        (None, 0) => Err(Failure::NotFound("not found".to_owned())),
         (None, _) => Ok(()),
     }
 }

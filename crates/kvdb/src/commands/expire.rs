@@ -6,6 +6,7 @@ use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::input::Words;
 use crate::output::{Output, insert_bytes};
+use crate::units;
 use kvdb_client::WriteOptions;
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -15,12 +16,12 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  kvdb expire session --ttl-ms 60000
+  kvdb expire session --ttl 60s
   kvdb expire session --never
 
 The value stays as it is. Exit code 1: not found.")]
 pub(crate) struct Args {
-    /// The key, or `-` for standard input
+    /// Key, or `-` for standard input
     #[arg(value_name = "KEY", num_args = 0..)]
     words: Vec<OsString>,
     /// Take the key from a file, all its bytes
@@ -35,10 +36,13 @@ pub(crate) struct Args {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Until {
-    /// Milliseconds to live from now on
-    #[arg(long, alias = "ttl", value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Time to live from now on, such as 30s or 24h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_positive_time)]
+    ttl: Option<u64>,
+    /// The same in milliseconds
+    #[arg(long, hide = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     ttl_ms: Option<u64>,
-    /// It doesn't expire any more
+    /// Keep the key for good
     #[arg(long)]
     never: bool,
 }
@@ -49,8 +53,8 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     words.end()?;
     let condition = command.condition.into_condition();
     let is_conditional = condition.is_some();
-    let options =
-        WriteOptions { ttl_ms: command.until.ttl_ms, condition, ..WriteOptions::default() };
+    let ttl_ms = command.until.ttl.or(command.until.ttl_ms);
+    let options = WriteOptions { ttl_ms, condition, ..WriteOptions::default() };
     let written = client(args)?.expire_with(key.clone(), options).await?;
     let mut output = Output::new();
     if args.json {
@@ -66,6 +70,6 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     match (written.applied, is_conditional) {
         (true, _) => Ok(()),
         (false, true) => Err(Failure::Refused("the condition failed; nothing was changed".into())),
-        (false, false) => Err(Failure::NotFound((!args.json).then(|| "not found".to_owned()))),
+        (false, false) => Err(Failure::NotFound("not found".to_owned())),
     }
 }

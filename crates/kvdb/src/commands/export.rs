@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Write all rows to a file, as `import` reads them.
+/// Export all rows to a file, as `import` reads them.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,16 +27,17 @@ Examples:
   kvdb export - --format jsonl | gzip > all.jsonl.gz
 
 TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a
-newline, or rows that expire: these end the export with exit code 3. JSON lines hold everything;
+newline or with CR at their end, or rows that expire: these end the export with exit code 3. JSON
+lines hold everything;
 bytes that aren't UTF-8 go as key_b64 and value_b64.")]
 pub(crate) struct Args {
-    /// The file, or `-` for standard output
+    /// File, or `-` for standard output
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The format; by the file's name if not given, else TSV
+    /// Format [default: by the file's name, else TSV]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Only keys that begin with it
+    /// Export only keys that begin with this
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<OsString>,
 }

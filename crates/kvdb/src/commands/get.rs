@@ -5,6 +5,7 @@ use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::input::Words;
 use crate::output::{Output, insert_bytes, shown};
+use crate::units;
 use kvdb_client::{Consistency, ReadOptions};
 use kvdb_model::Version;
 use serde_json::{Map, Value};
@@ -21,7 +22,7 @@ Examples:
 
 Without --raw a value that isn't text is shown with escapes like \\xff. Exit code 1: not found.")]
 pub(crate) struct Args {
-    /// The key, or `-` for standard input
+    /// Key, or `-` for standard input
     #[arg(value_name = "KEY", num_args = 0..)]
     words: Vec<OsString>,
     /// Take the key from a file, all its bytes
@@ -40,10 +41,13 @@ pub(crate) struct FreshnessArgs {
     /// How fresh the answer must be
     #[arg(long, value_enum, default_value_t = Freshness::Strong)]
     consistency: Freshness,
-    /// Of a bounded read: how old the state may be, in milliseconds
-    #[arg(long, value_name = "MS")]
+    /// How old the state may be that a bounded read sees, such as 500ms or 5s
+    #[arg(long, value_name = "TIME", value_parser = units::parse_time, conflicts_with = "max_staleness_ms")]
+    max_staleness: Option<u64>,
+    /// The same in milliseconds
+    #[arg(long, hide = true, value_name = "MS")]
     max_staleness_ms: Option<u64>,
-    /// Of a bounded or eventual read: the state must have reached this version
+    /// Version that the state must have reached that a bounded or eventual read sees
     #[arg(long, value_name = "VERSION", default_value_t = 0, hide_default_value = true)]
     min_version: u64,
 }
@@ -68,7 +72,7 @@ impl FreshnessArgs {
         ReadOptions {
             consistency,
             head_only: false,
-            max_staleness_ms: self.max_staleness_ms,
+            max_staleness_ms: self.max_staleness.or(self.max_staleness_ms),
             min_version: Version(self.min_version),
         }
     }
@@ -98,6 +102,6 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     output.finish()?;
     match record {
         Some(_) => Ok(()),
-        None => Err(Failure::NotFound((!args.json).then(|| "not found".to_owned()))),
+        None => Err(Failure::NotFound("not found".to_owned())),
     }
 }

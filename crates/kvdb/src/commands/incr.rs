@@ -17,10 +17,10 @@ Examples:
 
 A counter is a value that is a decimal number; a key that isn't there counts as 0. Prints the sum.")]
 pub(crate) struct Args {
-    /// The key
+    /// Key
     #[arg(value_name = "KEY")]
     key: OsString,
-    /// What to add
+    /// Number to add
     #[arg(long, value_name = "DELTA", default_value_t = 1, allow_negative_numbers = true)]
     by: i64,
 }

@@ -9,6 +9,7 @@ pub(crate) mod export;
 pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod incr;
+pub(crate) mod local;
 mod ping;
 pub(crate) mod put;
 pub(crate) mod scan;
@@ -42,6 +43,7 @@ pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failu
             ClientCommand::Import(command) => import::run(command, args).await,
             ClientCommand::Export(command) => export::run(command, args).await,
             ClientCommand::Ping => ping::run(args).await,
+            ClientCommand::Status => admin::run(admin::Command::Status, args).await,
             ClientCommand::Bench(command) => bench::run(command, args).await,
             ClientCommand::Torture(command) => torture::run(command, args).await,
             ClientCommand::Admin(command) => admin::run(command, args).await,

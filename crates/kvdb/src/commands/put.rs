@@ -5,6 +5,7 @@ use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::input::Words;
 use crate::output::{Output, insert_bytes, shown};
+use crate::units;
 use kvdb_client::WriteOptions;
 use kvdb_model::{Condition, Version};
 use serde_json::{Map, Value};
@@ -17,9 +18,10 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   kvdb put greeting hello
+  kvdb set greeting hello
   kvdb put picture --value-file cat.png
   tar c src | kvdb put backup -
-  kvdb put lock me --if-absent --ttl-ms 30000
+  kvdb put lock me --if-absent --ttl 30s
 
 `-` in place of a word is standard input. `--` ends the options, for words that begin with a dash.")]
 pub(crate) struct Args {
@@ -32,10 +34,13 @@ pub(crate) struct Args {
     /// Take the value from a file, all its bytes
     #[arg(long, value_name = "FILE")]
     value_file: Option<PathBuf>,
-    /// Milliseconds to live
-    #[arg(long, alias = "ttl", value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Time to live, such as 30s or 24h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_positive_time, conflicts_with = "ttl_ms")]
+    ttl: Option<u64>,
+    /// The same in milliseconds
+    #[arg(long, hide = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     ttl_ms: Option<u64>,
-    /// Print what was there before
+    /// Print the previous value
     #[arg(long)]
     previous: bool,
     #[command(flatten)]
@@ -46,16 +51,16 @@ pub(crate) struct Args {
 #[derive(clap::Args)]
 #[group(multiple = false)]
 pub(crate) struct ConditionArgs {
-    /// Only if the key doesn't exist
+    /// Write only if the key doesn't exist
     #[arg(long)]
     if_absent: bool,
-    /// Only if the key exists
+    /// Write only if the key exists
     #[arg(long)]
     if_present: bool,
-    /// Only if the key has this version
+    /// Write only if the key has this version
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
-    /// Only if the key has this value
+    /// Write only if the key has this value
     #[arg(long, value_name = "VALUE")]
     if_value: Option<OsString>,
 }
@@ -81,7 +86,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     let value = words.value(command.value_file.as_deref())?;
     words.end()?;
     let options = WriteOptions {
-        ttl_ms: command.ttl_ms,
+        ttl_ms: command.ttl.or(command.ttl_ms),
         condition: command.condition.into_condition(),
         return_previous: command.previous,
     };

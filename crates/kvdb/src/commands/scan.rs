@@ -9,32 +9,33 @@ use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-/// Print a range of keys with their values.
+/// List keys with their values.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   kvdb scan --prefix user: --limit 10
+  kvdb ls --keys-only
   kvdb scan --start a --end b --keys-only
 
 Prints key, tab, value; what isn't printable is escaped (`export` writes exact bytes). Keys come in
 order in range keyspaces, and in no particular order in hash keyspaces such as `default`.")]
 pub(crate) struct Args {
-    /// Only keys that begin with it
+    /// List only keys that begin with this
     #[arg(long, value_name = "PREFIX", conflicts_with_all = ["start", "end"])]
     prefix: Option<OsString>,
-    /// First key
+    /// Start at this key
     #[arg(long, value_name = "KEY")]
     start: Option<OsString>,
-    /// First key after
+    /// Stop before this key
     #[arg(long, value_name = "KEY")]
     end: Option<OsString>,
-    /// At most so many
+    /// Maximum number of keys
     #[arg(long, value_name = "COUNT")]
     limit: Option<u64>,
-    /// From the last to the first, in range keyspaces
+    /// List from the last key to the first (range keyspaces)
     #[arg(long)]
     reverse: bool,
-    /// No values
+    /// Leave out values
     #[arg(long)]
     keys_only: bool,
 }

@@ -27,7 +27,7 @@ Examples:
 
 It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free ports of loopback, with
 their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
-says it all: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 1 if the verdict isn't ok.")]
+says it all: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 3 if the verdict isn't ok.")]
 pub(crate) struct Args {
     /// How long load and faults go on
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=86_400))]

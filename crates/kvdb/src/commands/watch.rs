@@ -26,22 +26,22 @@ and --prefix the whole keyspace is watched. With --json each line has the cursor
 watch of the same keys goes on; `gap` says that changes were missed: read the keys again. Where --limit
 falls among changes that came together, their cursor is the one before all of them.")]
 pub(crate) struct Args {
-    /// This key only
+    /// Watch this key only
     #[arg(long, value_name = "KEY", conflicts_with = "prefix")]
     key: Option<OsString>,
-    /// Only keys that begin with it
+    /// Watch only keys that begin with this
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<OsString>,
-    /// Changes after this version, as far back as the keyspace's history goes
+    /// Start after this version, as far back as the keyspace's history goes
     #[arg(long, value_name = "VERSION", conflicts_with = "cursor")]
     from_version: Option<u64>,
-    /// Go on where an earlier watch was
+    /// Go on where an earlier watch ended
     #[arg(long, value_name = "CURSOR")]
     cursor: Option<String>,
-    /// End after so many changes
+    /// Stop after this many changes
     #[arg(long, value_name = "COUNT")]
     limit: Option<u64>,
-    /// Also say when nothing happened
+    /// Print progress marks too
     #[arg(long)]
     progress: bool,
 }

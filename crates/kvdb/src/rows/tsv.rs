@@ -1,18 +1,25 @@
-//! `key TAB value`: everything after the first tab is the value.
+//! `key TAB value`: everything after the first tab is the value, but for CR at the end of the line.
 
-use super::{Row, RowError};
+use super::{BYTE_ORDER_MARK, Row, RowError};
 use bytes::Bytes;
 
 pub(super) fn parse(line: &Bytes) -> Result<Row, RowError> {
     let Some(tab) = line.iter().position(|byte| *byte == b'\t') else {
         return Err(RowError::new("there is no tab between key and value"));
     };
-    Ok(Row { key: line.slice(..tab), value: line.slice(tab + 1..), ttl_ms: None })
+    let end = line.len() - usize::from(line[tab + 1..].ends_with(b"\r"));
+    Ok(Row { key: line.slice(..tab), value: line.slice(tab + 1..end), ttl_ms: None })
 }
 
 pub(super) fn write(row: &Row, out: &mut Vec<u8>) -> Result<(), RowError> {
     if row.key.iter().any(|byte| matches!(byte, b'\t' | b'\n')) {
         return Err(RowError::new("the key contains a tab or a newline"));
+    }
+    if row.key.starts_with(BYTE_ORDER_MARK) {
+        return Err(RowError::new("the key begins with a byte order mark"));
+    }
+    if row.value.ends_with(b"\r") {
+        return Err(RowError::new("the value ends with a carriage return"));
     }
     if row.value.contains(&b'\n') {
         return Err(RowError::new("the value contains a newline"));

@@ -1,13 +1,15 @@
 //! Commands that change the cluster.
 
 use super::history;
+use super::operate;
 use super::{
     CreateKeyspace, DropKeyspace, InitShards, RegisterNode, SetLeader, SetNodeStatus, Status,
+    Waiting,
 };
 use crate::exit::Failure;
 use crate::output::Output;
 use kvdb_client::AdminClient;
-use kvdb_model::{NodeId, ShardId};
+use kvdb_model::{NodeId, NodeStatus, ShardId, ShardMap, ShardRecord};
 use serde_json::{Value, json};
 
 /// Says what was done, in the way that was asked for.
@@ -33,8 +35,8 @@ pub(super) async fn init_shards(
         "wanted_replicas": done.wanted_replicas,
     });
     let words = match done.created {
-        true => format!("made {} shards", command.shards),
-        false => "the shards are there already".to_owned(),
+        true => format!("created {} shards", command.shards),
+        false => "the shards exist already".to_owned(),
     };
     let fewer = fewer_than_wanted(done.replicas, done.wanted_replicas);
     say(json, &document, format!("{words}{fewer}"))
@@ -69,7 +71,7 @@ pub(super) async fn create_keyspace(
         "wanted_replicas": made.wanted_replicas,
     });
     let fewer = fewer_than_wanted(made.replicas, made.wanted_replicas);
-    say(json, &document, format!("made keyspace {} with id {id}{fewer}", command.name))
+    say(json, &document, format!("created keyspace {} with id {id}{fewer}", command.name))
 }
 
 pub(super) async fn drop_keyspace(
@@ -77,9 +79,66 @@ pub(super) async fn drop_keyspace(
     command: DropKeyspace,
     json: bool,
 ) -> Result<(), Failure> {
+    if !command.confirmation.yes {
+        let map = admin.shard_map().await?;
+        command.confirmation.ask(&what_a_drop_does(&map, &command.name)?)?;
+    }
     let version = admin.drop_keyspace(&command.name).await?;
     let document = json!({ "name": command.name, "map_version": version.0 });
     say(json, &document, format!("dropped keyspace {}", command.name))
+}
+
+/// What is lost with a keyspace.
+fn what_a_drop_does(map: &ShardMap, name: &str) -> Result<String, Failure> {
+    let found = map.keyspaces.values().find(|known| known.name == name && !known.is_dropped());
+    let keyspace = found.ok_or_else(|| {
+        Failure::Refused(format!(
+            "keyspace `{name}` does not exist; `kvdb admin keyspaces` lists them"
+        ))
+    })?;
+    let id = keyspace.keyspace_id;
+    let shards = map.shards.values().filter(|shard| shard.descriptor.keyspace_id == id).count();
+    Ok(format!(
+        "Drop keyspace `{name}`: its {shards} shards with all their keys are deleted on every node. This can't be \
+         taken back; `kvdb export FILE --keyspace {name}` makes a copy first."
+    ))
+}
+
+/// Who a node is, and how much it holds.
+fn node_in_words(map: &ShardMap, node: NodeId) -> Result<String, Failure> {
+    let record = map.nodes.get(&node).ok_or_else(|| {
+        Failure::Refused(format!("node {node} is not registered; `kvdb admin nodes` lists them"))
+    })?;
+    let has = |shard: &&ShardRecord| shard.descriptor.replica_on(node).is_some();
+    let replicas = map.shards.values().filter(has).count();
+    let status = super::show::status_name(record.status);
+    Ok(format!("node {node} ({}, {status}, {replicas} replicas)", record.address))
+}
+
+/// What becomes of a node that is replaced.
+pub(super) fn what_a_replacement_does(map: &ShardMap, node: NodeId) -> Result<String, Failure> {
+    let is_alive = map.nodes.get(&node).is_some_and(|record| record.status == NodeStatus::Alive);
+    let hint = match is_alive {
+        true => format!(" It is alive: `kvdb admin drain {node}` empties it, and keeps it."),
+        false => String::new(),
+    };
+    Ok(format!(
+        "Replace {}: what it held is rebuilt on other nodes from their copies. Then it is removed for good: its \
+         process ends, and its data directory is never used again.{hint}",
+        node_in_words(map, node)?
+    ))
+}
+
+/// What becomes of a node that is removed at once.
+fn what_a_removal_does(map: &ShardMap, node: NodeId, force: bool) -> Result<String, Failure> {
+    let rebuilt = match force {
+        true => " What it held is rebuilt on other nodes from their copies.",
+        false => "",
+    };
+    Ok(format!(
+        "Remove {} for good: its process ends, and its data directory is never used again.{rebuilt}",
+        node_in_words(map, node)?
+    ))
 }
 
 pub(super) async fn register_node(
@@ -117,10 +176,23 @@ pub(super) async fn set_node_status(
 ) -> Result<(), Failure> {
     let node = NodeId(command.node_id);
     let version = match (command.status, command.force) {
-        (Status::Removed, true) => admin.remove_node_by_force(node).await?,
+        (Status::Removed, force) => {
+            if !command.confirmation.yes {
+                let map = admin.shard_map().await?;
+                command.confirmation.ask(&what_a_removal_does(&map, node, force)?)?;
+            }
+            match force {
+                true => admin.remove_node_by_force(node).await?,
+                false => admin.set_node_status(node, NodeStatus::Removed).await?,
+            }
+        }
         (_, true) => {
             let words = "--force is for the status `removed` alone";
             return Err(Failure::Usage(words.to_owned()));
+        }
+        // A status alone would move nothing.
+        (Status::Draining, false) => {
+            return operate::drain(admin, node, Waiting { wait: false }, json).await;
         }
         (status, false) => admin.set_node_status(node, status.into()).await?,
     };

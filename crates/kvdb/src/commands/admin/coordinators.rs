@@ -45,8 +45,12 @@ pub(super) async fn run(
             let words = format!("coordinator {id} is at {address}");
             say(json, &json!({ "id": id, "map_version": version.0 }), words)
         }
-        CoordinatorChange::Remove { id, wait } => {
+        CoordinatorChange::Remove { id, wait, confirmation } => {
             let id = NodeId(id);
+            if !confirmation.yes {
+                let status = admin.status().await?;
+                confirmation.ask(&what_a_removal_does(&status.members, id))?;
+            }
             let version = admin.remove_coordinator(id).await?;
             if wait {
                 settled(admin, |members| members.iter().all(|member| member.id != id)).await?;
@@ -60,6 +64,20 @@ pub(super) async fn run(
             say(json, &json!({ "id": id.0, "map_version": version.0 }), words)
         }
     }
+}
+
+/// What becomes of a coordinator that is removed, and of its group.
+fn what_a_removal_does(members: &[Member], id: NodeId) -> String {
+    let others = members.iter().filter(|member| member.id != id).count();
+    let who = match members.iter().find(|member| member.id == id) {
+        Some(member) => format!("coordinator {id} ({}, {})", member.address, role_of(member)),
+        None => format!("coordinator {id}"),
+    };
+    format!(
+        "Remove {who} for good: its process ends, and its number is never used again. {others} stay; {} of them \
+         must run for the cluster to change.",
+        others / 2 + 1
+    )
 }
 
 /// Waits until the group is so, and not between two groups any more.

@@ -8,11 +8,12 @@ mod recover;
 mod show;
 
 use crate::cli::ClientArgs;
+use crate::confirm::Confirmation;
 use crate::exit::Failure;
 use kvdb_client::{AdminClient, Options};
-use kvdb_model::{NodeStatus, Partitioning};
+use kvdb_model::{NodeId, NodeStatus, Partitioning};
 
-/// Look at the cluster and change it.
+/// Show and change the cluster.
 #[derive(clap::Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -28,53 +29,78 @@ Examples:
 Works against a gateway, or straight against coordinators:
   kvdb admin status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
 pub(crate) enum Command {
-    /// The coordinators, and how the cluster is
+    /// Show coordinators, nodes and shards in short
+    #[command(after_help = "\
+Examples:
+  kvdb admin status
+  kvdb admin status --json")]
     Status,
-    /// All nodes
+    /// Show all nodes: address, status, load, disk
+    #[command(after_help = "\
+Examples:
+  kvdb admin nodes
+  kvdb admin nodes --json")]
     Nodes,
-    /// All shards: ranges, leaders, replicas
+    /// Show all shards: range, leader, replicas, load, size
+    #[command(after_help = "\
+Examples:
+  kvdb admin shards
+  kvdb admin shards --json")]
     Shards,
-    /// All keyspaces
+    /// Show all keyspaces
+    #[command(after_help = "\
+Examples:
+  kvdb admin keyspaces
+  kvdb admin keyspaces --json")]
     Keyspaces,
-    /// Make the keyspace `default`; does nothing if it is there
+    /// Create the keyspace `default`, unless it exists
     InitShards(InitShards),
-    /// Make a keyspace
+    /// Create a keyspace
     CreateKeyspace(CreateKeyspace),
     /// Set how much of its past a keyspace keeps for watches
     SetHistory(SetHistory),
-    /// Take a keyspace away, with all that is in it
+    /// Drop a keyspace and its data
     DropKeyspace(DropKeyspace),
     /// Register a node ahead of its first start
     RegisterNode(RegisterNode),
     /// Set the status of a node by hand
     SetNodeStatus(SetNodeStatus),
-    /// Have the leader of a shard hand over to another of its nodes
+    /// Make another replica of a shard its leader
     SetLeader(SetLeader),
-    /// Have the replicas of a shard put on these nodes and nowhere else
+    /// Put the replicas of a shard on these nodes and nowhere else
     SetReplicas(SetReplicas),
     /// Move one replica of a shard to another node
     Move(Move),
-    /// Cut a shard in two
+    /// Split a shard
     Split(Split),
-    /// Empty a node: its replicas move elsewhere, and it gets no new ones
+    /// Move all replicas off a node, which gets no new ones
     Drain(Drain),
-    /// Rebuild elsewhere what a node held, and remove it for good
+    /// Remove a node for good, after its replicas are rebuilt elsewhere
     Replace(Replace),
     /// Spread replicas and leaders evenly
+    #[command(after_help = "\
+Examples:
+  kvdb admin plan
+  kvdb admin rebalance --wait")]
     Rebalance(Waiting),
-    /// What rebalancing would do, and why; changes nothing
+    /// Show what rebalancing would do, and why
+    #[command(after_help = "\
+Examples:
+  kvdb admin plan
+  kvdb admin plan --json")]
     Plan,
-    /// Changes of the cluster, done and under way
-    Operators(Operators),
-    /// Call an operator off
+    /// Show operations: changes of the cluster, done and running
+    #[command(alias = "operators")]
+    Operations(Operations),
+    /// Cancel an operation
     Cancel(Cancel),
-    /// The coordinators: list them, add one, remove one
+    /// List, add, move and remove coordinators
     Coordinators(Coordinators),
-    /// Let a shard that has lost its majority for good live again from one replica
+    /// Recover a shard that has lost its majority for good from one replica
     ForceRecover(ForceRecover),
 }
 
-/// Let a shard that has lost its majority for good live again from one replica.
+/// Recover a shard that has lost its majority for good from one replica.
 ///
 /// A shard needs more than half of its replicas. Where the nodes of the others are gone for good,
 /// with their disks, this makes the replica on one node the shard, and everything that the others
@@ -88,23 +114,22 @@ Examples:
   kvdb admin force-recover 3 --from 2 --yes --wait
 
 Refused while a majority of the shard's nodes is there or may be (a node counts as gone when it is DEAD), while
-an operator changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many replicas
+an operation changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many replicas
 as it had, as far as there are nodes: start new ones, or `kvdb admin replace` the lost ones.")]
 pub(crate) struct ForceRecover {
-    /// The shard's id
+    /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// The node of the replica that it goes on from: the one whose log is longest
+    /// Node of the replica to recover from: the one whose log is longest
     #[arg(long, value_name = "NODE")]
     from: u64,
-    /// Don't ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirmation: Confirmation,
     #[command(flatten)]
     waiting: Waiting,
 }
 
-/// The coordinators: list them, add one, remove one, say where one is.
+/// List, add, move and remove coordinators.
 ///
 /// They are replaced one by one while everything goes on: add the new one, then remove the old one.
 /// A number is never used twice, and a coordinator whose data directory was lost can't come back
@@ -128,53 +153,73 @@ pub(crate) struct Coordinators {
 
 #[derive(clap::Subcommand)]
 pub(crate) enum CoordinatorChange {
-    /// Who they are, and who leads
+    /// List coordinators, and which of them leads
+    #[command(after_help = "\
+Examples:
+  kvdb admin coordinators list
+  kvdb admin coordinators list --json")]
     List,
-    /// Have one join that runs already, with an empty data directory
+    /// Add a coordinator that runs already, with an empty data directory
+    #[command(after_help = "\
+Examples:
+  kvdb admin coordinators add 4 10.0.0.4:7104 --wait")]
     Add {
-        /// Its number, never used before
+        /// Number of the coordinator, never used before
         #[arg(value_name = "ID")]
         id: u64,
-        /// Where the others reach it
+        /// Address by which the others reach it
         #[arg(value_name = "HOST:PORT")]
         address: String,
-        /// Until it votes
+        /// Wait until it votes
         #[arg(long)]
         wait: bool,
     },
-    /// Say where one is now; it must answer there
+    /// Tell the others where a coordinator is now; it must answer there
+    #[command(after_help = "\
+Examples:
+  kvdb admin coordinators set-address 2 10.0.0.9:7102")]
     SetAddress {
-        /// Its number
+        /// Number of the coordinator
         #[arg(value_name = "ID")]
         id: u64,
-        /// Where the others reach it
+        /// Address by which the others reach it
         #[arg(value_name = "HOST:PORT")]
         address: String,
     },
-    /// Have one leave for good
+    /// Remove a coordinator for good; it may be dead, or lead
+    #[command(after_help = "\
+Examples:
+  kvdb admin coordinators remove 2
+  kvdb admin coordinators remove 2 --yes --wait")]
     Remove {
-        /// Its number
+        /// Number of the coordinator
         #[arg(value_name = "ID")]
         id: u64,
-        /// Until it is gone
+        /// Wait until it is gone
         #[arg(long)]
         wait: bool,
+        #[command(flatten)]
+        confirmation: Confirmation,
     },
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Waiting {
-    /// Follow it to its end, with a progress bar; fails if it does
+    /// Wait for the end, with a progress bar; fail if the operation fails
     #[arg(long)]
     wait: bool,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin set-replicas 3 1 2 4
+  kvdb admin set-replicas 3 1 2 4 --wait")]
 pub(crate) struct SetReplicas {
-    /// The shard's id
+    /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// Distinct nodes
+    /// Nodes, each different
     #[arg(value_name = "NODE", required = true, num_args = 1..=7)]
     node_ids: Vec<u64>,
     #[command(flatten)]
@@ -182,14 +227,17 @@ pub(crate) struct SetReplicas {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin move 3 1 4 --wait        the replica of shard 3 on node 1 goes to node 4")]
 pub(crate) struct Move {
-    /// The shard's id
+    /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// The node that has a replica
+    /// Node that has a replica
     #[arg(value_name = "FROM")]
     from_node_id: u64,
-    /// The node that gets it
+    /// Node that gets it
     #[arg(value_name = "TO")]
     to_node_id: u64,
     #[command(flatten)]
@@ -197,11 +245,15 @@ pub(crate) struct Move {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin split 3 --wait
+  kvdb admin split 9 --at user:5000")]
 pub(crate) struct Split {
-    /// The shard's id
+    /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// The first key of the upper part; in a hash keyspace the split is at its slot
+    /// First key of the upper part; in a hash keyspace the split is at its slot
     /// [default: the middle slot]
     #[arg(long, value_name = "KEY")]
     at: Option<std::ffi::OsString>,
@@ -210,8 +262,13 @@ pub(crate) struct Split {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin drain 2 --wait
+  kvdb admin operations --running      how far it is
+  kvdb admin cancel ID                 takes it back")]
 pub(crate) struct Drain {
-    /// The node's id
+    /// Node id
     #[arg(value_name = "NODE")]
     node_id: u64,
     #[command(flatten)]
@@ -219,31 +276,48 @@ pub(crate) struct Drain {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin replace 2                 says what will happen, and asks
+  kvdb admin replace 2 --yes --wait")]
 pub(crate) struct Replace {
-    /// The node's id
+    /// Node id
     #[arg(value_name = "NODE")]
     node_id: u64,
+    #[command(flatten)]
+    confirmation: Confirmation,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 #[derive(clap::Args)]
-pub(crate) struct Operators {
-    /// Only those under way
+#[command(after_help = "\
+Examples:
+  kvdb admin operations
+  kvdb admin operations --running --json")]
+pub(crate) struct Operations {
+    /// Show only running operations
     #[arg(long)]
     running: bool,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin operations --running      shows the ids
+  kvdb admin cancel 7")]
 pub(crate) struct Cancel {
-    /// The operator's id
+    /// Operation id
     #[arg(value_name = "ID")]
-    operator_id: u64,
+    operation_id: u64,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin init-shards --shards 8")]
 pub(crate) struct InitShards {
-    /// How many shards
+    /// Number of shards
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16384))]
     shards: u32,
     /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
@@ -252,19 +326,24 @@ pub(crate) struct InitShards {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin create-keyspace orders
+  kvdb admin create-keyspace log --partitioning range
+  kvdb admin create-keyspace events --history 24h --history-bytes 64MiB")]
 pub(crate) struct CreateKeyspace {
-    /// Its name
+    /// Keyspace name
     name: String,
-    /// How its keys are laid out
+    /// Layout of the keys
     #[arg(long, value_enum, default_value_t = Layout::Hash)]
     partitioning: Layout,
-    /// How many shards; 0 = 8, and always 1 for a range keyspace
+    /// Number of shards; 0 = 8, and always 1 for a range keyspace
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16384))]
     shards: u32,
     /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
-    /// Keep changes for so long, so that watches can begin in the past: 90s, 30m, 24h, 7d
+    /// Keep changes for so long, so that watches can begin in the past: 1s to 30d
     #[arg(long, value_name = "TIME", value_parser = history::parse_time)]
     history: Option<u64>,
     /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB
@@ -283,34 +362,43 @@ Each shard keeps its changes until one of the bounds is reached; every replica h
 What was written before history was on is not in it: a watch from before is told of a gap.")]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["time", "bytes", "off"]))]
 pub(crate) struct SetHistory {
-    /// The keyspace's name
+    /// Keyspace name
     name: String,
-    /// Keep changes for so long: 90s, 30m, 24h, 7d; a day if not given
+    /// Keep changes for so long: 1s to 30d [default: 24h]
     #[arg(long = "for", value_name = "TIME", value_parser = history::parse_time)]
     time: Option<u64>,
-    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB; 32MiB if not given
+    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB [default: 32MiB]
     #[arg(long, value_name = "BYTES", value_parser = history::parse_size)]
     bytes: Option<u64>,
-    /// Keep nothing any more
+    /// Keep no changes any more
     #[arg(long, conflicts_with_all = ["time", "bytes"])]
     off: bool,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin drop-keyspace orders      says what will be lost, and asks
+  kvdb admin drop-keyspace orders --yes")]
 pub(crate) struct DropKeyspace {
-    /// Its name
+    /// Keyspace name
     name: String,
+    #[command(flatten)]
+    confirmation: Confirmation,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin register-node --address 10.0.0.9:7201 --zone b")]
 pub(crate) struct RegisterNode {
-    /// Where the node will listen, host:port
+    /// Address on which the node will listen
     #[arg(long, value_name = "HOST:PORT")]
     address: String,
-    /// Its failure domain
+    /// Failure domain
     #[arg(long, default_value = "", hide_default_value = true)]
     zone: String,
-    /// What the node will call itself by: 32 hexadecimal digits; random if not given
+    /// Token of the node: 32 hexadecimal digits [default: random]
     #[arg(long, value_parser = parse_token, value_name = "HEX")]
     token: Option<u128>,
 }
@@ -319,30 +407,36 @@ pub(crate) struct RegisterNode {
 #[command(after_help = "\
 Examples:
   kvdb admin drain 2 --wait                    empties a node that works; stop it afterwards
-  kvdb admin set-node-status 2 removed         then it can be removed
+  kvdb admin set-node-status 2 removed         then it can be removed: says what will happen, and asks
   kvdb admin replace 2 --wait                  rebuilds what a lost node held, and removes it
   kvdb admin set-node-status 2 removed --force removes it though it is alive or holds replicas
+  kvdb admin set-node-status 2 draining        the same as `kvdb admin drain 2`
 
 A removed node never comes back under its number. It is refused, also with --force, where a shard would have no
 majority without the node.")]
 pub(crate) struct SetNodeStatus {
-    /// The node's id
+    /// Node id
     #[arg(value_name = "NODE")]
     node_id: u64,
-    /// The status
+    /// Status
     #[arg(value_enum)]
     status: Status,
     /// Remove the node though it is alive or holds replicas; they are rebuilt elsewhere at once
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    confirmation: Confirmation,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin set-leader 3 2            node 2 is to lead shard 3")]
 pub(crate) struct SetLeader {
-    /// The shard's id
+    /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// The node that shall lead; it must have a voting replica
+    /// Node that is to lead; it must have a voting replica
     #[arg(value_name = "NODE")]
     node_id: u64,
 }
@@ -414,12 +508,14 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
         Command::SetReplicas(command) => operate::set_replicas(&admin, command, args.json).await,
         Command::Move(command) => operate::move_replica(&admin, command, args.json).await,
         Command::Split(command) => operate::split(&admin, command, args.json).await,
-        Command::Drain(command) => operate::drain(&admin, command, args.json).await,
+        Command::Drain(command) => {
+            operate::drain(&admin, NodeId(command.node_id), command.waiting, args.json).await
+        }
         Command::Replace(command) => operate::replace(&admin, command, args.json).await,
         Command::Rebalance(waiting) => operate::rebalance(&admin, waiting, args.json).await,
         Command::Plan => operate::plan(&admin, args.json).await,
-        Command::Operators(command) => operate::operators(&admin, command, args.json).await,
-        Command::Cancel(command) => operate::cancel(&admin, command.operator_id, args.json).await,
+        Command::Operations(command) => operate::operations(&admin, command, args.json).await,
+        Command::Cancel(command) => operate::cancel(&admin, command.operation_id, args.json).await,
         Command::Coordinators(command) => {
             coordinators::run(&admin, command.change, args.json).await
         }

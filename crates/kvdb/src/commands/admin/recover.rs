@@ -5,10 +5,10 @@ use super::operate::started;
 use super::show::status_name;
 use crate::exit::Failure;
 use crate::output::table;
+use crate::units;
 use kvdb_client::{AdminClient, Recovery, ReplicaStanding};
 use kvdb_model::{NodeId, ShardId};
 use serde_json::{Value, json};
-use std::io::{IsTerminal as _, Write as _};
 
 pub(super) async fn run(
     admin: &AdminClient,
@@ -22,29 +22,15 @@ pub(super) async fn run(
         true => eprintln!("{}", document(shard, from, &preview)),
         false => eprintln!("{}", words(shard, from, &preview)),
     }
-    if !command.yes && !is_confirmed(shard)? {
-        return Err(Failure::Refused("nothing was done".to_owned()));
-    }
+    command.confirmation.ask(&format!(
+        "Recover shard {shard} from the replica on node {from} alone: what the others had acknowledged and it never \
+         got is lost."
+    ))?;
     let done = admin.force_recover(shard, from, true).await?;
     match done.operator {
         Some(id) => started(admin, id, command.waiting, json).await,
         None => Err(Failure::Refused("the coordinators have started nothing".to_owned())),
     }
-}
-
-/// Asks whoever sits there; nobody does where there is no terminal.
-fn is_confirmed(shard: ShardId) -> Result<bool, Failure> {
-    if !std::io::stdin().is_terminal() {
-        let why = "nothing was done: this must be confirmed, at a terminal or with --yes";
-        return Err(Failure::Refused(why.to_owned()));
-    }
-    eprint!("Go on with shard {shard} from this replica alone? Type yes: ");
-    let read = std::io::stderr().flush().and_then(|()| {
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).map(|_| answer)
-    });
-    let answer = read.map_err(|error| Failure::Refused(format!("nothing was done: {error}")))?;
-    Ok(answer.trim() == "yes")
 }
 
 fn document(shard: ShardId, from: NodeId, preview: &Recovery) -> Value {
@@ -86,7 +72,7 @@ fn words(shard: ShardId, from: NodeId, preview: &Recovery) -> String {
 fn row(standing: &ReplicaStanding, from: NodeId) -> Vec<String> {
     let unknown = || "not known".to_owned();
     let told = |tell: &dyn Fn((_, _, _)) -> String| standing.told.map_or_else(unknown, tell);
-    let heard = |silent: u64| format!("{} s ago", silent / 1000);
+    let heard = |silent: u64| format!("{} ago", units::about_time(silent));
     let role = if standing.node == from { "goes on from here" } else { "is removed" };
     vec![
         standing.node.to_string(),

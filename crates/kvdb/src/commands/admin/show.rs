@@ -21,7 +21,11 @@ fn print(json: bool, document: &Value, text: impl FnOnce() -> String) -> Result<
 pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failure> {
     let status = admin.status().await?;
     let map = admin.shard_map().await?;
-    let alive = map.nodes.values().filter(|node| node.status == NodeStatus::Alive).count();
+    let with = |status: NodeStatus| map.nodes.values().filter(|one| one.status == status).count();
+    let draining = with(NodeStatus::Draining);
+    // A node that is being emptied serves until it is.
+    let alive = with(NodeStatus::Alive) + draining;
+    let nodes = map.nodes.len() - with(NodeStatus::Removed);
     let led = map
         .shards
         .values()
@@ -35,17 +39,22 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         "term": status.term.0,
         "applied_index": status.applied.0,
         "members": members,
-        "nodes": map.nodes.len(),
+        "nodes": nodes,
         "nodes_alive": alive,
+        "nodes_draining": draining,
         "shards": map.shards.len(),
         "shards_with_leader": led,
         "under_replicated_shards": status.short_shard_count,
         "short_shards": status.short_shards.iter().map(short_shard).collect::<Vec<_>>(),
     });
     print(json, &document, || {
-        let (nodes, shards) = (map.nodes.len(), map.shards.len());
+        let shards = map.shards.len();
+        let draining = match draining {
+            0 => String::new(),
+            number => format!(", {number} draining"),
+        };
         format!(
-            "{}\nnodes         {alive} of {nodes} alive\nshards        {led} of {shards} with a leader{}\n\n{}{}{}",
+            "{}\nnodes         {alive} of {nodes} alive{draining}\nshards        {led} of {shards} with a leader{}\n\n{}{}{}",
             heading(&status),
             match status.short_shard_count {
                 0 => String::new(),

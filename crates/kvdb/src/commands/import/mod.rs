@@ -28,7 +28,7 @@ use tally::{Outcome, Tally};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Write the rows of a file.
+/// Import rows from a file.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,28 +36,29 @@ Examples:
   kvdb import rows.jsonl --skip-bad-lines
   zcat rows.tsv.gz | kvdb import - --format tsv
 
-TSV is `key TAB value`; everything after the first tab is the value, byte for byte. JSON lines are
+TSV is `key TAB value`; everything after the first tab is the value, byte for byte. Lines may end
+in CR LF, and a byte order mark at the start is left out. JSON lines are
 {\"key\":…,\"value\":…} with optional key_b64, value_b64 (base64) and ttl_ms.
 
 A bad line ends the import with its number and exit code 3. However it ends, it says how many rows
 are acknowledged, and from which line to go on. Importing a line again does no harm.")]
 pub(crate) struct Args {
-    /// The file, or `-` for standard input
+    /// File, or `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The format; by the file's name or its first line if not given
+    /// Format [default: by the file's name, else by its first line]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Begin at this line
+    /// Start at this line
     #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     from_line: u64,
-    /// Report bad lines and go on
+    /// Skip bad lines: tell the first 10, count all
     #[arg(long)]
     skip_bad_lines: bool,
-    /// Batches on their way at a time
+    /// Number of batches sent at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
-    /// Most rows in a batch
+    /// Maximum number of rows in a batch
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
 }
@@ -87,7 +88,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
         let (client, tally, progress) = (client.clone(), Arc::clone(&tally), progress.clone());
         senders.spawn(send::send_all(client, batches, tally, progress));
     }
-    let reading = read::Reading::new(&command, lanes, Arc::clone(&tally));
+    let reading = read::Reading::new(&command, lanes, Arc::clone(&tally), args.json);
     std::thread::spawn(move || reading.run(source));
     wait(senders, &tally).await;
 
@@ -136,13 +137,33 @@ fn report(outcome: &Outcome, took: Duration, json: bool) -> Result<(), Failure> 
             output.line(format!("skipped {} bad lines", outcome.skipped))?;
         }
         if let Some(line) = outcome.first_open_line {
-            output.line(format!(
-                "all rows before line {line} are in; to go on: --from-line {line}"
-            ))?;
+            output.line(how_to_go_on(line, outcome.bad_line))?;
         }
     }
     output.finish()?;
-    outcome.failure.clone().map_or(Ok(()), Err)
+    match &outcome.failure {
+        Some(failure) => Err(failure.clone()),
+        None if rows == 0 && outcome.skipped > 0 => Err(Failure::Refused(format!(
+            "nothing was imported: all {} lines were skipped; is --format right?",
+            outcome.skipped
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What to type to import the rest. Going on from a bad line would fail there again.
+fn how_to_go_on(line: u64, bad_line: Option<u64>) -> String {
+    let done = format!("all rows before line {line} are in");
+    match bad_line {
+        Some(bad) if bad == line => format!(
+            "{done}; correct line {bad} and go on with --from-line {line}, or leave bad lines out with \
+             --from-line {line} --skip-bad-lines"
+        ),
+        Some(bad) => format!(
+            "{done}; correct line {bad} and go on with --from-line {line}, or add --skip-bad-lines"
+        ),
+        None => format!("{done}; to go on: --from-line {line}"),
+    }
 }
 
 fn progress(size_bytes: Option<u64>) -> ProgressBar {

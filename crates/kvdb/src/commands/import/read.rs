@@ -3,9 +3,10 @@
 use super::tally::Tally;
 use super::{Args, Batch};
 use crate::exit::Failure;
-use crate::rows::{Format, Line, Lines, Row};
+use crate::rows::{BYTE_ORDER_MARK, Format, Line, Lines, Row};
 use kvdb_client::{BatchAction, BatchOperation};
 use kvdb_model::{Limits, SLOT_COUNT, slot_of};
+use serde_json::json;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write as _};
 use std::path::Path;
@@ -59,6 +60,7 @@ pub(super) struct Reading {
     lanes: Vec<Lane>,
     tally: Arc<Tally>,
     bad_lines: u64,
+    json: bool,
 }
 
 /// What goes to one sender.
@@ -68,7 +70,12 @@ struct Lane {
 }
 
 impl Reading {
-    pub(super) fn new(args: &Args, senders: Vec<mpsc::Sender<Batch>>, tally: Arc<Tally>) -> Self {
+    pub(super) fn new(
+        args: &Args,
+        senders: Vec<mpsc::Sender<Batch>>,
+        tally: Arc<Tally>,
+        json: bool,
+    ) -> Self {
         let lane = |sender| Lane { filling: Batch::default(), sender };
         Reading {
             format: args.format,
@@ -79,6 +86,7 @@ impl Reading {
             lanes: senders.into_iter().map(lane).collect(),
             tally,
             bad_lines: 0,
+            json,
         }
     }
 
@@ -92,7 +100,9 @@ impl Reading {
                 Ok(Some(line)) => {
                     next_line = line.number + 1;
                     self.tally.read_through(line.end);
-                    self.take(line);
+                    if !self.take(line) {
+                        return self.send_rest();
+                    }
                 }
                 Ok(None) => return self.send_rest(),
                 Err(error) => {
@@ -106,13 +116,20 @@ impl Reading {
         self.send_rest();
     }
 
-    fn take(&mut self, line: Line) {
+    /// Returns whether to go on with the next line.
+    fn take(&mut self, mut line: Line) -> bool {
+        if line.number == 1 && line.content.starts_with(BYTE_ORDER_MARK) {
+            line.content = line.content.slice(BYTE_ORDER_MARK.len()..);
+        }
         if line.number < self.from_line {
-            return;
+            return true;
         }
         let format = *self.format.get_or_insert_with(|| Format::of_line(&line.content));
         match self.parse(format, &line) {
-            Ok(row) => self.add(line.number, row),
+            Ok(row) => {
+                self.add(line.number, row);
+                true
+            }
             Err(problem) => self.refuse(line.number, &problem),
         }
     }
@@ -142,18 +159,29 @@ impl Reading {
         }
     }
 
-    fn refuse(&mut self, line: u64, problem: &str) {
+    /// Returns whether to go on all the same.
+    fn refuse(&mut self, line: u64, problem: &str) -> bool {
         if !self.skip_bad_lines {
-            self.tally.leave_open(line);
-            self.tally.stop(Failure::Refused(format!("line {line}: {problem}")));
-            return;
+            self.tally.refuse(line, Failure::Refused(format!("line {line}: {problem}")));
+            return false;
         }
         self.tally.skip();
         self.bad_lines += 1;
+        // Counted all the same if nobody can be told.
+        let tell = |words: String| {
+            let _ = match self.json {
+                true => writeln!(io::stderr(), "{}", json!({ "warning": words, "line": line })),
+                false => writeln!(io::stderr(), "kvdb: {words}"),
+            };
+        };
         if self.bad_lines <= BAD_LINES_TOLD {
-            // Counted all the same if nobody can be told.
-            let _ = writeln!(io::stderr(), "kvdb: skipped line {line}: {problem}");
+            tell(format!("skipped line {line}: {problem}"));
+        } else if self.bad_lines == BAD_LINES_TOLD + 1 {
+            tell(format!(
+                "more bad lines are skipped, from line {line} on; only the first {BAD_LINES_TOLD} are told"
+            ));
         }
+        true
     }
 
     fn send_rest(mut self) {

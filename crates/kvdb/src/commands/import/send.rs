@@ -48,11 +48,5 @@ async fn send(client: &Client, batch: &Batch, tally: &Tally) {
 }
 
 fn in_line(line: u64, failure: Failure) -> Failure {
-    let say = |words: String| format!("line {line}: {words}");
-    match failure {
-        Failure::Refused(words) => Failure::Refused(say(words)),
-        Failure::Unavailable(words) => Failure::Unavailable(say(words)),
-        Failure::Unknown(words) => Failure::Unknown(say(words)),
-        other => other,
-    }
+    failure.map_words(&|words| format!("line {line}: {words}"))
 }

@@ -4,6 +4,9 @@ use crate::exit::Failure;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Exit code of an unknown outcome.
+const UNKNOWN: u8 = 5;
+
 /// Counts. The atomics are independent of one another; they are read together only after all who
 /// write them are done, so no order between them is needed.
 pub(super) struct Tally {
@@ -12,6 +15,8 @@ pub(super) struct Tally {
     read_bytes: AtomicU64,
     /// The first line whose row isn't known to be in; `u64::MAX` if there is none.
     first_open_line: AtomicU64,
+    /// The line that ended the reading because it is no row, and what is wrong with it.
+    refused: Mutex<Option<(u64, Failure)>>,
     failure: Mutex<Option<Failure>>,
 }
 
@@ -22,6 +27,8 @@ pub(super) struct Outcome {
     pub(super) skipped: u64,
     /// All rows before it are acknowledged or were skipped; `None` if all are.
     pub(super) first_open_line: Option<u64>,
+    /// The line that ended the reading because it is no row.
+    pub(super) bad_line: Option<u64>,
     pub(super) failure: Option<Failure>,
 }
 
@@ -32,6 +39,7 @@ impl Default for Tally {
             skipped: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             first_open_line: AtomicU64::new(u64::MAX),
+            refused: Mutex::default(),
             failure: Mutex::default(),
         }
     }
@@ -63,12 +71,18 @@ impl Tally {
         self.first_open_line.fetch_min(line, Ordering::Relaxed);
     }
 
+    /// This line is no row, and ends the reading. The rows before it are still sent.
+    pub(super) fn refuse(&self, line: u64, reason: Failure) {
+        self.leave_open(line);
+        *self.refused.lock().expect("nothing panics while it is held") = Some((line, reason));
+    }
+
     /// Nothing more is to be read or sent. The first reason counts, but for one that leaves an
     /// outcome unknown: that must not be hidden.
     pub(super) fn stop(&self, reason: Failure) {
         let mut failure = self.failure.lock().expect("nothing panics while it is held");
-        let hidden =
-            matches!(reason, Failure::Unknown(_)) && !matches!(*failure, Some(Failure::Unknown(_)));
+        let leaves_unknown = |failure: &Failure| failure.code() == UNKNOWN;
+        let hidden = leaves_unknown(&reason) && !failure.as_ref().is_some_and(leaves_unknown);
         if failure.is_none() || hidden {
             *failure = Some(reason);
         }
@@ -80,11 +94,15 @@ impl Tally {
 
     pub(super) fn outcome(&self) -> Outcome {
         let first_open_line = self.first_open_line.load(Ordering::Relaxed);
+        let refused = self.refused.lock().expect("nothing panics while it is held").clone();
+        let failure = self.failure.lock().expect("nothing panics while it is held").clone();
+        let (bad_line, refused) = refused.unzip();
         Outcome {
             acknowledged: self.acknowledged(),
             skipped: self.skipped.load(Ordering::Relaxed),
             first_open_line: (first_open_line != u64::MAX).then_some(first_open_line),
-            failure: self.failure.lock().expect("nothing panics while it is held").clone(),
+            bad_line,
+            failure: failure.or(refused),
         }
     }
 }

@@ -1,0 +1,77 @@
+//! Commands that need no cluster: the version, shell completions, man pages.
+
+use crate::cli::Cli;
+use crate::exit::Failure;
+use crate::output::Output;
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Commands that need no cluster.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Print the version
+    #[command(after_help = "Examples:\n  kvdb version\n  kvdb version --json")]
+    Version,
+    /// Print completions for a shell
+    #[command(after_help = "\
+Examples:
+  kvdb completions bash > ~/.local/share/bash-completion/completions/kvdb
+  kvdb completions zsh > ~/.zfunc/_kvdb
+  kvdb completions fish > ~/.config/fish/completions/kvdb.fish")]
+    Completions {
+        /// Shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write man pages into a directory, one a command
+    #[command(after_help = "\
+Examples:
+  kvdb man ~/.local/share/man/man1
+  man kvdb-admin-drain")]
+    Man {
+        /// Directory; it is made if it isn't there
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+pub(crate) fn run(command: Command, json: bool) -> Result<(), Failure> {
+    match command {
+        Command::Version => version(json),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { folder } => man(&folder, json),
+    }
+}
+
+fn version(json: bool) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut output = Output::new();
+    match json {
+        true => output.json(&json!({ "version": version }))?,
+        false => output.line(format!("kvdb {version}"))?,
+    }
+    output.finish()
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kvdb", &mut script);
+    let mut output = Output::new();
+    output.raw(&script)?;
+    output.finish()
+}
+
+fn man(folder: &Path, json: bool) -> Result<(), Failure> {
+    let place = folder.display().to_string();
+    std::fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .map_err(|error| Failure::writing(&place, &error))?;
+    let mut output = Output::new();
+    match json {
+        true => output.json(&json!({ "directory": place }))?,
+        false => output.line(format!("wrote man pages to {place}"))?,
+    }
+    output.finish()
+}

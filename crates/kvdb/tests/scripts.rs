@@ -1,0 +1,33 @@
+//! What the scripts beside the binary do without it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn package_sources_are_those_that_the_machine_has_packages_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = folder.path().join("sources.list.d");
+    std::fs::create_dir(&parts).unwrap();
+    std::fs::write(
+        folder.path().join("sources.list"),
+        "# deb http://a/ old main\ndeb http://mirror.example/debian bookworm main\n",
+    )
+    .unwrap();
+    std::fs::write(parts.join("more.list"), "deb [arch=amd64] http://b.example x y\n").unwrap();
+    let stanza = "Types: deb\nURIs: http://c.example/debian\nSuites: s\nComponents: main\n";
+    std::fs::write(parts.join("new.sources"), stanza).unwrap();
+    std::fs::write(parts.join("off.list.disabled"), "deb http://d.example x y\n").unwrap();
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/redis_suite.sh");
+    let mut command = Command::new("bash");
+    command.arg(script).arg("list-sources").env("APT_ETC", folder.path());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let expected = "deb-src http://mirror.example/debian bookworm main\n\
+                    deb-src [arch=amd64] http://b.example x y\n\
+                    Types: deb-src\nURIs: http://c.example/debian\nSuites: s\nComponents: main\n";
+    assert_eq!(text, expected);
+}
