@@ -137,7 +137,7 @@ impl AdminClient {
     /// # Errors
     /// [`Error`].
     pub async fn status(&self) -> Result<ClusterStatus, Error> {
-        let message = proto::GetStatusRequest {};
+        let message = proto::GetStatusRequest { figures: false };
         let answer = self
             .call(Manner::READ, &message, |mut coordinator, request| async move {
                 coordinator.get_status(request).await

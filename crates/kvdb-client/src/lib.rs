@@ -39,6 +39,7 @@ mod admin;
 mod call;
 mod client;
 mod error;
+mod figures;
 mod lanes;
 mod operators;
 mod options;
@@ -55,6 +56,7 @@ pub use admin::{
 };
 pub use client::Client;
 pub use error::Error;
+pub use figures::{Figures, NodeFigures, ShardFigures};
 pub use kvdb_wire::transport::AddressError;
 pub use operators::{OperatorStatus, Plan, Recovery, ReplicaStanding, Started};
 pub use options::Options;

@@ -26,6 +26,7 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
             // Whoever led before has heard what this member hasn't.
             member.liveness.lock().reset();
             member.standings.lock().reset();
+            member.told.lock().clear();
         }
         led = leads;
         if leads {

@@ -6,6 +6,7 @@
 //! its beginning; `run` puts them together.
 
 mod duties;
+mod figures;
 mod founders;
 mod machine;
 mod members;

@@ -204,6 +204,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         ),
         liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
         standings: Arc::default(),
+        told: Arc::default(),
         planner: Planner { config: config.planner },
         impossible: Arc::default(),
     };

@@ -1,5 +1,6 @@
 //! The `Coordinator` service. Only the leader answers; a follower says who leads.
 
+use crate::figures;
 use crate::founders::Founders;
 use crate::view::View;
 use crate::{members, operators, reach, recovery};
@@ -55,6 +56,8 @@ pub(crate) struct Member {
     pub(crate) liveness: Arc<Mutex<Liveness>>,
     /// How far single replicas are.
     pub(crate) standings: Arc<Mutex<Standings>>,
+    /// What nodes have told of themselves, for people to see.
+    pub(crate) told: Arc<Mutex<BTreeMap<NodeId, figures::Told>>>,
     pub(crate) planner: Planner,
     /// What shard leaders say can't be done, since the last round of planning.
     pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
@@ -329,6 +332,7 @@ impl Coordinator for Member {
     ) -> Result<Response<proto::HeartbeatResponse>, Status> {
         self.check_leader()?;
         let request = request.into_inner();
+        let told = figures::Told::of(&request);
         let node = NodeId(request.node_id);
         let state = self.view.state();
         let theirs = cluster_id_from(&request.cluster_id).map_err(bad_field)?;
@@ -373,6 +377,7 @@ impl Coordinator for Member {
             standings.heard_rate(node, request.snapshot_bytes_per_second);
             standings.heard_room(node, request.short_of_room);
         }
+        figures::hear(self, node, told);
         recovery::hear(self, node, request.replicas);
         let mut state = state;
         if !transfers_of(&state, node).is_empty() || !state.tasks_of(node).is_empty() {
@@ -664,7 +669,7 @@ impl Coordinator for Member {
 
     async fn get_status(
         &self,
-        _request: Request<proto::GetStatusRequest>,
+        request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         let state = self.view.state();
         // The leader knows best. Where nobody leads, any voter tells what it knows.
@@ -698,6 +703,12 @@ impl Coordinator for Member {
             why: self.planner.why_short(&state, &loads, short.shard),
         });
         let short_shards = short.collect();
+        // Whoever doesn't lead has heard nothing.
+        let wanted = request.into_inner().figures && self.leads();
+        let (node_figures, shard_figures) = match wanted {
+            true => (figures::of_nodes(self), figures::of_shards(self)),
+            false => Default::default(),
+        };
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: cluster_id_to(state.map().cluster_id),
             map_version: state.map().version.0,
@@ -707,6 +718,8 @@ impl Coordinator for Member {
             members,
             short_shards,
             short_shard_count,
+            node_figures,
+            shard_figures,
         }))
     }
 }

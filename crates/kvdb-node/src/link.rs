@@ -27,13 +27,15 @@ use prost::Message as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Code, Request, Status};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// While a shard that is led here is being changed.
 const HEARTBEAT_AT_WORK: Duration = Duration::from_millis(50);
 const REGISTER_AGAIN: Duration = Duration::from_millis(200);
+/// Before that nobody is warned that no coordinator can be reached.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Until what was refused under overload is submitted once more.
 const TAKE_AGAIN: Duration = Duration::from_millis(100);
 /// Threads that create replicas of new shards.
@@ -57,24 +59,29 @@ pub(crate) async fn register(
     coordinators: &Coordinators,
     readiness: &Readiness,
 ) -> Result<(ClusterId, NodeId), Status> {
-    let mut said = String::new();
+    let mut said = (false, String::new());
+    let begun = Instant::now();
     loop {
         match try_register(config, known, coordinators).await {
             Ok(registered) => return Ok(registered),
             Err(status) if status.code() == Code::InvalidArgument => return Err(status),
             Err(status) => {
-                if said != status.message() {
-                    let error = status.message();
+                let error = status.message();
+                // A refusal that passes comes from one that is there: it takes a moment, no more. So
+                // may the first call, where everything starts at once.
+                let kept_out = status.code() == Code::FailedPrecondition;
+                let begins = begun.elapsed() < PATIENCE;
+                let waits = begins || refusal_from_status(&status).is_some() && !kept_out;
+                if said != (waits, error.to_owned()) {
                     readiness.wait_for("registration", error);
-                    // A refusal comes from one that is there: it takes a moment, no more.
-                    if status.code() == Code::FailedPrecondition {
-                        tracing::warn!(error, "the coordinators don't take this node yet");
-                    } else if refusal_from_status(&status).is_some() {
+                    if waits {
                         tracing::info!(error, "waiting for the coordinators");
+                    } else if kept_out {
+                        tracing::warn!(error, "the coordinators don't take this node yet");
                     } else {
                         tracing::warn!(error, "no coordinator can be reached");
                     }
-                    said = error.to_owned();
+                    said = (waits, error.to_owned());
                 }
                 tokio::time::sleep(REGISTER_AGAIN).await;
             }
@@ -232,6 +239,10 @@ fn heartbeat(
         replicas,
         snapshot_bytes_per_second: drive.snapshot_bytes_per_second(),
         short_of_room: drive.room().level() != Level::Ample,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        disk_free_bytes: drive.room().free_bytes(),
+        // The incarnation is when the process started.
+        uptime_ms: kvdb_runtime::clock::now().boot_us.saturating_sub(incarnation) / 1000,
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })
@@ -315,6 +326,7 @@ async fn create_replicas(drive: &Drive, map: &ClusterMap) {
     // Of a few shards each, those that stand come last: the others, everywhere, are mostly there by
     // then to hear them, and have not waited for so long that they stand themselves.
     wanted.sort_by_key(|(first, descriptor)| (descriptor.shard_id.0 / SHARDS_AT_A_TIME, *first));
+    let (count, first) = (wanted.len(), wanted[0].1.shard_id.0);
     let drive = drive.clone();
     let creating = tokio::task::spawn_blocking(move || {
         let wanted = Mutex::new(wanted.into_iter());
@@ -329,15 +341,17 @@ async fn create_replicas(drive: &Drive, map: &ClusterMap) {
             }
         });
     });
-    if let Err(error) = creating.await {
-        tracing::error!(%error, "not all replicas of new shards were created");
+    match creating.await {
+        // Those that can't be created have said so.
+        Ok(()) => tracing::info!(count, first_shard = first, "replicas created"),
+        Err(error) => tracing::error!(%error, "not all replicas of new shards were created"),
     }
 }
 
 fn create_replica(drive: &Drive, descriptor: ShardDescriptor, first: bool) {
     let shard = descriptor.shard_id;
     match drive.create_replica(descriptor, first) {
-        Ok(()) => tracing::info!(shard = shard.0, "replica created"),
+        Ok(()) => tracing::debug!(shard = shard.0, "replica created"),
         Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
     }
 }

@@ -244,6 +244,7 @@ enum Part {
 /// # Errors
 /// A bad flag, file or setting is bad usage; a process that can't start or go on is unavailable.
 pub(crate) fn run(role: Role) -> Result<(), Failure> {
+    threads::use_small_pages();
     let mut file = settings(role.common(), role.usual_log())?;
     let threads = file.network_threads.take().map_or_else(threads::of_a_server, usize::from);
     if threads == 0 {
@@ -259,6 +260,7 @@ pub(crate) fn run(role: Role) -> Result<(), Failure> {
     let runtime = threads::runtime(threads)
         .map_err(|error| Failure::Unavailable(format!("cannot start threads: {error}")))?;
     let result = runtime.block_on(async {
+        tokio::spawn(threads::use_huge_pages_when_large());
         let shutdown = Shutdown::on_signals()
             .map_err(|error| Failure::Unavailable(format!("cannot listen for signals: {error}")))?;
         match part {

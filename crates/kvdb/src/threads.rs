@@ -1,5 +1,7 @@
-//! The threads that serve the network, and how a server's threads are scheduled.
+//! The threads that serve the network, how a server's threads are scheduled, and the size of its pages
+//! of memory.
 
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 /// As many network threads as there are cores: what a server needs at most.
@@ -15,6 +17,42 @@ pub(crate) fn of_a_client() -> usize {
 /// A runtime on this many threads.
 pub(crate) fn runtime(threads: usize) -> std::io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
+/// Memory beyond which huge pages are worth what they take.
+const LARGE_BYTES: u64 = 256 << 20;
+/// Between two looks at the memory of a small process.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Has the system give memory in small pages while the process is small: huge ones, of which a few
+/// bytes are used, make three quarters of the memory of one that has little to do. One that holds
+/// much gets them. Without the system's leave it stays as it is.
+pub(crate) fn use_small_pages() {
+    set_huge_pages(false);
+}
+
+/// Waits until the process holds much, and lets it have huge pages from then on.
+pub(crate) async fn use_huge_pages_when_large() {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    while resident_bytes().is_some_and(|bytes| bytes < LARGE_BYTES) {
+        looks.tick().await;
+    }
+    set_huge_pages(true);
+}
+
+fn resident_bytes() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(pages.split(' ').nth(1)?.parse::<u64>().ok()? * 4096)
+}
+
+fn set_huge_pages(allowed: bool) {
+    let (disabled, unused): (libc::c_ulong, libc::c_ulong) = (u64::from(!allowed), 0);
+    // SAFETY: the call takes numbers alone, and changes nothing but how this process gets memory.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, disabled, unused, unused, unused) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, allowed, "pages of memory keep their usual size");
+    }
 }
 
 /// Has this thread, and those that it starts, run in larger pieces (SCHED_BATCH): one that is woken

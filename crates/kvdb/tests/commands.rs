@@ -13,6 +13,69 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
+fn a_bench_has_a_keyspace_of_its_own_and_its_values_can_be_exported() {
+    let cluster = Cluster::start();
+    let keyspaces = || {
+        let all = cluster.json(&["admin", "keyspaces", "--json"]).unwrap();
+        let names = all["keyspaces"].as_array().unwrap().iter().map(|one| one["name"].to_string());
+        names.collect::<Vec<_>>()
+    };
+    let small = ["--requests", "200", "--clients", "8", "--keys", "50", "--json"];
+    let bench = |words: &[&str]| {
+        let words = [&["bench"], words, &small].concat();
+        cluster.json(&words).unwrap()
+    };
+    // What reads finds its keys, in order where it asks for that.
+    for words in [&["--mode", "get"][..], &["--workload", "e"]] {
+        let report = bench(words);
+        assert_eq!((&report["errors"], &report["missing"]), (&0.into(), &0.into()), "{report}");
+    }
+    assert_eq!(keyspaces(), ["\"default\""]);
+    assert!(cluster.get("bench:0000000001").is_empty());
+
+    assert!(cluster.kvdb(&["admin", "create-keyspace", "load"]).status.success());
+    bench(&["--keyspace", "load", "--fill"]);
+    let file = cluster.folder.path().join("load.tsv");
+    let exported = cluster.kvdb(&["export", "--keyspace", "load", file.to_str().unwrap()]);
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 50);
+    assert!(cluster.kvdb(&["admin", "drop-keyspace", "load", "--yes"]).status.success());
+}
+
+#[test]
+fn nodes_and_shards_tell_what_they_do_and_hold() {
+    let cluster = Cluster::start();
+    let value = "x".repeat(1000);
+    for number in 0..200 {
+        let put = cluster.kvdb(&["put", &format!("key-{number}"), &value]);
+        assert!(put.status.success());
+    }
+    cluster.until("all is told", |cluster| {
+        let nodes = cluster.json(&["admin", "nodes", "--json"]).unwrap();
+        let nodes = nodes["nodes"].as_array().unwrap().clone();
+        let shards = cluster.json(&["admin", "shards", "--json"]).unwrap();
+        let shards = shards["shards"].as_array().unwrap().clone();
+        let bytes: u64 = shards.iter().filter_map(|shard| shard["bytes"].as_u64()).sum();
+        nodes.len() == 3
+            && nodes.iter().all(|node| {
+                node["version"] == env!("CARGO_PKG_VERSION")
+                    && node["disk_free_bytes"].as_u64() > Some(0)
+                    && node["silent_ms"].as_u64() < Some(10_000)
+                    && node["uptime_ms"].is_u64()
+                    && node["bytes"].as_u64() > Some(100_000)
+            })
+            && bytes > 150_000
+    });
+    let table = text(&cluster.kvdb(&["admin", "nodes"]));
+    assert!(
+        table.contains("OPS/S") && table.contains("DISK FREE") && table.contains("HEARD"),
+        "{table}"
+    );
+    let table = text(&cluster.kvdb(&["admin", "shards"]));
+    assert!(table.contains("OPS/S") && table.contains("KiB"), "{table}");
+}
+
+#[test]
 fn watch_expire_and_history_on_the_command_line() {
     let cluster = Cluster::start();
     // Keys and values of any bytes, from files.

@@ -250,14 +250,18 @@ impl Replicator {
         if is_leader && !led {
             self.shared.metrics.elections_won.inc();
         }
-        tracing::info!(
-            shard = status.shard.0,
-            replica = status.replica.0,
-            term = status.term.0,
-            leader = status.leader.map(|node| node.0),
-            is_leader,
-            "role changed"
-        );
+        let (shard, term) = (status.shard.0, status.term.0);
+        match (led, is_leader) {
+            (false, true) => tracing::info!(shard, term, "leads"),
+            (true, false) => tracing::info!(shard, term, "leads no more"),
+            _ => tracing::debug!(
+                shard,
+                term,
+                replica = status.replica.0,
+                leader = status.leader.map(|node| node.0),
+                "role changed"
+            ),
+        }
         self.shared.views.update(status.shard, status.replica, |view| {
             view.is_leader = is_leader;
             view.term = status.term;

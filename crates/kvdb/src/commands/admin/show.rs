@@ -3,9 +3,11 @@
 use super::coordinators;
 use crate::exit::Failure;
 use crate::output::{Output, insert_bytes, printable, table};
-use kvdb_client::{AdminClient, ClusterStatus, ShortShard};
+use crate::units::{about_size, about_time};
+use kvdb_client::{AdminClient, ClusterStatus, Figures, NodeFigures, ShardFigures, ShortShard};
 use kvdb_model::{
-    KeyRange, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap, ShardRecord,
+    KeyRange, NodeRecord, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap,
+    ShardRecord,
 };
 use serde_json::{Map, Value, json};
 
@@ -104,44 +106,95 @@ fn heading(status: &ClusterStatus) -> String {
     )
 }
 
+/// What a node has, does and tells.
+struct NodeRow<'a> {
+    record: &'a NodeRecord,
+    replicas: usize,
+    leaders: usize,
+    /// Of all its replicas.
+    bytes: u64,
+    /// Of the shards that it leads.
+    operations_per_second: u64,
+    told: Option<&'a NodeFigures>,
+}
+
+impl<'a> NodeRow<'a> {
+    fn new(map: &ShardMap, figures: &'a Figures, record: &'a NodeRecord) -> Self {
+        let node = record.node_id;
+        let figures_of = |shard: &ShardRecord| {
+            figures.shards.get(&shard.descriptor.shard_id).copied().unwrap_or_default()
+        };
+        let hosted = map.shards.values().filter(|one| one.descriptor.replica_on(node).is_some());
+        let led = map.shards.values().filter(|one| one.leader == Some(node));
+        NodeRow {
+            record,
+            replicas: hosted.clone().count(),
+            leaders: led.clone().count(),
+            bytes: hosted.map(|shard| figures_of(shard).bytes).sum(),
+            operations_per_second: led.map(|one| figures_of(one).operations_per_second()).sum(),
+            told: figures.nodes.get(&node),
+        }
+    }
+
+    fn document(&self) -> Value {
+        json!({
+            "node_id": self.record.node_id.0,
+            "address": self.record.address,
+            "zone": self.record.zone,
+            "status": status_name(self.record.status),
+            "replicas": self.replicas,
+            "leaders": self.leaders,
+            "bytes": self.bytes,
+            "operations_per_second": self.operations_per_second,
+            "disk_free_bytes": self.told.map(|told| told.disk_free_bytes),
+            "version": self.told.map(|told| &told.version),
+            "uptime_ms": self.told.map(|told| told.uptime_ms),
+            "silent_ms": self.told.map(|told| told.silent_ms),
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let told = |show: &dyn Fn(&NodeFigures) -> String| self.told.map_or("-".into(), show);
+        vec![
+            self.record.node_id.to_string(),
+            self.record.address.clone(),
+            self.record.zone.clone(),
+            status_name(self.record.status).to_owned(),
+            self.replicas.to_string(),
+            self.leaders.to_string(),
+            self.operations_per_second.to_string(),
+            about_size(self.bytes),
+            told(&|told| about_size(told.disk_free_bytes)),
+            told(&|told| told.version.clone()),
+            told(&|told| about_time(told.uptime_ms)),
+            told(&|told| format!("{} ago", about_time(told.silent_ms))),
+        ]
+    }
+}
+
 pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure> {
     let map = admin.shard_map().await?;
-    let counts = |node| {
-        let hosted = |shard: &&ShardRecord| shard.descriptor.replica_on(node).is_some();
-        let replicas = map.shards.values().filter(hosted).count();
-        let leaders = map.shards.values().filter(|shard| shard.leader == Some(node)).count();
-        (replicas, leaders)
-    };
-    let nodes: Vec<Value> = map
-        .nodes
-        .values()
-        .map(|node| {
-            let (replicas, leaders) = counts(node.node_id);
-            json!({
-                "node_id": node.node_id.0,
-                "address": node.address,
-                "zone": node.zone,
-                "status": status_name(node.status),
-                "replicas": replicas,
-                "leaders": leaders,
-            })
-        })
-        .collect();
+    let figures = admin.figures().await?;
+    let rows: Vec<NodeRow<'_>> =
+        map.nodes.values().map(|record| NodeRow::new(&map, &figures, record)).collect();
+    let nodes: Vec<Value> = rows.iter().map(NodeRow::document).collect();
     let document = json!({ "map_version": map.version.0, "nodes": nodes });
     print(json, &document, || {
-        let row = |node: &kvdb_model::NodeRecord| {
-            let (replicas, leaders) = counts(node.node_id);
-            vec![
-                node.node_id.to_string(),
-                node.address.clone(),
-                node.zone.clone(),
-                status_name(node.status).to_owned(),
-                replicas.to_string(),
-                leaders.to_string(),
-            ]
-        };
-        let rows: Vec<Vec<String>> = map.nodes.values().map(row).collect();
-        table(&["NODE", "ADDRESS", "ZONE", "STATUS", "REPLICAS", "LEADERS"], &rows)
+        let head = [
+            "NODE",
+            "ADDRESS",
+            "ZONE",
+            "STATUS",
+            "REPLICAS",
+            "LEADERS",
+            "OPS/S",
+            "SIZE",
+            "DISK FREE",
+            "VERSION",
+            "UP",
+            "HEARD",
+        ];
+        table(&head, &rows.iter().map(NodeRow::cells).collect::<Vec<_>>())
     })
 }
 
@@ -201,13 +254,25 @@ fn layout_name(partitioning: Partitioning) -> &'static str {
 
 pub(super) async fn shards(admin: &AdminClient, json: bool) -> Result<(), Failure> {
     let map = admin.shard_map().await?;
-    let shards: Vec<Value> = map.shards.values().map(|shard| shard_object(&map, shard)).collect();
+    let figures = admin.figures().await?;
+    let of = |shard: &ShardRecord| figures.shards.get(&shard.descriptor.shard_id).copied();
+    let shards: Vec<Value> =
+        map.shards.values().map(|shard| shard_object(&map, shard, of(shard))).collect();
     let document = json!({ "map_version": map.version.0, "shards": shards });
     print(json, &document, || {
         let rows: Vec<Vec<String>> =
-            map.shards.values().map(|shard| shard_row(&map, shard)).collect();
-        let head =
-            ["SHARD", "KEYSPACE", "RANGE", "LEADER", "REPLICAS", "RANGE EPOCH", "MEMBER EPOCH"];
+            map.shards.values().map(|shard| shard_row(&map, shard, of(shard))).collect();
+        let head = [
+            "SHARD",
+            "KEYSPACE",
+            "RANGE",
+            "LEADER",
+            "REPLICAS",
+            "OPS/S",
+            "SIZE",
+            "RANGE EPOCH",
+            "MEMBER EPOCH",
+        ];
         format!("{}{}", table(&head, &rows), lost(&map))
     })
 }
@@ -231,7 +296,7 @@ fn keyspace_name(map: &ShardMap, shard: &ShardRecord) -> String {
     map.keyspaces.get(&id).map_or_else(|| id.to_string(), |keyspace| keyspace.name.clone())
 }
 
-fn shard_object(map: &ShardMap, shard: &ShardRecord) -> Value {
+fn shard_object(map: &ShardMap, shard: &ShardRecord, figures: Option<ShardFigures>) -> Value {
     let descriptor = &shard.descriptor;
     let replicas: Vec<Value> = descriptor
         .replicas
@@ -260,6 +325,10 @@ fn shard_object(map: &ShardMap, shard: &ShardRecord) -> Value {
     object.insert("creating".into(), shard.creating.into());
     object.insert("has_majority".into(), map.has_majority(descriptor).into());
     object.insert("replicas".into(), replicas.into());
+    let told = |figure: fn(ShardFigures) -> u64| Value::from(figures.map(figure));
+    object.insert("bytes".into(), told(|figures| figures.bytes));
+    object.insert("reads_per_second".into(), told(|figures| figures.reads_per_second));
+    object.insert("writes_per_second".into(), told(|figures| figures.writes_per_second));
     Value::Object(object)
 }
 
@@ -272,19 +341,22 @@ pub(super) fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn shard_row(map: &ShardMap, shard: &ShardRecord) -> Vec<String> {
+fn shard_row(map: &ShardMap, shard: &ShardRecord, figures: Option<ShardFigures>) -> Vec<String> {
     let descriptor = &shard.descriptor;
     let range = match slots(map, shard) {
         Some((first, last)) => format!("slots {first}-{last}"),
         None => keys(&descriptor.range),
     };
     let replicas: Vec<String> = descriptor.replicas.iter().map(replica_cell).collect();
+    let unknown = || "-".to_owned();
     vec![
         descriptor.shard_id.to_string(),
         keyspace_name(map, shard),
         range,
         shard.leader.map_or_else(|| "-".to_owned(), |node| node.to_string()),
         replicas.join(","),
+        figures.map_or_else(unknown, |figures| figures.operations_per_second().to_string()),
+        figures.map_or_else(unknown, |figures| about_size(figures.bytes)),
         descriptor.range_epoch.to_string(),
         descriptor.membership_epoch.to_string(),
     ]
@@ -358,18 +430,18 @@ mod tests {
         let map = map(Partitioning::Hash);
         let id = KeyspaceId(1);
         let range = |from, to| shard(KeyRange::new(slot_start(id, from), slot_start(id, to)));
-        assert_eq!(shard_row(&map, &range(0, 2048))[2], "slots 0-2047");
-        assert_eq!(shard_row(&map, &range(14336, SLOT_COUNT))[2], "slots 14336-16383");
+        assert_eq!(shard_row(&map, &range(0, 2048), None)[2], "slots 0-2047");
+        assert_eq!(shard_row(&map, &range(14336, SLOT_COUNT), None)[2], "slots 14336-16383");
         let whole = shard(KeyRange::of_keyspace(id));
-        assert_eq!(shard_row(&map, &whole)[2], "slots 0-16383");
+        assert_eq!(shard_row(&map, &whole, None)[2], "slots 0-16383");
     }
 
     #[test]
     fn range_shards_are_shown_by_their_keys() {
         let map = map(Partitioning::Range);
         let range = KeyRange::new(&b"\0\0\0\x01a"[..], &b"\0\0\0\x01m"[..]);
-        assert_eq!(shard_row(&map, &shard(range))[2], "[a, m)");
+        assert_eq!(shard_row(&map, &shard(range), None)[2], "[a, m)");
         let whole = shard(KeyRange::of_keyspace(KeyspaceId(1)));
-        assert_eq!(shard_row(&map, &whole)[2], "[, end)");
+        assert_eq!(shard_row(&map, &whole, None)[2], "[, end)");
     }
 }
