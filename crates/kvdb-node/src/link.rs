@@ -242,7 +242,7 @@ fn heartbeat(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         disk_free_bytes: drive.room().free_bytes(),
         // The incarnation is when the process started.
-        uptime_ms: kvdb_runtime::clock::now().boot_us.saturating_sub(incarnation) / 1000,
+        uptime_ms: kvdb_runtime::clock::now().boot_us.saturating_sub(own.incarnation) / 1000,
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })

@@ -40,6 +40,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_SAID: usize = 16;
 /// Longest that a peer may take to say hello back.
 const HELLO: Duration = Duration::from_secs(2);
+/// A peer that isn't reached for so long is warned of.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Chunks of a snapshot between disk and network.
 const SNAPSHOT_QUEUE: usize = 8;
 
@@ -208,6 +210,7 @@ async fn feed_peer(
     let mut pause = FIRST_PAUSE;
     let mut said = HashSet::new();
     let mut tried = 0;
+    let mut since = Instant::now();
     loop {
         let addresses = (neighbourhood.addresses_of)(to);
         let address = addresses.get(tried % addresses.len().max(1));
@@ -228,11 +231,16 @@ async fn feed_peer(
             Err(error) => {
                 if pause == FIRST_PAUSE {
                     said.clear();
+                    since = Instant::now();
                 }
-                if said.len() < MOST_SAID && said.insert(error.clone()) {
+                // Where everything starts at once the first call may come too early.
+                let lasts = since.elapsed() >= PATIENCE;
+                if said.len() >= MOST_SAID || !said.insert((lasts, error.clone())) {
+                    tracing::debug!(peer = to.0, error, "a peer can't be reached");
+                } else if lasts {
                     tracing::warn!(peer = to.0, error, "a peer can't be reached");
                 } else {
-                    tracing::debug!(peer = to.0, error, "a peer can't be reached");
+                    tracing::info!(peer = to.0, error, "a peer isn't reached");
                 }
             }
         }
