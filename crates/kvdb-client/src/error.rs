@@ -106,6 +106,10 @@ impl Effect {
             return Error::Unavailable { address: address.to_owned(), reason };
         }
         match status.code() {
+            // Of the connection, not of the server: it has closed it, and said why.
+            Code::ResourceExhausted if status.source().is_some() => {
+                self.unanswered(address, format!("the request broke off ({})", root_cause(status)))
+            }
             Code::Unavailable
             | Code::Cancelled
             | Code::Unknown

@@ -11,6 +11,7 @@ use crate::watch::Watches;
 use kvdb_model::Limits;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::Introduction;
+use kvdb_runtime::files;
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
@@ -123,7 +124,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         .add_service(reflection_alpha);
     let server = grpc_listener.map(|listener| {
         let stopping = async move { stopping.wait().await };
-        tokio::spawn(router.serve_with_incoming_shutdown(transport::incoming(listener), stopping))
+        tokio::spawn(router.serve_with_incoming_shutdown(files::incoming(listener), stopping))
     });
     if let Some(listener) = http_listener {
         tokio::spawn(http::serve(listener, readiness.clone(), registry, shutdown.clone()));

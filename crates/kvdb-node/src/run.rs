@@ -10,6 +10,7 @@ use kvdb_replication::{HostConfig, Input};
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::{self, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, ShardView};
+use kvdb_runtime::files;
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -211,7 +212,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)
-        .serve_with_incoming_shutdown(transport::incoming(grpc_listener), async move {
+        .serve_with_incoming_shutdown(files::incoming(grpc_listener), async move {
             stopping.wait().await;
         });
     let server = tokio::spawn(server);

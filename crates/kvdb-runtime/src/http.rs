@@ -1,5 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
+use crate::files::HttpListener;
 use crate::shutdown::Shutdown;
 use axum::Router;
 use axum::extract::State;
@@ -65,6 +66,7 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(shared);
+    let listener = HttpListener(listener);
     axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.wait().await }).await
 }
 

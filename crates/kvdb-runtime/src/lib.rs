@@ -8,6 +8,7 @@ pub mod clock;
 pub mod coordinators;
 pub mod dial;
 pub mod drive;
+pub mod files;
 pub mod http;
 pub mod identity;
 pub mod listen;

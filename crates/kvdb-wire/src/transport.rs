@@ -37,7 +37,7 @@ pub fn server() -> Server<Stack<NameTooLarge, Identity>> {
         .layer(NameTooLarge)
 }
 
-/// The connections that come to a listener, for [`server`]. Small answers leave at once: without
+/// The connections that come to a listener, for [`server`], without a bound. Small answers leave at once: without
 /// that the second of two waits until the client's system acknowledges the first, up to 40 ms. (The
 /// server's own setting for it isn't applied to connections that it is handed.)
 pub fn incoming(listener: TcpListener) -> TcpIncoming {

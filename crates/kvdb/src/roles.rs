@@ -15,6 +15,7 @@ use kvdb_control::PlannerConfig;
 use kvdb_coordinator::{CoordinatorConfig, CoordinatorError};
 use kvdb_gateway::{GRACE, GatewayConfig, GatewayError, MOST_REQUESTS};
 use kvdb_node::{NodeConfig, NodeError};
+use kvdb_runtime::files;
 use kvdb_runtime::listen::OFF;
 use kvdb_runtime::logging::{self, LogFormat};
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
@@ -250,6 +251,7 @@ pub(crate) fn run(role: Role) -> Result<(), Failure> {
     if threads == 0 {
         return Err(Failure::Usage("network_threads is 0; it is at least 1".to_owned()));
     }
+    files::raise(role.reserved_files()).map_err(Failure::Unavailable)?;
     let part = match role {
         Role::Dev(args) => Part::Dev(args),
         Role::Coordinator(args) => Part::Coordinator(coordinator(args, file)?),
@@ -304,6 +306,18 @@ impl Role {
             Role::Coordinator(args) => &args.common,
             Role::Node(args) => &args.common,
             Role::Gateway(args) => &args.common,
+        }
+    }
+
+    /// Open files that it needs beside those for its clients.
+    fn reserved_files(&self) -> usize {
+        match self {
+            Role::Dev(args) => {
+                let stores = usize::from(args.nodes) + usize::from(args.coordinators);
+                files::RESERVE_OF_GATEWAY + stores * files::RESERVE_OF_STORE
+            }
+            Role::Coordinator(_) | Role::Node(_) => files::RESERVE_OF_STORE,
+            Role::Gateway(_) => files::RESERVE_OF_GATEWAY,
         }
     }
 

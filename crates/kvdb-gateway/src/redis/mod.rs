@@ -16,11 +16,11 @@ mod wave;
 use crate::route::Gateway;
 use clients::Clients;
 use connection::Connection;
+use kvdb_runtime::files;
 use kvdb_runtime::shutdown::Shutdown;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 /// Takes connections until it is told to stop.
@@ -32,7 +32,7 @@ pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shu
             accepted = listener.accept() => accepted,
             () = shutdown.wait() => return,
         };
-        let (mut stream, address) = match accepted {
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of files, mostly: others may close theirs meanwhile.
@@ -43,14 +43,13 @@ pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shu
         };
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().unwrap_or(nowhere);
-        let Some(client) = clients.enter(address, local) else {
-            let refusal = b"-ERR max number of clients reached\r\n";
-            let _ =
-                tokio::time::timeout(Duration::from_millis(10), stream.write_all(refusal)).await;
+        let (Some(place), Some(client)) = (files::client(), clients.enter(address, local)) else {
+            files::refuse(stream, b"-ERR max number of clients reached\r\n".to_vec());
             continue;
         };
         let (gateway, clients, shutdown) = (gateway.clone(), clients.clone(), shutdown.clone());
         tokio::spawn(async move {
+            let _place = place;
             let entry = client.entry.clone();
             let talk = Connection::new(gateway, clients, client, stream).talk();
             tokio::select! {
