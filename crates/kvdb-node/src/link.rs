@@ -24,10 +24,12 @@ use kvdb_wire::{
 };
 use parking_lot::Mutex;
 use prost::Message as _;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -276,10 +278,11 @@ pub(crate) async fn follow_map(
     let mut room = drive.room().changes();
     let mut arrivals = drive.views().arrivals();
     let mut saved = None;
+    let mut births = Births::default();
     loop {
         changes.mark_unchanged();
         arrivals.mark_unchanged();
-        create_replicas(&drive, &map).await;
+        births.take_in(&drive, &map);
         let all_taken = tasks::destroy_gone(&drive, &map).await;
         let current = map.cache.lock().map().clone();
         let parts = (current.nodes.clone(), current.keyspaces.clone());
@@ -292,68 +295,129 @@ pub(crate) async fn follow_map(
             }
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                births.try_again();
+            }
             // One that a leader has sent here may be gone by now for whoever made it.
             Ok(()) = arrivals.changed() => {}
+            () = births.done() => {}
             // What there was no room for can be made now.
-            Ok(()) = room.changed() => {}
+            Ok(()) = room.changed() => births.try_again(),
             () = tokio::time::sleep(TAKE_AGAIN), if !all_taken => {}
             () = shutdown.wait() => return,
         }
     }
 }
 
-/// Creates the first replicas of new shards, several at a time: each syncs a few files.
-async fn create_replicas(drive: &Drive, map: &ClusterMap) {
-    let own = drive.node_id();
-    let mut wanted: Vec<_> = {
-        let cache = map.cache.lock();
-        let new = cache.map().shards.values().filter(|shard| {
-            let descriptor = &shard.descriptor;
-            shard.creating
-                && descriptor.replica_on(own).is_some()
-                && drive.views().get(descriptor.shard_id).is_none()
-        });
+/// The first replicas of new shards that are to be created here.
+///
+/// A shard is new until its first leader is heard of, which may be sooner than a busy node gets to
+/// it. So each is written down when the map says that it is new, and created in its turn, while the
+/// map goes on being looked at.
+#[derive(Default)]
+struct Births {
+    /// Whether this node's replica is the first of its shard, and the shard.
+    due: Vec<(bool, ShardDescriptor)>,
+    /// New shards that were written down.
+    known: BTreeSet<ShardId>,
+    /// Gives back what couldn't be created.
+    creating: Option<JoinHandle<Vec<ShardId>>>,
+    /// What there was no room for: worth another try when something has changed.
+    failed: Vec<ShardId>,
+}
+
+impl Births {
+    /// Writes down what is new, and begins if nobody is at work.
+    fn take_in(&mut self, drive: &Drive, map: &ClusterMap) {
+        let own = drive.node_id();
         // The first of its replicas stands at once; where it doesn't come up, another does later.
         let is_first = |descriptor: &ShardDescriptor| {
             descriptor.replicas.first().map(|replica| replica.node_id) == Some(own)
         };
-        new.map(|shard| (is_first(&shard.descriptor), shard.descriptor.clone())).collect()
-    };
-    if wanted.is_empty() {
-        return;
-    }
-    // Of a few shards each, those that stand come last: the others, everywhere, are mostly there by
-    // then to hear them, and have not waited for so long that they stand themselves.
-    wanted.sort_by_key(|(first, descriptor)| (descriptor.shard_id.0 / SHARDS_AT_A_TIME, *first));
-    let (count, first) = (wanted.len(), wanted[0].1.shard_id.0);
-    let drive = drive.clone();
-    let creating = tokio::task::spawn_blocking(move || {
-        let wanted = Mutex::new(wanted.into_iter());
-        std::thread::scope(|scope| {
-            for _ in 0..CREATORS {
-                scope.spawn(|| {
-                    let next = || wanted.lock().next();
-                    while let Some((first, descriptor)) = next() {
-                        create_replica(&drive, descriptor, first);
-                    }
-                });
+        let mut new = Vec::new();
+        {
+            let cache = map.cache.lock();
+            let views = drive.views().all();
+            let is_new = |shard: &ShardId| {
+                cache.map().shards.get(shard).is_some_and(|record| record.creating)
+            };
+            self.known.retain(is_new);
+            for record in cache.map().shards.values().filter(|record| record.creating) {
+                let descriptor = &record.descriptor;
+                let shard = descriptor.shard_id;
+                // One that a leader has spoken to is there, without a state.
+                let has_state = views.get(&shard).is_some_and(|view| view.volume.is_some());
+                if descriptor.replica_on(own).is_some() && !has_state && self.known.insert(shard) {
+                    new.push((is_first(descriptor), descriptor.clone()));
+                }
             }
-        });
-    });
-    match creating.await {
-        // Those that can't be created have said so.
-        Ok(()) => tracing::info!(count, first_shard = first, "replicas created"),
-        Err(error) => tracing::error!(%error, "not all replicas of new shards were created"),
+        }
+        if !new.is_empty() {
+            let shards = new.iter().map(|(_, descriptor)| descriptor.shard_id).collect();
+            drive.expect_replicas(shards);
+            self.due.extend(new);
+        }
+        if self.creating.is_none() && !self.due.is_empty() {
+            let due = std::mem::take(&mut self.due);
+            let drive = drive.clone();
+            self.creating = Some(tokio::task::spawn_blocking(move || create(&drive, due)));
+        }
+    }
+
+    /// When those at work are done; never, if nobody is.
+    async fn done(&mut self) {
+        let Some(creating) = &mut self.creating else { return std::future::pending().await };
+        let created = creating.await;
+        self.creating = None;
+        match created {
+            Ok(failed) => self.failed.extend(failed),
+            Err(error) => {
+                tracing::error!(%error, "not all replicas of new shards were created");
+                self.failed.extend(&self.known);
+            }
+        }
+    }
+
+    /// Something has changed.
+    fn try_again(&mut self) {
+        for shard in self.failed.drain(..) {
+            self.known.remove(&shard);
+        }
     }
 }
 
-fn create_replica(drive: &Drive, descriptor: ShardDescriptor, first: bool) {
-    let shard = descriptor.shard_id;
-    match drive.create_replica(descriptor, first) {
-        Ok(()) => tracing::debug!(shard = shard.0, "replica created"),
-        Err(error) => tracing::error!(shard = shard.0, %error, "replica can't be created"),
-    }
+/// Creates replicas, several at a time: each syncs a few files. Returns the shards of those that
+/// couldn't be.
+fn create(drive: &Drive, mut due: Vec<(bool, ShardDescriptor)>) -> Vec<ShardId> {
+    // Of a few shards each, those that stand come last: the others, everywhere, are mostly there by
+    // then to hear them, and have not waited for so long that they stand themselves.
+    due.sort_by_key(|(first, descriptor)| (descriptor.shard_id.0 / SHARDS_AT_A_TIME, *first));
+    let (count, first_shard) = (due.len(), due.first().map_or(0, |(_, first)| first.shard_id.0));
+    let due = Mutex::new(due.into_iter());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..CREATORS {
+            scope.spawn(|| {
+                let next = || due.lock().next();
+                while let Some((first, descriptor)) = next() {
+                    let shard = descriptor.shard_id;
+                    match drive.create_replica(descriptor, first) {
+                        Ok(()) => tracing::debug!(shard = shard.0, "replica created"),
+                        Err(error) => {
+                            tracing::error!(shard = shard.0, %error, "replica can't be created");
+                            failed.lock().push(shard);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    // Those that can't be created have said so.
+    tracing::info!(count, first_shard, "replicas created");
+    failed.into_inner()
 }
 
 /// Keeps where the coordinators are for the next start: what it is told then may be older.

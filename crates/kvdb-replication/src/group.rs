@@ -139,6 +139,9 @@ pub(crate) struct Group<T> {
     /// Ticks for which it stands again and again: the others may be born a moment later, and not
     /// have heard it.
     eager_ticks: usize,
+    /// Ticks during which members that have no state yet are left to be born: see
+    /// [`Group::is_about_to_be_born`].
+    young_ticks: usize,
     /// Ticks since something happened.
     idle_ticks: usize,
     sleep: Option<sleep::Sleep>,
@@ -208,6 +211,7 @@ impl<T> Group<T> {
             asked_in: None,
             stands_when_durable: false,
             eager_ticks: 0,
+            young_ticks: 0,
             idle_ticks: 0,
             sleep: None,
             silent_ticks: if restarted { config.election_ticks } else { 0 },

@@ -43,6 +43,10 @@ impl<T> Outbox<T> {
     }
 }
 
+/// How long a first replica that is to be created is waited for, at most. A node to which a thousand
+/// shards come at once takes seconds to make them.
+const EXPECTED_TICKS: u64 = 3000;
+
 /// All groups of a process. See the crate's head for the rules that it follows.
 pub struct Host<T> {
     config: HostConfig,
@@ -58,6 +62,8 @@ pub struct Host<T> {
     /// Closed replicas whose tombstone is on its way to the disk, by batch.
     closing: VecDeque<(u64, ApplyTask<T>)>,
     knocks: Knocks,
+    /// Shards whose first replica is to be created here, and until which tick it is waited for.
+    expected: BTreeMap<ShardId, u64>,
     beats: Beats,
     /// Wall clock minus boot clock when it was last believed, in milliseconds.
     clock_offset_ms: Option<i64>,
@@ -87,6 +93,7 @@ impl<T> Host<T> {
             awaiting_apply: BTreeSet::new(),
             closing: VecDeque::new(),
             knocks: Knocks::default(),
+            expected: BTreeMap::new(),
             beats: Beats::default(),
             clock_offset_ms: None,
             out: Outbox {
@@ -197,7 +204,12 @@ impl<T> Host<T> {
                     group.flushed(config, applied, out);
                 });
             }
+            Input::Expect { shards } => {
+                let until = self.beats.now() + EXPECTED_TICKS;
+                self.expected.extend(shards.into_iter().map(|shard| (shard, until)));
+            }
             Input::Create { descriptor, volume, campaign } => {
+                self.expected.remove(&descriptor.shard_id);
                 self.create(descriptor, volume, campaign);
             }
             Input::Split { from, child, volume, last_version } => {
@@ -360,6 +372,8 @@ impl<T> Host<T> {
     fn tick(&mut self) {
         self.knocks.tick(&self.config);
         self.beats.tick();
+        let now = self.beats.now();
+        self.expected.retain(|_, until| *until > now);
         for shard in &self.awake {
             if let Some(group) = self.groups.get_mut(shard)
                 && group.tick(&self.config)
@@ -442,11 +456,18 @@ impl<T> Host<T> {
         }
     }
 
+    /// Whether a replica is on its way by other means than its leader's messages.
+    fn is_expected(&self, shard: ShardId) -> bool {
+        self.expected.contains_key(&shard) && !self.groups.contains_key(&shard)
+    }
+
     fn message(&mut self, from_node: NodeId, message: PeerMessage) {
         let PeerMessage { shard, message } = message;
         let receiver = ReplicaId(message.to);
         let is_possible = match message.get_msg_type() {
-            MessageType::MsgAppend | MessageType::MsgHeartbeat => self.admit(shard, receiver),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat => {
+                !self.is_expected(shard) && self.admit(shard, receiver)
+            }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 self.knock(shard, receiver)
             }

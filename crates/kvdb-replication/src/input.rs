@@ -108,6 +108,13 @@ pub enum Input<T> {
         /// The applied index in the flushed state.
         applied: LogIndex,
     },
+    /// First replicas of these new shards will be created here, in their turn. Until then, for a
+    /// bounded time, what their leaders send is left unanswered: a replica that came to be by it
+    /// would be one without a state, and ask for a snapshot of nothing.
+    Expect {
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
     /// Start one of the first replicas of a new shard. Ignored if the replica, or a later one of
     /// the shard, is or was here.
     Create {

@@ -13,10 +13,16 @@ use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId, Term};
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message, MessageType};
 
+/// For so long a group that has just come to be leaves it to its first members to be born, each on
+/// its own node. (One that knows that it will take longer doesn't answer before: see
+/// [`Input::Expect`](crate::Input::Expect).)
+const YOUNG_TICKS: usize = 150;
+
 impl<T> Group<T> {
     /// Returns whether something may follow from it.
     pub(crate) fn tick(&mut self, config: &HostConfig) -> bool {
         self.silent_ticks = self.silent_ticks.saturating_sub(1);
+        self.young_ticks = self.young_ticks.saturating_sub(1);
         let mut eventful = self.count_down_grace();
         if self.engine_lost {
             self.ask_for_snapshot();
@@ -26,6 +32,11 @@ impl<T> Group<T> {
         eventful |= self.stand_again();
         eventful |= self.grows_tired(config);
         self.raw.tick() || eventful
+    }
+
+    /// It has just come to be, with a state of its own.
+    pub(crate) fn is_born(&mut self) {
+        self.young_ticks = YOUNG_TICKS;
     }
 
     /// The first to lead a shard that has just come to be.
@@ -102,6 +113,7 @@ impl<T> Group<T> {
         self.take_back_request(&message);
         self.settle_requested_snapshot(&message);
         self.take_ask_as_acknowledgement(&message);
+        self.notice_birth(&message);
         // What raft refuses (a response of somebody who left) is of no consequence.
         let _ = self.raw.step(message);
         if let Some(last) = last {

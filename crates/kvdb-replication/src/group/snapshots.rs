@@ -13,8 +13,10 @@ use crate::config::HostConfig;
 use crate::effect::Effect;
 use crate::host::Outbox;
 use crate::membership::conf_state_of;
+use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, ReplicaId, ShardDescriptor, Term, Version, VolumeId, WalRecord,
+    LogIndex, LogPosition, NodeId, ReplicaId, Role, ShardDescriptor, Term, Version, VolumeId,
+    WalRecord,
 };
 use raft::eraftpb::{Message, MessageType, Snapshot};
 use raft::{ProgressState, SnapshotStatus};
@@ -26,9 +28,44 @@ impl<T> Group<T> {
     /// next answer to a heartbeat.
     pub(super) fn want_snapshot(&mut self, out: &mut Outbox<T>) {
         let Some((to, at_least)) = self.raw.store().take_wanted() else { return };
+        if self.is_about_to_be_born(to, at_least) {
+            return;
+        }
         if !self.snapshot_pending && self.is_leader() && self.applied >= at_least {
             self.snapshot_pending = true;
             out.effects.push(Effect::TakeSnapshot { shard: self.shard, to });
+        }
+    }
+
+    /// Whether a member is one of the first, and the group young: then it is likely to be born with
+    /// its own, empty state in a moment. The log has all from the beginning, so it will need nothing
+    /// else; a snapshot of nothing would cost a volume, a file and a stream for each of the shards
+    /// that come to a node at once.
+    fn is_about_to_be_born(&self, to: ReplicaId, at_least: LogIndex) -> bool {
+        let is_first = |descriptor: &ShardDescriptor| {
+            descriptor.replica(to).is_some_and(|replica| replica.role == Role::Voter)
+        };
+        self.young_ticks > 0
+            && at_least == LogIndex(0)
+            && self.raw.store().start() == INITIAL_POSITION
+            && self.raw.raft.prs().get(to.0).is_some_and(|progress| progress.matched == 0)
+            && self.descriptor.as_ref().is_some_and(is_first)
+    }
+
+    /// Before it was born a member refused all that was sent to it. Now it says that it holds what
+    /// this log begins after: entries are sent from there on.
+    pub(super) fn notice_birth(&mut self, message: &Message) {
+        let start = self.raw.store().start().index.0;
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse
+            && message.term == self.raw.raft.term
+            && message.commit >= start
+            && self.is_leader()
+            && let Some(progress) = self.raw.raft.mut_prs().get_mut(message.from)
+            && progress.state == ProgressState::Probe
+            && progress.matched == 0
+            && progress.next_idx <= start
+        {
+            progress.next_idx = start + 1;
         }
     }
 

@@ -182,6 +182,7 @@ impl<T> Host<T> {
         self.insert(group, false);
         if let Some(group) = self.groups.get_mut(&shard) {
             group.await_birth(&mut self.out);
+            group.is_born();
         }
         self.touch(shard);
         if campaign && let Some(group) = self.groups.get_mut(&shard) {

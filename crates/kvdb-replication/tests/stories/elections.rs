@@ -52,6 +52,55 @@ fn a_voter_whose_birth_is_a_moment_away_is_not_brought_to_life_by_a_candidate() 
 }
 
 #[test]
+fn a_first_replica_that_is_created_late_needs_no_snapshot() {
+    let mut world = World::new(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    for id in [1, 2] {
+        world.create_on(id, descriptor.clone(), id == 1);
+    }
+    // The third has heard of the shard, and has others to make before.
+    world.feed(3, Input::Expect { shards: vec![SHARD] });
+    world.run_until("a leader", 1000, |world| world.leader(SHARD) == Some(1));
+    world.write(1, "a");
+    world.run_ms(5000);
+    assert!(world.status(3).is_none(), "its leader's messages make no replica");
+    world.create_on(3, descriptor, false);
+    world.run_until("its log", 1000, |world| world.words(3) == ["a"]);
+    assert_eq!(world.snapshots_sent, 0);
+}
+
+#[test]
+fn a_first_replica_that_its_leader_has_spoken_to_before_it_was_born_needs_no_snapshot() {
+    let mut world = World::new(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    for id in [1, 2] {
+        world.create_on(id, descriptor.clone(), id == 1);
+    }
+    // The third has not heard of the shard yet.
+    world.run_until("a leader", 1000, |world| world.leader(SHARD) == Some(1));
+    world.write(1, "a");
+    world.run_ms(500);
+    assert!(world.status(3).is_some_and(|status| status.awaits_snapshot));
+    world.create_on(3, descriptor, false);
+    world.run_until("its log", 1000, |world| world.words(3) == ["a"]);
+    assert_eq!(world.snapshots_sent, 0);
+}
+
+#[test]
+fn a_first_replica_that_never_comes_gets_its_state_from_its_leader() {
+    let mut world = World::new(3);
+    let descriptor = world.descriptor(SHARD, &[1, 2, 3]);
+    for id in [1, 2] {
+        world.create_on(id, descriptor.clone(), id == 1);
+    }
+    world.feed(3, Input::Expect { shards: vec![SHARD] });
+    world.run_until("a leader", 1000, |world| world.leader(SHARD) == Some(1));
+    world.write(1, "a");
+    world.run_until("its state", 60_000, |world| world.words(3) == ["a"]);
+    assert_eq!(world.snapshots_sent, 1);
+}
+
+#[test]
 fn a_destroyed_voter_stays_so_however_often_it_is_asked() {
     let mut world = World::with_leader(3);
     world.feed(3, Input::Destroy { shard: SHARD, replica: replica_on(SHARD, 3) });

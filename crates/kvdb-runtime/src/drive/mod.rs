@@ -383,6 +383,11 @@ impl Drive {
         Ok(())
     }
 
+    /// Replicas of these shards will be created here, in their turn.
+    pub fn expect_replicas(&self, shards: Vec<kvdb_model::ShardId>) {
+        self.inform(Event::Internal(Input::Expect { shards }));
+    }
+
     /// Bytes of snapshots that leave the process in a second, at most; 0 for no bound.
     pub fn snapshot_bytes_per_second(&self) -> u64 {
         self.shared.snapshot_pace.bytes_per_second()
