@@ -24,7 +24,7 @@ use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
-use kvdb_wire::proto::peer_server;
+use kvdb_wire::proto::{identity_server, peer_server};
 use kvdb_wire::{discovery, transport};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::gauge::Gauge;
@@ -236,7 +236,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         coordinators: Arc::new(move || naming.all_addresses()),
     };
 
-    let services = [coordinator_server::SERVICE_NAME, peer_server::SERVICE_NAME];
+    let services = [
+        coordinator_server::SERVICE_NAME,
+        peer_server::SERVICE_NAME,
+        identity_server::SERVICE_NAME,
+    ];
     let (health, reflection, reflection_alpha) =
         discovery::describing(&services).await.map_err(CoordinatorError::Config)?;
     let stop = Shutdown::default();

@@ -17,6 +17,7 @@ use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
+use kvdb_wire::proto::identity_server;
 use kvdb_wire::proto::kv_server::{self, KvServer};
 use kvdb_wire::{discovery, transport};
 use prometheus_client::registry::Registry;
@@ -99,7 +100,8 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     let redis = redis_listener.map(|listener| {
         tokio::spawn(crate::redis::serve(gateway.clone(), listener, shutdown.clone()))
     });
-    let services = [kv_server::SERVICE_NAME, coordinator_server::SERVICE_NAME];
+    let services =
+        [kv_server::SERVICE_NAME, coordinator_server::SERVICE_NAME, identity_server::SERVICE_NAME];
     let (health, reflection, reflection_alpha) =
         discovery::describing(&services).await.map_err(GatewayError::Config)?;
     let kv = KvServer::new(gateway.clone())

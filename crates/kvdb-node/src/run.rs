@@ -19,6 +19,7 @@ use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_shard::NoControl;
 use kvdb_wal::WalConfig;
+use kvdb_wire::proto::identity_server;
 use kvdb_wire::proto::node_server::{self, NodeServer};
 use kvdb_wire::proto::peer_server;
 use kvdb_wire::{discovery, transport};
@@ -194,7 +195,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let (cache, routes) = (map.cache.clone(), map.routes.clone());
     let access = Access::new(drive.clone(), cache, routes, metrics, &mut registry);
 
-    let services = [node_server::SERVICE_NAME, peer_server::SERVICE_NAME];
+    let services =
+        [node_server::SERVICE_NAME, peer_server::SERVICE_NAME, identity_server::SERVICE_NAME];
     let (health, reflection, reflection_alpha) =
         discovery::describing(&services).await.map_err(NodeError::Config)?;
     let stop = Shutdown::default();

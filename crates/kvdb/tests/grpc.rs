@@ -63,6 +63,7 @@ async fn each_role_describes_the_services_that_it_serves_and_is_well_for_each() 
         (argument(&cluster.coordinators[0], "--listen"), ["kvdb.v1.Coordinator", "kvdb.v1.Peer"]),
     ];
     let common = [
+        "kvdb.v1.Identity",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
