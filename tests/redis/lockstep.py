@@ -354,9 +354,15 @@ def allowed(words, redis, kvdb):
         return redis[0] == kvdb[0] and (redis[1] is None) == (kvdb[1] is None)
     if name == b"HELLO":
         return without_id(redis) == without_id(kvdb)
-    if name == b"COMMAND" and len(words) > 1 and words[1].upper() == b"LIST":
+    if name == b"COMMAND" and redis[0] == kvdb[0]:
         # Only the commands that KvDB has.
-        return redis[0] == kvdb[0] and all(item in redis[1] for item in kvdb[1])
+        what = words[1].upper() if len(words) > 1 else b""
+        if what == b"LIST" and redis[0] == "*":
+            return all(item in redis[1] for item in kvdb[1])
+        return what in (b"", b"COUNT", b"DOCS") or (what == b"INFO" and len(words) == 2)
+    if redis[0] == kvdb[0] == "-" and b"\xef\xbf\xbd" in kvdb[1]:
+        # What isn't UTF-8 is shown as U+FFFD.
+        return redis[1].decode("utf-8", "replace") == kvdb[1].decode("utf-8")
     return False
 
 

@@ -6,7 +6,7 @@ use crate::lanes::Lanes;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::watch::Watches;
-use kvdb_model::{Keyspace, Limits, MapVersion, Refusal, ShardId};
+use kvdb_model::{Keyspace, KeyspaceId, Limits, MapVersion, Refusal, ShardId};
 use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
 use kvdb_runtime::clock;
 use kvdb_runtime::coordinators::Coordinators;
@@ -109,6 +109,20 @@ impl Gateway {
         }
     }
 
+    /// That the keyspace of a place was dropped, if it was: nothing that waits for one of its shards
+    /// will ever get there.
+    pub(crate) fn dropped(&self, place: Place<'_>) -> Option<Refusal> {
+        let (key, below) = match place {
+            Place::At(key) => (key, 0),
+            // The end of a keyspace is the beginning of the next.
+            Place::Before(key) => (key, u32::from(key.len() == size_of::<u32>())),
+        };
+        let id = u32::from_be_bytes(*key.first_chunk()?).checked_sub(below)?;
+        let routes = self.routes();
+        let name = routes.dropped(KeyspaceId(id))?;
+        Some(Refusal::UnknownKeyspace { name: name.to_owned() })
+    }
+
     /// Where a place is now.
     pub(crate) fn find(
         &self,
@@ -146,6 +160,9 @@ impl Gateway {
             let route = match by_turns.or_else(|| self.routed(place, at.take(), avoid)) {
                 Some(route) => route,
                 None => {
+                    if let Some(refusal) = self.dropped(place) {
+                        return Err(refusal);
+                    }
                     self.map.refresh();
                     let next = machine.failed(Failure::NotSent, None, None, elapsed_ms(started));
                     avoid = self.follow(next, &mut at).await?;
@@ -165,6 +182,9 @@ impl Gateway {
                 }
                 Err(failure) => failure,
             };
+            if let Some(refusal) = self.dropped(place) {
+                return Err(refusal);
+            }
             self.metrics.retry(cause_of(&failure));
             let hint = self.learn(&failure, &route);
             let now_ms = elapsed_ms(started);
@@ -189,6 +209,9 @@ impl Gateway {
         }
         let mut changes = self.map.changes();
         loop {
+            if self.dropped(place).is_some() {
+                return Err(Failure::NoAnswer);
+            }
             let now = self.find(place, None).map(|route| route.node);
             if now != led && now.is_some_and(|node| node != route.node) {
                 let last_words = tokio::time::timeout(LAST_WORDS, &mut asked).await;

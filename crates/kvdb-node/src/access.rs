@@ -82,6 +82,10 @@ impl Access {
         shard: ShardId,
         id: KeyspaceId,
     ) -> Result<Partitioning, Refusal> {
+        // Who asks may have slept since before it was dropped.
+        if let Some(name) = self.routes.load().dropped(id) {
+            return Err(Refusal::UnknownKeyspace { name: name.to_owned() });
+        }
         partitioning_of(&self.map.lock().map().keyspaces, shard, id)
     }
 

@@ -203,9 +203,9 @@ fn shown(
         Reply::Integer(keys.1.into()),
         Reply::Integer(keys.2.into()),
         Reply::Set(categories.map(|name| Reply::Status(format!("@{name}"))).collect()),
-        Reply::Array(words(tips(name)).map(Reply::text).collect()),
-        Reply::Array(access.into_iter().map(key_spec).collect()),
-        Reply::Array(inside),
+        Reply::Set(words(tips(name)).map(Reply::text).collect()),
+        Reply::Set(access.into_iter().map(key_spec).collect()),
+        Reply::Set(inside),
     ])
 }
 

@@ -162,6 +162,10 @@ pub fn refused(refusal: &Refusal) -> Reply {
         Refusal::Overloaded { .. } => Reply::Error(format!("TRYAGAIN {refusal}")),
         // Redis's own word for a disk that it can't write to.
         Refusal::DiskFull { .. } => Reply::Error(format!("MISCONF {refusal}")),
+        // It was dropped.
+        Refusal::UnknownKeyspace { .. } => {
+            Reply::error(format!("{refusal}; SELECT finds a new one"))
+        }
         Refusal::InvalidArgument { .. } => Reply::error(refusal.to_string()),
         _ => Reply::Error(format!("CLUSTERDOWN {refusal}")),
     }

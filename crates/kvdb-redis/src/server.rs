@@ -51,7 +51,6 @@ pub(crate) fn reset(_: &mut Session, _: &[Bytes]) -> Step {
 
 pub(crate) fn hello(session: &mut Session, args: &[Bytes]) -> Reply {
     let mut resp3 = session.resp3;
-    let mut name = None;
     if let Some(version) = args.get(1) {
         resp3 = match parse_i64(version) {
             Some(2) => false,
@@ -68,7 +67,8 @@ pub(crate) fn hello(session: &mut Session, args: &[Bytes]) -> Reply {
     while let Some((word, after)) = rest.split_first() {
         rest = match (upper(word).as_str(), after) {
             ("SETNAME", [given, after @ ..]) if is_name(given) => {
-                name = Some(given.clone());
+                // As in Redis, also if what follows is wrong.
+                session.name = given.clone();
                 after
             }
             ("SETNAME", [_, ..]) => return bad_name(),
@@ -83,7 +83,6 @@ pub(crate) fn hello(session: &mut Session, args: &[Bytes]) -> Reply {
         };
     }
     session.resp3 = resp3;
-    session.name = name.unwrap_or_else(|| session.name.clone());
     let pair = |key: &str, value| (Reply::text(key), value);
     Reply::Map(vec![
         pair("server", Reply::text("redis")),
@@ -304,7 +303,7 @@ pub(crate) fn slowlog(_: &mut Session, args: &[Bytes]) -> Reply {
             Some(-1..) => Reply::Array(vec![]),
             _ => Reply::error("count should be greater than or equal to -1"),
         },
-        _ => syntax(),
+        _ => subcommands::too_many("GET", "SLOWLOG"),
     }
 }
 
@@ -326,7 +325,8 @@ pub(crate) fn function(_: &mut Session, args: &[Bytes]) -> Reply {
         return match &args[2..] {
             [] => Reply::OK,
             [how] if is(how, "sync") || is(how, "async") => Reply::OK,
-            _ => Reply::error("FUNCTION FLUSH only supports SYNC|ASYNC option"),
+            [_] => Reply::error("FUNCTION FLUSH only supports SYNC|ASYNC option"),
+            _ => subcommands::too_many("FLUSH", "FUNCTION"),
         };
     }
     let (mut with_code, mut named) = (false, false);

@@ -240,6 +240,13 @@ const CONTAINERS: &[Container] = &[
     },
 ];
 
+/// More words than a subcommand takes that may have some.
+pub(crate) fn too_many(name: &str, parent: &str) -> Reply {
+    Reply::error(format!(
+        "unknown subcommand or wrong number of arguments for '{name}'. Try {parent} HELP."
+    ))
+}
+
 /// What a command has inside.
 pub(crate) fn of(command: &str) -> Option<&'static Container> {
     CONTAINERS.iter().find(|container| container.name == command)

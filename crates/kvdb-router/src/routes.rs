@@ -30,6 +30,8 @@ pub struct Routes {
     shards: Vec<Routed>,
     nodes: BTreeMap<NodeId, (Arc<str>, NodeStatus)>,
     keyspaces: BTreeMap<String, Keyspace>,
+    /// Those that were dropped, with the names they had as far as they are known.
+    dropped: BTreeMap<KeyspaceId, String>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +54,11 @@ impl Routes {
     /// The keyspace of this name; the empty name is `default`.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.get(if name.is_empty() { "default" } else { name })
+    }
+
+    /// The name of the keyspace that a routing key belonged to, if it was dropped.
+    pub fn dropped(&self, keyspace: KeyspaceId) -> Option<&str> {
+        self.dropped.get(&keyspace).map(String::as_str)
     }
 
     /// The voters of the shard of a keyspace that has the fewest.
@@ -149,6 +156,8 @@ pub struct MapCache {
     /// What refusals have taught and the map doesn't say yet: an older map must not undo it, or
     /// each refresh would send requests back to where they were refused.
     learnt: BTreeMap<ShardId, ShardDescriptor>,
+    /// What keyspaces are called, or were: the map forgets the names of those that are dropped.
+    names: BTreeMap<KeyspaceId, String>,
 }
 
 impl MapCache {
@@ -184,6 +193,12 @@ impl MapCache {
     }
 
     fn learn_again(&mut self) {
+        self.names.retain(|id, _| self.map.keyspaces.contains_key(id));
+        for keyspace in self.map.keyspaces.values().filter(|keyspace| !keyspace.is_dropped()) {
+            if self.names.get(&keyspace.keyspace_id) != Some(&keyspace.name) {
+                self.names.insert(keyspace.keyspace_id, keyspace.name.clone());
+            }
+        }
         if self.learnt.is_empty() {
             return;
         }
@@ -279,6 +294,17 @@ impl MapCache {
                 .filter(|keyspace| !keyspace.is_dropped())
                 .map(|keyspace| (keyspace.name.clone(), keyspace.clone()))
                 .collect(),
+            dropped: self
+                .map
+                .keyspaces
+                .values()
+                .filter(|keyspace| keyspace.is_dropped())
+                .map(|keyspace| keyspace.keyspace_id)
+                .map(|id| {
+                    let name = self.names.get(&id).cloned();
+                    (id, name.unwrap_or_else(|| format!("of id {}", id.0)))
+                })
+                .collect(),
         }
     }
 }
@@ -337,6 +363,32 @@ mod tests {
         let mut cache = MapCache::default();
         cache.snapshot(map);
         cache
+    }
+
+    #[test]
+    fn a_dropped_keyspace_is_known_by_the_name_it_had() {
+        let keyspace = |name: &str| Keyspace {
+            keyspace_id: KeyspaceId(7),
+            name: name.to_owned(),
+            partitioning: kvdb_model::Partitioning::Hash,
+            history: Default::default(),
+            replicas: 3,
+        };
+        let mut cache = MapCache::default();
+        let map = |version, name: &str| ShardMap {
+            version: MapVersion(version),
+            keyspaces: [(KeyspaceId(7), keyspace(name))].into(),
+            ..ShardMap::default()
+        };
+        cache.snapshot(map(1, "orders"));
+        assert_eq!(cache.routes().dropped(KeyspaceId(7)), None);
+        cache.snapshot(map(2, ""));
+        assert_eq!(cache.routes().dropped(KeyspaceId(7)), Some("orders"));
+        assert_eq!(cache.routes().dropped(KeyspaceId(8)), None);
+        // Who has never heard the name says which id it had.
+        let mut late = MapCache::default();
+        late.snapshot(map(2, ""));
+        assert_eq!(late.routes().dropped(KeyspaceId(7)), Some("of id 7"));
     }
 
     proptest! {

@@ -12,6 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Dev {
     child: Child,
     redis: u16,
+    grpc: u16,
     /// Its temporary directory is in here: killed, it removes nothing itself.
     _folder: tempfile::TempDir,
 }
@@ -48,7 +49,7 @@ impl Dev {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let dev = Dev { child, redis: 7379 + offset, _folder: folder };
+        let dev = Dev { child, redis: 7379 + offset, grpc: 7400 + offset, _folder: folder };
         let until = Instant::now() + PATIENCE;
         loop {
             let ready = TcpStream::connect(("127.0.0.1", dev.redis)).is_ok()
@@ -59,6 +60,17 @@ impl Dev {
             assert!(Instant::now() < until, "it doesn't get ready");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn admin(&self, words: &[&str]) -> String {
+        let out = Command::new(env!("CARGO_BIN_EXE_kvdb"))
+            .args(["--endpoint", &format!("127.0.0.1:{}", self.grpc), "admin"])
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
     fn client(&self) -> Client {
@@ -135,6 +147,69 @@ fn bad_clients_are_told_and_closed_and_harm_nobody_else() {
         .collect();
     assert_eq!(good.ask("get k"), "$1\r\nv\r\n");
     drop(halves);
+}
+
+#[test]
+fn a_command_that_fails_takes_nothing_beside_it_along() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    assert_eq!(client.ask("set {t}k v"), "+OK\r\n");
+    // The shortest steps, of a list that is written.
+    client.send(b"bitfield {t}a set u8 8 1 get u4 1 get u4 1\r\nget {t}k\r\nquit\r\n");
+    assert_eq!(client.rest(), "*3\r\n:0\r\n:0\r\n:0\r\n$1\r\nv\r\n+OK\r\n");
+    // The empty key is beyond a limit.
+    let mut client = dev.client();
+    client.send(b"multi\r\nset {t}k w\r\nset '' x\r\nget {t}k\r\nexec\r\nquit\r\n");
+    let told = client.rest();
+    assert!(told.contains("*3\r\n+OK\r\n-ERR key is empty"), "{told}");
+    assert!(told.ends_with("$1\r\nw\r\n+OK\r\n"), "{told}");
+    // Who speaks HTTP gets no further.
+    let mut http = dev.client();
+    http.send(b"POST / HTTP/1.1\r\nset {t}k stolen\r\n");
+    assert_eq!(http.rest(), "");
+    // Who ends itself is answered first, and nobody else ends.
+    let (mut own, mut other) = (dev.client(), dev.client());
+    assert!(own.ask("client kill type nonsense").starts_with("-ERR Unknown client type"));
+    assert_eq!(own.ask("client kill type pubsub skipme no"), ":0\r\n");
+    let id = own.ask("client id");
+    own.send(format!("client kill id {} skipme no\r\n", id[1..].trim()).as_bytes());
+    assert_eq!(own.rest(), ":1\r\n");
+    assert_eq!(other.ask("get {t}k"), "$1\r\nw\r\n");
+}
+
+#[test]
+fn a_database_is_made_when_it_is_written_to_and_refused_once_it_was_dropped() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for (line, answer) in [
+        ("select 9", "+OK\r\n"),
+        ("get a", "$-1\r\n"),
+        ("del a", ":0\r\n"),
+        ("dbsize", ":0\r\n"),
+        ("rename a b", "-ERR no such key\r\n"),
+        ("flushdb", "+OK\r\n"),
+    ] {
+        assert_eq!(client.ask(line), answer, "{line}");
+    }
+    assert!(!dev.admin(&["keyspaces"]).contains("db9"), "choosing a database makes none");
+    assert_eq!(client.ask("set a 1"), "+OK\r\n");
+    assert!(dev.admin(&["keyspaces"]).contains("db9"));
+
+    dev.admin(&["drop-keyspace", "db9"]);
+    let dropped = Instant::now();
+    for line in ["get a", "set a 2", "dbsize", "multi"] {
+        let told = client.ask(line);
+        let refused = told.starts_with("-ERR keyspace \"db9\" does not exist");
+        assert!(refused || line == "multi", "{line}: {told}");
+    }
+    client.ask("set a 3");
+    assert!(client.ask("exec").starts_with("-ERR keyspace \"db9\""));
+    assert!(dropped.elapsed() < Duration::from_secs(5), "it is refused at once");
+    // What is chosen anew is another one.
+    assert_eq!(client.ask("select 9"), "+OK\r\n");
+    assert_eq!(client.ask("get a"), "$-1\r\n");
+    assert_eq!(client.ask("set a 4"), "+OK\r\n");
+    assert_eq!(client.ask("get a"), "$1\r\n4\r\n");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! gateway hold is one request, the commands of one wave, and their answers up to a bound.
 
 use super::clients::{Client, Clients};
-use super::wave::{Outcome, Wave};
+use super::wave::{self, Outcome, Wave};
 use crate::figures::Figures;
 use crate::route::{Gateway, wall_ms};
 use bytes::{Buf, Bytes, BytesMut};
@@ -186,9 +186,17 @@ impl Connection {
     ) -> std::io::Result<()> {
         let gateway = self.gateway.clone();
         let (started, mut answered, mut failed) = (Instant::now(), 0, 0);
-        let keyspace = if steps.is_empty() { None } else { Some(self.current_keyspace()) };
+        let keyspace = match steps.is_empty() {
+            true => None,
+            false => Some(self.keyspace_for(&steps).await),
+        };
+        let mut nothing: Vec<Outcome> = Vec::new();
         let mut wave = match &keyspace {
-            Some(Ok(keyspace)) => {
+            Some(Ok(None)) => {
+                nothing = steps.iter().map(|step| wave::on_nothing(&gateway, step)).collect();
+                None
+            }
+            Some(Ok(Some(keyspace))) => {
                 let mut wave = Wave::new(&gateway, keyspace, steps);
                 wave.start().await;
                 self.clients.changed(wave.changes());
@@ -214,9 +222,12 @@ impl Connection {
                         plan.finish(wave.take(range), wall_ms())
                     }
                 }
-                (Slot::Plan(plan, _), None) => match &keyspace {
+                (Slot::Plan(plan, range), None) => match &keyspace {
                     Some(Err(refusal)) => refused(refusal),
-                    _ => plan.finish(vec![], wall_ms()),
+                    _ => {
+                        let found = nothing.get(range).unwrap_or_default();
+                        plan.finish(found.to_vec(), wall_ms())
+                    }
                 },
             };
             match &reply {
@@ -257,26 +268,59 @@ impl Connection {
         &mut self,
         steps: Vec<kvdb_redis::plan::Step>,
     ) -> Result<Vec<Outcome>, Refusal> {
-        let keyspace = self.current_keyspace()?;
         let count = steps.len();
         let gateway = self.gateway.clone();
+        let Some(keyspace) = self.keyspace_for(&steps).await? else {
+            return Ok(steps.iter().map(|step| wave::on_nothing(&gateway, step)).collect());
+        };
         let mut wave = Wave::new(&gateway, &keyspace, steps);
         wave.together().await?;
         self.clients.changed(wave.changes());
         Ok(wave.take(0..count))
     }
 
-    /// The keyspace of the database that is selected.
-    pub(super) fn current_keyspace(&mut self) -> Result<Keyspace, Refusal> {
+    /// The keyspace of the database that is selected; `None` if nothing was ever written to it.
+    ///
+    /// # Errors
+    /// Also if it was dropped since it was selected: what is another one now isn't taken for it.
+    pub(super) async fn current_keyspace(&mut self) -> Result<Option<Keyspace>, Refusal> {
         let db = self.session.db;
+        let name = keyspace_name(db);
         if let Some((known, keyspace)) = &self.keyspace
             && *known == db
         {
-            return Ok(keyspace.clone());
+            let routes = self.gateway.routes();
+            let now = routes.keyspace(&name).map(|now| now.keyspace_id);
+            return match now == Some(keyspace.keyspace_id) {
+                true => Ok(Some(keyspace.clone())),
+                false => Err(Refusal::UnknownKeyspace { name }),
+            };
         }
-        let keyspace = self.gateway.keyspace(&keyspace_name(db))?;
+        let keyspace = match self.gateway.current_keyspace(&name).await {
+            Err(Refusal::UnknownKeyspace { .. }) if db > 0 => return Ok(None),
+            found => found?,
+        };
         self.keyspace = Some((db, keyspace.clone()));
-        Ok(keyspace)
+        Ok(Some(keyspace))
+    }
+
+    /// The same for steps: if one of them writes what isn't there yet, the keyspace is made.
+    async fn keyspace_for(
+        &mut self,
+        steps: &[kvdb_redis::plan::Step],
+    ) -> Result<Option<Keyspace>, Refusal> {
+        let found = self.current_keyspace().await?;
+        if found.is_some() || !steps.iter().any(wave::makes) {
+            return Ok(found);
+        }
+        self.make_keyspace(&keyspace_name(self.session.db)).await?;
+        self.current_keyspace().await
+    }
+
+    /// Chooses a database, anew if it is the same one.
+    pub(super) fn choose(&mut self, db: u8) {
+        self.session.db = db;
+        self.keyspace = None;
     }
 
     fn answer(&mut self, reply: &Reply, manner: Manner) {

@@ -12,7 +12,7 @@ use futures_util::stream;
 use kvdb_model::{Condition, Keyspace, Refusal, StringAction, Version, WriteResult};
 use kvdb_redis::args::is;
 use kvdb_redis::plan::{change, change_if, look, refused};
-use kvdb_redis::session::{DATABASES, Job, Part, Transaction, Watched};
+use kvdb_redis::session::{DATABASES, Job, Part, Scan, Transaction, Watched};
 use kvdb_redis::{Plan, Reply, glob};
 use kvdb_wire::proto;
 use std::time::{Duration, Instant};
@@ -33,15 +33,19 @@ impl Connection {
                 Ok(Reply::Simple("RESET"))
             }
             Job::Server(args) => Ok(self.of_server(&args).await),
-            Job::Select(db) => self.select(db).await,
-            Job::Flush { all: false } => self.flush_db(self.session.db).await,
+            Job::Select(db) => {
+                self.choose(db);
+                Ok(Reply::OK)
+            }
+            Job::Flush { all: false } => match self.current_keyspace().await {
+                Ok(Some(_)) => self.flush_db(self.session.db).await,
+                Ok(None) => Ok(Reply::OK),
+                Err(refusal) => Err(refusal),
+            },
             Job::Flush { all: true } => self.flush_all().await,
             Job::DbSize => self.db_size().await,
             Job::Keys(pattern) => self.keys(&pattern).await,
-            Job::Scan(asked) => match self.current_keyspace() {
-                Ok(keyspace) => scan::step(&self.gateway, &keyspace, &asked).await,
-                Err(refusal) => Err(refusal),
-            },
+            Job::Scan(asked) => self.scan(&asked).await,
             Job::RandomKey => self.random_key().await,
             Job::Watch(keys) => self.watch(keys).await,
             Job::Exec(transaction) => self.exec(transaction).await,
@@ -81,17 +85,8 @@ impl Connection {
         all
     }
 
-    async fn select(&mut self, db: u8) -> Done {
-        let name = keyspace_name(db);
-        if self.gateway.keyspace(&name).is_err() && db > 0 {
-            self.make_keyspace(&name).await?;
-        }
-        self.session.db = db;
-        Ok(Reply::OK)
-    }
-
     /// Makes a keyspace, and waits until it can be used.
-    async fn make_keyspace(&self, name: &str) -> Result<(), Refusal> {
+    pub(super) async fn make_keyspace(&self, name: &str) -> Result<(), Refusal> {
         let deadline = Instant::now() + SELECT_PATIENCE;
         let mut changes = self.gateway.map.changes();
         let request = proto::CreateKeyspaceRequest {
@@ -158,14 +153,23 @@ impl Connection {
         Ok(Reply::OK)
     }
 
+    async fn scan(&mut self, asked: &Scan) -> Done {
+        match self.current_keyspace().await? {
+            Some(keyspace) => scan::step(&self.gateway, &keyspace, asked).await,
+            None => Ok(Reply::Array(vec![Reply::text("0"), Reply::Array(vec![])])),
+        }
+    }
+
     async fn db_size(&mut self) -> Done {
-        let keyspace = self.current_keyspace()?;
+        let Some(keyspace) = self.current_keyspace().await? else { return Ok(Reply::Integer(0)) };
         let counted = count::count(&self.gateway, &keyspace).await?;
         Ok(Reply::Integer(counted.keys as i64))
     }
 
     async fn keys(&mut self, pattern: &[u8]) -> Done {
-        let keyspace = self.current_keyspace()?;
+        let Some(keyspace) = self.current_keyspace().await? else {
+            return Ok(Reply::Array(vec![]));
+        };
         let mut pages = Pages::new(&self.gateway, &keyspace, scan::whole(&keyspace));
         let mut found = Vec::new();
         let mut size = 0;
@@ -185,23 +189,28 @@ impl Connection {
     }
 
     async fn random_key(&mut self) -> Done {
-        let keyspace = self.current_keyspace()?;
+        let Some(keyspace) = self.current_keyspace().await? else { return Ok(Reply::Nil) };
         let key = scan::any_key(&self.gateway, &keyspace).await?;
         Ok(Reply::bulk_or_nil(key))
     }
 
     async fn watch(&mut self, keys: Vec<Bytes>) -> Done {
-        let keyspace = self.current_keyspace()?;
         let gateway = self.gateway.clone();
-        let steps = keys.iter().cloned().map(look).collect();
-        let mut wave = Wave::new(&gateway, &keyspace, steps);
-        wave.start().await;
-        while !wave.is_done(0..keys.len()) {
-            wave.go_on(0..keys.len()).await;
-        }
+        let steps: Vec<_> = keys.iter().cloned().map(look).collect();
+        let outcomes = match self.current_keyspace().await? {
+            None => steps.iter().map(|step| wave::on_nothing(&gateway, step)).collect(),
+            Some(keyspace) => {
+                let mut wave = Wave::new(&gateway, &keyspace, steps);
+                wave.start().await;
+                while !wave.is_done(0..keys.len()) {
+                    wave.go_on(0..keys.len()).await;
+                }
+                wave.take(0..wave.len())
+            }
+        };
         let db = self.session.db;
         let mut watched = Vec::with_capacity(keys.len());
-        for (key, outcome) in keys.into_iter().zip(wave.take(0..wave.len())) {
+        for (key, outcome) in keys.into_iter().zip(outcomes) {
             let version = outcome?.version.0;
             watched.push(Watched { db, key, version });
         }

@@ -12,9 +12,10 @@ use crate::route::{Answered, Gateway, Nature, Place, wall_ms};
 use crate::service::other_kind;
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
+use kvdb_model::wrong_value::NO_SUCH_KEY;
 use kvdb_model::{
-    Action, Keyspace, Operation, Previous, Refusal, RetryClass, ShardId, StringAction, Version,
-    WriteResult,
+    Action, Condition, Keyspace, Operation, Previous, Refusal, RetryClass, ShardId, StringAction,
+    Version, WriteResult,
 };
 use kvdb_redis::Wish;
 use kvdb_redis::plan::Step;
@@ -277,7 +278,9 @@ impl<'a> Wave<'a> {
     fn one_shard(&self, keys: impl Iterator<Item = Bytes>) -> Result<ShardId, Refusal> {
         let shard = |key: Bytes| {
             let route = self.gateway.find(Place::At(&key), None);
-            route.map(|route| route.shard_id).ok_or(Refusal::NotInitialised)
+            route.map(|route| route.shard_id).ok_or_else(|| {
+                self.gateway.dropped(Place::At(&key)).unwrap_or(Refusal::NotInitialised)
+            })
         };
         let mut shards = keys.map(shard).collect::<Result<Vec<_>, _>>()?;
         shards.sort_unstable();
@@ -406,6 +409,38 @@ impl<'a> Wave<'a> {
         let step = &self.placed[place].step;
         let head_only = matches!(step.wish, Wish::Read { head_only: true });
         proto::ReadKey { key: step.key.clone(), head_only }
+    }
+}
+
+/// Whether a step may leave something in a database that nothing was ever written to.
+pub(crate) fn makes(step: &Step) -> bool {
+    match &step.wish {
+        Wish::Read { .. } => false,
+        Wish::Write { action, .. } => !matches!(
+            action,
+            StringAction::Read
+                | StringAction::Check
+                | StringAction::Remove
+                | StringAction::SetExpiry { .. }
+                | StringAction::Rename { .. }
+                | StringAction::Copy { .. }
+        ),
+    }
+}
+
+/// What a step that makes nothing comes to where there are no keys at all.
+pub(crate) fn on_nothing(gateway: &Gateway, step: &Step) -> Outcome {
+    check(gateway, step)?;
+    let Wish::Write { action, condition, .. } = &step.wish else {
+        return Ok(WriteResult::default());
+    };
+    match action {
+        StringAction::Rename { .. } => Err(Refusal::WrongValue(NO_SUCH_KEY)),
+        StringAction::Check => {
+            let applied = matches!(condition, None | Some(Condition::IfAbsent));
+            Ok(WriteResult { applied, ..WriteResult::default() })
+        }
+        _ => Ok(WriteResult::default()),
     }
 }
 
