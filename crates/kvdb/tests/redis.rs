@@ -195,7 +195,7 @@ fn a_database_is_made_when_it_is_written_to_and_refused_once_it_was_dropped() {
     assert_eq!(client.ask("set a 1"), "+OK\r\n");
     assert!(dev.admin(&["keyspaces"]).contains("db9"));
 
-    dev.admin(&["drop-keyspace", "db9"]);
+    dev.admin(&["drop-keyspace", "db9", "--yes"]);
     let dropped = Instant::now();
     for line in ["get a", "set a 2", "dbsize", "multi"] {
         let told = client.ask(line);
