@@ -270,15 +270,17 @@ impl Clients {
                 Err(reply) => return reply,
             },
         };
-        let entries = self.entries.lock();
-        let wanted = entries.values().filter(|entry| filter.takes(entry, own));
-        let mut count = 0;
+        let mut entries = self.entries.lock();
+        let takes = |entry: &&Arc<Entry>| filter.takes(entry, own);
+        let wanted: Vec<Arc<Entry>> = entries.values().filter(takes).cloned().collect();
+        let count = wanted.len() as i64;
         for entry in wanted {
-            count += 1;
             if entry.id == own.id {
                 entry.is_over.store(true, Ordering::Relaxed);
             } else {
                 entry.kill.notify_one();
+                // It is shown to nobody any more, also before it has noticed.
+                entries.remove(&entry.id);
             }
         }
         match (by_address, count) {
@@ -388,10 +390,12 @@ mod tests {
         };
         assert_eq!(say(&format!("client kill id {}", other.entry.id)), Reply::Integer(1));
         assert_eq!(say("client kill id 99"), Reply::Integer(0));
-        assert_eq!(say("client kill 127.0.0.1:2"), Reply::OK);
-        assert!(say("client kill 127.0.0.1:3").is_error());
+        assert!(say("client kill 127.0.0.1:2").is_error(), "it is gone");
+        let third = clients.enter(address(3), address(0)).unwrap();
+        assert_eq!(say("client kill 127.0.0.1:3"), Reply::OK);
         let Reply::Verbatim(list) = say("client list") else { panic!() };
-        assert_eq!(list.lines().count(), 2);
+        assert_eq!(list.lines().count(), 1, "who is killed isn't listed");
+        assert!(third.entry.killed().now_or_never().is_some());
     }
 
     #[test]
