@@ -24,17 +24,35 @@ const FAILURES_BEFORE_ASKING: u32 = 6;
 /// Between two polls at least, however many ask.
 const POLL_PAUSE: Duration = Duration::from_millis(10);
 
-/// What keeps a process from following the map, said once.
-#[derive(Default)]
+/// Before that nobody is warned that a coordinator can't be reached: where everything starts at
+/// once the first call may come too early.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What keeps a process from following the map, said once, and once more as a warning if it lasts.
 struct Complaint {
-    said: std::collections::BTreeMap<String, String>,
+    since: Instant,
+    said: std::collections::BTreeMap<String, (bool, String)>,
 }
 
 impl Complaint {
+    fn new() -> Self {
+        Complaint { since: Instant::now(), said: Default::default() }
+    }
+
     fn about(&mut self, address: &str, why: &str) {
-        if self.said.get(address).is_none_or(|said| said != why) {
-            tracing::warn!(coordinator = address, why, "a coordinator can't be reached");
-            self.said.insert(address.to_owned(), why.to_owned());
+        if self.said.is_empty() {
+            self.since = Instant::now();
+        }
+        let lasts = self.since.elapsed() >= PATIENCE;
+        let now = (lasts, why.to_owned());
+        if self.said.get(address) != Some(&now) {
+            match lasts {
+                true => {
+                    tracing::warn!(coordinator = address, why, "a coordinator can't be reached")
+                }
+                false => tracing::info!(coordinator = address, why, "a coordinator isn't reached"),
+            }
+            self.said.insert(address.to_owned(), now);
         }
     }
 
@@ -134,7 +152,7 @@ impl ClusterMap {
 
     /// Follows the map until it is time to stop.
     pub async fn follow(self, coordinators: Coordinators, shutdown: Shutdown) {
-        let mut complaint = Complaint::default();
+        let mut complaint = Complaint::new();
         let mut failures = 0;
         loop {
             let followed = tokio::select! {

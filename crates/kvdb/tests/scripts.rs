@@ -1,7 +1,5 @@
 //! What the scripts beside the binary do without it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 use std::process::Command;
 
