@@ -245,7 +245,6 @@ enum Part {
 /// # Errors
 /// A bad flag, file or setting is bad usage; a process that can't start or go on is unavailable.
 pub(crate) fn run(role: Role) -> Result<(), Failure> {
-    threads::use_small_pages();
     let mut file = settings(role.common(), role.usual_log())?;
     let threads = file.network_threads.take().map_or_else(threads::of_a_server, usize::from);
     if threads == 0 {

@@ -24,11 +24,26 @@ const LARGE_BYTES: u64 = 256 << 20;
 /// Between two looks at the memory of a small process.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Has the system give memory in small pages while the process is small: huge ones, of which a few
-/// bytes are used, make three quarters of the memory of one that has little to do. One that holds
-/// much gets them. Without the system's leave it stays as it is.
-pub(crate) fn use_small_pages() {
-    set_huge_pages(false);
+/// Has the system give memory in small pages at first: huge ones, of which a few bytes are used, make
+/// three quarters of the memory of a server that has little to do. One that holds much gets them.
+/// Without the system's leave it stays as it is.
+///
+/// It runs before `main`, and before the allocator takes its first memory (its own constructor has no
+/// priority). It allocates nothing.
+extern "C" fn use_small_pages() {
+    let _ = set_huge_pages(false);
+}
+
+#[used]
+// SAFETY: the section holds pointers to functions of this kind, called once, in the order of names.
+#[unsafe(link_section = ".init_array.00101")]
+static BEFORE_MAIN: extern "C" fn() = use_small_pages;
+
+/// For a process that doesn't stay: huge pages cost less time.
+pub(crate) fn use_huge_pages() {
+    if let Err(error) = set_huge_pages(true) {
+        tracing::debug!(%error, "pages of memory keep their size");
+    }
 }
 
 /// Waits until the process holds much, and lets it have huge pages from then on.
@@ -37,7 +52,7 @@ pub(crate) async fn use_huge_pages_when_large() {
     while resident_bytes().is_some_and(|bytes| bytes < LARGE_BYTES) {
         looks.tick().await;
     }
-    set_huge_pages(true);
+    use_huge_pages();
 }
 
 fn resident_bytes() -> Option<u64> {
@@ -45,13 +60,13 @@ fn resident_bytes() -> Option<u64> {
     Some(pages.split(' ').nth(1)?.parse::<u64>().ok()? * 4096)
 }
 
-fn set_huge_pages(allowed: bool) {
+fn set_huge_pages(allowed: bool) -> std::io::Result<()> {
     let (disabled, unused): (libc::c_ulong, libc::c_ulong) = (u64::from(!allowed), 0);
     // SAFETY: the call takes numbers alone, and changes nothing but how this process gets memory.
     let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, disabled, unused, unused, unused) };
-    if result != 0 {
-        let error = std::io::Error::last_os_error();
-        tracing::debug!(%error, allowed, "pages of memory keep their usual size");
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 
 /// Runs one command to its end.
 pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failure> {
+    threads::use_huge_pages();
     let threads = match &command {
         ClientCommand::Bench(command) if command.is_server() => threads::of_a_server(),
         _ => threads::of_a_client(),
