@@ -56,6 +56,19 @@ pub struct ClusterStatus {
     pub short_shards: Vec<ShortShard>,
     /// How many there are.
     pub short_shard_count: u64,
+    /// Nodes that lead only where nobody else can.
+    pub less_preferred_leaders: Vec<LessPreferredLeader>,
+}
+
+/// A node that leads only where nobody else can, and one reason for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LessPreferredLeader {
+    /// The node.
+    pub node: NodeId,
+    /// In a word.
+    pub reason: String,
+    /// With the figures.
+    pub description: String,
 }
 
 /// One coordinator.
@@ -160,6 +173,15 @@ impl AdminClient {
             members: members.collect::<Result<_, Error>>()?,
             short_shards: answer.short_shards.into_iter().map(short_shard).collect(),
             short_shard_count: answer.short_shard_count,
+            less_preferred_leaders: answer
+                .less_preferred_leaders
+                .into_iter()
+                .map(|told| LessPreferredLeader {
+                    node: NodeId(told.node_id),
+                    reason: told.reason,
+                    description: told.description,
+                })
+                .collect(),
         })
     }
 

@@ -52,7 +52,8 @@ mod watch;
 mod whois;
 
 pub use admin::{
-    AdminClient, ClusterStatus, CreatedKeyspace, Initialised, Member, Registered, ShortShard,
+    AdminClient, ClusterStatus, CreatedKeyspace, Initialised, LessPreferredLeader, Member,
+    Registered, ShortShard,
 };
 pub use client::Client;
 pub use error::Error;

@@ -312,7 +312,10 @@ fn next_leader(
     }
     // The two furthest apart may share no shard: then the next pair.
     let pairs = uneven(&shares, EVEN_LOAD, 3).into_iter();
-    pairs.filter(|pair| !loads.short.contains(&pair.to)).find_map(|pair| {
+    let takes = |pair: &Pair| {
+        !loads.short.contains(&pair.to) && !loads.less_preferred.contains_key(&pair.to)
+    };
+    pairs.filter(takes).find_map(|pair| {
         let (from, to, more, less) = (pair.from, pair.to, pair.more, pair.less);
         let shard: ShardId = map
             .shards

@@ -8,6 +8,7 @@
 use crate::balance::{self, Proposal};
 use crate::command::{ControlCommand, ControlResponse, shard_words};
 use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
+use crate::preference::Reason;
 use crate::standings::Loads;
 use crate::state::ControlState;
 use kvdb_model::{
@@ -66,6 +67,8 @@ const SPLITS_AT_A_TIME: usize = 2;
 const LEADER_STAYS_MS: u64 = 30_000;
 /// A leader hands over within a moment, or not at all; until then nothing else changes the shard.
 const HAND_OVER_LIMIT_MS: u64 = 30_000;
+/// Shards that are handed over at a time because their leaders should rather not lead.
+const HAND_OVERS_AT_A_TIME: usize = 16;
 /// Until new replicas that were given up are tried again.
 const RESTORE_AGAIN_MS: u64 = 10_000;
 /// Shards that a sentence names.
@@ -103,6 +106,7 @@ impl Planner {
             round.lead_on(operator);
         }
         round.repair();
+        round.relieve();
         round.split_large();
         if self.config.rebalance {
             round.rebalance(None);
@@ -471,6 +475,57 @@ impl Round<'_> {
                 && matches!(operator.state, OperatorState::Failed(_) | OperatorState::Cancelled)
                 && operator.ended_ms + RESTORE_AGAIN_MS > self.observed.now_ms
         })
+    }
+
+    /// Nodes that should rather not lead hand over where somebody else can: a few shards at a time,
+    /// and none that was handed over a moment ago.
+    fn relieve(&mut self) {
+        let poor = &self.observed.loads.less_preferred;
+        if poor.is_empty() {
+            return;
+        }
+        let is_lead = |operator: &&Operator| matches!(operator.kind, OperatorKind::Lead { .. });
+        let mut running = self.state.running().filter(is_lead).count();
+        let led: Vec<(ShardId, NodeId)> = self
+            .state
+            .map()
+            .shards
+            .values()
+            .filter_map(|record| Some((record.descriptor.shard_id, record.leader?)))
+            .filter(|(_, leader)| poor.contains_key(leader))
+            .collect();
+        for (shard, leader) in led {
+            if running >= HAND_OVERS_AT_A_TIME {
+                return;
+            }
+            if self.state.running_on(shard).is_some() || self.was_handed_over_lately(shard) {
+                continue;
+            }
+            let Some(node) = self.better_leader(shard) else { continue };
+            let reasons = poor.get(&leader).into_iter().flatten().map(Reason::describe);
+            let reasons = reasons.collect::<Vec<_>>().join("; ");
+            let why = format!("node {leader} should rather not lead: {reasons}");
+            if self.start(OperatorRequest::Lead { shard, node }, why, None) {
+                running += 1;
+            }
+        }
+    }
+
+    /// The voter of a shard on a node that nothing speaks against; the one that leads least.
+    fn better_leader(&self, shard: ShardId) -> Option<NodeId> {
+        let map = self.state.map();
+        let loads = &self.observed.loads;
+        let good = |node: &NodeId| {
+            let status = map.nodes.get(node).map(|record| record.status);
+            status == Some(NodeStatus::Alive)
+                && !loads.less_preferred.contains_key(node)
+                && !loads.short.contains(node)
+        };
+        let leads =
+            |node: NodeId| map.shards.values().filter(|other| other.leader == Some(node)).count();
+        let replicas = &map.shards.get(&shard)?.descriptor.replicas;
+        let voters = replicas.iter().filter(|replica| replica.role == Role::Voter);
+        voters.map(|replica| replica.node_id).filter(good).min_by_key(|node| (leads(*node), *node))
     }
 
     /// Shards that have grown too large are cut into halves, a few at a time.

@@ -23,7 +23,8 @@ impl ControlState {
             return Ok(ControlResponse::Done(self.map.version));
         }
         let replicas = self.held_by(node).count() as u32;
-        let lives = matches!(status, NodeStatus::Alive | NodeStatus::Suspect);
+        let lives =
+            matches!(status, NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable);
         if !force && (lives || replicas > 0) {
             return Err(ControlError::NodeInUse { node, status, replicas });
         }

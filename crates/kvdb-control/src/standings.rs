@@ -4,6 +4,7 @@
 //! Bounded by the map: only what is told of a replica that the map knows is kept, one report each.
 
 use crate::operator::{Operator, OperatorKind};
+use crate::preference::{Preferences, Reason};
 use crate::state::ControlState;
 use bytes::Bytes;
 use kvdb_model::{
@@ -52,6 +53,8 @@ pub struct Loads {
     pub shards: BTreeMap<ShardId, Load>,
     /// Nodes whose disks have too little room to take anything more.
     pub short: BTreeSet<NodeId>,
+    /// Nodes that should rather not lead, and why.
+    pub less_preferred: BTreeMap<NodeId, Vec<Reason>>,
 }
 
 impl Load {
@@ -72,6 +75,8 @@ pub struct Standings {
     rates: BTreeMap<NodeId, u64>,
     /// Nodes that have said that their disks have too little room.
     short: BTreeSet<NodeId>,
+    /// Which nodes should rather not lead.
+    pub preferences: Preferences,
 }
 
 impl Standings {
@@ -81,6 +86,7 @@ impl Standings {
         self.reads.clear();
         self.rates.clear();
         self.short.clear();
+        self.preferences.reset();
     }
 
     /// A node of the map tells whether its disk has too little room.
@@ -140,11 +146,13 @@ impl Standings {
             is_present.then(|| (*shard, Load { reads_per_second, ..report.load.clone() }))
         };
         let shards = map.shards.iter().filter_map(of).collect();
-        Loads { shards, short: self.short.clone() }
+        let less_preferred = self.preferences.reasons();
+        Loads { shards, short: self.short.clone(), less_preferred }
     }
 
     /// Forgets what the map doesn't know any more.
     pub fn forget_gone(&mut self, map: &ShardMap) {
+        self.preferences.retain(|node| map.nodes.contains_key(&node));
         self.reads.retain(|shard, _| map.shards.contains_key(shard));
         self.reports.retain(|shard, reports| {
             let Some(record) = map.shards.get(shard) else { return false };

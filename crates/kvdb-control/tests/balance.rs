@@ -264,3 +264,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_that_should_rather_not_lead_hands_over_and_gets_nothing_back() {
+    let mut cluster = Cluster::new(&["", "", ""], 9);
+    cluster.planner.config.rebalance = true;
+    cluster.settle();
+    let leads = |cluster: &Cluster, node: u64| {
+        cluster.leaders.values().filter(|leader| leader.0 == node).count()
+    };
+    assert_eq!(leads(&cluster, 2), 3);
+    let reason = kvdb_control::Reason::SlowDisk { sync_us: 50_000, peers_us: 900 };
+    cluster.loads.less_preferred.insert(NodeId(2), vec![reason]);
+    cluster.settle();
+    assert_eq!(leads(&cluster, 2), 0);
+    // It keeps its replicas.
+    assert_eq!(cluster.replicas_on(NodeId(2)), 9);
+    let why = |cluster: &Cluster| {
+        let mut reasons = cluster.state.operators().map(|operator| operator.reason.clone());
+        reasons.find(|reason| reason.contains("should rather not lead"))
+    };
+    assert!(why(&cluster).unwrap().contains("takes 50 ms, on the other nodes 0.9 ms"));
+    // Nor where it is the only other one: then it leads on.
+    for node in [1, 3] {
+        cluster.loads.less_preferred.insert(NodeId(node), vec![reason]);
+    }
+    assert_eq!(cluster.plan(), 0);
+    // All well again: it gets its part back.
+    cluster.loads.less_preferred.clear();
+    cluster.now_ms += 60_000;
+    cluster.settle();
+    assert_eq!(leads(&cluster, 2), 3);
+}

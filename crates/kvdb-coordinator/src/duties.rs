@@ -1,11 +1,12 @@
 //! What the leading coordinator does of its own accord: it judges heartbeats, and plans.
 
 use crate::members;
-use crate::service::Member;
+use crate::service::{Member, PoorLeader};
 use kvdb_control::{ControlCommand, ControlState, Observed};
-use kvdb_model::{ClusterId, NodeStatus};
+use kvdb_model::{ClusterId, NodeId, NodeStatus};
 use kvdb_runtime::clock;
 use kvdb_runtime::shutdown::Shutdown;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Between two looks at the heartbeats.
@@ -16,6 +17,7 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
     let mut interval = tokio::time::interval(LOOK_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut led = false;
+    let mut poor = BTreeSet::new();
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -29,10 +31,38 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
             member.told.lock().clear();
         }
         led = leads;
+        show_poor_leaders(&member, leads, &mut poor);
         if leads {
             look(&member).await;
         }
     }
+}
+
+/// Says once, and in the metrics, which nodes should rather not lead.
+fn show_poor_leaders(member: &Member, leads: bool, shown: &mut BTreeSet<(NodeId, &'static str)>) {
+    let reasons = match leads {
+        true => member.standings.lock().preferences.reasons(),
+        false => BTreeMap::new(),
+    };
+    let mut now = BTreeSet::new();
+    for (node, reason) in
+        reasons.iter().flat_map(|(node, all)| all.iter().map(move |reason| (*node, reason)))
+    {
+        now.insert((node, reason.name()));
+        if !shown.contains(&(node, reason.name())) {
+            let why = reason.describe();
+            tracing::warn!(node = node.0, why, "a node should rather not lead");
+            let label = PoorLeader { node: node.0, reason: reason.name() };
+            member.poor_leaders.get_or_create(&label).set(1);
+        }
+    }
+    for (node, reason) in shown.difference(&now) {
+        if leads {
+            tracing::info!(node = node.0, reason, "a node may lead as well as others again");
+        }
+        member.poor_leaders.remove(&PoorLeader { node: node.0, reason });
+    }
+    *shown = now;
 }
 
 async fn look(member: &Member) {

@@ -2,7 +2,7 @@
 
 use crate::founders::Founders;
 use crate::machine::ControlMachine;
-use crate::service::Member;
+use crate::service::{Member, PoorLeader};
 use crate::view::View;
 use crate::{duties, members, reach};
 use kvdb_control::{
@@ -27,6 +27,7 @@ use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
 use kvdb_wire::proto::{identity_server, peer_server};
 use kvdb_wire::{discovery, transport};
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
@@ -150,6 +151,12 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         "Shards with fewer replicas on nodes that are there than are wanted",
         short_shards.clone(),
     );
+    let poor_leaders = Family::<PoorLeader, Gauge>::default();
+    registry.register(
+        "kvdb_less_preferred_leader",
+        "1 for each reason for which a node leads only where nobody else can",
+        poor_leaders.clone(),
+    );
     let meter = Meter::new(&mut registry);
     let view = Arc::new(View::default());
     let machine_view = view.clone();
@@ -207,6 +214,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         standings: Arc::default(),
         told: Arc::default(),
         planner: Planner { config: config.planner },
+        poor_leaders,
         impossible: Arc::default(),
     };
     let (finding, knowing, hearing) = (member.clone(), member.clone(), member.clone());

@@ -6,7 +6,7 @@ use crate::view::View;
 use crate::{members, operators, reach, recovery};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
-    OperatorRequest, Planner, Since, Standings, decode_result,
+    OperatorRequest, Planner, Reason, Since, Standings, Vitals, decode_result,
 };
 use kvdb_model::{
     Command, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
@@ -21,6 +21,9 @@ use kvdb_wire::{
     partitioning_from, proto, role_to, shard_map_to, shard_task_to, status_of, token_from,
 };
 use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +40,13 @@ const MOST_SHORT_SHARDS: usize = 100;
 /// Updates that wait for one watcher; it is held back beyond, and gets a snapshot if it falls
 /// out of the history.
 const WATCH_QUEUE: usize = 16;
+
+/// A reason for which a node should rather not lead.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct PoorLeader {
+    pub(crate) node: u64,
+    pub(crate) reason: &'static str,
+}
 
 /// Shared by the service and the leader's duties.
 #[derive(Clone)]
@@ -59,6 +69,8 @@ pub(crate) struct Member {
     /// What nodes have told of themselves, for people to see.
     pub(crate) told: Arc<Mutex<BTreeMap<NodeId, figures::Told>>>,
     pub(crate) planner: Planner,
+    /// Nodes that should rather not lead, for metrics.
+    pub(crate) poor_leaders: Family<PoorLeader, Gauge>,
     /// What shard leaders say can't be done, since the last round of planning.
     pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
 }
@@ -376,6 +388,8 @@ impl Coordinator for Member {
             let mut standings = self.standings.lock();
             standings.heard_rate(node, request.snapshot_bytes_per_second);
             standings.heard_room(node, request.short_of_room);
+            let vitals = Vitals { sync_us: request.log_sync_us, stalled: request.log_stalled };
+            standings.preferences.heard(node, vitals, clock::boot_us() / 1000);
         }
         figures::hear(self, node, told);
         recovery::hear(self, node, request.replicas);
@@ -709,6 +723,15 @@ impl Coordinator for Member {
             true => (figures::of_nodes(self), figures::of_shards(self)),
             false => Default::default(),
         };
+        let said = |(node, reasons): (&NodeId, &Vec<Reason>)| -> Vec<_> {
+            let said = |reason: &Reason| proto::LessPreferredLeader {
+                node_id: node.0,
+                reason: reason.name().to_owned(),
+                description: reason.describe(),
+            };
+            reasons.iter().map(said).collect()
+        };
+        let less_preferred_leaders = loads.less_preferred.iter().flat_map(said).collect();
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: cluster_id_to(state.map().cluster_id),
             map_version: state.map().version.0,
@@ -720,6 +743,7 @@ impl Coordinator for Member {
             short_shard_count,
             node_figures,
             shard_figures,
+            less_preferred_leaders,
         }))
     }
 }

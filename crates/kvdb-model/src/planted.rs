@@ -31,11 +31,12 @@ pub enum Bug {
     EmptiedDirectoryTrusted,
     FreedThoughWritten,
     GoneByClockAlone,
+    StalledLeaderStays,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 25] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -60,6 +61,7 @@ impl Bug {
         Bug::EmptiedDirectoryTrusted,
         Bug::FreedThoughWritten,
         Bug::GoneByClockAlone,
+        Bug::StalledLeaderStays,
     ];
 
     /// What is wrong, in a few words.
@@ -90,6 +92,7 @@ impl Bug {
             }
             Bug::FreedThoughWritten => "what had expired is freed though it was written again",
             Bug::GoneByClockAlone => "a key is gone by the clock of one leader alone",
+            Bug::StalledLeaderStays => "a leader whose log hangs doesn't hand over",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

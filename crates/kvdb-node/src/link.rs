@@ -245,6 +245,8 @@ fn heartbeat(
         disk_free_bytes: drive.room().free_bytes(),
         // The incarnation is when the process started.
         uptime_ms: kvdb_runtime::clock::now().boot_us.saturating_sub(own.incarnation) / 1000,
+        log_sync_us: drive.log_health().sync_us(kvdb_runtime::clock::boot_us()),
+        log_stalled: drive.log_health().is_wary(),
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })

@@ -65,6 +65,13 @@ pub struct HostConfig {
     /// A wall-clock jump against the boot-time clock above this ends leadership before the next
     /// proposal, so that versions don't race ahead of real time.
     pub max_clock_skew_ms: u64,
+    /// Ticks without anything back from the log, while something is out, after which leaderships are
+    /// handed to others; 0 for never. Lowering it shortens the write gap when a disk hangs, and moves
+    /// leaderships about where disks are merely slow.
+    pub stall_ticks: usize,
+    /// Ticks after that in which the log must be well until others may be handed leadership to this
+    /// host again.
+    pub wary_ticks: usize,
     /// Largest entry that proposals are packed into. Raising it makes bigger log writes and longer
     /// single apply steps.
     pub max_entry_bytes: usize,
@@ -95,6 +102,8 @@ impl HostConfig {
             sleep_ticks: 100,
             clock_drift_ms: 10,
             max_clock_skew_ms: 500,
+            stall_ticks: 30,
+            wary_ticks: 1_000,
             max_entry_bytes: 1024 * 1024,
             max_message_bytes: 1024 * 1024,
             max_inflight_messages: 256,

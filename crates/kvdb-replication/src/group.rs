@@ -136,6 +136,10 @@ pub(crate) struct Group<T> {
     /// In which term it has asked its leader for a snapshot.
     asked_in: Option<Term>,
     stands_when_durable: bool,
+    /// The host's log has stalled lately: others had better lead.
+    wary: bool,
+    /// It was handed over for that, and nothing has become durable since.
+    handed_over_stalled: bool,
     /// Ticks for which it stands again and again: the others may be born a moment later, and not
     /// have heard it.
     eager_ticks: usize,
@@ -210,6 +214,8 @@ impl<T> Group<T> {
             engine_lost: from.engine_lost,
             asked_in: None,
             stands_when_durable: false,
+            wary: false,
+            handed_over_stalled: false,
             eager_ticks: 0,
             young_ticks: 0,
             idle_ticks: 0,
@@ -331,7 +337,9 @@ impl<T> Group<T> {
         }
         let spread = config.election_spread_ticks.max(1) as u64;
         let drawn = config.election_ticks + (self.rng.next_u64() % spread) as usize;
-        self.set_election_timeout(drawn);
+        // Whoever can sync comes first.
+        let later = if self.wary { config.election_ticks } else { 0 };
+        self.set_election_timeout(drawn + later);
     }
 
     fn set_election_timeout(&mut self, ticks: usize) {

@@ -10,6 +10,7 @@ use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
 use crate::knocks::Knocks;
 use crate::permit::ReadPermit;
+use crate::stall::Stall;
 use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Term, WalRecord};
 use life::Birth;
 use raft::eraftpb::MessageType;
@@ -65,6 +66,9 @@ pub struct Host<T> {
     /// Shards whose first replica is to be created here, and until which tick it is waited for.
     expected: BTreeMap<ShardId, u64>,
     beats: Beats,
+    stall: Stall,
+    /// Peers whose logs have stalled lately.
+    wary_peers: BTreeSet<NodeId>,
     /// Wall clock minus boot clock when it was last believed, in milliseconds.
     clock_offset_ms: Option<i64>,
     out: Outbox<T>,
@@ -95,6 +99,8 @@ impl<T> Host<T> {
             knocks: Knocks::default(),
             expected: BTreeMap::new(),
             beats: Beats::default(),
+            stall: Stall::default(),
+            wary_peers: BTreeSet::new(),
             clock_offset_ms: None,
             out: Outbox {
                 effects: Vec::new(),
@@ -118,7 +124,10 @@ impl<T> Host<T> {
     fn insert(&mut self, from: RecoveredGroup, restarted: bool) {
         let shard = from.shard;
         let rng = self.rng_for(from.replica);
-        let group = Group::recover(&self.config, &self.logger, rng, from, restarted);
+        let mut group = Group::recover(&self.config, &self.logger, rng, from, restarted);
+        if self.stall.is_wary() {
+            group.be_wary(true);
+        }
         self.groups.insert(shard, group);
         self.awake.insert(shard);
         self.touch(shard);
@@ -270,6 +279,13 @@ impl<T> Host<T> {
                     None => self.out.effects.push(Effect::DropVolume(volume)),
                 }
             }
+            Input::PeerWary { node, wary } => {
+                if wary {
+                    self.wary_peers.insert(node);
+                } else {
+                    self.wary_peers.remove(&node);
+                }
+            }
             Input::PeerUnreachable(node) => {
                 for shard in self.led() {
                     if let Some(group) = self.touch(shard) {
@@ -297,6 +313,7 @@ impl<T> Host<T> {
         }
         if !self.out.records.is_empty() {
             let records = std::mem::take(&mut self.out.records);
+            self.stall.issued(self.out.next_batch);
             effects.push(Effect::Persist(PersistBatch { number: self.out.next_batch, records }));
             self.out.next_batch += 1;
         }
@@ -374,6 +391,16 @@ impl<T> Host<T> {
         self.beats.tick();
         let now = self.beats.now();
         self.expected.retain(|_, until| *until > now);
+        let was_wary = self.stall.is_wary();
+        self.stall.tick(&self.config);
+        if self.stall.is_wary() != was_wary {
+            for group in self.groups.values_mut() {
+                group.be_wary(!was_wary);
+            }
+        }
+        if self.stall.is_stalled(&self.config) {
+            self.hand_over_stalled();
+        }
         for shard in &self.awake {
             if let Some(group) = self.groups.get_mut(shard)
                 && group.tick(&self.config)
@@ -385,6 +412,24 @@ impl<T> Host<T> {
         let is_due = self.beats.now().is_multiple_of(self.config.heartbeat_ticks as u64);
         if is_due || self.beats.any_falls_silent(self.config.election_ticks) {
             self.look_after_sleepers();
+        }
+    }
+
+    /// Whether the log of this host can't be synced, or couldn't a moment ago: others lead better.
+    pub fn is_wary(&self) -> bool {
+        self.stall.is_wary()
+    }
+
+    /// Hands over what is led here, without the log: see [`crate::stall`].
+    fn hand_over_stalled(&mut self) {
+        let led = self.led();
+        let of = |shard: &ShardId| self.groups.get(shard).map(Group::beyond_own_log);
+        let able: BTreeSet<NodeId> = led.iter().filter_map(of).flatten().collect();
+        for shard in led {
+            let Some(group) = self.groups.get_mut(&shard) else { continue };
+            if group.hand_over_stalled(&able, &self.wary_peers) {
+                self.touch(shard);
+            }
         }
     }
 
@@ -419,9 +464,10 @@ impl<T> Host<T> {
     }
 
     fn transfer_leader(&mut self, shard: ShardId, to: Option<ReplicaId>) {
-        if let Some(group) = self.touch(shard) {
+        self.touch(shard);
+        if let Some(group) = self.groups.get_mut(&shard) {
             group.wake();
-            group.transfer_leader(to);
+            group.transfer_leader(to, &self.wary_peers);
         }
     }
 
@@ -444,6 +490,7 @@ impl<T> Host<T> {
     }
 
     fn persisted(&mut self, batch: u64) {
+        self.stall.persisted(batch);
         while let Some((_, shard)) = self.out.awaiting.pop_front_if(|(number, _)| *number <= batch)
         {
             self.touch(shard);

@@ -218,6 +218,13 @@ pub enum Input<T> {
         /// Where it is.
         volume: VolumeId,
     },
+    /// A peer's log has stalled lately, or not any more: leadership is handed to others first.
+    PeerWary {
+        /// The peer.
+        node: NodeId,
+        /// Whether it is so.
+        wary: bool,
+    },
     /// Messages to this node could not be delivered.
     PeerUnreachable(NodeId),
 }

@@ -52,6 +52,7 @@ mod membership;
 mod permit;
 mod proposals;
 mod reads;
+mod stall;
 mod store;
 
 pub use config::{HostConfig, HostConfigError};

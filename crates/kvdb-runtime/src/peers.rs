@@ -297,12 +297,15 @@ async fn stream_to(
             heard = answers.message() => match heard {
                 Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Room(room)) })) => {
                     drive.room().peer_is(to, room.short);
+                    peer_wary(drive, to, room.wary);
                 }
                 Ok(Some(frame)) => {
                     if let Some(peer_frame::Frame::Hello(hello)) = frame.frame {
                         neighbourhood.check_token(to, &hello.token)?;
                     }
                     neighbourhood.contacts.reached(to, address);
+                    // What it has said before a break may have changed; it says it anew.
+                    peer_wary(drive, to, false);
                     tracing::info!(peer = to.0, address, "a peer is reached");
                     *pause = FIRST_PAUSE;
                 }
@@ -311,6 +314,11 @@ async fn stream_to(
             },
         }
     }
+}
+
+/// Whether leadership is handed to a peer first or last.
+fn peer_wary(drive: &Drive, node: NodeId, wary: bool) {
+    drive.inform(Event::Internal(Input::PeerWary { node, wary }));
 }
 
 /// Frames for messages: as few as may be, none much larger than [`FRAME_BYTES`].
@@ -466,16 +474,23 @@ async fn hear(
     answers: mpsc::Sender<Result<proto::PeerFrame, Status>>,
 ) {
     let mut levels = drive.room().changes();
+    let mut health = drive.log_health().changes();
     // Told at once what it is, unless it is what a peer takes for granted.
-    if *levels.borrow() != Level::Ample {
+    if *levels.borrow() != Level::Ample || *health.borrow() {
         levels.mark_changed();
     }
     loop {
         let frame = tokio::select! {
             frame = frames.message() => frame,
-            Ok(()) = levels.changed() => {
+            Ok(()) = async {
+                tokio::select! {
+                    changed = levels.changed() => changed,
+                    changed = health.changed() => changed,
+                }
+            } => {
                 let short = *levels.borrow_and_update() != Level::Ample;
-                let room = peer_frame::Frame::Room(proto::PeerRoom { short });
+                let wary = *health.borrow_and_update();
+                let room = peer_frame::Frame::Room(proto::PeerRoom { short, wary });
                 if answers.send(Ok(proto::PeerFrame { frame: Some(room) })).await.is_err() {
                     return;
                 }

@@ -172,6 +172,18 @@ impl World {
     }
 
     fn slow_disk(&mut self, place: Place, lasts_us: u64) -> &'static str {
+        let until_us = self.now_us + lasts_us;
+        match self.dice.below(4) {
+            0 => {
+                self.processes[place].frozen_until_us = until_us;
+                return "frozen disk";
+            }
+            1 => {
+                self.processes[place].stutters_until_us = until_us + lasts_us;
+                return "disk slow every other second";
+            }
+            _ => {}
+        }
         self.processes[place].sync_us = self.dice.between(10_000, 300_000);
         self.schedule(lasts_us, Event::Undo(Fault::SlowDisk(place)));
         "slow disk"
@@ -218,6 +230,21 @@ impl World {
         }
     }
 
+    /// The node that leads most.
+    pub(crate) fn most_leading(&self) -> Place {
+        let leads = |place: &Place| {
+            let core = self.processes[*place].core.as_ref();
+            core.map_or(0, |core| core.shards.keys().filter(|shard| core.leads(**shard)).count())
+        };
+        (COORDINATORS..PROCESSES).max_by_key(leads).unwrap_or(COORDINATORS)
+    }
+
+    /// The disk of a place hangs for so long, with nothing else amiss.
+    pub(crate) fn freeze_disk(&mut self, place: Place, lasts_us: u64) {
+        self.processes[place].frozen_until_us = self.now_us + lasts_us;
+        self.tell(|world| format!("the disk of {} hangs", world.processes[place].name));
+    }
+
     /// The storm is over: everything that can be mended is.
     pub(crate) fn calm(&mut self) {
         self.stormy = false;
@@ -225,6 +252,8 @@ impl World {
         for place in 0..COORDINATORS + NODES {
             self.processes[place].sync_us = USUAL_SYNC_US;
             self.processes[place].apply_us = USUAL_APPLY_US;
+            self.processes[place].frozen_until_us = 0;
+            self.processes[place].stutters_until_us = 0;
             self.schedule(0, Event::Resume { place });
             self.schedule(1, Event::Restart { place });
         }

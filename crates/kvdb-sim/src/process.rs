@@ -94,6 +94,10 @@ pub(crate) struct Process {
     pub(crate) inbox: Vec<Event>,
     /// Longest time of a sync, in microseconds.
     pub(crate) sync_us: u64,
+    /// No sync is finished before.
+    pub(crate) frozen_until_us: u64,
+    /// Until then no sync is finished in every other second.
+    pub(crate) stutters_until_us: u64,
     /// Longest time of an apply task, in microseconds.
     pub(crate) apply_us: u64,
 }
@@ -164,6 +168,14 @@ pub(crate) struct Taken {
 }
 
 impl Process {
+    /// For how long the disk finishes nothing from now on.
+    pub(crate) fn hangs_us(&self, now_us: u64) -> u64 {
+        const SECOND_US: u64 = 1_000_000;
+        let stutters = now_us < self.stutters_until_us && (now_us / SECOND_US).is_multiple_of(2);
+        let to_the_next = if stutters { SECOND_US - now_us % SECOND_US } else { 0 };
+        self.frozen_until_us.saturating_sub(now_us).max(to_the_next)
+    }
+
     pub(crate) fn new(name: String, is_coordinator: bool, node_id: Option<NodeId>) -> Self {
         Process {
             name,
@@ -182,6 +194,8 @@ impl Process {
             paused: false,
             inbox: Vec::new(),
             sync_us: USUAL_SYNC_US,
+            frozen_until_us: 0,
+            stutters_until_us: 0,
             apply_us: USUAL_APPLY_US,
         }
     }

@@ -6,6 +6,7 @@ use crate::world::{CLIENTS, World};
 use kvdb_checker::Verdict;
 use kvdb_checker::register::{self, Options};
 use kvdb_model::{Role, ShardDescriptor, ShardId};
+use kvdb_replication::GroupStatus;
 use kvdb_shard::digest;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -114,12 +115,47 @@ fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
             ));
         }
     }
+    a_leader_whose_disk_hangs_hands_over(world)?;
     let led = led_shards(world)?;
     shards_tile(&led)?;
     nothing_half_done(world, &led)?;
     replicas_agree(world, &led)?;
     expiry_holds(world)?;
     linearizable(world)
+}
+
+/// The disk of a node that leads hangs, and all is well otherwise: what it has begun to write and
+/// can't must be led by somebody else soon.
+fn a_leader_whose_disk_hangs_hands_over(world: &mut World) -> Result<(), String> {
+    const HANGS_US: u64 = 2_000_000;
+    const SOON_US: u64 = 600_000;
+    let place = world.most_leading();
+    world.freeze_disk(place, HANGS_US);
+    let begun_us = world.now_us;
+    world.run_until(begun_us + SOON_US);
+    let before = stuck(world, place);
+    world.run_until(begun_us + 2 * SOON_US);
+    let stays = stuck(world, place).into_iter().find(|shard| before.contains(shard));
+    if let Some(shard) = stays {
+        return Err(format!(
+            "shard {shard} is led by {} still, whose disk hangs:\n{}",
+            world.processes[place].name,
+            statuses(world, shard)
+        ));
+    }
+    world.run_until(begun_us + HANGS_US + 3_000_000);
+    nothing_violated(world)
+}
+
+/// Shards of three voters that a place leads with entries that its own log doesn't hold.
+fn stuck(world: &World, place: usize) -> Vec<ShardId> {
+    let Some(core) = &world.processes[place].core else { return Vec::new() };
+    let has_tail = |status: &GroupStatus| {
+        let own = status.progress.iter().find(|progress| progress.replica == status.replica);
+        let voters = status.descriptor.as_ref().map_or(0, |descriptor| descriptor.replicas.len());
+        voters >= 3 && own.is_some_and(|own| own.matched < status.last_index)
+    };
+    core.host.statuses().filter(has_tail).map(|status| status.shard).collect()
 }
 
 fn nothing_violated(world: &World) -> Result<(), String> {

@@ -51,7 +51,8 @@ impl World {
                 return self.disk_fails(place);
             }
             core.syncing = Some(core.waiting_number);
-            let after_us = LEAST_SYNC_US + self.dice.below(sync_us);
+            let hangs_us = self.processes[place].hangs_us(self.now_us);
+            let after_us = hangs_us + LEAST_SYNC_US + self.dice.below(sync_us);
             self.schedule(after_us, Event::Synced { place, life });
         }
         let Some(core) = &mut self.processes[place].core else { return };

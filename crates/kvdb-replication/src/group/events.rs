@@ -12,6 +12,7 @@ use kvdb_model::planted::{Bug, has};
 use kvdb_model::{LogIndex, LogPosition, NodeId, ReplicaId, Term};
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message, MessageType};
+use std::collections::BTreeSet;
 
 /// For so long a group that has just come to be leaves it to its first members to be born, each on
 /// its own node. (One that knows that it will take longer doesn't answer before: see
@@ -184,18 +185,79 @@ impl<T> Group<T> {
     /// Hands leadership over, to whichever replica is furthest or to a certain one. The latter is
     /// left alone as long as it isn't heard of: nothing is written while a hand-over is under way,
     /// and who wants it asks again.
-    pub(crate) fn transfer_leader(&mut self, to: Option<ReplicaId>) {
+    pub(crate) fn transfer_leader(&mut self, to: Option<ReplicaId>, wary: &BTreeSet<NodeId>) {
         if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
             return;
         }
         let chosen = match to {
             Some(replica) => Some(replica.0).filter(|id| self.may_follow(*id)),
-            None => self.best_successor(),
+            None => self.best_successor(wary),
         };
         if let Some(target) = chosen {
             self.lease.give_up(self.term());
             self.raw.transfer_leader(target);
         }
+    }
+
+    /// The host's log has stalled, or is well again.
+    pub(crate) fn be_wary(&mut self, wary: bool) {
+        self.wary = wary;
+        // Drawn anew.
+        self.election_timeout = 0;
+    }
+
+    /// Nodes that have made durable what this host's own log doesn't hold yet.
+    pub(crate) fn beyond_own_log(&self) -> Vec<NodeId> {
+        let raft = &self.raw.raft;
+        let ahead = raft.prs().iter().filter(|(id, progress)| {
+            **id != self.replica.0 && progress.matched > raft.raft_log.persisted
+        });
+        ahead.filter_map(|(id, _)| self.node_of(ReplicaId(*id))).collect()
+    }
+
+    /// Hands over to a follower that has everything and can write, if those that can are a majority
+    /// without this replica: see [`crate::stall`]. `able` are nodes that have proved to be able to.
+    pub(crate) fn hand_over_stalled(
+        &mut self,
+        able: &BTreeSet<NodeId>,
+        wary: &BTreeSet<NodeId>,
+    ) -> bool {
+        let raft = &self.raw.raft;
+        let Some(descriptor) = self.descriptor.as_ref().filter(|_| self.is_leader()) else {
+            return false;
+        };
+        if raft.lead_transferee.is_some() {
+            return false;
+        }
+        let last = raft.raft_log.last_index();
+        let has_all = |id: &u64| {
+            let matches = raft.prs().get(*id).is_some_and(|progress| progress.matched == last);
+            let node = self.node_of(ReplicaId(*id));
+            matches && *id != self.replica.0 && node.is_some_and(|node| able.contains(&node))
+        };
+        let voters = conf_state_of(&descriptor.replicas);
+        let is_majority = |set: &[u64]| {
+            set.is_empty() || 2 * set.iter().filter(|id| has_all(id)).count() > set.len()
+        };
+        if !is_majority(&voters.voters) || !is_majority(&voters.voters_outgoing) {
+            return false;
+        }
+        let mut chosen: Vec<u64> = voters.voters.iter().copied().filter(has_all).collect();
+        let is_wary =
+            |id: &u64| self.node_of(ReplicaId(*id)).is_some_and(|node| wary.contains(&node));
+        if !chosen.iter().all(is_wary) {
+            chosen.retain(|id| !is_wary(id));
+        }
+        // Not all shards to the same one.
+        let place = self.shard.0.checked_rem(chosen.len() as u64);
+        let Some(target) = place.and_then(|place| chosen.get(place as usize).copied()) else {
+            return false;
+        };
+        self.wake();
+        self.handed_over_stalled = true;
+        self.lease.give_up(self.term());
+        self.raw.transfer_leader(target);
+        true
     }
 
     fn may_follow(&self, id: u64) -> bool {
@@ -213,13 +275,16 @@ impl<T> Group<T> {
 
     /// The one that is there, as far as known, and furthest. (Raft forgets who is there each time
     /// it checks its quorum, so that alone must not rule anybody out.)
-    fn best_successor(&self) -> Option<u64> {
+    fn best_successor(&self, wary: &BTreeSet<NodeId>) -> Option<u64> {
         let progress = self.raw.raft.prs();
+        let is_wary =
+            |id: u64| self.node_of(ReplicaId(id)).is_some_and(|node| wary.contains(&node));
         self.successors()
             .into_iter()
             .filter_map(|id| progress.get(id).map(|progress| (id, progress)))
             .max_by_key(|(id, progress)| {
-                (progress.recent_active, progress.matched, std::cmp::Reverse(*id))
+                let rank = (progress.recent_active, !is_wary(*id), progress.matched);
+                (rank, std::cmp::Reverse(*id))
             })
             .map(|(id, _)| id)
     }
@@ -242,6 +307,7 @@ impl<T> Group<T> {
 
     /// All batches up to this one are durable.
     pub(crate) fn persisted(&mut self, batch: u64, out: &mut Outbox<T>) {
+        self.handed_over_stalled = false;
         while self.persisting.front().is_some_and(|first| first.batch <= batch) {
             let Some(done) = self.persisting.pop_front() else { break };
             self.finish_ready(done, out);

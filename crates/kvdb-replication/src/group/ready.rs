@@ -121,7 +121,8 @@ impl<T> Group<T> {
             self.grace_ticks = Some(0);
             self.end_grace(out);
         } else if self.grace_ticks.is_none() {
-            let succeeded = self.term() > oldest;
+            // A log that hangs can't tell what became of them.
+            let succeeded = self.term() > oldest && !self.handed_over_stalled;
             self.grace_ticks = Some(if succeeded { config.election_ticks } else { 0 });
         }
     }

@@ -13,6 +13,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
 use raft::{Changer, GetEntriesContext};
 use raft_proto::conf_state_eq;
+use std::collections::BTreeSet;
 
 impl<T> Group<T> {
     pub(crate) fn change_membership(
@@ -49,7 +50,7 @@ impl<T> Group<T> {
         }
         if !self.stays_voter(replicas) {
             // A leader that removes itself would go on leading a group that it isn't in.
-            self.transfer_leader(None);
+            self.transfer_leader(None, &BTreeSet::new());
             return Err(Rejection::Unavailable);
         }
         self.append_change(&change, context)

@@ -16,3 +16,4 @@ mod reads;
 mod rebirth;
 mod sleep;
 mod snapshots;
+mod stall;

@@ -4,6 +4,7 @@ use super::Shared;
 use super::fatal::fatal;
 use super::mailbox::{Nothing, Receiver, Sender};
 use super::replicate::{Event, LogBatch};
+use crate::clock;
 use kvdb_engine::{Engine, EngineError};
 use kvdb_replication::Input;
 use kvdb_wal::{FileDisk, Wal, volumes_to_flush};
@@ -65,6 +66,7 @@ impl LogWriter {
             }
         }
         let started = Instant::now();
+        self.shared.log_health.begins(clock::boot_us());
         if let Err(error) = self.wal.append(&batch.records) {
             if self.shared.room.is_stopped() {
                 // It waited for room. Nobody was told that these records are in the log.
@@ -76,6 +78,7 @@ impl LogWriter {
         if let Err(error) = self.wal.sync() {
             fatal(&format!("the write-ahead log can't be synced: {error}"));
         }
+        self.shared.log_health.ends(clock::boot_us());
         self.shared.metrics.log_syncs.observe(started.elapsed().as_secs_f64());
         let stats = self.wal.stats();
         let metrics = &self.shared.metrics;

@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) snapshots_sent: Counter,
     pub(crate) snapshots_received: Counter,
     pub(crate) replicas_asleep: Gauge,
+    pub(crate) log_stalled: Gauge,
 }
 
 pub(crate) struct LogSyncs(Histogram);
@@ -137,6 +138,11 @@ impl Metrics {
             "kvdb_log_sync_seconds",
             "Time that one append and sync of the write-ahead log took",
             self.log_syncs.0.clone(),
+        );
+        registry.register(
+            "kvdb_log_stalled",
+            "1 while the log can't be synced, and for a while after",
+            self.log_stalled.clone(),
         );
         registry.register(
             "kvdb_replicas_asleep",

@@ -19,6 +19,7 @@ mod changes;
 mod fatal;
 mod flushes;
 mod log;
+mod log_health;
 mod mailbox;
 mod maintain;
 mod metrics;
@@ -32,6 +33,7 @@ mod views;
 pub use changes::{Changes, ShardChanges};
 pub use fatal::fatal;
 pub use kvdb_engine::EngineError as VolumeError;
+pub use log_health::LogHealth;
 pub use rebirth::GoOnError;
 pub(crate) use replicate::Event;
 pub use replicate::Outgoing;
@@ -77,6 +79,8 @@ pub struct Shared {
     pub changes: Changes,
     /// Whether there is room for more.
     pub room: Arc<Room>,
+    /// How the syncs of the log go.
+    pub log_health: LogHealth,
     pub(crate) flushes: Flushes,
     pub(crate) submitted: AtomicUsize,
     pub(crate) peer_frames: AtomicUsize,
@@ -203,6 +207,7 @@ impl Drive {
             views: Views::default(),
             changes: Changes::default(),
             room: room.clone(),
+            log_health: LogHealth::default(),
             flushes: Flushes::default(),
             submitted: AtomicUsize::new(0),
             peer_frames: AtomicUsize::new(0),
@@ -323,6 +328,11 @@ impl Drive {
     /// Whether there is room for more on the disk.
     pub fn room(&self) -> &Room {
         &self.shared.room
+    }
+
+    /// How the syncs of the log go.
+    pub fn log_health(&self) -> &LogHealth {
+        &self.shared.log_health
     }
 
     /// Changes each time a role, term or leader does.

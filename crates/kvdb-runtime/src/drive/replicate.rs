@@ -120,6 +120,7 @@ impl Replicator {
                 self.host.step(clock::now(), Input::Tick);
                 self.shared.metrics.replicas_asleep.set(self.host.asleep() as i64);
                 next_tick = (next_tick + self.tick).max(now);
+                self.tell_wary();
             }
             let effects = self.host.drain(clock::now());
             for effect in effects {
@@ -127,6 +128,19 @@ impl Replicator {
             }
             self.feed_log();
             self.shared.apply_wanted.store(self.host.awaits_apply(), Ordering::SeqCst);
+        }
+    }
+
+    fn tell_wary(&self) {
+        let wary = self.host.is_wary();
+        if !self.shared.log_health.set_wary(wary) {
+            return;
+        }
+        self.shared.metrics.log_stalled.set(i64::from(wary));
+        if wary {
+            tracing::warn!("the log can't be synced: others are to lead what is led here");
+        } else {
+            tracing::info!("the log is well again");
         }
     }
 

@@ -4,7 +4,9 @@ use super::coordinators;
 use crate::exit::Failure;
 use crate::output::{Output, insert_bytes, printable, table};
 use crate::units::{about_size, about_time};
-use kvdb_client::{AdminClient, ClusterStatus, Figures, NodeFigures, ShardFigures, ShortShard};
+use kvdb_client::{
+    AdminClient, ClusterStatus, Figures, LessPreferredLeader, NodeFigures, ShardFigures, ShortShard,
+};
 use kvdb_model::{
     KeyRange, NodeRecord, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap,
     ShardRecord,
@@ -47,6 +49,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         "shards": map.shards.len(),
         "shards_with_leader": led,
         "under_replicated_shards": status.short_shard_count,
+        "less_preferred_leaders": status.less_preferred_leaders.iter().map(poor).collect::<Vec<_>>(),
         "short_shards": status.short_shards.iter().map(short_shard).collect::<Vec<_>>(),
     });
     print(json, &document, || {
@@ -63,7 +66,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
                 some => format!(", {some} with too few replicas"),
             },
             coordinators::rows(&status.members),
-            short(&status),
+            [short(&status), poor_leaders(&status)].concat(),
             lost(&map)
         )
     })
@@ -76,6 +79,26 @@ fn short_shard(short: &ShortShard) -> Value {
         "wanted_replicas": short.wanted_replicas,
         "why": short.why,
     })
+}
+
+fn poor(poor: &LessPreferredLeader) -> Value {
+    json!({
+        "node_id": poor.node.0,
+        "reason": poor.reason,
+        "description": poor.description,
+    })
+}
+
+/// Which nodes should rather not lead, and why.
+fn poor_leaders(status: &ClusterStatus) -> String {
+    let line = |poor: &LessPreferredLeader| {
+        format!("\nnode {} should rather not lead: {}", poor.node, poor.description)
+    };
+    let lines: Vec<String> = status.less_preferred_leaders.iter().map(line).collect();
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!("\n{}", lines.concat()),
+    }
 }
 
 /// Shards that a table of them shows.
@@ -175,10 +198,15 @@ impl<'a> NodeRow<'a> {
 pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure> {
     let map = admin.shard_map().await?;
     let figures = admin.figures().await?;
+    let status = admin.status().await?;
     let rows: Vec<NodeRow<'_>> =
         map.nodes.values().map(|record| NodeRow::new(&map, &figures, record)).collect();
     let nodes: Vec<Value> = rows.iter().map(NodeRow::document).collect();
-    let document = json!({ "map_version": map.version.0, "nodes": nodes });
+    let document = json!({
+        "map_version": map.version.0,
+        "nodes": nodes,
+        "less_preferred_leaders": status.less_preferred_leaders.iter().map(poor).collect::<Vec<_>>(),
+    });
     print(json, &document, || {
         let head = [
             "NODE",
@@ -194,7 +222,8 @@ pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure
             "UP",
             "HEARD",
         ];
-        table(&head, &rows.iter().map(NodeRow::cells).collect::<Vec<_>>())
+        let rows = table(&head, &rows.iter().map(NodeRow::cells).collect::<Vec<_>>());
+        format!("{rows}{}", poor_leaders(&status))
     })
 }
 
