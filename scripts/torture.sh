@@ -8,7 +8,6 @@ wanted=()
 for pair in strace:strace fsfreeze:util-linux mkfs.ext4:e2fsprogs; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || wanted+=("${pair##*:}")
 done
-compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || wanted+=(libfaketime)
 if [ "${#wanted[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing ${wanted[*]}" >&2
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${wanted[@]}"; } >/dev/null 2>&1 ||

@@ -58,6 +58,8 @@ pub struct ClusterStatus {
     pub short_shard_count: u64,
     /// Nodes that lead only where nobody else can.
     pub less_preferred_leaders: Vec<LessPreferredLeader>,
+    /// Processes whose wall clock differs from cluster time by more than 500 ms.
+    pub wrong_clocks: Vec<WrongClock>,
 }
 
 /// A node that leads only where nobody else can, and one reason for it.
@@ -69,6 +71,19 @@ pub struct LessPreferredLeader {
     pub reason: String,
     /// With the figures.
     pub description: String,
+}
+
+/// A process whose wall clock is wrong. Nothing relies on it; it is worth setting right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongClock {
+    /// `node`, `gateway` or `coordinator`.
+    pub process: String,
+    /// Where it listens.
+    pub address: String,
+    /// Of a node.
+    pub node: Option<NodeId>,
+    /// How far it is ahead, in milliseconds; behind, if negative.
+    pub ahead_ms: i64,
 }
 
 /// One coordinator.
@@ -180,6 +195,16 @@ impl AdminClient {
                     node: NodeId(told.node_id),
                     reason: told.reason,
                     description: told.description,
+                })
+                .collect(),
+            wrong_clocks: answer
+                .wrong_clocks
+                .into_iter()
+                .map(|clock| WrongClock {
+                    process: clock.process,
+                    address: clock.address,
+                    node: (clock.node_id != 0).then_some(NodeId(clock.node_id)),
+                    ahead_ms: clock.ahead_ms,
                 })
                 .collect(),
         })

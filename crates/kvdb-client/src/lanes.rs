@@ -63,6 +63,7 @@ impl Lanes {
             sequence: lane.sequence,
             acked_below: lane.sequence,
             valid_until_ms: since_epoch.as_millis() as u64,
+            valid_until_age_ms: 0,
         };
         Ticket { lanes: self, lane: Some(lane), request_id }
     }

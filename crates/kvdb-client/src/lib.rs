@@ -53,7 +53,7 @@ mod whois;
 
 pub use admin::{
     AdminClient, ClusterStatus, CreatedKeyspace, Initialised, LessPreferredLeader, Member,
-    Registered, ShortShard,
+    Registered, ShortShard, WrongClock,
 };
 pub use client::Client;
 pub use error::Error;

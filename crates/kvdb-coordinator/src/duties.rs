@@ -33,6 +33,7 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
         led = leads;
         show_poor_leaders(&member, leads, &mut poor);
         if leads {
+            member.look_at_clocks(&member.view.state());
             look(&member).await;
         }
     }
@@ -110,7 +111,7 @@ fn plan(member: &Member, state: &ControlState) -> Vec<ControlCommand> {
     // One that can't be reached is of as little use as one that is silent.
     silent_ms.extend(member.liveness.lock().reach.missed_ms(now_ms));
     let observed = Observed {
-        now_ms: clock::wall_ms(),
+        now_ms: member.time.now_or_wall_ms(),
         silent_ms,
         impossible: std::mem::take(&mut *member.impossible.lock()),
         loads: member.standings.lock().loads(state.map()),

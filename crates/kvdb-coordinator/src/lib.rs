@@ -5,6 +5,7 @@
 //! belongs to the group, `reach` where they and the nodes are, and `founders` what each remembers of
 //! its beginning; `run` puts them together.
 
+mod clocks;
 mod duties;
 mod figures;
 mod founders;

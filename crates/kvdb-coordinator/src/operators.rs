@@ -6,7 +6,6 @@ use kvdb_control::{
     OperatorState,
 };
 use kvdb_model::{MembershipEpoch, NodeId, OperatorId, ShardId};
-use kvdb_runtime::clock;
 use kvdb_wire::proto;
 use tonic::{Response, Status};
 
@@ -45,7 +44,7 @@ impl Member {
             request,
             reason: ASKED_FOR.to_owned(),
             parent: None,
-            now_ms: clock::wall_ms(),
+            now_ms: self.time.now_or_wall_ms(),
             time_limit_ms: self.planner.config.time_limit_ms,
         };
         match self.propose(command).await? {
@@ -68,7 +67,7 @@ impl Member {
     }
 
     pub(crate) async fn cancel(&self, id: OperatorId) -> Result<(), Status> {
-        let command = ControlCommand::CancelOperator { id, now_ms: clock::wall_ms() };
+        let command = ControlCommand::CancelOperator { id, now_ms: self.time.now_or_wall_ms() };
         self.propose(command).await.map(|_| ())
     }
 }

@@ -12,6 +12,8 @@ use kvdb_control::{
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::cluster_time::{self, ClusterTime};
+use kvdb_runtime::coordinators;
 use kvdb_runtime::dial::{self, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::files;
@@ -158,6 +160,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         poor_leaders.clone(),
     );
     let meter = Meter::new(&mut registry);
+    let time = ClusterTime::new(&mut registry);
     let view = Arc::new(View::default());
     let machine_view = view.clone();
     let drive_config = DriveConfig {
@@ -215,6 +218,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         told: Arc::default(),
         planner: Planner { config: config.planner },
         poor_leaders,
+        time: time.clone(),
+        clocks: Arc::default(),
         impossible: Arc::default(),
     };
     let (finding, knowing, hearing) = (member.clone(), member.clone(), member.clone());
@@ -243,6 +248,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.all_addresses()),
     };
+    tokio::spawn(follow_time(member.clone(), time, shutdown.clone()));
 
     let services = [
         coordinator_server::SERVICE_NAME,
@@ -337,6 +343,30 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("coordinator has stopped");
     Ok(())
+}
+
+/// A member that doesn't lead hears the time from the one that does.
+async fn follow_time(member: Member, time: ClusterTime, shutdown: Shutdown) {
+    let coordinators = coordinators::Coordinators::new(member.peers.values().cloned().collect());
+    let coordinators_of_log = coordinators.clone();
+    let (asking, informed) = (member.clone(), member.drive.clone());
+    let process = move || {
+        let addresses = member.view.state().coordinator_addresses();
+        if !addresses.is_empty() {
+            coordinators_of_log.learn(addresses);
+        }
+        kvdb_wire::proto::SyncClockRequest {
+            process: "coordinator".to_owned(),
+            address: member.address_of(member.drive.node_id()).unwrap_or_default(),
+            ..Default::default()
+        }
+    };
+    let has_leader = move || {
+        let view = asking.drive.views().get(ShardId::CONTROL);
+        view.is_some_and(|view| view.leader.is_some() && !view.is_leader)
+    };
+    let heard = move |now_ms| informed.cluster_time_is(now_ms);
+    cluster_time::follow(coordinators, process, time, has_leader, heard, shutdown).await;
 }
 
 /// Takes part from now on.

@@ -1,5 +1,6 @@
 //! The `Coordinator` service. Only the leader answers; a follower says who leads.
 
+use crate::clocks::SharedClocks;
 use crate::figures;
 use crate::founders::Founders;
 use crate::view::View;
@@ -13,6 +14,7 @@ use kvdb_model::{
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
+use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_runtime::peers::Contacts;
 use kvdb_wire::proto::coordinator_server::Coordinator;
@@ -71,6 +73,9 @@ pub(crate) struct Member {
     pub(crate) planner: Planner,
     /// Nodes that should rather not lead, for metrics.
     pub(crate) poor_leaders: Family<PoorLeader, Gauge>,
+    /// Cluster time.
+    pub(crate) time: ClusterTime,
+    pub(crate) clocks: SharedClocks,
     /// What shard leaders say can't be done, since the last round of planning.
     pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
 }
@@ -363,6 +368,7 @@ impl Coordinator for Member {
             // It has moved, or another node was found where it was.
             tokio::spawn(reach::find_again(self.clone(), node, request.address));
         }
+        self.hear_node_clock(node, request.wall_ms);
         let mut led = Vec::new();
         for report in request.led {
             let descriptor = report
@@ -406,7 +412,16 @@ impl Coordinator for Member {
             tasks: state.tasks_of(node).iter().map(shard_task_to).collect(),
             split_size_bytes: self.planner.config.split_size_bytes,
             dial,
+            cluster_time_ms: self.cluster_ms(),
         }))
+    }
+
+    async fn sync_clock(
+        &self,
+        request: Request<proto::SyncClockRequest>,
+    ) -> Result<Response<proto::SyncClockResponse>, Status> {
+        self.check_leader()?;
+        Ok(Response::new(Member::sync_clock(self, request.into_inner())))
     }
 
     async fn init_shards(
@@ -732,6 +747,12 @@ impl Coordinator for Member {
             reasons.iter().map(said).collect()
         };
         let less_preferred_leaders = loads.less_preferred.iter().flat_map(said).collect();
+        let wrong_clocks = self.wrong_clocks(&state).into_iter().map(|clock| proto::WrongClock {
+            process: clock.process,
+            address: clock.address,
+            node_id: clock.node.0,
+            ahead_ms: clock.ahead_ms,
+        });
         Ok(Response::new(proto::GetStatusResponse {
             cluster_id: cluster_id_to(state.map().cluster_id),
             map_version: state.map().version.0,
@@ -744,6 +765,7 @@ impl Coordinator for Member {
             node_figures,
             shard_figures,
             less_preferred_leaders,
+            wrong_clocks: wrong_clocks.collect(),
         }))
     }
 }

@@ -39,9 +39,9 @@ pub fn commands(data: &[u8]) {
 }
 
 fn payload(bytes: Bytes) {
-    let peeked = EntryPayload::peek_last_version(&bytes);
+    let peeked = EntryPayload::peek_time(&bytes);
     let Ok(read) = EntryPayload::decode(bytes) else { return };
-    assert_eq!(peeked, Ok(read.last_version()));
+    assert_eq!(peeked, Ok((read.version, read.last_version(), read.jump_ms)));
     assert_eq!(EntryPayload::decode(read.to_bytes()).as_ref(), Ok(&read));
     for packed in read.commands {
         command(packed);

@@ -69,7 +69,7 @@ pub(crate) fn a_write() -> Command {
         client_id: Bytes::from_static(b"client"),
         sequence: 7,
         acked_below: 3,
-        valid_until_ms: 2_000_000,
+        valid_until: kvdb_model::ValidUntil::Time(2_000_000),
     };
     let operations = vec![put(b"key", b"value", Some(60_000)), put(b"other", b"", None)];
     Command::Write(Write { epoch: EPOCH, atomic: true, request: Some(request), operations })
@@ -84,6 +84,7 @@ pub(crate) fn a_volume() -> MemoryEngine {
     let payload = EntryPayload {
         version: Version::from_millis(1_900_000),
         version_count: command.version_count(),
+        jump_ms: 0,
         commands: vec![command.to_bytes()],
     };
     let entry = LogEntry {

@@ -86,6 +86,7 @@ pub(crate) fn commands() -> Vec<Vec<u8>> {
     let payload = EntryPayload {
         version: Version::from_millis(1_900_000),
         version_count: 1,
+        jump_ms: 0,
         commands: vec![write.to_bytes()],
     };
     let register = ControlCommand::RegisterNode {

@@ -17,7 +17,7 @@ use kvdb_router::{Failure, Next, RequestMachine, Route};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{
-    proto, refusal_from_proto, refusal_to_proto, request_tag_from, requests, transport,
+    client_tag_from, proto, refusal_from_proto, refusal_to_proto, requests, transport,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -174,7 +174,7 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::BatchWriteResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
-        let own = request_tag_from(request.request_id.clone(), &self.limits)?;
+        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
         let operations = requests::batch_operations(request.operations, &self.limits)?;
         let results = if request.atomic {
             self.write_together(&keyspace, operations, own, deadline).await?

@@ -48,6 +48,7 @@ pass_on! {
     get_shard_map(GetShardMapRequest) -> GetShardMapResponse;
     register_node(RegisterNodeRequest) -> RegisterNodeResponse;
     heartbeat(HeartbeatRequest) -> HeartbeatResponse;
+    sync_clock(SyncClockRequest) -> SyncClockResponse;
     init_shards(InitShardsRequest) -> InitShardsResponse;
     create_keyspace(CreateKeyspaceRequest) -> CreateKeyspaceResponse;
     set_history(SetHistoryRequest) -> SetHistoryResponse;

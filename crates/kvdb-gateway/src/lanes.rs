@@ -2,15 +2,15 @@
 //!
 //! A lane a shard, so that one stuck shard doesn't hold back what the others have acknowledged;
 //! random per process, so that no two gateways share one.
+//!
+//! How long an id is valid is stamped when it is first sent ([`crate::ages`]).
 
+use crate::ages::UNSTAMPED;
 use bytes::Bytes;
 use kvdb_model::{RequestTag, ShardId};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// How far ahead a request stays valid: longer than any deadline that the gateway keeps.
-const VALID_MS: u64 = 5 * 60 * 1000;
 
 #[derive(Default)]
 struct Lane {
@@ -38,7 +38,7 @@ impl Lanes {
     }
 
     /// An id for a write that goes to `shard`. It stays the same wherever the write ends up.
-    pub(crate) fn begin(&self, shard: ShardId, now_ms: u64) -> Ticket {
+    pub(crate) fn begin(&self, shard: ShardId) -> Ticket {
         let mut lanes = self.lanes.lock();
         let lane = lanes.entry(shard).or_default();
         let sequence = lane.next;
@@ -49,7 +49,7 @@ impl Lanes {
             client_id: Bytes::from(format!("gw-{:016x}-{shard}", self.process)),
             sequence,
             acked_below,
-            valid_until_ms: now_ms + VALID_MS,
+            valid_until: UNSTAMPED,
         };
         Ticket { tag, shard, lanes: self.clone() }
     }
@@ -71,24 +71,24 @@ mod tests {
     #[test]
     fn a_request_acknowledges_all_below_the_oldest_that_is_under_way() {
         let lanes = Lanes::new(7);
-        let first = lanes.begin(ShardId(1), 0);
-        let second = lanes.begin(ShardId(1), 0);
+        let first = lanes.begin(ShardId(1));
+        let second = lanes.begin(ShardId(1));
         assert_eq!((second.tag.sequence, second.tag.acked_below), (1, 0));
         drop(first);
-        let third = lanes.begin(ShardId(1), 0);
+        let third = lanes.begin(ShardId(1));
         assert_eq!((third.tag.sequence, third.tag.acked_below), (2, 1));
         drop(second);
         drop(third);
-        let fourth = lanes.begin(ShardId(1), 0);
+        let fourth = lanes.begin(ShardId(1));
         assert_eq!((fourth.tag.sequence, fourth.tag.acked_below), (3, 3));
     }
 
     #[test]
     fn lanes_of_shards_do_not_hold_each_other_back() {
         let lanes = Lanes::new(7);
-        let _stuck = lanes.begin(ShardId(1), 0);
+        let _stuck = lanes.begin(ShardId(1));
         for sequence in 0..3 {
-            let other = lanes.begin(ShardId(2), 0);
+            let other = lanes.begin(ShardId(2));
             assert_eq!(other.tag.acked_below, sequence);
             assert_ne!(other.tag.client_id, _stuck.tag.client_id);
         }

@@ -2,11 +2,12 @@
 //!
 //! `service` takes requests in; `admission` says how many at a time; `route` takes one through its
 //! retries; `link` keeps a stream to each node and packs what waits for it; `lanes` gives writes the ids under which they may be
-//! retried; `batch` groups many operations by shard; `scan` walks the shards; `watch` puts the changes
+//! retried; `ages` says how long these are valid; `batch` groups many operations by shard; `scan` walks the shards; `watch` puts the changes
 //! of many shards together; `figures` counts by keyspace; `control` passes calls on to the coordinators; `redis` speaks the Redis
 //! protocol.
 
 mod admission;
+mod ages;
 mod batch;
 mod control;
 mod figures;

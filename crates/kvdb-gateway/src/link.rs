@@ -1,5 +1,6 @@
 //! Streams to the nodes. Whatever waits for a node when its stream is free goes in one message.
 
+use kvdb_model::ShardTimes;
 use kvdb_router::Failure;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_client::NodeClient;
@@ -17,7 +18,13 @@ const QUEUE: usize = 4096;
 /// Operations in one message, at most.
 const BATCH: usize = 512;
 
-type Reply = oneshot::Sender<Result<Answer, Failure>>;
+type Reply = oneshot::Sender<Result<Heard, Failure>>;
+
+/// An answer, and what the shard's clock said with it.
+pub(crate) struct Heard {
+    pub(crate) answer: Answer,
+    pub(crate) times: ShardTimes,
+}
 
 struct Job {
     asked: Asked,
@@ -40,7 +47,7 @@ impl Links {
         address: &Arc<str>,
         lane: usize,
         asked: Asked,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Heard, Failure> {
         let lane = lane % streams();
         let queue = self.queue(address, lane);
         let (reply, answer) = oneshot::channel();
@@ -132,9 +139,10 @@ async fn converse(
 
 fn settle(waiting: &mut HashMap<u64, Reply>, answer: proto::NodeAnswer) {
     let Some(reply) = waiting.remove(&answer.id) else { return };
+    let times = ShardTimes { time_ms: answer.shard_time_ms, age_ms: answer.shard_age_ms };
     let result = match answer.answer {
         Some(Answer::Refusal(refusal)) => Err(Failure::Refused(refusal_from_proto(refusal))),
-        Some(answer) => Ok(answer),
+        Some(answer) => Ok(Heard { answer, times }),
         None => Err(Failure::NoAnswer),
     };
     // Whoever asked may have given up at its deadline.

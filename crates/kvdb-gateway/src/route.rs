@@ -1,14 +1,15 @@
 //! One request, through routing and retries, to its answer or its end.
 
 use crate::admission::Admission;
+use crate::ages::{Ages, Stamp};
 use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
-use crate::link::Links;
+use crate::link::{Heard, Links};
 use crate::metrics::Metrics;
 use crate::watch::Watches;
 use kvdb_model::{Keyspace, KeyspaceId, Limits, MapVersion, Refusal, ShardId};
 use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
-use kvdb_runtime::clock;
+use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::map::ClusterMap;
 use kvdb_wire::proto::node_answer::Answer;
@@ -23,6 +24,8 @@ pub(crate) struct Gateway {
     pub(crate) map: ClusterMap,
     pub(crate) links: Links,
     pub(crate) lanes: Lanes,
+    pub(crate) ages: Ages,
+    pub(crate) time: ClusterTime,
     pub(crate) limits: Limits,
     pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
@@ -55,6 +58,8 @@ pub(crate) struct Answered {
     pub(crate) answer: Answer,
     /// Who gave it.
     pub(crate) route: Route,
+    /// Shard time as it was answered, in milliseconds since 1970.
+    pub(crate) now_ms: u64,
     /// An earlier try of a write may have been carried out: a part of the answer that is a refusal
     /// doesn't settle that.
     pub(crate) is_unsure: bool,
@@ -155,6 +160,7 @@ impl Gateway {
         let mut at = None;
         // The first try of a read that any replica may serve; whoever refuses points to the leader.
         let mut any = (nature == Nature::ReplicaRead).then(|| spread(seed));
+        let mut stamp = Stamp::default();
         loop {
             let by_turns = any.take().and_then(|turn| self.find_any(place, turn));
             let route = match by_turns.or_else(|| self.routed(place, at.take(), avoid)) {
@@ -169,16 +175,21 @@ impl Gateway {
                     continue;
                 }
             };
-            let asked = self.links.ask(&route.address, seed as usize, build(&route));
+            let mut asked = build(&route);
+            stamp.put_on(&mut asked, || self.age_of(route.shard_id));
+            let asked = self.links.ask(&route.address, seed as usize, asked);
             let asked = self.until_another_leads(place, &route, asked);
             let result = match tokio::time::timeout_at(deadline.into(), asked).await {
                 Ok(result) => result,
                 Err(_) => return Err(machine.timed_out(true)),
             };
             let failure = match result {
-                Ok(answer) => {
+                Ok(Heard { answer, times }) => {
                     self.metrics.seconds.observe(started.elapsed().as_secs_f64());
-                    return Ok(Answered { answer, route, is_unsure: machine.is_unknown() });
+                    self.ages.hear(route.shard_id, times, Instant::now());
+                    let now_ms = if times.time_ms > 0 { times.time_ms } else { self.now_ms() };
+                    let is_unsure = machine.is_unknown();
+                    return Ok(Answered { answer, route, now_ms, is_unsure });
                 }
                 Err(failure) => failure,
             };
@@ -186,6 +197,16 @@ impl Gateway {
                 return Err(refusal);
             }
             self.metrics.retry(cause_of(&failure));
+            if let Failure::Refused(Refusal::RequestIdExpired { shard, .. }) = &failure
+                && !machine.is_unknown()
+                && stamp.was_wrong(*shard)
+            {
+                self.ages.hear(route.shard_id, *shard, Instant::now());
+                // The next refusal of this kind is by what this one has told: it ends the request.
+                if Instant::now() < deadline {
+                    continue;
+                }
+            }
             let hint = self.learn(&failure, &route);
             let now_ms = elapsed_ms(started);
             let next = machine.failed(failure, Some(route.node), hint, now_ms);
@@ -199,8 +220,8 @@ impl Gateway {
         &self,
         place: Place<'_>,
         route: &Route,
-        asked: impl Future<Output = Result<Answer, Failure>>,
-    ) -> Result<Answer, Failure> {
+        asked: impl Future<Output = Result<Heard, Failure>>,
+    ) -> Result<Heard, Failure> {
         // Not always the node that was asked: that may have been a hint, or the second choice.
         let led = self.find(place, None).map(|route| route.node);
         let mut asked = std::pin::pin!(asked);
@@ -223,6 +244,17 @@ impl Gateway {
                 _ = changes.changed() => {}
             }
         }
+    }
+
+    /// Cluster time in milliseconds since 1970, or this machine's own while that isn't known.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.time.now_or_wall_ms()
+    }
+
+    /// How old a shard is now, as far as it has said; cluster time is the guess otherwise.
+    fn age_of(&self, shard: ShardId) -> u64 {
+        let heard = self.ages.of(shard, Instant::now());
+        heard.map_or_else(|| self.now_ms(), |times| times.age_ms)
     }
 
     fn find_any(&self, place: Place<'_>, turn: u64) -> Option<Route> {
@@ -327,11 +359,6 @@ fn cause_of(failure: &Failure) -> &'static str {
     }
 }
 
-/// Milliseconds since 1970.
-pub(crate) fn wall_ms() -> u64 {
-    clock::wall_ms()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,6 +370,8 @@ mod tests {
             map: ClusterMap::default(),
             links: Links::default(),
             lanes: Lanes::new(1),
+            ages: Ages::default(),
+            time: ClusterTime::default(),
             watches: Watches::default(),
             limits: Limits::default(),
             admission: Admission::new(1, 1),

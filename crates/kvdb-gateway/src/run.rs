@@ -1,6 +1,7 @@
 //! A gateway, from its configuration to its end.
 
 use crate::admission::{Admission, MOST_BYTES};
+use crate::ages::Ages;
 use crate::control::Control;
 use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
@@ -9,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::route::Gateway;
 use crate::watch::Watches;
 use kvdb_model::Limits;
+use kvdb_runtime::cluster_time::{self, ClusterTime};
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::Introduction;
 use kvdb_runtime::files;
@@ -78,6 +80,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     let random = u128::from_be_bytes(random);
 
     let mut registry = Registry::default();
+    let time = ClusterTime::new(&mut registry);
     let metrics = Metrics::new(&mut registry);
     let figures = KeyspaceFigures::new(&mut registry);
     let readiness = Readiness::default();
@@ -88,6 +91,8 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         map: map.clone(),
         links: Links::default(),
         lanes: Lanes::new(random as u64),
+        ages: Ages::default(),
+        time: time.clone(),
         limits: Limits::default(),
         admission: Admission::new(config.most_requests, MOST_BYTES),
         metrics: metrics.clone(),
@@ -131,6 +136,21 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
     if let Some(listener) = http_listener {
         tokio::spawn(http::serve(listener, readiness.clone(), registry, shutdown.clone()));
     }
+    let address = config.listen.clone().or_else(|| config.redis.clone()).unwrap_or_default();
+    let process = move || kvdb_wire::proto::SyncClockRequest {
+        process: "gateway".to_owned(),
+        address: address.clone(),
+        ..Default::default()
+    };
+    let following = cluster_time::follow(
+        coordinators.clone(),
+        process,
+        time,
+        || true,
+        |_| {},
+        shutdown.clone(),
+    );
+    tokio::spawn(following);
     tokio::spawn(map.clone().follow(coordinators, shutdown.clone()));
     tracing::info!("{}", listen::UNPROTECTED);
     tracing::info!(

@@ -2,14 +2,14 @@
 
 use crate::admission::{Admitted, weight_of};
 use crate::figures::Figures;
-use crate::route::{Gateway, Nature, Place, wall_ms};
+use crate::route::{Gateway, Nature, Place};
 use crate::{scan, watch};
 use bytes::Bytes;
 use kvdb_model::{Keyspace, Refusal, RequestTag, ShardId};
 use kvdb_wire::proto::kv_server::Kv;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, refusal_from_proto, request_tag_from, requests, status_of};
+use kvdb_wire::{client_tag_from, proto, refusal_from_proto, requests, status_of};
 use prost::Message;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,7 +119,7 @@ impl Gateway {
             None => {
                 let shard =
                     self.find(Place::At(key), None).map_or(ShardId(0), |route| route.shard_id);
-                let lane = self.lanes.begin(shard, wall_ms());
+                let lane = self.lanes.begin(shard);
                 Identified { request_id: requests::request_id_to(&lane.tag), _lane: Some(lane) }
             }
         }
@@ -169,7 +169,7 @@ impl Gateway {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
         self.limits.check_value(&request.value)?;
-        let own = request_tag_from(request.request_id.clone(), &self.limits)?;
+        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
         let identified = self.identify(own, &routing_key);
         let build = |route: &kvdb_router::Route| {
             Asked::Put(proto::NodePutRequest {
@@ -198,7 +198,7 @@ impl Gateway {
     ) -> Result<proto::DeleteResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
-        let own = request_tag_from(request.request_id.clone(), &self.limits)?;
+        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
         let identified = self.identify(own, &routing_key);
         let build = |route: &kvdb_router::Route| {
             Asked::Delete(proto::NodeDeleteRequest {
@@ -225,7 +225,7 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::ExpireResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
-        let own = request_tag_from(request.request_id, &self.limits)?;
+        let own = client_tag_from(request.request_id, &self.limits)?;
         let operation = requests::expire_operation(
             request.key,
             request.ttl_ms,
@@ -252,7 +252,7 @@ impl Gateway {
     ) -> Result<proto::IncrementResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
         let routing_key = self.routing_key(&keyspace, &request.key)?;
-        let own = request_tag_from(request.request_id.clone(), &self.limits)?;
+        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
         let identified = self.identify(own, &routing_key);
         let build = |route: &kvdb_router::Route| {
             Asked::Increment(proto::NodeIncrementRequest {

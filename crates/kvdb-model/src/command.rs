@@ -23,8 +23,28 @@ pub struct RequestTag {
     pub sequence: u64,
     /// Every sequence below this is settled: its answer needs no remembering.
     pub acked_below: u64,
-    /// Wall-clock milliseconds since 1970 after which the request is refused instead of applied.
-    pub valid_until_ms: u64,
+    /// From when on the request is refused instead of applied.
+    pub valid_until: ValidUntil,
+}
+
+/// How long a request is valid, by the clock of the shard that it goes to. See [`crate::time`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ValidUntil {
+    /// Shard time, in milliseconds since 1970: of an id that a client brings along, which knows no
+    /// other clock than its own.
+    Time(u64),
+    /// Shard age, in milliseconds: of an id that a front has made, which knows from the shard's
+    /// answers how old it is. A jump of shard time doesn't end it.
+    Age(u64),
+}
+
+impl ValidUntil {
+    /// The number, whatever it counts.
+    pub fn millis(self) -> u64 {
+        match self {
+            ValidUntil::Time(ms) | ValidUntil::Age(ms) => ms,
+        }
+    }
 }
 
 /// One client's write to one shard: a single operation or a batch.
@@ -202,12 +222,15 @@ impl Command {
 impl Write {
     fn encode(&self, out: &mut Writer) {
         out.varint(self.epoch.0);
-        out.u8(u8::from(self.atomic) | u8::from(self.request.is_some()) << 1);
+        let by_age =
+            self.request.as_ref().is_some_and(|tag| matches!(tag.valid_until, ValidUntil::Age(_)));
+        let tagged = u8::from(self.request.is_some());
+        out.u8(u8::from(self.atomic) | tagged << 1 | u8::from(by_age) << 2);
         if let Some(tag) = &self.request {
             out.bytes(&tag.client_id);
             out.varint(tag.sequence);
             out.varint(tag.acked_below);
-            out.varint(tag.valid_until_ms);
+            out.varint(tag.valid_until.millis());
         }
         out.varint(self.operations.len() as u64);
         for operation in &self.operations {
@@ -218,7 +241,8 @@ impl Write {
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let epoch = RangeEpoch(input.varint()?);
         let flags = input.u8()?;
-        if flags > 3 {
+        let by_age = flags & 4 != 0;
+        if flags > 7 || (by_age && flags & 2 == 0) {
             return Err(DecodeError::unknown_tag("write flags", flags));
         }
         let request = if flags & 2 != 0 {
@@ -226,7 +250,10 @@ impl Write {
                 client_id: input.bytes()?,
                 sequence: input.varint()?,
                 acked_below: input.varint()?,
-                valid_until_ms: input.varint()?,
+                valid_until: match input.varint()? {
+                    age_ms if by_age => ValidUntil::Age(age_ms),
+                    ms => ValidUntil::Time(ms),
+                },
             })
         } else {
             None
@@ -344,6 +371,9 @@ pub struct EntryPayload {
     pub version: Version,
     /// How many versions the commands take up together, at least 1.
     pub version_count: u64,
+    /// By how many milliseconds shard time was put forward at this entry, beyond what had passed.
+    /// The shard's age goes on as if it hadn't been.
+    pub jump_ms: u64,
     /// Encoded [`Command`]s, in order.
     pub commands: Vec<Bytes>,
 }
@@ -361,6 +391,7 @@ impl EntryPayload {
         out.u8(1);
         out.u64(self.version.0);
         out.varint(self.version_count);
+        out.varint(self.jump_ms);
         out.varint(self.commands.len() as u64);
         for command in &self.commands {
             out.bytes(command);
@@ -375,13 +406,14 @@ impl EntryPayload {
     pub fn decode(data: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(data);
         let (version, version_count) = Self::header(&mut input)?;
+        let jump_ms = input.varint()?;
         let count = input.count(1)?;
         let mut commands = Vec::with_capacity(count);
         for _ in 0..count {
             commands.push(input.bytes()?);
         }
         input.end()?;
-        Ok(EntryPayload { version, version_count, commands })
+        Ok(EntryPayload { version, version_count, jump_ms, commands })
     }
 
     fn header(input: &mut Reader) -> Result<(Version, u64), DecodeError> {
@@ -391,13 +423,15 @@ impl EntryPayload {
         Ok((version, version_count))
     }
 
-    /// The highest version in an encoded entry, without reading its commands.
+    /// What is said of time in an encoded entry, without reading its commands: the first and the highest
+    /// version, and the jump.
     ///
     /// # Errors
     /// As [`EntryPayload::decode`].
-    pub fn peek_last_version(data: &Bytes) -> Result<Version, DecodeError> {
-        let (version, count) = Self::header(&mut Reader::new(data.clone()))?;
-        Ok(version.plus(count.saturating_sub(1)))
+    pub fn peek_time(data: &Bytes) -> Result<(Version, Version, u64), DecodeError> {
+        let mut input = Reader::new(data.clone());
+        let (version, count) = Self::header(&mut input)?;
+        Ok((version, version.plus(count.saturating_sub(1)), input.varint()?))
     }
 }
 
@@ -471,15 +505,19 @@ mod tests {
     }
 
     fn any_command() -> impl Strategy<Value = Command> {
-        let request =
-            prop::option::of((any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
-                |(client_id, sequence, acked_below, valid_until_ms)| RequestTag {
+        let request = prop::option::of(
+            (any_bytes(), any::<u64>(), any::<u64>(), any::<[u64; 2]>()).prop_map(
+                |(client_id, sequence, acked_below, [by_age, ms])| RequestTag {
                     client_id,
                     sequence,
                     acked_below,
-                    valid_until_ms,
+                    valid_until: match by_age % 2 {
+                        0 => ValidUntil::Time(ms),
+                        _ => ValidUntil::Age(ms),
+                    },
                 },
-            ));
+            ),
+        );
         prop_oneof![
             (any::<u64>(), any::<bool>(), request, prop::collection::vec(any_operation(), 1..5))
                 .prop_map(|(epoch, atomic, request, operations)| {
@@ -532,21 +570,24 @@ mod tests {
             let encoded = command.to_bytes();
             assert_eq!(Command::decode(encoded.clone()), Ok(command));
             let commands = vec![Bytes::new(); 3];
-            let payload = EntryPayload { version: Version(1), version_count: 1, commands };
+            let payload =
+                EntryPayload { version: Version(1), version_count: 1, jump_ms: 0, commands };
             assert_eq!(EntryPayload::decode(payload.to_bytes()), Ok(payload));
         }
     }
 
     proptest! {
         #[test]
-        fn entries_survive_encoding(version in any::<u32>(), commands in prop::collection::vec(any_command(), 1..5)) {
+        fn entries_survive_encoding(version in any::<u32>(), jump_ms in any::<u64>(), commands in prop::collection::vec(any_command(), 1..5)) {
             let payload = EntryPayload {
                 version: Version(u64::from(version)),
                 version_count: commands.iter().map(Command::version_count).sum(),
+                jump_ms,
                 commands: commands.iter().map(Command::to_bytes).collect(),
             };
             let bytes = payload.to_bytes();
-            prop_assert_eq!(EntryPayload::peek_last_version(&bytes).unwrap(), payload.last_version());
+            let peeked = EntryPayload::peek_time(&bytes).unwrap();
+            prop_assert_eq!(peeked, (payload.version, payload.last_version(), jump_ms));
             let back = EntryPayload::decode(bytes).unwrap();
             prop_assert_eq!(&back, &payload);
             for (encoded, command) in back.commands.into_iter().zip(commands) {

@@ -22,13 +22,14 @@ pub mod planted;
 pub mod refusal;
 pub mod string_action;
 pub mod task;
+pub mod time;
 pub mod unavailable;
 pub mod version;
 pub mod wrong_value;
 
 pub use command::{
     Action, Command, Condition, EntryPayload, Operation, OperationOutcome, Previous, RequestTag,
-    Write, WriteResult,
+    ValidUntil, Write, WriteResult,
 };
 pub use descriptor::{Replica, Role, ShardDescriptor};
 pub use history::{HistoryLimits, HistoryPolicy};
@@ -44,4 +45,5 @@ pub use string_action::{
     BitFieldStep, BitOperation, BitRange, Expiry, ExpiryRule, Overflow, StringAction,
 };
 pub use task::{RecoveryPlan, ShardTask, SplitPlan, Step, Work, next_step};
+pub use time::{ClusterClock, ShardTimes, TimeMark};
 pub use version::{HybridClock, Version};

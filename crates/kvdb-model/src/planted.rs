@@ -32,11 +32,15 @@ pub enum Bug {
     FreedThoughWritten,
     GoneByClockAlone,
     StalledLeaderStays,
+    WallClockTrusted,
+    FrontClockInIds,
+    JumpExpiresIds,
+    HiddenByWallClock,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 29] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -62,6 +66,10 @@ impl Bug {
         Bug::FreedThoughWritten,
         Bug::GoneByClockAlone,
         Bug::StalledLeaderStays,
+        Bug::WallClockTrusted,
+        Bug::FrontClockInIds,
+        Bug::JumpExpiresIds,
+        Bug::HiddenByWallClock,
     ];
 
     /// What is wrong, in a few words.
@@ -93,6 +101,10 @@ impl Bug {
             Bug::FreedThoughWritten => "what had expired is freed though it was written again",
             Bug::GoneByClockAlone => "a key is gone by the clock of one leader alone",
             Bug::StalledLeaderStays => "a leader whose log hangs doesn't hand over",
+            Bug::WallClockTrusted => "a leader makes versions from its own wall clock",
+            Bug::FrontClockInIds => "a front makes request ids by its own wall clock",
+            Bug::JumpExpiresIds => "a request id ends because shard time was put forward",
+            Bug::HiddenByWallClock => "a read hides what has expired by its wall clock",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

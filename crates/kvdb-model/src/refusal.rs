@@ -1,7 +1,9 @@
 //! Why a request wasn't carried out, and what whoever asked should do next.
 
+use crate::command::ValidUntil;
 use crate::descriptor::ShardDescriptor;
 use crate::id::{RangeEpoch, ShardId};
+use crate::time::{ShardTimes, Utc};
 use thiserror::Error;
 
 /// What to do about a refusal. Decided once, here.
@@ -90,13 +92,17 @@ pub enum Refusal {
         /// The sequence.
         sequence: u64,
     },
-    /// The request's window has passed.
-    #[error("request id {client_id}/{sequence} has expired")]
+    /// The request's window has passed, or isn't there yet.
+    #[error("request id {client_id}/{sequence} has expired: {}", why_expired(valid_until, shard))]
     RequestIdExpired {
         /// The client.
         client_id: String,
         /// The sequence.
         sequence: u64,
+        /// Until when it says that it is valid.
+        valid_until: ValidUntil,
+        /// What the shard's clock says.
+        shard: ShardTimes,
     },
     /// A field is not acceptable.
     #[error("{field} {problem}")]
@@ -136,6 +142,20 @@ pub enum Refusal {
     /// No shards exist yet.
     #[error("the cluster has no shards yet; `kvdb admin init-shards --shards N` makes them")]
     NotInitialised,
+}
+
+fn why_expired(valid_until: &ValidUntil, shard: &ShardTimes) -> String {
+    match valid_until {
+        ValidUntil::Time(ms) if *ms <= shard.time_ms => format!(
+            "it was valid until {}, and by the shard's clock it is {}",
+            Utc(*ms),
+            Utc(shard.time_ms)
+        ),
+        ValidUntil::Age(ms) if *ms <= shard.age_ms => {
+            format!("it was valid for {} ms less than the shard's clock says", shard.age_ms - ms)
+        }
+        _ => "its client has said that it needs no answer any more".to_owned(),
+    }
 }
 
 impl Refusal {

@@ -1,7 +1,7 @@
 //! Versions: 64-bit hybrid-logical-clock stamps (Kulkarni et al., "Logical Physical Clocks", 2014).
 //!
 //! The upper 48 bits are milliseconds since 1970, the lower 16 a counter. A shard's leader gives
-//! one to every write; they only rise within a shard, whatever the wall clock does.
+//! one to every write; they only rise within a shard, whatever clocks do.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -68,9 +68,9 @@ impl HybridClock {
     }
 
     /// The first of `count` consecutive versions, all above everything given out or observed
-    /// before, and not below `wall_ms` (milliseconds since 1970).
-    pub fn reserve(&mut self, wall_ms: u64, count: u64) -> Version {
-        let first = self.last.plus(1).max(Version::from_millis(wall_ms));
+    /// before, and not below `time_ms` (milliseconds since 1970).
+    pub fn reserve(&mut self, time_ms: u64, count: u64) -> Version {
+        let first = self.last.plus(1).max(Version::from_millis(time_ms));
         self.last = first.plus(count.saturating_sub(1));
         first
     }
@@ -86,10 +86,10 @@ mod tests {
         fn versions_rise_whatever_the_wall_clock_does(steps in prop::collection::vec((0u64..1000, 1u64..70_000), 1..50)) {
             let mut clock = HybridClock::default();
             let mut highest = Version::ZERO;
-            for (wall_ms, count) in steps {
-                let first = clock.reserve(wall_ms, count);
+            for (time_ms, count) in steps {
+                let first = clock.reserve(time_ms, count);
                 prop_assert!(first > highest);
-                prop_assert!(first.millis() >= wall_ms);
+                prop_assert!(first.millis() >= time_ms);
                 highest = first.plus(count - 1);
                 prop_assert_eq!(clock.last(), highest);
             }

@@ -5,7 +5,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kvdb_model::{
     Keyspace, KeyspaceId, Limits, Partitioning, RangeEpoch, Refusal, ShardDescriptor, ShardId,
-    unavailable,
+    ShardTimes, unavailable,
 };
 use kvdb_router::{MapCache, Routes};
 use kvdb_runtime::drive::{Drive, ShardView};
@@ -51,6 +51,11 @@ fn partitioning_of(
 }
 
 impl Access {
+    /// Shard time and age by the clock here; zero if nothing is known of the shard.
+    pub(crate) fn times(&self, shard: ShardId) -> ShardTimes {
+        self.drive.views().get(shard).map_or_else(ShardTimes::default, |view| view.times())
+    }
+
     pub(crate) fn new(
         drive: Drive,
         map: Arc<Mutex<MapCache>>,

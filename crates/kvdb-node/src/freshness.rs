@@ -1,15 +1,14 @@
 //! How fresh a read must be, and whether this replica is.
 //!
-//! The leader serves any read. Another replica knows how old its state is by *shard time*: the
-//! highest version that it has applied, which its leader made from the wall clock. Entries reach a
-//! replica in order, so one that has applied a version has applied all that was acknowledged up to
-//! then, give or take what the clocks of the two differ. An idle shard's time stands still; its
-//! leader then lets it pass, but only while somebody asks.
+//! The leader serves any read. Another replica knows how old its state is by *shard time*: what it has
+//! applied reaches up to one time, and its own clock says what that is now, going on from what it
+//! heard of its leader last ([`kvdb_replication::ShardTime`]). Entries reach a replica in order, so one
+//! that has applied a version has applied all that was acknowledged up to then. An idle shard has no
+//! new versions; its leader then lets time pass, but only while somebody asks.
 
 use crate::access::Access;
 use kvdb_model::{Command, RangeEpoch, Refusal, ShardId, Version};
 use kvdb_replication::Input;
-use kvdb_runtime::clock;
 use kvdb_runtime::drive::Ticket;
 use kvdb_wire::{proto, requests};
 use std::time::{Duration, Instant};
@@ -18,8 +17,6 @@ use crate::operation::Submit;
 
 /// Of a bounded read that doesn't say.
 const DEFAULT_STALENESS_MS: u64 = 1000;
-/// Shard time further ahead of the local clock than this says nothing about freshness.
-const MAX_CLOCK_SKEW_MS: u64 = 500;
 /// Shortest time between two time entries that reads of one shard ask for.
 const TIME_EVERY: Duration = Duration::from_millis(50);
 
@@ -64,10 +61,9 @@ impl Freshness {
     }
 }
 
-/// How old state is that has reached `shard_time`; `None` if the clocks can't say.
-fn age_ms(shard_time: Version, wall_ms: u64) -> Option<u64> {
-    let ahead = shard_time.millis().saturating_sub(wall_ms);
-    (ahead <= MAX_CLOCK_SKEW_MS).then(|| wall_ms.saturating_sub(shard_time.millis()))
+/// How old state is that has reached `shard_time`; `None` if nothing was heard of a leader here.
+fn age_ms(shard_time: Version, now_ms: u64) -> Option<u64> {
+    (now_ms > 0).then(|| now_ms.saturating_sub(shard_time.millis()))
 }
 
 impl Access {
@@ -94,15 +90,16 @@ impl Access {
         })
     }
 
-    /// Whether state that has reached `shard_time` is fresh enough. If not, the leader is; and if
-    /// this is the leader's, the version that it is yet to reach is returned.
+    /// Whether state that has reached `shard_time` is fresh enough, where shard time is `now_ms`. If
+    /// not, the leader is; and if this is the leader's, the version that it is yet to reach is returned.
     pub(crate) fn check_freshness(
         &self,
         shard: ShardId,
         fresh: Freshness,
         shard_time: Version,
+        now_ms: u64,
     ) -> Result<Option<Version>, Refusal> {
-        let age = || age_ms(shard_time, clock::wall_ms());
+        let age = || age_ms(shard_time, now_ms);
         let is_fresh = match fresh {
             Freshness::Strong { min_version } | Freshness::StrongFor { min_version, .. }
                 if shard_time < min_version =>
@@ -148,10 +145,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn age_is_known_unless_the_state_is_from_the_future() {
+    fn age_is_what_has_passed_of_shard_time_where_that_is_known() {
         let at = Version::from_millis;
         assert_eq!(age_ms(at(1000), 1300), Some(300));
         assert_eq!(age_ms(at(1400), 1300), Some(0));
-        assert_eq!(age_ms(at(2000), 1300), None);
+        assert_eq!(age_ms(at(2000), 0), None);
     }
 }

@@ -10,6 +10,8 @@ use futures_util::future::join_all;
 use kvdb_model::{ClusterId, NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::Input;
 use kvdb_router::Routes;
+use kvdb_runtime::clock;
+use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial;
 use kvdb_runtime::drive::{Drive, Level};
@@ -27,7 +29,7 @@ use prost::Message as _;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
@@ -154,6 +156,7 @@ pub(crate) async fn heartbeats(
     own: Own,
     coordinators: Coordinators,
     sizes: Arc<Sizes>,
+    time: ClusterTime,
     shutdown: Shutdown,
 ) {
     let own = Arc::new(own);
@@ -180,12 +183,23 @@ pub(crate) async fn heartbeats(
             let told = if is_reached { &mut request.reached } else { &mut request.unreached };
             told.push(node.0);
         }
+        let asked_us = AtomicU64::new(0);
         let answer = coordinators
-            .call(async |mut client| client.heartbeat(Request::new(request.clone())).await)
+            .call(async |mut client| {
+                let now = clock::now();
+                asked_us.store(now.boot_us, Ordering::Relaxed);
+                let request = proto::HeartbeatRequest { wall_ms: now.wall_ms, ..request.clone() };
+                client.heartbeat(Request::new(request)).await
+            })
             .await;
+        let answered_us = clock::boot_us();
         match answer {
             Ok(answer) => {
                 let answer = answer.into_inner();
+                let asked_us = asked_us.load(Ordering::Relaxed);
+                if let Some(now_ms) = time.told(answer.cluster_time_ms, asked_us, answered_us) {
+                    drive.cluster_time_is(now_ms);
+                }
                 transfer(&drive, &answer.transfers);
                 if !answer.dial.is_empty() && !dialling.swap(true, Ordering::Relaxed) {
                     let (own, dialled) = (own.clone(), dialled.clone());
@@ -251,6 +265,8 @@ fn heartbeat(
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })
             .collect(),
+        // When it is sent.
+        wall_ms: 0,
     }
 }
 

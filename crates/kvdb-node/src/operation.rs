@@ -5,11 +5,10 @@ use crate::freshness::Freshness;
 use bytes::Bytes;
 use kvdb_engine::Snapshot;
 use kvdb_model::{
-    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, ShardId, Version,
-    VolumeId, Write, WriteResult, unavailable,
+    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, RequestTag, ShardId,
+    ShardTimes, ValidUntil, Version, VolumeId, Write, WriteResult, unavailable,
 };
 use kvdb_replication::{Input, Rejection};
-use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Outcome, ShardView, Ticket, fatal};
 use kvdb_shard::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
@@ -165,6 +164,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// Shard time by the clock here, in milliseconds since 1970.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.shard.times().time_ms
+    }
+
     pub(crate) fn view(&self) -> Result<View<'_>, ReadError> {
         View::cached(&*self.snapshot, self.volume, self.shard.replica, &self.shard.states)
     }
@@ -365,6 +369,9 @@ impl Access {
         let first = operations.first().map(|operation| operation.key.clone()).unwrap_or_default();
         let view = self.leader(shard, epoch, &first)?;
         self.check_room(&view, &operations)?;
+        if let Some(tag) = &request {
+            check_request_early(tag, view.times())?;
+        }
         let command = Command::Write(Write { epoch, atomic, request, operations });
         let version_count = command.version_count();
         let submit = Submit::Propose { shard, command: command.to_bytes(), version_count };
@@ -394,7 +401,7 @@ impl Access {
             limit,
             max_bytes: PAGE_BYTES,
             max_examined: PAGE_EXAMINED,
-            wall_ms: clock::wall_ms(),
+            now_ms: view.times().time_ms,
         };
         let page = Page {
             request,
@@ -488,11 +495,12 @@ impl Access {
         };
         let reader = self.reader(shard)?;
         let view = reader.view().map_err(|error| self.unread(shard, error))?;
-        if let Some(wanted) = self.check_freshness(shard, fresh, view.last_version())? {
+        let now_ms = reader.now_ms();
+        if let Some(wanted) = self.check_freshness(shard, fresh, view.last_version(), now_ms)? {
             let reached = view.last_version();
             return Ok(Finished::Behind(Box::new(Behind { pending, wanted, reached })));
         }
-        let found = view.get(epoch, key, clock::wall_ms());
+        let found = view.get(epoch, key, now_ms);
         let found = found.map_err(|error| self.unread(shard, error))?;
         if found.expires_by_clock && fresh.is_linearizable() {
             return Ok(Finished::NeedsTime(pending));
@@ -526,11 +534,11 @@ impl Access {
         let reader = self.reader(shard)?;
         let failed = |error| self.unread(shard, error);
         let view = reader.view().map_err(failed)?;
-        let wall_ms = clock::wall_ms();
+        let now_ms = reader.now_ms();
         let mut results = Vec::with_capacity(reads.keys.len());
         let mut size = 0;
         for (key, head_only) in &reads.keys {
-            let found = view.get(reads.epoch, key, wall_ms).map_err(failed)?;
+            let found = view.get(reads.epoch, key, now_ms).map_err(failed)?;
             if found.expires_by_clock {
                 return Ok(Finished::NeedsTime(Pending::ReadMany { shard, reads }));
             }
@@ -548,12 +556,13 @@ impl Access {
     fn batch_get(&self, shard: ShardId, wanted: Box<Wanted>) -> Result<Finished, Refusal> {
         let reader = self.reader(shard)?;
         let view = reader.view().map_err(|error| self.unread(shard, error))?;
-        if let Some(version) = self.check_freshness(shard, wanted.fresh, view.last_version())? {
+        let now_ms = reader.now_ms();
+        let fresh = self.check_freshness(shard, wanted.fresh, view.last_version(), now_ms)?;
+        if let Some(version) = fresh {
             let reached = view.last_version();
             let pending = Pending::BatchGet { shard, wanted };
             return Ok(Finished::Behind(Box::new(Behind { pending, wanted: version, reached })));
         }
-        let wall_ms = clock::wall_ms();
         let mut left = wanted.max_bytes;
         let mut results = Vec::with_capacity(wanted.keys.len());
         for (key, routing_key) in &wanted.keys {
@@ -563,7 +572,7 @@ impl Access {
                 as_of_version: view.last_version().0,
                 ..Default::default()
             };
-            let found = match view.get(wanted.epoch, routing_key, wall_ms) {
+            let found = match view.get(wanted.epoch, routing_key, now_ms) {
                 Ok(found) => found,
                 Err(error) => {
                     result.refusal = Some(refusal_to_proto(&self.unread(shard, error)));
@@ -644,6 +653,13 @@ impl Access {
             damage => fatal(&format!("shard {shard_id} can't be read: {damage}")),
         }
     }
+}
+
+/// A front's own id that is refused here was made of a wrong guess of the shard's age, and nothing has
+/// been done: the front makes another one.
+fn check_request_early(tag: &RequestTag, times: ShardTimes) -> Result<(), Refusal> {
+    let is_of_front = matches!(tag.valid_until, ValidUntil::Age(_));
+    if is_of_front && times.time_ms > 0 { kvdb_shard::check_request(tag, times) } else { Ok(()) }
 }
 
 fn unexpected() -> Refusal {

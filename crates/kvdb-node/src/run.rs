@@ -7,6 +7,7 @@ use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::{self, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, ShardView};
@@ -119,6 +120,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let map_version = Gauge::<i64>::default();
     registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
     let metrics = Metrics::new(&mut registry);
+    let time = ClusterTime::new(&mut registry);
     // A node that knows who it is serves without the coordinators; a new one has to ask.
     let known = directory.identity();
     let (hearing, naming) = (coordinators.clone(), coordinators.clone());
@@ -238,7 +240,14 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         contacts,
         routes: map.routes.clone(),
     };
-    tokio::spawn(link::heartbeats(drive.clone(), own, coordinators, known_sizes, stop.clone()));
+    tokio::spawn(link::heartbeats(
+        drive.clone(),
+        own,
+        coordinators,
+        known_sizes,
+        time,
+        stop.clone(),
+    ));
     tracing::info!("{}", listen::UNPROTECTED);
     tracing::info!(
         node = node_id.0,

@@ -29,6 +29,7 @@ const QUEUE: usize = 16;
 struct Question {
     /// The client's number for it.
     id: u64,
+    /// About which shard.
     shard: ShardId,
     begun: Begun,
 }
@@ -78,7 +79,13 @@ fn answered(
     access.metrics.answered(question.begun, answer.as_ref().err());
     let refused = |refusal| Answer::Refusal(refusal_about(&refusal, question.shard));
     let answer = answer.unwrap_or_else(refused);
-    proto::NodeAnswer { id: question.id, answer: Some(answer) }
+    let times = access.times(question.shard);
+    proto::NodeAnswer {
+        id: question.id,
+        answer: Some(answer),
+        shard_time_ms: times.time_ms,
+        shard_age_ms: times.age_ms,
+    }
 }
 
 /// Serves a stream until the client ends it.
@@ -124,7 +131,8 @@ fn take(
     let Some(asked) = operation.operation else {
         let refusal = Refusal::invalid("operation", "is missing");
         let answer = Some(Answer::Refusal(refusal_to_proto(&refusal)));
-        sink.state.lock().ready.push(proto::NodeAnswer { id, answer });
+        let answer = proto::NodeAnswer { id, answer, ..Default::default() };
+        sink.state.lock().ready.push(answer);
         return sink.done.notify_one();
     };
     let question = Question { id, shard: shard_of(&asked), begun: Begun::new(&asked, now) };

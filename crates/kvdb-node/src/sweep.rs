@@ -9,7 +9,6 @@ use crate::access::Access;
 use bytes::Bytes;
 use kvdb_model::{Command, ShardId};
 use kvdb_replication::Input;
-use kvdb_runtime::clock;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_shard::SweepPage;
@@ -43,7 +42,7 @@ pub(crate) async fn run(access: Access, shutdown: Shutdown) {
 
 async fn sweep(access: &Access, shard: ShardId) {
     let Some(changes) = access.drive.changes().get(shard) else { return };
-    if !changes.may_have_expired(clock::wall_ms()) {
+    if !changes.may_have_expired(access.times(shard).time_ms) {
         return;
     }
     changes.begin_sweep();
@@ -84,7 +83,8 @@ async fn page(access: &Access, shard: ShardId, from: Bytes) -> Option<SweepPage>
     let access = access.clone();
     let read = move || {
         let reader = access.reader(shard).ok()?;
-        let page = reader.view().and_then(|view| view.sweep(&from, clock::wall_ms(), PAGE_RECORDS));
+        let now_ms = reader.now_ms();
+        let page = reader.view().and_then(|view| view.sweep(&from, now_ms, PAGE_RECORDS));
         page.map_err(|error| access.unread(shard, error)).ok()
     };
     tokio::task::spawn_blocking(read).await.ok()?

@@ -23,7 +23,7 @@ use kvdb_engine::{Engine, EngineError, SequenceNumber};
 use kvdb_model::codec::Reader;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    LogEntry, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Version, VolumeId,
+    LogEntry, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, TimeMark, VolumeId,
 };
 use kvdb_replication::RecoveredGroup;
 use kvdb_shard::{ApplyError, Machine, OpenError, Shard, is_in, replicas_in};
@@ -99,7 +99,7 @@ pub struct Unborn {
     /// Its volume.
     pub volume: VolumeId,
     /// The highest version in it.
-    pub last_version: Version,
+    pub time: TimeMark,
 }
 
 /// What was found.
@@ -223,7 +223,7 @@ impl<M: Machine> Recovery<'_, M> {
         if let Some(group) = group {
             group.applied = shard.applied();
             group.descriptor = Some(shard.descriptor().clone());
-            group.last_version = shard.last_version();
+            group.time = shard.time();
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ impl<M: Machine> Recovery<'_, M> {
             entries: found.entries.iter().cloned().collect(),
             applied: LogPosition::default(),
             descriptor: birth.filter(|_| found.volume.is_some()),
-            last_version: Version::ZERO,
+            time: TimeMark::default(),
             engine_lost: found.volume.is_some(),
         };
         let Some(volume) = found.volume.filter(|volume| self.sound.contains(volume)) else {
@@ -279,7 +279,7 @@ impl<M: Machine> Recovery<'_, M> {
         let group = RecoveredGroup {
             applied,
             descriptor: Some(shard.descriptor().clone()),
-            last_version: shard.last_version(),
+            time: shard.time(),
             engine_lost: false,
             ..bare
         };
@@ -320,7 +320,7 @@ impl<M: Machine> Recovery<'_, M> {
                 let (shard, replica) = (ShardId::default(), ReplicaId::default());
                 RecoveryError::Replica { shard, replica, source }
             })?;
-            for (replica, descriptor, last_version) in here {
+            for (replica, descriptor, time) in here {
                 let shard = descriptor.shard_id;
                 let is_gone = tombstones.get(&shard).is_some_and(|highest| replica <= *highest);
                 let has_home =
@@ -331,7 +331,7 @@ impl<M: Machine> Recovery<'_, M> {
                     .iter()
                     .any(|(other, found)| found.shard == shard && *other > replica);
                 if !is_gone && !has_home && !is_outlived {
-                    self.out.unborn.push(Unborn { descriptor, volume, last_version });
+                    self.out.unborn.push(Unborn { descriptor, volume, time });
                 }
             }
         }

@@ -13,8 +13,7 @@
 
 use kvdb_engine::{Engine, EngineError};
 use kvdb_model::{
-    Command, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor, Version,
-    VolumeId,
+    Command, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor, VolumeId,
 };
 use kvdb_replication::{LogTail, Rebirth};
 use kvdb_shard::{ApplyError, Machine, OpenError, Shard, SnapshotWriter};
@@ -101,14 +100,14 @@ pub fn copy_alone<M: Machine>(
     let range_epoch = plan.range_epoch.max(shard.descriptor().range_epoch.next());
     let descriptor = ShardDescriptor { range_epoch, ..shard.descriptor().clone() };
     shard.redescribe(descriptor.clone())?;
-    let last_version: Version = shard.last_version();
+    let time = shard.time();
     engine.flush(volume)?;
     let rebirth = Rebirth {
         survivor: plan.survivor,
         log_end: tail.end,
         descriptor,
         volume,
-        last_version,
+        time,
         term: plan.term,
     };
     Ok(Copied { rebirth, unconfirmed: tail.entries.len() as u64 })
@@ -133,7 +132,7 @@ mod tests {
     use kvdb_model::log::INITIAL_POSITION;
     use kvdb_model::{
         Action, KeyRange, KeyspaceId, LogIndex, LogPosition, MembershipEpoch, NodeId, Operation,
-        Replica, ReplicaId, Role, ShardId, SplitPlan, Term, Write,
+        Replica, ReplicaId, Role, ShardId, SplitPlan, Term, Version, Write,
     };
     use kvdb_shard::{MembershipChange, NoControl, View};
 
@@ -164,6 +163,7 @@ mod tests {
         let payload = EntryPayload {
             version: Version::from_millis(1_000_000 + number),
             version_count: command.version_count(),
+            jump_ms: 0,
             commands: vec![command.to_bytes()],
         };
         entry(number, EntryKind::Normal, payload.to_bytes(), Bytes::new())

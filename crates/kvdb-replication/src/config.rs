@@ -62,9 +62,6 @@ pub struct HostConfig {
     /// How much faster a follower's clock may run than the leader's, in milliseconds over one
     /// election timeout. Taken off the read lease.
     pub clock_drift_ms: u64,
-    /// A wall-clock jump against the boot-time clock above this ends leadership before the next
-    /// proposal, so that versions don't race ahead of real time.
-    pub max_clock_skew_ms: u64,
     /// Ticks without anything back from the log, while something is out, after which leaderships are
     /// handed to others; 0 for never. Lowering it shortens the write gap when a disk hangs, and moves
     /// leaderships about where disks are merely slow.
@@ -72,6 +69,9 @@ pub struct HostConfig {
     /// Ticks after that in which the log must be well until others may be handed leadership to this
     /// host again.
     pub wary_ticks: usize,
+    /// Whether leaders serve strong reads by a lease. Without it each read asks a quorum, and nothing
+    /// relies on how fast boot-time clocks run.
+    pub lease: bool,
     /// Largest entry that proposals are packed into. Raising it makes bigger log writes and longer
     /// single apply steps.
     pub max_entry_bytes: usize,
@@ -101,9 +101,9 @@ impl HostConfig {
             heartbeat_ticks: 5,
             sleep_ticks: 100,
             clock_drift_ms: 10,
-            max_clock_skew_ms: 500,
             stall_ticks: 30,
             wary_ticks: 1_000,
+            lease: true,
             max_entry_bytes: 1024 * 1024,
             max_message_bytes: 1024 * 1024,
             max_inflight_messages: 256,
@@ -147,6 +147,9 @@ impl HostConfig {
     /// One tick is taken off because a follower's first tick may come right after it heard from
     /// the leader.
     pub(crate) fn lease_us(&self) -> u64 {
+        if !self.lease {
+            return 0;
+        }
         let ticks = (self.election_ticks as u64).saturating_sub(1);
         (ticks * self.tick_ms).saturating_sub(self.clock_drift_ms) * 1000
     }

@@ -26,17 +26,19 @@ mod snapshots;
 use crate::config::HostConfig;
 use crate::convert::entry_to_raft;
 use crate::effect::{GroupStatus, ReplicaProgress, ReplicaRole};
+use crate::input::Now;
 use crate::lease::Lease;
 use crate::membership::conf_state_of;
 use crate::permit::ReadPermit;
 use crate::proposals::Proposals;
 use crate::reads::Reads;
+use crate::shard_time::{ShardTime, TimeKeeper};
 use crate::store::LogStore;
 use bytes::Bytes;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     EntryKind, EntryPayload, HardState, HybridClock, LogEntry, LogIndex, LogPosition, NodeId,
-    ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
+    ReplicaId, ShardDescriptor, ShardId, Term, TimeMark, Version, VolumeId,
 };
 use raft::eraftpb::{ConfChangeV2, Entry, Message};
 use raft::{RawNode, ReadOnlyOption, StateRole};
@@ -64,8 +66,8 @@ pub struct RecoveredGroup {
     pub applied: LogPosition,
     /// The descriptor in the applied state.
     pub descriptor: Option<ShardDescriptor>,
-    /// The highest version in the applied state.
-    pub last_version: Version,
+    /// How far time has come in the applied state.
+    pub time: TimeMark,
     /// The engine lost what the log has forgotten: apply nothing and ask for a snapshot.
     pub engine_lost: bool,
 }
@@ -91,7 +93,7 @@ struct Switch {
 struct Incoming {
     volume: VolumeId,
     descriptor: ShardDescriptor,
-    last_version: Version,
+    time: TimeMark,
 }
 
 /// What raft was when it was last looked at: a change of it is an event.
@@ -113,6 +115,7 @@ pub(crate) struct Group<T> {
     /// Where replicas are that the descriptor doesn't tell of (yet): learned from messages.
     routes: BTreeMap<ReplicaId, NodeId>,
     clock: HybridClock,
+    time: TimeKeeper,
     proposals: Proposals<T>,
     reads: Reads<T>,
     lease: Lease,
@@ -173,11 +176,17 @@ impl<T> Group<T> {
         rng: ChaCha8Rng,
         from: RecoveredGroup,
         restarted: bool,
+        now: Now,
     ) -> Self {
-        let mut clock = HybridClock::above(from.last_version);
-        for entry in &from.entries {
-            observe(&mut clock, &entry.data, entry.kind);
+        let mut reached = from.time;
+        let unapplied = from.entries.iter().filter(|entry| entry.index > from.applied.index);
+        for (first, last, jump_ms) in unapplied.filter_map(|entry| time_of(&entry.data, entry.kind))
+        {
+            reached = reached.after(first, last, jump_ms);
         }
+        let clock = HybridClock::above(reached.version);
+        let mut time = TimeKeeper::default();
+        time.begin(reached, now.boot_us);
         let applied = if from.engine_lost { from.start.index } else { from.applied.index };
         let durable_term = from.hard_state.term;
         let store = recovered_store(&from, applied);
@@ -197,6 +206,7 @@ impl<T> Group<T> {
             descriptor: from.descriptor,
             routes: BTreeMap::new(),
             clock,
+            time,
             proposals: Proposals::new(),
             reads: Reads::new(),
             lease: Lease::default(),
@@ -226,6 +236,17 @@ impl<T> Group<T> {
         };
         group.arm_election(config);
         group
+    }
+
+    /// Shard time, for other threads to look at.
+    pub(crate) fn time(&self) -> &Arc<ShardTime> {
+        &self.time.shared
+    }
+
+    /// Versions begin here, for once: what others may have given out is below.
+    pub(crate) fn leap(&mut self, time_ms: u64, now: Now) {
+        self.clock.observe(Version::from_millis(time_ms));
+        self.time.leap(time_ms, now.boot_us);
     }
 
     pub(crate) fn descriptor(&self) -> Option<&ShardDescriptor> {
@@ -381,13 +402,9 @@ fn raft_config(config: &HostConfig, replica: ReplicaId, applied: LogIndex) -> ra
     }
 }
 
-/// Makes sure that versions given out from now on are above those in an entry.
-fn observe(clock: &mut HybridClock, data: &Bytes, kind: EntryKind) {
-    if kind == EntryKind::Normal
-        && !has(Bug::VersionsFromClockAlone)
-        && !data.is_empty()
-        && let Ok(version) = EntryPayload::peek_last_version(data)
-    {
-        clock.observe(version);
-    }
+/// What an entry says of time, if it does: its first and its highest version, and its jump.
+fn time_of(data: &Bytes, kind: EntryKind) -> Option<(Version, Version, u64)> {
+    let has_version =
+        kind == EntryKind::Normal && !data.is_empty() && !has(Bug::VersionsFromClockAlone);
+    if has_version { EntryPayload::peek_time(data).ok() } else { None }
 }

@@ -10,8 +10,10 @@ use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
 use crate::knocks::Knocks;
 use crate::permit::ReadPermit;
+use crate::shard_time::ShardTime;
 use crate::stall::Stall;
-use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardId, Term, WalRecord};
+use kvdb_model::planted::{Bug, has};
+use kvdb_model::{ClusterClock, LogPosition, NodeId, ReplicaId, ShardId, Term, WalRecord};
 use life::Birth;
 use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha8Rng;
@@ -69,8 +71,10 @@ pub struct Host<T> {
     stall: Stall,
     /// Peers whose logs have stalled lately.
     wary_peers: BTreeSet<NodeId>,
-    /// Wall clock minus boot clock when it was last believed, in milliseconds.
-    clock_offset_ms: Option<i64>,
+    /// Cluster time, as far as this process knows it.
+    cluster: ClusterClock,
+    /// The time of the present step.
+    now: Now,
     out: Outbox<T>,
 }
 
@@ -101,7 +105,8 @@ impl<T> Host<T> {
             beats: Beats::default(),
             stall: Stall::default(),
             wary_peers: BTreeSet::new(),
-            clock_offset_ms: None,
+            cluster: ClusterClock::default(),
+            now: Now::default(),
             out: Outbox {
                 effects: Vec::new(),
                 records: Vec::new(),
@@ -117,14 +122,15 @@ impl<T> Host<T> {
     /// # Panics
     /// If `group` contradicts itself: something is applied that is neither in the log nor before
     /// its start, or less is applied than the log starts after without `engine_lost`.
-    pub fn recover(&mut self, group: RecoveredGroup) {
+    pub fn recover(&mut self, now: Now, group: RecoveredGroup) {
+        self.now = now;
         self.insert(group, true);
     }
 
     fn insert(&mut self, from: RecoveredGroup, restarted: bool) {
         let shard = from.shard;
         let rng = self.rng_for(from.replica);
-        let mut group = Group::recover(&self.config, &self.logger, rng, from, restarted);
+        let mut group = Group::recover(&self.config, &self.logger, rng, from, restarted, self.now);
         if self.stall.is_wary() {
             group.be_wary(true);
         }
@@ -183,11 +189,20 @@ impl<T> Host<T> {
         group.map(|group| &group.permit)
     }
 
+    /// Shard time as a replica knows it, for other threads to look at.
+    pub fn shard_time(&self, shard: ShardId, replica: ReplicaId) -> Option<&Arc<ShardTime>> {
+        let group = self.groups.get(&shard).filter(|group| group.replica == replica);
+        group.map(Group::time)
+    }
+
     /// Takes in one event. What follows from it comes with the next [`Host::drain`].
     pub fn step(&mut self, now: Now, input: Input<T>) {
-        self.watch_clock(now);
+        self.now = now;
         match input {
-            Input::Tick => self.tick(),
+            Input::Tick => {
+                self.tick();
+                self.look_at_clocks();
+            }
             Input::Message { from_node, message } => self.message(from_node, message),
             Input::Propose { shard, command, version_count, ticket } => {
                 self.with_ticket(shard, ticket, |group, config, ticket| {
@@ -221,10 +236,10 @@ impl<T> Host<T> {
                 self.expected.remove(&descriptor.shard_id);
                 self.create(descriptor, volume, campaign);
             }
-            Input::Split { from, child, volume, last_version } => {
+            Input::Split { from, child, volume, time } => {
                 let origin = from.as_ref().map(|from| (from.replica, from.index));
                 let origin = Some(origin.unwrap_or_default());
-                let birth = Birth { descriptor: child, volume, last_version, origin };
+                let birth = Birth { descriptor: child, volume, time, origin };
                 self.split(from.map(|from| from.parent), birth);
             }
             Input::Rebear(rebirth) => self.rebear(rebirth),
@@ -251,27 +266,13 @@ impl<T> Host<T> {
                 let answer = self.consider_snapshot(shard, ReplicaId(message.to), &descriptor);
                 self.out.effects.push(Effect::SnapshotAnswer { offer, answer });
             }
-            Input::SnapshotIngested {
-                from_node,
-                shard,
-                message,
-                descriptor,
-                last_version,
-                volume,
-            } => {
+            Input::SnapshotIngested { from_node, shard, message, descriptor, time, volume } => {
                 let receiver = ReplicaId(message.to);
                 let wanted = self.consider_snapshot(shard, receiver, &descriptor).is_ok();
                 let tick = self.beats.now();
                 match self.touch(shard).filter(|_| wanted) {
                     Some(group) => {
-                        group.snapshot_ingested(
-                            from_node,
-                            message,
-                            descriptor,
-                            last_version,
-                            volume,
-                            tick,
-                        );
+                        group.snapshot_ingested(from_node, message, descriptor, time, volume, tick);
                         // The next event for the group might otherwise come between the message
                         // and the volume that belongs to it.
                         self.process(shard, now);
@@ -285,6 +286,14 @@ impl<T> Host<T> {
                 } else {
                     self.wary_peers.remove(&node);
                 }
+            }
+            Input::PeerClock { from_node, wall_ms } => {
+                self.cluster.heard(from_node, wall_ms, now.boot_us);
+            }
+            Input::ClusterTime(cluster_ms) => {
+                let was_known = self.agreed_ms().is_some();
+                self.cluster.told(cluster_ms, now.boot_us);
+                self.time_is_known(was_known);
             }
             Input::PeerUnreachable(node) => {
                 for shard in self.led() {
@@ -302,6 +311,7 @@ impl<T> Host<T> {
     /// `now` must have been read after the last of those events was taken in: reads that came
     /// with them are covered by a lease if it holds at that moment.
     pub fn drain(&mut self, now: Now) -> Vec<Effect<T>> {
+        self.now = now;
         for shard in std::mem::take(&mut self.dirty) {
             if self.groups.get(&shard).is_some_and(|group| group.dirty) {
                 self.process(shard, now);
@@ -321,8 +331,9 @@ impl<T> Host<T> {
     }
 
     fn process(&mut self, shard: ShardId, now: Now) {
+        let agreed_ms = self.agreed_ms();
         if let Some(group) = self.groups.get_mut(&shard) {
-            group.process(&self.config, self.beats.now(), now, &mut self.out);
+            group.process(&self.config, self.beats.now(), now, agreed_ms, &mut self.out);
             // Whatever wakes one has it processed too.
             if group.is_asleep() {
                 self.awake.remove(&shard);
@@ -471,20 +482,34 @@ impl<T> Host<T> {
         }
     }
 
-    /// A wall clock that jumped would give versions far from real time: who leads steps down
-    /// first, and the next leader is chosen by the others.
-    fn watch_clock(&mut self, now: Now) {
-        let offset_ms = now.wall_ms as i64 - (now.boot_us / 1000) as i64;
-        let Some(believed) = self.clock_offset_ms else {
-            self.clock_offset_ms = Some(offset_ms);
-            return;
-        };
-        if offset_ms.abs_diff(believed) > self.config.max_clock_skew_ms {
-            self.clock_offset_ms = Some(offset_ms);
+    /// Cluster time now, in milliseconds since 1970, as far as it is known.
+    fn agreed_ms(&self) -> Option<u64> {
+        if has(Bug::WallClockTrusted) {
+            return Some(self.now.wall_ms);
+        }
+        self.cluster.now_ms(self.now.boot_us)
+    }
+
+    /// Cluster time, as this process knows it.
+    pub fn cluster_time(&self) -> &ClusterClock {
+        &self.cluster
+    }
+
+    /// Without word from the coordinators the nodes agree among themselves, as far as they hear of each
+    /// other.
+    fn look_at_clocks(&mut self) {
+        let was_known = self.agreed_ms().is_some();
+        let Now { boot_us, wall_ms } = self.now;
+        self.cluster.heard(self.config.node_id, wall_ms, boot_us);
+        self.cluster.look(0, boot_us);
+        self.time_is_known(was_known);
+    }
+
+    /// What waits for a time to make its version of can go on.
+    fn time_is_known(&mut self, was_known: bool) {
+        if !was_known && self.agreed_ms().is_some() {
             for shard in self.led() {
-                if let Some(group) = self.touch(shard) {
-                    group.step_down();
-                }
+                self.touch(shard);
             }
         }
     }

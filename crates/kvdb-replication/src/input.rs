@@ -3,7 +3,7 @@
 use crate::effect::PeerMessage;
 use bytes::Bytes;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, Replica, ReplicaId, ShardDescriptor, ShardId, Term, Version,
+    LogIndex, LogPosition, NodeId, Replica, ReplicaId, ShardDescriptor, ShardId, Term, TimeMark,
     VolumeId,
 };
 use raft::eraftpb::Message;
@@ -14,7 +14,7 @@ pub struct Now {
     /// Microseconds on a clock that never jumps and also counts suspended time
     /// (CLOCK_BOOTTIME). Leases are counted on it.
     pub boot_us: u64,
-    /// Milliseconds since 1970 by the wall clock. Versions are made from it.
+    /// Milliseconds since 1970 by the wall clock: one voice of several in cluster time, and no more.
     pub wall_ms: u64,
 }
 
@@ -49,8 +49,9 @@ pub struct Rebirth {
     pub descriptor: ShardDescriptor,
     /// The copy, durable, with everything up to `log_end` applied.
     pub volume: VolumeId,
-    /// The highest version in it.
-    pub last_version: Version,
+    /// How far time has come in it. What the lost replicas may have given out is below the shard time
+    /// that the new one begins with.
+    pub time: TimeMark,
     /// The new replica begins in a term above this one, and above the survivor's.
     pub term: Term,
 }
@@ -135,8 +136,8 @@ pub enum Input<T> {
         child: ShardDescriptor,
         /// The volume that both share.
         volume: VolumeId,
-        /// The highest version in the child.
-        last_version: Version,
+        /// How far its time has come.
+        time: TimeMark,
     },
     /// The shard has lost its majority for good: a replica ends, and a new one goes on alone from
     /// what it has left. Where that can't be (any more), the copy's volume is dropped.
@@ -213,8 +214,8 @@ pub enum Input<T> {
         message: Message,
         /// The descriptor in it.
         descriptor: ShardDescriptor,
-        /// The highest version in it.
-        last_version: Version,
+        /// How far time has come in it.
+        time: TimeMark,
         /// Where it is.
         volume: VolumeId,
     },
@@ -227,6 +228,15 @@ pub enum Input<T> {
     },
     /// Messages to this node could not be delivered.
     PeerUnreachable(NodeId),
+    /// What the wall clock of another node said when it sent its last message.
+    PeerClock {
+        /// The node.
+        from_node: NodeId,
+        /// Milliseconds since 1970.
+        wall_ms: u64,
+    },
+    /// The coordinators say that cluster time is this now, in milliseconds since 1970.
+    ClusterTime(u64),
 }
 
 /// Why the host didn't carry something out.

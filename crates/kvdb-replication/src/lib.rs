@@ -25,6 +25,7 @@
 //!    tell what became of theirs.
 //! 3. **Time comes in.** [`Now`] accompanies every step. Followers count ticks and drop late ones;
 //!    a leader's lease is counted on the boot-time clock from *before* the message that renewed it.
+//!    Versions are made from shard time (`shard_time.rs`), which no wall clock decides.
 //! 4. **The log is in memory too**, from the compaction point on: it is bounded by how far the
 //!    flush lags and by [`HostConfig::log_retain_bytes`]. A follower that needs more gets a
 //!    snapshot.
@@ -52,6 +53,7 @@ mod membership;
 mod permit;
 mod proposals;
 mod reads;
+mod shard_time;
 mod stall;
 mod store;
 
@@ -65,6 +67,7 @@ pub use host::Host;
 pub use input::{ConfOutcome, Input, Now, Rebirth, Rejection, SplitFrom};
 pub use membership::conf_state_of;
 pub use permit::ReadPermit;
+pub use shard_time::ShardTime;
 
 /// The wire form of a Raft message: protobuf, as the `raft` crate defines it.
 pub mod message {

@@ -4,6 +4,7 @@
 //! (group commit begins here). What has been proposed is remembered by index *and* term: an entry
 //! that commits at the same index in another term is somebody else's.
 
+use crate::shard_time::Stamp;
 use bytes::Bytes;
 use kvdb_model::{EntryPayload, HybridClock, LogIndex, Term};
 use std::collections::VecDeque;
@@ -59,6 +60,11 @@ impl<T> Proposals<T> {
         self.waiting
     }
 
+    /// Whether there is anything to pack.
+    pub(crate) fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     /// Bytes of commands that aren't in the log yet.
     pub(crate) fn arrived_bytes(&self) -> usize {
         self.arrived_bytes
@@ -74,7 +80,7 @@ impl<T> Proposals<T> {
     pub(crate) fn pack(
         &mut self,
         clock: &mut HybridClock,
-        wall_ms: u64,
+        stamp: Stamp,
         max_bytes: usize,
     ) -> Option<Packed<T>> {
         let mut commands = Vec::new();
@@ -95,8 +101,8 @@ impl<T> Proposals<T> {
         if commands.is_empty() {
             return None;
         }
-        let version = clock.reserve(wall_ms, version_count);
-        let payload = EntryPayload { version, version_count, commands };
+        let version = clock.reserve(stamp.time_ms, version_count);
+        let payload = EntryPayload { version, version_count, jump_ms: stamp.jump_ms, commands };
         Some(Packed { data: payload.to_bytes(), tickets })
     }
 
@@ -174,6 +180,10 @@ impl<T> Proposals<T> {
 mod tests {
     use super::*;
 
+    fn at(time_ms: u64) -> Stamp {
+        Stamp { time_ms, jump_ms: 0 }
+    }
+
     fn arrive(proposals: &mut Proposals<u32>, sizes: &[usize]) {
         for (ticket, size) in sizes.iter().enumerate() {
             proposals.arrive(vec![0; *size].into(), 1, ticket as u32);
@@ -185,7 +195,7 @@ mod tests {
         let mut proposals = Proposals::new();
         let mut clock = HybridClock::default();
         arrive(&mut proposals, &[40, 40, 40, 500, 10]);
-        let packs: Vec<_> = std::iter::from_fn(|| proposals.pack(&mut clock, 1, 100))
+        let packs: Vec<_> = std::iter::from_fn(|| proposals.pack(&mut clock, at(1), 100))
             .map(|packed| packed.tickets)
             .collect();
         assert_eq!(packs, [vec![0, 1], vec![2], vec![3], vec![4]]);
@@ -198,7 +208,7 @@ mod tests {
             proposals.arrive(Bytes::new(), 1, ticket);
         }
         let mut clock = HybridClock::default();
-        let packed = proposals.pack(&mut clock, 1, 100).unwrap();
+        let packed = proposals.pack(&mut clock, at(1), 100).unwrap();
         assert_eq!(packed.tickets.len(), 3);
         proposals.proposed(LogIndex(7), Term(2), 0, vec![0, 1]);
         proposals.proposed(LogIndex(8), Term(2), 0, vec![2]);
@@ -215,8 +225,8 @@ mod tests {
         let mut proposals = Proposals::new();
         let mut clock = HybridClock::default();
         arrive(&mut proposals, &[10, 200]);
-        let first = proposals.pack(&mut clock, 1000, 100).unwrap();
-        let second = proposals.pack(&mut clock, 999, 100).unwrap();
+        let first = proposals.pack(&mut clock, at(1000), 100).unwrap();
+        let second = proposals.pack(&mut clock, at(999), 100).unwrap();
         let first = EntryPayload::decode(first.data).unwrap();
         let second = EntryPayload::decode(second.data).unwrap();
         assert!(second.version > first.last_version());

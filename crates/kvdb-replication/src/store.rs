@@ -81,6 +81,18 @@ impl LogStore {
         self.start.index.0 + self.entries.len() as u64
     }
 
+    /// What stays of the log and what goes, in order, if entries from `from` on are appended; `None` if
+    /// nothing of it is replaced.
+    pub(crate) fn cut_at(
+        &self,
+        from: LogIndex,
+    ) -> Option<(impl DoubleEndedIterator<Item = &Entry>, impl Iterator<Item = &Entry>)> {
+        (from.0 <= self.last()).then(|| {
+            let kept = from.0.saturating_sub(self.first()) as usize;
+            (self.entries.iter().take(kept), self.entries.iter().skip(kept))
+        })
+    }
+
     /// Appends entries; what stood at their indexes and after is replaced.
     ///
     /// # Panics

@@ -220,7 +220,12 @@ mod tests {
     fn once_unknown_a_later_refusal_does_not_make_it_a_plain_failure() {
         let mut request = RequestMachine::new(1000, true, true, 1);
         request.failed(Failure::NoAnswer, NODE, None, 0);
-        let expired = Refusal::RequestIdExpired { client_id: "c".into(), sequence: 1 };
+        let expired = Refusal::RequestIdExpired {
+            client_id: "c".into(),
+            sequence: 1,
+            valid_until: kvdb_model::ValidUntil::Age(1),
+            shard: kvdb_model::ShardTimes::default(),
+        };
         assert!(matches!(
             request.failed(Failure::Refused(expired), NODE, None, 1),
             Next::Fail(Refusal::OutcomeUnknown { .. })

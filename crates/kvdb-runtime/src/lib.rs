@@ -5,6 +5,7 @@
 //! core.
 
 pub mod clock;
+pub mod cluster_time;
 pub mod coordinators;
 pub mod dial;
 pub mod drive;

@@ -3,9 +3,10 @@
 //! Each process keeps one outgoing stream to each peer that it has something to say to; all
 //! shards' messages share it. What can't be delivered is dropped and reported: Raft retries.
 
+use crate::clock;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
 use bytes::Bytes;
-use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, Version};
+use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};
 use kvdb_replication::{Input, PeerMessage};
 use kvdb_shard::{ChunkReader, SnapshotWriter};
@@ -340,7 +341,12 @@ fn frames_of(messages: impl Iterator<Item = PeerMessage>) -> Vec<proto::PeerFram
 }
 
 fn frame(messages: Vec<proto::PeerMessage>) -> proto::PeerFrame {
-    proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(proto::PeerMessages { messages })) }
+    proto::PeerFrame {
+        frame: Some(peer_frame::Frame::Messages(proto::PeerMessages {
+            messages,
+            wall_ms: clock::wall_ms(),
+        })),
+    }
 }
 
 async fn send_snapshot(
@@ -387,7 +393,8 @@ async fn stream_snapshot(
         shard_id: shard.0,
         message: Bytes::from(message::encode(message)),
         descriptor: Some(descriptor_to(writer.descriptor())),
-        last_version: writer.last_version().0,
+        last_version: writer.time().version.0,
+        jumped_ms: writer.time().jumped_ms,
     };
     let first = proto::SnapshotFrame { frame: Some(snapshot_frame::Frame::Header(header)) };
     frames.send(first).await.map_err(|_| "closed")?;
@@ -502,6 +509,7 @@ async fn hear(
         else {
             return;
         };
+        let wall_ms = batch.wall_ms;
         let Some(messages) = readable(batch) else {
             tracing::warn!(peer = from_node.0, "it sent a message that can't be read");
             return;
@@ -511,7 +519,7 @@ async fn hear(
             drive.shared().metrics.peer_messages_dropped.inc_by(messages.len() as u64);
             continue;
         }
-        drive.inform(Event::FromPeer { from_node, messages });
+        drive.inform(Event::FromPeer { from_node, wall_ms, messages });
     }
 }
 
@@ -536,7 +544,7 @@ async fn receive_snapshot(
     let message = message::decode(&header.message).map_err(|error| error.to_string())?;
     let descriptor = header.descriptor.ok_or("it names no descriptor")?;
     let descriptor = descriptor_from(descriptor).map_err(|error| error.to_string())?;
-    let last_version = Version(header.last_version);
+    let time = TimeMark { version: Version(header.last_version), jumped_ms: header.jumped_ms };
     let (reply, answer) = tokio::sync::oneshot::channel();
     drive.inform(Event::SnapshotOffered {
         from_node,
@@ -559,7 +567,7 @@ async fn receive_snapshot(
         shard,
         message,
         descriptor,
-        last_version,
+        time,
         volume,
     }));
     Ok(())

@@ -197,6 +197,10 @@ impl<M: Machine> Shard<M> {
     ) -> Result<Vec<CommandOutcome>, ApplyError> {
         let last_version = payload.last_version();
         let mut version = payload.version;
+        let from_birth = self.state.time.version == Version::ZERO;
+        let time = self.state.time.after(version, last_version, payload.jump_ms);
+        // From here on ages are what they are after the jump; what has been reached is told at the end.
+        self.state.time.jumped_ms = time.jumped_ms;
         let mut outcomes = Vec::with_capacity(payload.commands.len());
         for bytes in payload.commands {
             let command = Command::decode(bytes)
@@ -219,16 +223,17 @@ impl<M: Machine> Shard<M> {
                 }
                 Command::History(policy) => {
                     self.remember_changes(run);
-                    let from_birth = self.state.last_version == Version::ZERO && run.told == 0;
+                    let from_birth = from_birth && run.told == 0;
                     self.history.decide(policy, version, from_birth);
                     CommandOutcome::HistoryDecided
                 }
             });
             version = next;
         }
-        let now = self.state.last_version.max(last_version);
-        self.state.last_version = now;
-        self.sessions.expire(self.replica, now, EXPIRE_PER_ENTRY, &mut run.records);
+        let now = time.version;
+        self.state.time = time;
+        let age = self.state.age_at(now);
+        self.sessions.expire(self.replica, age, EXPIRE_PER_ENTRY, &mut run.records);
         self.remember_changes(run);
         self.history.keep_bounds(now, &mut run.history_store(self.replica))?;
         Ok(outcomes)
@@ -284,8 +289,9 @@ impl<M: Machine> Shard<M> {
         write: &Write,
         version: Version,
     ) -> Result<Vec<OperationOutcome>, ApplyError> {
+        let age = self.state.age_at(version);
         let room = match &write.request {
-            Some(tag) => match self.sessions.admit(tag, version) {
+            Some(tag) => match self.sessions.admit(tag, version, age) {
                 Ok(room) => room,
                 Err(refusal) => return Ok(refuse_all(write, &refusal)),
             },
@@ -298,7 +304,7 @@ impl<M: Machine> Shard<M> {
         };
         if let Some(tag) = &write.request {
             let answered = write.operations.iter().zip(&outcomes);
-            self.sessions.remember(self.replica, tag, version, answered, &mut run.records);
+            self.sessions.remember(self.replica, tag, age, answered, &mut run.records);
         }
         Ok(outcomes)
     }

@@ -52,6 +52,7 @@ pub use read::{
 };
 pub use recent::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
 pub use record::{Record, RecordDamage};
+pub use sessions::check_request;
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};
 pub use split::{Born, is_in, left_behind, replicas_in};

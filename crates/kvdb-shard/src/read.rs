@@ -51,7 +51,7 @@ pub enum ReadError {
 pub struct ReadResult {
     /// The record, unless it is absent or has expired by shard time.
     pub record: Option<Record>,
-    /// It has expired by the local clock, not yet by shard time: commit a
+    /// It has expired by what shard time is here by now, not yet by what is applied: commit a
     /// [`kvdb_model::Command::AdvanceTime`] and read again before saying that it is gone, so that
     /// no later leader can bring it back.
     pub expires_by_clock: bool,
@@ -75,8 +75,8 @@ pub struct ScanRequest {
     /// Most records to look at, at least 1: bounds the time that a page takes where most are
     /// expired or unwanted.
     pub max_examined: usize,
-    /// The local clock, in milliseconds since 1970; see [`ScanPage::expires_by_clock`].
-    pub wall_ms: u64,
+    /// Shard time by the clock here, in milliseconds since 1970; see [`ScanPage::expires_by_clock`].
+    pub now_ms: u64,
 }
 
 /// A record found by a scan.
@@ -95,7 +95,7 @@ pub struct ScanPage {
     pub items: Vec<ScannedItem>,
     /// The range that is left (clipped to the shard), or `None` if the shard is done.
     pub rest: Option<KeyRange>,
-    /// Some item has expired by the local clock, not yet by shard time; see
+    /// Some item has expired by what shard time is here by now, not yet by what is applied; see
     /// [`ReadResult::expires_by_clock`].
     pub expires_by_clock: bool,
 }
@@ -178,11 +178,11 @@ impl<'a> View<'a> {
 
     /// Shard time in the snapshot.
     pub fn last_version(&self) -> Version {
-        self.state.last_version
+        self.state.time.version
     }
 
-    /// Reads one key that was routed under `epoch`. `wall_ms` is the local clock, in milliseconds
-    /// since 1970.
+    /// Reads one key that was routed under `epoch`. `now_ms` is shard time by the clock
+    /// here, in milliseconds since 1970.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -190,16 +190,16 @@ impl<'a> View<'a> {
         &self,
         epoch: RangeEpoch,
         routing_key: &[u8],
-        wall_ms: u64,
+        now_ms: u64,
     ) -> Result<ReadResult, ReadError> {
         check_range(&self.state.descriptor, epoch, routing_key)?;
         let record = match self.snapshot.get(&data_key(routing_key))? {
             Some(stored) => Some(Record::decode(routing_key, &stored)?),
             None => None,
         };
-        let record = record.filter(|record| !record.is_expired(self.state.last_version));
-        let expires_by_clock = record.as_ref().is_some_and(|record| is_past(record, wall_ms));
-        if expires_by_clock && has(Bug::GoneByClockAlone) {
+        let record = record.filter(|record| !record.is_expired(self.state.time.version));
+        let expires_by_clock = record.as_ref().is_some_and(|record| is_past(record, now_ms));
+        if expires_by_clock && (has(Bug::GoneByClockAlone) || has(Bug::HiddenByWallClock)) {
             return Ok(ReadResult { record: None, expires_by_clock: false });
         }
         Ok(ReadResult { record, expires_by_clock })
@@ -219,7 +219,7 @@ impl<'a> View<'a> {
         }
         let gap = (query.after < kept.floor()).then(|| kept.floor());
         let after = gap.unwrap_or(query.after);
-        let version = after.max(self.state.last_version);
+        let version = after.max(self.state.time.version);
         let mut page = ChangePage { events: vec![], version, gap };
         let (mut size_bytes, mut examined_bytes, mut last) = (0, 0, after);
         for events in history::after(self.snapshot, self.replica, after) {
@@ -272,13 +272,13 @@ impl<'a> View<'a> {
                 continue;
             }
             let mut record = Record::decode(&routing_key, &stored)?;
-            if record.is_expired(self.state.last_version) {
+            if record.is_expired(self.state.time.version) {
                 continue;
             }
             if request.keys_only {
                 record.value = Bytes::new();
             }
-            page.expires_by_clock |= is_past(&record, request.wall_ms);
+            page.expires_by_clock |= is_past(&record, request.now_ms);
             size_bytes += routing_key.len() + record.value.len() + ITEM_OVERHEAD_BYTES;
             page.items.push(ScannedItem { routing_key, record });
         }
@@ -325,8 +325,8 @@ impl<'a> View<'a> {
     }
 }
 
-fn is_past(record: &Record, wall_ms: u64) -> bool {
-    record.expires_at_ms != 0 && record.expires_at_ms <= wall_ms
+fn is_past(record: &Record, now_ms: u64) -> bool {
+    record.expires_at_ms != 0 && record.expires_at_ms <= now_ms
 }
 
 /// The range from `next`, which wasn't taken, on.
@@ -350,9 +350,9 @@ pub fn get(
     replica: ReplicaId,
     epoch: RangeEpoch,
     routing_key: &[u8],
-    wall_ms: u64,
+    now_ms: u64,
 ) -> Result<ReadResult, ReadError> {
-    View::new(snapshot, replica)?.get(epoch, routing_key, wall_ms)
+    View::new(snapshot, replica)?.get(epoch, routing_key, now_ms)
 }
 
 /// [`View::scan`], for a single page.

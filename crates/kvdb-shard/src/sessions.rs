@@ -1,8 +1,8 @@
 //! The request window: a write under a request id takes effect once.
 //!
 //! For each client the answers of its recent requests are kept, by sequence and item, until the
-//! client says (`acked_below`) that it doesn't need them any more. A request also carries
-//! `valid_until_ms`: past it, by the version of the entry, it is refused. (Sessions are those of
+//! client says (`acked_below`) that it doesn't need them any more. A request also says until when it
+//! is valid: past it, by the version of the entry, it is refused. (Sessions are those of
 //! Ongaro's dissertation, section 6.3; acknowledging explicitly is RIFL's, Lee et al., SOSP 2015.)
 //!
 //! # Why a late copy can't slip in
@@ -10,7 +10,9 @@
 //! A copy of a request finds its answer; or its sequence is below what the client acknowledged,
 //! and it is refused; or both are forgotten, and then it has expired. For the last, an answer is
 //! kept for the longest window that a request may ask for, and a grace, from the version that
-//! wrote it: every copy that was sent before has expired by then.
+//! wrote it: every copy that was sent before has expired by then. How long it is kept counts the
+//! shard's age, which is never put forward; the validity counts the age too, or shard time, which
+//! goes on at least as fast.
 //!
 //! # Records
 //!
@@ -36,7 +38,10 @@ use crate::shard::OpenError;
 use bytes::Bytes;
 use kvdb_engine::{Batch, ShortLived, Snapshot};
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{Operation, OperationOutcome, Refusal, ReplicaId, RequestTag, Version};
+use kvdb_model::time::{MAX_CLOCK_SKEW_MS, Utc};
+use kvdb_model::{
+    Operation, OperationOutcome, Refusal, ReplicaId, RequestTag, ShardTimes, ValidUntil, Version,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a request takes up beside its record, roughly: map entries and allocations.
@@ -52,6 +57,9 @@ pub(crate) struct SessionLimits {
     pub(crate) window_ms: u64,
     /// How much longer than that an answer is kept.
     pub(crate) grace_ms: u64,
+    /// How much later than it says a request by shard time is still taken: clients' clocks differ.
+    /// Less than the grace.
+    pub(crate) tolerance_ms: u64,
     /// Unacknowledged requests of one client, in memory and on disk each. One request more may
     /// fit in, however large it is.
     pub(crate) client_max_bytes: usize,
@@ -64,6 +72,7 @@ impl Default for SessionLimits {
         SessionLimits {
             window_ms: 11 * 60 * 1000,
             grace_ms: 60 * 1000,
+            tolerance_ms: MAX_CLOCK_SKEW_MS,
             client_max_bytes: 8 << 20,
             shard_max_bytes: 64 << 20,
         }
@@ -156,24 +165,24 @@ impl Sessions {
 
     /// Whether a request may be carried out at this version; its operations that are known
     /// already ([`Sessions::find`]) need no room.
-    pub(crate) fn admit(&self, tag: &RequestTag, version: Version) -> Result<Room, Refusal> {
+    pub(crate) fn admit(
+        &self,
+        tag: &RequestTag,
+        version: Version,
+        age: Version,
+    ) -> Result<Room, Refusal> {
+        let shard = ShardTimes { time_ms: version.millis(), age_ms: age.millis() };
         if tag.client_id.len() > CLIENT_ID_MAX_BYTES {
             let problem =
                 format!("is {} bytes; the limit is {CLIENT_ID_MAX_BYTES}", tag.client_id.len());
             return Err(Refusal::invalid("request_id.client_id", problem));
         }
-        if tag.valid_until_ms <= version.millis() {
-            return Err(expired(tag));
-        }
-        if tag.valid_until_ms > version.millis().saturating_add(self.limits.window_ms) {
-            let problem = "is more than 10 minutes ahead";
-            return Err(Refusal::invalid("request_id.valid_until_ms", problem));
-        }
+        check_validity(tag, shard, &self.limits)?;
         let mut room = Room::Free;
         if let Some(session) = self.clients.get(&tag.client_id) {
             // Its client has said that it is settled: a copy that was under way for long.
             if tag.sequence < session.acked_below {
-                return Err(expired(tag));
+                return Err(expired(tag, shard));
             }
             if session.size_bytes >= self.limits.client_max_bytes {
                 room = Room::Full;
@@ -195,13 +204,13 @@ impl Sessions {
         Some(answer.repeated())
     }
 
-    /// Remembers answers that a command at `version` got, and writes them to the batch together
+    /// Remembers answers that a command at this age got, and writes them to the batch together
     /// with what the acknowledgement in `tag` frees. `tag` was admitted.
     pub(crate) fn remember<'a>(
         &mut self,
         replica: ReplicaId,
         tag: &RequestTag,
-        version: Version,
+        age: Version,
         outcomes: impl Iterator<Item = (&'a Operation, &'a OperationOutcome)>,
         batch: &mut Batch,
     ) {
@@ -218,7 +227,7 @@ impl Sessions {
         let acked_below = self.clients.get(client).map_or(0, |session| session.acked_below);
         request.acked_below = acked_below.max(tag.acked_below.min(tag.sequence));
         let kept_ms = self.limits.window_ms + self.limits.grace_ms;
-        request.keep_until = version.plus(Version::from_millis(kept_ms).0);
+        request.keep_until = age.plus(Version::from_millis(kept_ms).0);
 
         let content = request.encode();
         let suffix = request_suffix(client, tag.sequence);
@@ -254,7 +263,7 @@ impl Sessions {
         }
     }
 
-    /// Drops what no retry can ask for any more at this shard time. At most `limit` requests, so
+    /// Drops what no retry can ask for any more at this age. At most `limit` requests, so
     /// that one entry doesn't pay for an hour of silence; the same ones on every replica.
     pub(crate) fn expire(
         &mut self,
@@ -287,8 +296,53 @@ fn client_name(tag: &RequestTag) -> String {
     String::from_utf8_lossy(&tag.client_id).into_owned()
 }
 
-fn expired(tag: &RequestTag) -> Refusal {
-    Refusal::RequestIdExpired { client_id: client_name(tag), sequence: tag.sequence }
+fn expired(tag: &RequestTag, shard: ShardTimes) -> Refusal {
+    Refusal::RequestIdExpired {
+        client_id: client_name(tag),
+        sequence: tag.sequence,
+        valid_until: tag.valid_until,
+        shard,
+    }
+}
+
+/// Whether a request is valid by what the shard's clock says, as far as that can be told before it is
+/// proposed: applying it decides.
+///
+/// # Errors
+/// [`Refusal::RequestIdExpired`], or [`Refusal::InvalidArgument`] for a client's own id that is too
+/// far ahead. Both name both times.
+pub fn check_request(tag: &RequestTag, shard: ShardTimes) -> Result<(), Refusal> {
+    check_validity(tag, shard, &SessionLimits::default())
+}
+
+fn check_validity(
+    tag: &RequestTag,
+    shard: ShardTimes,
+    limits: &SessionLimits,
+) -> Result<(), Refusal> {
+    match tag.valid_until {
+        ValidUntil::Age(until_ms) => {
+            // A front that made it of an old answer, or of none, makes another one.
+            let latest_ms = shard.age_ms.saturating_add(limits.window_ms);
+            if until_ms <= shard.age_ms || until_ms > latest_ms {
+                return Err(expired(tag, shard));
+            }
+        }
+        ValidUntil::Time(until_ms) => {
+            if until_ms.saturating_add(limits.tolerance_ms) <= shard.time_ms {
+                return Err(expired(tag, shard));
+            }
+            if until_ms > shard.time_ms.saturating_add(limits.window_ms) {
+                let problem = format!(
+                    "is {}, more than 10 minutes ahead: by the shard's clock it is {}",
+                    Utc(until_ms),
+                    Utc(shard.time_ms)
+                );
+                return Err(Refusal::invalid("request_id.valid_until_ms", problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Another request came under the same id.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, Snapshot};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{
-    HistoryPolicy, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, Version,
-    VolumeId,
+    HistoryPolicy, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, TimeMark,
+    Version, VolumeId,
 };
 use std::sync::Arc;
 use thiserror::Error;
@@ -20,27 +20,33 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) applied: LogPosition,
-    pub(crate) last_version: Version,
+    pub(crate) time: TimeMark,
     pub(crate) descriptor: ShardDescriptor,
 }
 
 impl State {
+    /// The shard's age at a version, as a version: see [`kvdb_model::time`].
+    pub(crate) fn age_at(&self, version: Version) -> Version {
+        Version(version.0.saturating_sub(Version::from_millis(self.time.jumped_ms).0))
+    }
+
     fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(128);
-        out.u8(1);
+        out.u8(2);
         out.u64(self.applied.index.0);
         out.u64(self.applied.term.0);
-        out.u64(self.last_version.0);
+        out.u64(self.time.version.0);
+        out.u64(self.time.jumped_ms);
         self.descriptor.encode(&mut out);
         out.finish()
     }
 
     fn decode(content: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(content);
-        input.version("replica state", 1)?;
+        input.version("replica state", 2)?;
         let state = State {
             applied: LogPosition { index: LogIndex(input.u64()?), term: Term(input.u64()?) },
-            last_version: Version(input.u64()?),
+            time: TimeMark { version: Version(input.u64()?), jumped_ms: input.u64()? },
             descriptor: ShardDescriptor::decode(&mut input)?,
         };
         input.end()?;
@@ -149,7 +155,12 @@ impl<M: Machine> Shard<M> {
 
     /// Shard time: the highest version applied.
     pub fn last_version(&self) -> Version {
-        self.state.last_version
+        self.state.time.version
+    }
+
+    /// How far its time has come.
+    pub fn time(&self) -> TimeMark {
+        self.state.time
     }
 
     /// As of the last entry applied.
@@ -203,7 +214,7 @@ fn born(
     let mut input = Reader::new(birth.clone());
     let descriptor = ShardDescriptor::decode(&mut input)?;
     input.end()?;
-    let state = State { applied: start, last_version: Version::ZERO, descriptor };
+    let state = State { applied: start, time: TimeMark::default(), descriptor };
     let mut batch = Batch::default();
     state.write(replica, &mut batch);
     engine.write(volume, batch)?;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use kvdb_engine::{EngineError, Item, Snapshot};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{LogPosition, ReplicaId, ShardDescriptor, Version};
+use kvdb_model::{LogPosition, ReplicaId, ShardDescriptor, TimeMark};
 use std::collections::VecDeque;
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
@@ -90,9 +90,9 @@ impl SnapshotWriter {
         &self.state.descriptor
     }
 
-    /// The highest version in it.
-    pub fn last_version(&self) -> Version {
-        self.state.last_version
+    /// How far time has come in it.
+    pub fn time(&self) -> TimeMark {
+        self.state.time
     }
 
     /// Everything in it, ascending, as another replica would hold it: for a copy that doesn't

@@ -14,7 +14,7 @@ use crate::shard::{OpenError, Shard, State};
 use kvdb_engine::Snapshot;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{KeyRange, ReplicaId, ShardDescriptor, SplitPlan, Version};
+use kvdb_model::{KeyRange, ReplicaId, ShardDescriptor, SplitPlan, TimeMark, Version};
 
 /// A shard that was split off.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct Born {
     pub child: ShardDescriptor,
     /// The child's replica that lives in the volume of the parent's.
     pub replica: ReplicaId,
-    /// Shard time of the child.
-    pub last_version: Version,
+    /// How far the child's time has come.
+    pub time: TimeMark,
 }
 
 impl<M: Machine> Shard<M> {
@@ -41,15 +41,15 @@ impl<M: Machine> Shard<M> {
         let own = parent.replica(self.replica).map(|own| own.node_id);
         let Some(replica) = own.and_then(|node| child.replica_on(node)) else { return Ok(None) };
         let replica = replica.replica_id;
-        let state =
-            State { applied: INITIAL_POSITION, last_version: version, descriptor: child.clone() };
+        let time = TimeMark { version, ..self.state.time };
+        let state = State { applied: INITIAL_POSITION, time, descriptor: child.clone() };
         state.write(replica, &mut run.records);
         if !has(Bug::WindowLostInSplit) {
             self.sessions.copy_to(replica, &mut run.records);
         }
         self.history.copy_to(replica, &child.range, &mut run.history_store(self.replica))?;
         self.state.descriptor = parent.clone();
-        Ok(Some(Born { parent, child, replica, last_version: version }))
+        Ok(Some(Born { parent, child, replica, time }))
     }
 }
 
@@ -67,14 +67,14 @@ pub fn is_in(snapshot: &dyn Snapshot, replica: ReplicaId) -> Result<bool, OpenEr
 /// If a record can't be read.
 pub fn replicas_in(
     snapshot: &dyn Snapshot,
-) -> Result<Vec<(ReplicaId, ShardDescriptor, Version)>, OpenError> {
+) -> Result<Vec<(ReplicaId, ShardDescriptor, TimeMark)>, OpenError> {
     let mut found = Vec::new();
     let mut rest = all_replicas();
     loop {
         let Some(next) = snapshot.scan(&rest, false).next() else { return Ok(found) };
         let Some(replica) = replica_of(&next?.0) else { return Ok(found) };
         if let Some(state) = State::read(snapshot, replica)? {
-            found.push((replica, state.descriptor, state.last_version));
+            found.push((replica, state.descriptor, state.time));
         }
         rest.start = replica_range(replica).end;
     }

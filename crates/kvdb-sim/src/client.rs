@@ -12,9 +12,11 @@ use kvdb_checker::{
 };
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    Action, Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, Version, Write,
+    Action, Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, ShardId, ShardTimes,
+    ValidUntil, Version, Write,
 };
 use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
+use std::collections::BTreeMap;
 
 /// Keys that are put, deleted, compared; few, so that clients meet.
 const REGISTERS: u64 = 6;
@@ -47,8 +49,19 @@ pub(crate) struct Client {
     sequence: u64,
     attempt: u64,
     current: Option<Current>,
+    /// How old shards are, as they have said, and when.
+    ages: BTreeMap<ShardId, (u64, u64)>,
     /// Operations that ended as they should.
     pub(crate) succeeded: u64,
+}
+
+/// Until when an id is valid, by the age of its shard.
+#[derive(Clone, Copy)]
+struct Stamped {
+    until_ms: u64,
+    at_us: u64,
+    /// By what the shard had said; otherwise by a guess.
+    was_told: bool,
 }
 
 /// Where an operation is noted.
@@ -74,6 +87,9 @@ struct Current {
     tag: RequestTag,
     machine: RequestMachine,
     began_us: u64,
+    stamped: Option<Stamped>,
+    /// Where it was sent last.
+    shard: ShardId,
     node: Option<NodeId>,
     at: Option<NodeId>,
     avoid: Option<NodeId>,
@@ -135,6 +151,7 @@ impl Client {
             sequence: 0,
             attempt: 0,
             current: None,
+            ages: BTreeMap::new(),
             succeeded: 0,
         }
     }
@@ -197,6 +214,11 @@ impl Client {
 }
 
 impl World {
+    /// The time of this world and its nights, in microseconds.
+    pub(crate) fn true_us(&self) -> u64 {
+        self.now_us + self.nights_us
+    }
+
     fn place_of_client(client: usize) -> Place {
         PROCESSES + client
     }
@@ -234,13 +256,12 @@ impl World {
             other => other.routing_key(keyspace.keyspace_id, &user_key),
         };
         client.sequence += 1;
-        let wall_ms = self.processes[0].clock.at(now_us).wall_ms;
         let tag = RequestTag {
             client_id: Bytes::from(format!("client-{id}")),
             sequence: client.sequence,
             // One at a time: all before are settled, or given up as unknown.
             acked_below: client.sequence,
-            valid_until_ms: wall_ms + VALID_MS,
+            valid_until: ValidUntil::Age(0),
         };
         let is_write = matches!(what, What::Write(_));
         let seed = client.dice.any();
@@ -248,7 +269,10 @@ impl World {
             Note::History(checked) => {
                 Noted::History(self.recorder.call(ClientId(id as u64), checked, Time(now_us)))
             }
-            Note::Fleeting(key, asked) => Noted::Fleeting(self.fleeting.call(key, asked, now_us)),
+            Note::Fleeting(key, asked) => {
+                let true_us = now_us + self.nights_us;
+                Noted::Fleeting(self.fleeting.call(key, asked, true_us))
+            }
         };
         client.current = Some(Current {
             noted,
@@ -257,6 +281,8 @@ impl World {
             tag,
             machine: RequestMachine::new(DEADLINE_MS, is_write, true, seed),
             began_us: now_us,
+            stamped: None,
+            shard: ShardId(0),
             node: None,
             at: None,
             avoid: None,
@@ -286,6 +312,20 @@ impl World {
             return self.failed(id, Failure::NotSent, None);
         };
         current.node = Some(node);
+        current.shard = route.shard_id;
+        let stamped = current.stamped.get_or_insert_with(|| {
+            let heard = client.ages.get(&route.shard_id);
+            let heard = heard.filter(|_| !has(Bug::FrontClockInIds));
+            // Without word of the shard it is a guess, by the clock of some machine.
+            let guess_ms = self.processes[0].clock.at(now_us).wall_ms;
+            let age_ms = heard.map_or(guess_ms, |(age_ms, at_us)| age_ms + (now_us - at_us) / 1000);
+            Stamped {
+                until_ms: age_ms.saturating_add(VALID_MS),
+                at_us: now_us,
+                was_told: heard.is_some(),
+            }
+        });
+        current.tag.valid_until = ValidUntil::Age(stamped.until_ms);
         if has(Bug::RetryWithoutId) {
             client.sequence += 1;
             current.tag.sequence = client.sequence;
@@ -378,7 +418,8 @@ impl World {
             (What::Write(_), Err(Refusal::OutcomeUnknown { .. })) => Told::Nothing,
             _ => Told::Refused,
         };
-        self.fleeting.end(operation, told, self.now_us);
+        let true_us = self.true_us();
+        self.fleeting.end(operation, told, true_us);
     }
 
     fn note_history(&mut self, op: OpId, what: &What, result: Result<Found, Refusal>) {
@@ -414,13 +455,15 @@ impl World {
 
     pub(crate) fn client_hears(&mut self, id: usize, packet: Packet) {
         match packet {
-            Packet::Answer { attempt, result } => {
+            Packet::Answer { attempt, times, result } => {
+                self.hear_age(id, attempt, times);
                 // An answer to an attempt that was given up goes nowhere, as with a closed stream.
                 if self.clients[id].attempt != attempt || self.clients[id].current.is_none() {
                     return;
                 }
                 match result {
                     Ok(found) => self.end(id, Ok(found)),
+                    Err(refusal) if self.stamps_anew(id, &refusal) => self.attempt(id),
                     Err(refusal) => {
                         let hint = self.learn(id, &refusal);
                         self.failed(id, Failure::Refused(refusal), hint);
@@ -442,6 +485,45 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    fn hear_age(&mut self, id: usize, attempt: u64, times: ShardTimes) {
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        if let Some(current) = &client.current
+            && client.attempt == attempt
+            && times.time_ms > 0
+        {
+            client.ages.insert(current.shard, (times.age_ms, now_us));
+        }
+    }
+
+    /// As a gateway does: an id that was stamped with a wrong guess, and refused before anything can
+    /// have been done, is stamped with what the refusal tells. One that was stamped with what the shard
+    /// had said must not be refused.
+    fn stamps_anew(&mut self, id: usize, refusal: &Refusal) -> bool {
+        let Refusal::RequestIdExpired { valid_until, shard, .. } = refusal else { return false };
+        let now_us = self.now_us;
+        let client = &mut self.clients[id];
+        let Some(current) = &mut client.current else { return false };
+        let Some(stamped) = current.stamped else { return false };
+        let is_young = now_us < stamped.at_us + VALID_MS * 900;
+        if is_young && (stamped.was_told || has(Bug::FrontClockInIds)) {
+            let age_ms = (now_us - stamped.at_us) / 1000;
+            self.checks.violations.push(format!(
+                "the id of client {id} is refused {age_ms} ms after it was stamped: {refusal}"
+            ));
+            return false;
+        }
+        let until_ms = valid_until.millis();
+        let is_wrong = until_ms <= shard.age_ms || until_ms > shard.age_ms + 2 * VALID_MS;
+        if current.machine.is_unknown() || !is_wrong {
+            return false;
+        }
+        let until_ms = shard.age_ms + VALID_MS;
+        current.stamped = Some(Stamped { until_ms, at_us: now_us, was_told: true });
+        client.ages.insert(current.shard, (shard.age_ms, now_us));
+        true
     }
 
     /// What a refusal teaches, and the registered node that it points to.

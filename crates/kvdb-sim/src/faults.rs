@@ -6,6 +6,10 @@ use crate::world::{CLIENTS, COORDINATORS, Event, NODES, PROCESSES, World};
 use kvdb_engine::Engine;
 use kvdb_replication::Input;
 
+/// After a night it may take so long until nodes and coordinators have heard of each other, with other
+/// faults in between.
+const DAWN_US: u64 = 10_000_000;
+
 const EVERYWHERE: usize = PROCESSES + CLIENTS;
 
 /// A fault that ends.
@@ -39,6 +43,7 @@ impl World {
         let kind = match self.dice.below(14) {
             0 | 1 => self.kill(place, lasts_us),
             2 | 3 => self.cut_power(place, lasts_us),
+            4 if self.dice.chance(300) => self.spend_a_night(lasts_us),
             4 => self.cut_all_power(lasts_us),
             5 => self.pause(place, lasts_us),
             6 => self.isolate(place, lasts_us),
@@ -162,13 +167,46 @@ impl World {
         "lossy network"
     }
 
+    /// The wall clock of one process is wrong: by a little, by hours or years, or it stands. That of at
+    /// most one node at a time, so the one that was wrong before is set right.
     fn jump_clock(&mut self, place: Place) -> &'static str {
-        let jump_ms = self.dice.below(4_000) as i64 - 2_000;
-        let off_ms = &mut self.processes[place].clock.wall_offset_ms;
-        *off_ms += jump_ms;
-        let (lowest, highest) = self.clocks_off_ms;
-        self.clocks_off_ms = (lowest.min(*off_ms), highest.max(*off_ms));
-        "clock jump"
+        if place >= COORDINATORS {
+            for other in COORDINATORS..COORDINATORS + NODES {
+                let clock = &mut self.processes[other].clock;
+                (clock.wall_offset_ms, clock.stands_at_ms) = (0, None);
+            }
+        }
+        let now_ms = self.processes[place].now(self.now_us).wall_ms;
+        let (hour_ms, year_ms) = (3_600_000, 365 * 24 * 3_600_000);
+        let behind = self.dice.chance(400);
+        let (jump_ms, what) = match self.dice.below(8) {
+            0 => {
+                self.processes[place].clock.stands_at_ms = Some(now_ms);
+                return "clock that stands";
+            }
+            1 | 2 => (self.dice.below(2_000), "clock jump"),
+            3..=5 => (self.dice.between(1, 9 * hour_ms), "clock jump of hours"),
+            6 => (self.dice.between(1, 50) * year_ms, "clock jump of years"),
+            _ => (0, "clock set right"),
+        };
+        let jump_ms = jump_ms as i64;
+        let clock = &mut self.processes[place].clock;
+        clock.stands_at_ms = None;
+        clock.wall_offset_ms = if behind { -jump_ms } else { jump_ms };
+        what
+    }
+
+    /// Everything is switched off, and on again some hours later. Nobody has heard of a shard meanwhile.
+    fn spend_a_night(&mut self, lasts_us: u64) -> &'static str {
+        self.cut_all_power(lasts_us);
+        let night_us = self.dice.between(1_000, 9 * 3_600_000) * 1000;
+        self.nights_us += night_us;
+        let began_us = self.true_us();
+        self.nights.push(began_us..began_us + lasts_us + DAWN_US);
+        for process in &mut self.processes {
+            process.clock.nights_us += night_us;
+        }
+        "night"
     }
 
     fn slow_disk(&mut self, place: Place, lasts_us: u64) -> &'static str {

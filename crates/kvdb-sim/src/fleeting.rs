@@ -1,11 +1,14 @@
 //! Keys that expire, and the judge of what clients saw of them.
 //!
-//! Wall clocks jump here, and versions are made of them: a record lives for its time to live give or
-//! take as much as clocks were ever apart. Within that it must neither be gone too early nor be
-//! served too late; and whatever the clocks do, what was once gone never comes back.
+//! Wall clocks are wrong here by any amount, and boot clocks drift a little: a record lives for its time
+//! to live, give or take what is promised (`apart_us`, and one percent of its life). Within that it must
+//! neither be gone too early nor be served too late; and whatever the clocks do, what was once gone
+//! never comes back. Only for a while after everything was off may a record be served too long: until
+//! there is somebody who can say what time it is.
 
 use kvdb_model::Version;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a client asked of such a key.
 #[derive(Clone, Debug)]
@@ -82,26 +85,32 @@ impl Fleeting {
     }
 
     /// # Errors
-    /// What can't be right. Clocks were `apart_us` apart at most.
-    pub(crate) fn judge(&self, apart_us: u64) -> Result<(), String> {
+    /// What can't be right. `nights` are the times at which nobody knew yet how long they had been off.
+    pub(crate) fn judge(&self, apart_us: u64, nights: &[Range<u64>]) -> Result<(), String> {
         let mut by_key: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
         for operation in &self.operations {
             by_key.entry(operation.key).or_default().push(operation);
         }
         by_key.into_iter().try_for_each(|(key, operations)| {
-            judge_key(&operations, apart_us).map_err(|why| format!("fleeting-{key}: {why}"))
+            judge_key(&operations, apart_us, nights).map_err(|why| format!("fleeting-{key}: {why}"))
         })
     }
 }
 
-fn judge_key(operations: &[&Operation], apart_us: u64) -> Result<(), String> {
+fn judge_key(
+    operations: &[&Operation],
+    apart_us: u64,
+    nights: &[Range<u64>],
+) -> Result<(), String> {
     let puts = puts_of(operations)?;
     for get in operations {
         match &get.told {
             Told::Got(Some((value, _))) => {
                 let put = &puts[value.as_str()];
-                let ends_us = put.acknowledged_us.zip(put.ttl_us).map(|(at, ttl)| at + ttl);
-                if ends_us.is_some_and(|ends_us| get.called_us > ends_us + apart_us) {
+                let ends_us =
+                    put.acknowledged_us.zip(put.ttl_us).map(|(at, ttl)| at + ttl + ttl / 100);
+                let may_be_late = nights.iter().any(|night| night.contains(&get.called_us));
+                if !may_be_late && ends_us.is_some_and(|ends| get.called_us > ends + apart_us) {
                     return Err(format!("{value} is served after it has expired: {get:?}"));
                 }
             }
@@ -182,7 +191,7 @@ fn may_be_gone(get: &Operation, puts: &BTreeMap<&str, Put>, apart_us: u64) -> Re
     if puts.values().any(is_later) {
         return Ok(());
     }
-    let ends_us = last.ttl_us.map(|ttl_us| last.called_us + ttl_us);
+    let ends_us = last.ttl_us.map(|ttl_us| last.called_us + ttl_us - ttl_us / 100);
     if ends_us.is_none_or(|ends_us| get.returned_us + apart_us < ends_us) {
         return Err(format!("version {:?} is gone too early: {get:?}", last.version));
     }
@@ -202,7 +211,7 @@ mod tests {
             let operation = fleeting.call(1, asked, second * SECOND);
             fleeting.end(operation, told, second * SECOND + SECOND / 2);
         }
-        fleeting.judge(SECOND)
+        fleeting.judge(SECOND, &[])
     }
 
     fn put(value: &str, ttl_ms: u64, version: u64) -> (Asked, Told) {

@@ -57,8 +57,8 @@ impl World {
 
     pub(crate) fn hear(&mut self, from: Place, place: Place, packet: Packet) {
         match packet {
-            Packet::Raft { from, to, messages } if self.takes_part(place, to) => {
-                self.hear_raft(from, place, messages);
+            Packet::Raft { from, to, wall_ms, messages } if self.takes_part(place, to) => {
+                self.hear_raft(from, place, wall_ms, messages);
             }
             Packet::Snapshot(snapshot) if self.takes_part(place, snapshot.to_node) => {
                 let Some(core) = &mut self.processes[place].core else { return };
@@ -92,10 +92,12 @@ impl World {
         &mut self,
         from_node: NodeId,
         place: Place,
+        wall_ms: u64,
         messages: Vec<kvdb_replication::PeerMessage>,
     ) {
         let now = self.processes[place].now(self.now_us);
         let Some(core) = &mut self.processes[place].core else { return };
+        core.host.step(now, Input::PeerClock { from_node, wall_ms });
         for message in messages {
             core.host.step(now, Input::Message { from_node, message });
         }
@@ -111,6 +113,15 @@ impl World {
             }
             Ask::Get { .. } => Input::Read { shard, ticket },
             Ask::Write(write) => {
+                let times = self.shard_times(place, shard);
+                let leads =
+                    self.processes[place].core.as_ref().is_some_and(|core| core.leads(shard));
+                // As a node does, before anything is proposed.
+                if let Some(tag) = write.request.as_ref().filter(|_| leads && times.time_ms > 0)
+                    && let Err(refusal) = kvdb_shard::check_request(tag, times)
+                {
+                    return self.answer_client(place, from, attempt, shard, Err(refusal));
+                }
                 let command = Command::Write(write);
                 let version_count = command.version_count();
                 Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
@@ -136,6 +147,7 @@ impl World {
         if let Call::Greet { round, id, token } = call {
             return self.hear_greeting(from, place, round, (id, token));
         }
+        let boot_us = self.processes[place].now(self.now_us).boot_us;
         let Some(core) = &mut self.processes[place].core else { return };
         if !core.leads(ShardId::CONTROL) {
             return self.send(place, from, Packet::Reply(Reply::NotLeader));
@@ -146,8 +158,9 @@ impl World {
                 let command = ControlCommand::RegisterNode { token, address, zone: String::new() };
                 self.propose_control(place, &command, Ticket::Register { caller: from });
             }
-            Call::Heartbeat { round, node, led, impossible } => {
+            Call::Heartbeat { round, node, led, impossible, wall_ms } => {
                 core.impossible.extend(impossible);
+                core.clock.heard(node, wall_ms, boot_us);
                 self.hear_heartbeat(from, place, (node, round), led);
             }
             Call::Map { since } => {
@@ -185,6 +198,8 @@ impl World {
         round: u64,
     ) {
         let Some(core) = &self.processes[place].core else { return };
+        let boot_us = self.processes[place].now(self.now_us).boot_us;
+        let cluster_ms = core.clock.now_ms(boot_us).unwrap_or_default();
         let (wanted, tasks) = core.control.with(|view| {
             let state = &view.state;
             let is_led_there = |shard: &ShardId| {
@@ -194,7 +209,7 @@ impl World {
             let wanted: Vec<_> = wanted.map(|(shard, to)| (*shard, *to)).collect();
             (wanted, state.tasks_of(node))
         });
-        self.send(place, caller, Packet::Reply(Reply::Heard { round, wanted, tasks }));
+        self.send(place, caller, Packet::Reply(Reply::Heard { round, wanted, tasks, cluster_ms }));
     }
 
     pub(crate) fn propose_control(
@@ -235,14 +250,13 @@ impl World {
 
     /// Has leaders free what has expired.
     fn free_expired(&mut self, place: Place) {
-        let process = &self.processes[place];
-        let wall_ms = process.now(self.now_us).wall_ms;
-        let Some(core) = &process.core else { return };
+        let Some(core) = &self.processes[place].core else { return };
         let mut expired = Vec::new();
         for (shard, open) in core.shards.iter().filter(|(shard, _)| core.leads(**shard)) {
             let Ok(snapshot) = open.engine_snapshot() else { continue };
+            let now_ms = self.shard_times(place, *shard).time_ms;
             let page = View::new(&*snapshot, open.replica())
-                .and_then(|view| view.sweep(&Bytes::new(), wall_ms, 1000));
+                .and_then(|view| view.sweep(&Bytes::new(), now_ms, 1000));
             match page {
                 Ok(page) if !page.expired.is_empty() => expired.push((*shard, page.expired)),
                 Ok(_) => {}
@@ -265,6 +279,8 @@ impl World {
             return;
         }
         let map = core.control.with(|view| view.state.map().clone());
+        let cluster_ms = self.look_at_clocks(place, &map);
+        let Some(core) = &self.processes[place].core else { return };
         let now_ms = self.processes[place].now(self.now_us).boot_us / 1000;
         let mut commands = Vec::new();
         if !map.cluster_id.is_known() {
@@ -278,7 +294,7 @@ impl World {
         commands
             .extend(judged.map(|(node, status)| ControlCommand::SetNodeStatus { node, status }));
         let observed = Observed {
-            now_ms: self.processes[place].now(self.now_us).wall_ms,
+            now_ms: cluster_ms,
             silent_ms: self.liveness[place].silent_ms(now_ms),
             impossible: told.into_iter().map(|(id, why)| (id, why.to_owned())).collect(),
             ..Observed::default()
@@ -294,6 +310,21 @@ impl World {
         for command in commands {
             self.propose_control(place, &command, Ticket::Nobody);
         }
+    }
+
+    /// What time it is, as the leading coordinator makes it out.
+    fn look_at_clocks(&mut self, place: Place, map: &ShardMap) -> u64 {
+        let now = self.processes[place].now(self.now_us);
+        let Some(core) = &mut self.processes[place].core else { return 0 };
+        let logged = core.shards.get(&ShardId::CONTROL).map(|open| open.last_version().millis());
+        core.clock.keep_only(|node| map.nodes.contains_key(&node));
+        let logged_ms = logged.unwrap_or_default();
+        core.clock.look_as_leader(map.nodes.len(), now.wall_ms, logged_ms, now.boot_us);
+        let cluster_ms = core.clock.now_ms(now.boot_us);
+        if let Some(cluster_ms) = cluster_ms {
+            self.feed(place, Input::ClusterTime(cluster_ms));
+        }
+        cluster_ms.unwrap_or(now.wall_ms)
     }
 
     /// An operator who is never content.
@@ -461,7 +492,10 @@ impl World {
                 let led = led.collect();
                 core.heartbeats += 1;
                 let impossible = std::mem::take(&mut core.impossible);
-                let heartbeat = Call::Heartbeat { round: core.heartbeats, node, led, impossible };
+                let now = process.clock.at(self.now_us);
+                core.heartbeat_us = now.boot_us;
+                let (round, wall_ms) = (core.heartbeats, now.wall_ms);
+                let heartbeat = Call::Heartbeat { round, node, led, impossible, wall_ms };
                 (heartbeat, Some(Call::Map { since: core.cache.version() }))
             }
             _ => (Call::Register { token: place as u128 + 1, address: address_of(place) }, None),
@@ -494,12 +528,18 @@ impl World {
             }
             return;
         }
+        let now = self.processes[place].now(self.now_us);
         let Some(core) = &mut self.processes[place].core else { return };
         match reply {
             Reply::Registered(_) | Reply::Greeted { .. } => {}
             Reply::NotLeader => core.unanswered = true,
             Reply::Heard { round, .. } if round != core.heartbeats => {}
-            Reply::Heard { wanted, tasks, .. } => {
+            Reply::Heard { wanted, tasks, cluster_ms, .. } => {
+                let took_us = now.boot_us.saturating_sub(core.heartbeat_us);
+                if cluster_ms > 0 && took_us <= 200_000 {
+                    let now_ms = cluster_ms + took_us / 2000;
+                    core.host.step(now, Input::ClusterTime(now_ms));
+                }
                 core.unanswered = false;
                 core.asked = tasks;
                 self.do_tasks(place);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use kvdb_control::{Greeted, LedShard};
 use kvdb_model::{
     MapVersion, NodeId, OperatorId, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, ShardId,
-    ShardTask, Version, Write, WriteResult,
+    ShardTask, ShardTimes, TimeMark, Version, Write, WriteResult,
 };
 use kvdb_replication::PeerMessage;
 use kvdb_replication::message::Message;
@@ -14,7 +14,7 @@ use kvdb_replication::message::Message;
 #[derive(Clone)]
 pub(crate) enum Packet {
     /// Between replication hosts. Nobody else at the same place takes it.
-    Raft { from: NodeId, to: NodeId, messages: Vec<PeerMessage> },
+    Raft { from: NodeId, to: NodeId, wall_ms: u64, messages: Vec<PeerMessage> },
     /// A whole snapshot.
     Snapshot(Box<Snapshot>),
     /// Whether a snapshot was taken in.
@@ -22,7 +22,7 @@ pub(crate) enum Packet {
     /// From a client to a node.
     Ask { attempt: u64, shard: ShardId, ask: Ask },
     /// And back.
-    Answer { attempt: u64, result: Result<Found, Refusal> },
+    Answer { attempt: u64, times: ShardTimes, result: Result<Found, Refusal> },
     /// To a coordinator.
     Call(Call),
     /// And back.
@@ -38,7 +38,7 @@ pub(crate) struct Snapshot {
     pub(crate) to: ReplicaId,
     pub(crate) message: Message,
     pub(crate) descriptor: ShardDescriptor,
-    pub(crate) last_version: Version,
+    pub(crate) time: TimeMark,
     pub(crate) chunks: Vec<Bytes>,
 }
 
@@ -67,6 +67,7 @@ pub(crate) enum Call {
         node: NodeId,
         led: Vec<LedShard>,
         impossible: Vec<(OperatorId, &'static str)>,
+        wall_ms: u64,
     },
     Map {
         since: MapVersion,
@@ -87,6 +88,8 @@ pub(crate) enum Reply {
         round: u64,
         wanted: Vec<(ShardId, NodeId)>,
         tasks: Vec<ShardTask>,
+        /// 0 while it isn't known.
+        cluster_ms: u64,
     },
     Map(News),
     Greeted {

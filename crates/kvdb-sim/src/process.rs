@@ -9,8 +9,8 @@ use bytes::Bytes;
 use kvdb_control::{Coordinators, Greeted};
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::{
-    LogIndex, LogPosition, MembershipEpoch, NodeId, OperatorId, ReplicaId, ShardDescriptor,
-    ShardId, ShardMap, ShardTask, Term, Version, VolumeId, WalRecord,
+    ClusterClock, LogIndex, LogPosition, MembershipEpoch, NodeId, OperatorId, ReplicaId,
+    ShardDescriptor, ShardId, ShardMap, ShardTask, Term, TimeMark, VolumeId, WalRecord,
 };
 use kvdb_recovery::Unborn;
 use kvdb_replication::{ApplyTask, Host, HostConfig, Now};
@@ -54,6 +54,10 @@ pub(crate) enum Ticket {
 pub(crate) struct Clock {
     /// How far the wall clock is off.
     pub(crate) wall_offset_ms: i64,
+    /// The wall clock says this, and stands still.
+    pub(crate) stands_at_ms: Option<u64>,
+    /// How long the machine was off beside the time of this world, in microseconds: a night.
+    pub(crate) nights_us: u64,
     /// How much faster its clocks run, in parts per million.
     pub(crate) drift_ppm: i64,
 }
@@ -62,9 +66,13 @@ impl Clock {
     pub(crate) fn at(self, world_us: u64) -> Now {
         let drift_us = world_us as i64 / 1000 * self.drift_ppm / 1000;
         // Machines were booted at some time before.
-        let boot_us = (1_000_000_000 + world_us as i64 + drift_us) as u64;
-        let wall_ms = WALL_START_MS as i64 + boot_us as i64 / 1000 + self.wall_offset_ms;
-        Now { boot_us, wall_ms: wall_ms as u64 }
+        let boot_us = (1_000_000_000 + world_us as i64 + drift_us) as u64 + self.nights_us;
+        // Wall clocks are kept right where they are right at all: they don't drift.
+        let passed_ms = (1_000_000_000 + world_us + self.nights_us) / 1000;
+        let wall_ms = WALL_START_MS as i64 + passed_ms as i64 + self.wall_offset_ms;
+        let wall_ms =
+            self.stands_at_ms.unwrap_or_else(|| u64::try_from(wall_ms).unwrap_or_default());
+        Now { boot_us, wall_ms }
     }
 }
 
@@ -145,6 +153,10 @@ pub(crate) struct Core {
     pub(crate) unanswered: bool,
     next_volume: VolumeId,
     notes: BTreeMap<VolumeId, VecDeque<Note>>,
+    /// Cluster time, as it makes it out while it leads the coordinators.
+    pub(crate) clock: ClusterClock,
+    /// When the last heartbeat was sent, by the boot clock.
+    pub(crate) heartbeat_us: u64,
     /// Heartbeats sent: an answer counts only if it is that to the last one.
     pub(crate) heartbeats: u64,
     /// What the coordinators want done with shards that are led here.
@@ -163,7 +175,7 @@ pub(crate) struct Core {
 
 pub(crate) struct Taken {
     pub(crate) descriptor: ShardDescriptor,
-    pub(crate) last_version: Version,
+    pub(crate) time: TimeMark,
     pub(crate) chunks: Vec<Bytes>,
 }
 
@@ -204,7 +216,8 @@ impl Process {
     ///
     /// # Errors
     /// Why it refuses to start.
-    pub(crate) fn start(&mut self, seed: u64) -> Result<Vec<Unborn>, String> {
+    pub(crate) fn start(&mut self, seed: u64, world_us: u64) -> Result<Vec<Unborn>, String> {
+        let now = self.now(world_us);
         let node_id = self.node_id.ok_or("it has no id yet")?;
         self.life += 1;
         let config = WalConfig {
@@ -229,7 +242,7 @@ impl Process {
         let recovered = kvdb_recovery::recover(&engine, &live, &[], &machine)
             .map_err(|error| error.to_string())?;
         for group in recovered.groups {
-            host.recover(group);
+            host.recover(now, group);
         }
         for volume in recovered.unused {
             self.engine.delete_volume(volume).map_err(|error| error.to_string())?;
@@ -255,6 +268,8 @@ impl Process {
             unanswered: false,
             next_volume: live.highest_volume().max(highest).next(),
             notes: BTreeMap::new(),
+            clock: ClusterClock::default(),
+            heartbeat_us: 0,
             heartbeats: 0,
             asked: Vec::new(),
             impossible: Vec::new(),

@@ -10,7 +10,10 @@ use crate::world::{Event, World};
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
 use kvdb_model::log::INITIAL_POSITION;
-use kvdb_model::{Command, LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, VolumeId};
+use kvdb_model::planted::{Bug, has};
+use kvdb_model::{
+    Command, LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, ShardTimes, VolumeId,
+};
 use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole, SplitFrom,
@@ -105,7 +108,8 @@ impl World {
                 }
                 let from = self.processes[place].node_id;
                 if let Some((target, from)) = self.place_of(place, to).zip(from) {
-                    self.send(place, target, Packet::Raft { from, to, messages });
+                    let wall_ms = self.processes[place].now(self.now_us).wall_ms;
+                    self.send(place, target, Packet::Raft { from, to, wall_ms, messages });
                 }
             }
             Effect::Apply(task) => {
@@ -273,7 +277,7 @@ impl World {
         index: LogIndex,
         born: Born,
     ) -> Result<(), String> {
-        let Born { parent: after, child, replica, last_version } = born;
+        let Born { parent: after, child, replica, time } = born;
         self.checks.is_born(&child);
         self.tell(|world| {
             let name = &world.processes[place].name;
@@ -288,7 +292,7 @@ impl World {
         }
         self.disturb_split(place);
         let from = Some(SplitFrom { parent: after, replica: parent, index });
-        self.feed_later(place, Input::Split { from, child, volume, last_version });
+        self.feed_later(place, Input::Split { from, child, volume, time });
         Ok(())
     }
 
@@ -326,7 +330,7 @@ impl World {
             (Ticket::Ask { client, attempt, .. }, CommandOutcome::Written(mut outcomes)) => {
                 if let Some(outcome) = outcomes.pop() {
                     let result = outcome.map(Found::Written);
-                    self.send(place, client, Packet::Answer { attempt, result });
+                    self.answer_client(place, client, attempt, shard, result);
                 }
             }
             (Ticket::Register { caller }, CommandOutcome::Controlled(result)) => {
@@ -349,14 +353,18 @@ impl World {
             }
             _ => return,
         };
+        let now_ms = if has(Bug::HiddenByWallClock) {
+            self.processes[place].now(self.now_us).wall_ms
+        } else {
+            self.shard_times(place, shard).time_ms
+        };
         let process = &self.processes[place];
-        let wall_ms = process.now(self.now_us).wall_ms;
         let Some(open) = process.core.as_ref().and_then(|core| core.shards.get(&shard)) else {
             return;
         };
         let read = open.engine_snapshot().map_err(|error| error.to_string()).and_then(|snapshot| {
             let view = View::new(&*snapshot, open.replica()).map_err(|error| error.to_string())?;
-            match view.get(epoch, &key, wall_ms) {
+            match view.get(epoch, &key, now_ms) {
                 Ok(read) if read.expires_by_clock => Ok(None),
                 Ok(read) => Ok(Some(Ok(Found::Record(
                     read.record.map(|record| (record.value, record.version)),
@@ -368,7 +376,7 @@ impl World {
         match read {
             Ok(Some(result)) => {
                 let is_gone = matches!(result, Ok(Found::Record(None))) && expires(&key);
-                self.send(place, client, Packet::Answer { attempt, result });
+                self.answer_client(place, client, attempt, shard, result);
                 if is_gone && self.stormy && self.dice.chance(HAND_OVER_WHEN_GONE) {
                     // The next leader's clock may be behind.
                     *self.faults.entry("hand-over after a key was gone").or_default() += 1;
@@ -383,6 +391,30 @@ impl World {
             }
             Err(problem) => self.checks.violations.push(problem),
         }
+    }
+
+    /// What the replica of a shard says of time.
+    pub(crate) fn shard_times(&self, place: Place, shard: ShardId) -> ShardTimes {
+        let process = &self.processes[place];
+        let boot_us = process.now(self.now_us).boot_us;
+        let times = process.core.as_ref().and_then(|core| {
+            let open = core.shards.get(&shard)?;
+            let time = core.host.shard_time(shard, open.replica())?;
+            Some(time.times(boot_us))
+        });
+        times.unwrap_or_default()
+    }
+
+    pub(crate) fn answer_client(
+        &mut self,
+        place: Place,
+        client: usize,
+        attempt: u64,
+        shard: ShardId,
+        result: Result<Found, Refusal>,
+    ) {
+        let times = self.shard_times(place, shard);
+        self.send(place, client, Packet::Answer { attempt, times, result });
     }
 
     fn refuse(&mut self, place: Place, shard_id: ShardId, ticket: Ticket, why: Rejection) {
@@ -409,7 +441,7 @@ impl World {
             Rejection::InvalidMembership => return,
             Rejection::OutcomeUnknown => Refusal::OutcomeUnknown { reason: "leadership was lost" },
         };
-        self.send(place, client, Packet::Answer { attempt, result: Err(refusal) });
+        self.answer_client(place, client, attempt, shard_id, Err(refusal));
     }
 
     // ---- maintenance --------------------------------------------------------------------
@@ -462,14 +494,14 @@ impl World {
         let Ok(writer) = SnapshotWriter::new(snapshot, open.replica()) else { return };
         let position = writer.position();
         let descriptor = writer.descriptor().clone();
-        let last_version = writer.last_version();
+        let time = writer.time();
         let mut chunks = Vec::new();
         let written = writer.write(|chunk| {
             chunks.push(chunk);
             true
         });
         if written.is_ok() {
-            let taken = Taken { descriptor: descriptor.clone(), last_version, chunks };
+            let taken = Taken { descriptor: descriptor.clone(), time, chunks };
             core.taken.insert((shard, to), taken);
             self.feed_later(place, Input::SnapshotTaken { shard, to, position, descriptor });
         }
@@ -500,7 +532,7 @@ impl World {
                 to,
                 message,
                 descriptor: taken.descriptor,
-                last_version: taken.last_version,
+                time: taken.time,
                 chunks: taken.chunks,
             };
             self.send(place, target, Packet::Snapshot(Box::new(snapshot)));
@@ -538,7 +570,7 @@ impl World {
                 shard: snapshot.shard,
                 message: snapshot.message,
                 descriptor: snapshot.descriptor,
-                last_version: snapshot.last_version,
+                time: snapshot.time,
                 volume,
             },
         );

@@ -131,8 +131,10 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) recorder: Recorder,
     pub(crate) fleeting: Fleeting,
-    /// The lowest and the highest that a wall clock was ever off.
-    pub(crate) clocks_off_ms: (i64, i64),
+    /// How long everything was off, beside the time of this world, in microseconds: nights.
+    pub(crate) nights_us: u64,
+    /// When nobody knew yet how long everything had been off, in true time.
+    pub(crate) nights: Vec<std::ops::Range<u64>>,
     pub(crate) checks: Checks,
     /// Whether faults still happen.
     pub(crate) stormy: bool,
@@ -172,7 +174,8 @@ impl World {
             clients: Vec::new(),
             recorder: Recorder::new(),
             fleeting: Fleeting::default(),
-            clocks_off_ms: (0, 0),
+            nights_us: 0,
+            nights: Vec::new(),
             checks: Checks::default(),
             stormy: true,
             keeps_history: seed % 4 == 3,
@@ -299,7 +302,7 @@ impl World {
             // A new node: it has to register first.
             process.life += 1;
         } else {
-            match process.start(seed) {
+            match process.start(seed, self.now_us) {
                 Ok(children) => unborn = children,
                 Err(problem) => {
                     let problem = format!("{} refuses to start: {problem}", process.name);
@@ -315,8 +318,8 @@ impl World {
         let after_us = self.dice.below(20_000);
         self.schedule(after_us, Event::Duty { place, life });
         self.schedule(100_000, Event::Maintain { place, life });
-        for Unborn { descriptor: child, volume, last_version } in unborn {
-            self.feed(place, Input::Split { from: None, child, volume, last_version });
+        for Unborn { descriptor: child, volume, time } in unborn {
+            self.feed(place, Input::Split { from: None, child, volume, time });
         }
         self.settle(place);
     }

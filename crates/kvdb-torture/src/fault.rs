@@ -1,6 +1,6 @@
 //! What can be done to a cluster: names, what each needs, how long it lasts, what is promised.
 
-use crate::tools::{NO_CLOCK_LIBRARY, Tools, clock_library};
+use crate::tools::Tools;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -146,7 +146,9 @@ impl Fault {
             Fault::FrozenDisk => "a node's file system is frozen (fsfreeze)",
             Fault::SlowSync => "each sync of a node takes 0.2 s longer (strace)",
             Fault::FailedSync => "one sync of a node fails (strace); it must stop by itself",
-            Fault::ClockJump => "a node is started with a clock that is seconds off (libfaketime)",
+            Fault::ClockJump => {
+                "the wall clock of a process is wrong by seconds, hours or years, or stands"
+            }
             Fault::MemoryLimit => "a node may use 64 MiB more memory and no more (cgroup)",
             Fault::EngineDamage => "a bit of a stopped node's engine files flips",
             Fault::LogDamage => {
@@ -199,7 +201,6 @@ impl Fault {
             Fault::SlowSync | Fault::FailedSync => {
                 tools.without("strace").or_else(|| tools.without_tracing())
             }
-            Fault::ClockJump => clock_library().is_none().then(|| NO_CLOCK_LIBRARY.to_owned()),
             Fault::MemoryLimit => tools.without_memory_groups(),
             _ => None,
         }

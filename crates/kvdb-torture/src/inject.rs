@@ -6,7 +6,7 @@ use crate::disk::flip_a_bit;
 use crate::fault::Fault;
 use crate::network::{Part, Passage, STRANGER};
 use crate::schedule::Planned;
-use crate::tools::{MEMORY_GROUPS, NO_CLOCK_LIBRARY, clock_library};
+use crate::tools::MEMORY_GROUPS;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -48,6 +48,7 @@ async fn targets(cluster: &Cluster, planned: &Planned) -> Vec<Part> {
         Fault::KillCoordinators => (0..COORDINATORS).collect(),
         Fault::KillCoordinator | Fault::PauseCoordinator => vec![choice % COORDINATORS],
         Fault::KillGateway => vec![gateway(choice)],
+        Fault::ClockJump => vec![choice % PARTS],
         Fault::Bridge => vec![node(choice), node(choice + 1)],
         Fault::KillLeader | Fault::PauseLeader | Fault::PartitionLeader => {
             vec![leader(cluster, choice).await.unwrap_or_else(|| node(choice))]
@@ -117,7 +118,7 @@ impl Injected {
             Fault::PowerCut => cluster.disks[first - COORDINATORS].plug_in()?,
             Fault::DiskFull => cluster.disks[first - COORDINATORS].make_room()?,
             Fault::FrozenDisk => cluster.disks[first - COORDINATORS].freeze(false)?,
-            Fault::ClockJump => cluster.parts[first].kill(),
+            Fault::ClockJump => cluster.parts[first].set_clock("")?,
             _ => cluster.network.heal(),
         }
         self.end_helper();
@@ -154,19 +155,23 @@ impl Injected {
         Ok(())
     }
 
+    /// The wall clock of one process goes wrong while it runs: by seconds, hours or years, ahead or
+    /// behind, or it stands.
     fn jump(&mut self, cluster: &mut Cluster, choice: u64) -> Result<(), Error> {
-        let seconds = 1 + choice % 30;
-        let sign = if choice & 1 == 0 { '+' } else { '-' };
-        self.note = format!("clock {sign}{seconds} s");
-        // Not by the program `faketime`: that stays beside its child, and killing it ends only itself.
-        let Some(library) = clock_library() else {
-            return Err(Error::Options(NO_CLOCK_LIBRARY.to_owned()));
+        const HOUR_MS: u64 = 3_600_000;
+        let (shift_ms, words) = match choice / 2 % 8 {
+            0 => {
+                self.note = "clock stands".to_owned();
+                return Ok(cluster.parts[self.first()].set_clock("stand")?);
+            }
+            1 | 2 => (1000 * (1 + choice % 30), format!("{} s", 1 + choice % 30)),
+            3..=5 => ((1 + choice % 9) * HOUR_MS, format!("{} h", 1 + choice % 9)),
+            6 => (50 * 365 * 24 * HOUR_MS, "50 years".to_owned()),
+            _ => (15 * 60 * 1000, "15 min".to_owned()),
         };
-        let preload = format!("LD_PRELOAD={}", library.display());
-        let offset = format!("FAKETIME={sign}{seconds}");
-        let wrapper = ["env", "DONT_FAKE_MONOTONIC=1", &preload, &offset];
-        let wrapper = wrapper.map(str::to_owned);
-        cluster.start_part_under(self.first(), &wrapper)
+        let sign = if choice & 1 == 0 { "" } else { "-" };
+        self.note = format!("clock {}{words}", if sign.is_empty() { "+" } else { "-" });
+        Ok(cluster.parts[self.first()].set_clock(&format!("{sign}{shift_ms}"))?)
     }
 
     fn limit_memory(&mut self, cluster: &Cluster) -> Result<(), Error> {

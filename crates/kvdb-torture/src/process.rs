@@ -1,5 +1,6 @@
 //! One process of the cluster: started, signalled, killed, and never left behind.
 
+use kvdb_runtime::clock::SHIFT_FILE;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io;
@@ -19,6 +20,8 @@ pub(crate) struct Process {
     args: Vec<String>,
     /// Its standard error, appended to.
     log: PathBuf,
+    /// By how much its wall clock is wrong: see [`Process::set_clock`].
+    clock: PathBuf,
     child: Option<Child>,
     /// Whether it should run: one that doesn't though it should has stopped by itself.
     wanted: bool,
@@ -26,7 +29,8 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn new(name: String, program: PathBuf, args: Vec<String>, log: PathBuf) -> Self {
-        Process { name, program, args, log, child: None, wanted: false }
+        let clock = log.with_extension("clock");
+        Process { name, program, args, log, clock, child: None, wanted: false }
     }
 
     /// Starts it, by itself or by another program (such as `env`) that becomes it.
@@ -42,7 +46,7 @@ impl Process {
             }
         };
         // A group of its own: Ctrl-C is for us alone, so that we can end in order.
-        command.args(&self.args).process_group(0);
+        command.args(&self.args).process_group(0).env(SHIFT_FILE, &self.clock);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn()?);
         self.wanted = true;
@@ -74,6 +78,11 @@ impl Process {
                 _ => self.child = None,
             }
         }
+    }
+
+    /// Makes its wall clock wrong by so many milliseconds, or right. It notices within moments.
+    pub(crate) fn set_clock(&self, shift: &str) -> io::Result<()> {
+        std::fs::write(&self.clock, shift)
     }
 
     /// Stops it, or lets it go on.

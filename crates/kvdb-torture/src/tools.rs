@@ -12,20 +12,6 @@ pub struct Tools {
 /// The controller of memory groups, version 1.
 pub(crate) const MEMORY_GROUPS: &str = "/sys/fs/cgroup/memory";
 
-/// What a clock jump needs.
-pub(crate) const NO_CLOCK_LIBRARY: &str = "libfaketime is not installed";
-
-/// The library that shows a process another time.
-pub(crate) fn clock_library() -> Option<PathBuf> {
-    let of_machine = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
-    ["/usr/lib", "/usr/local/lib"]
-        .into_iter()
-        .map(PathBuf::from)
-        .chain(of_machine)
-        .map(|folder| folder.join("faketime/libfaketimeMT.so.1"))
-        .find(|path| path.is_file())
-}
-
 impl Tools {
     /// Looks around.
     pub fn find() -> Self {

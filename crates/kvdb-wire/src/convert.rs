@@ -6,7 +6,7 @@ use kvdb_model::{
     ClusterId, Condition, HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, Limits,
     MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning,
     Previous, RangeEpoch, Refusal, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, Term, Version,
+    ShardMap, ShardRecord, Term, ValidUntil, Version,
 };
 use thiserror::Error;
 
@@ -355,12 +355,20 @@ pub fn request_tag_from(
             ),
         ));
     }
-    if request.valid_until_ms == 0 {
-        return Err(Refusal::invalid(
-            "request_id.valid_until_ms",
-            "is missing; it must be the same on every retry and at most 10 minutes ahead",
-        ));
-    }
+    let valid_until = match (request.valid_until_ms, request.valid_until_age_ms) {
+        (0, 0) => {
+            return Err(Refusal::invalid(
+                "request_id.valid_until_ms",
+                "is missing; it must be the same on every retry and at most 10 minutes ahead",
+            ));
+        }
+        (ms, 0) => ValidUntil::Time(ms),
+        (0, age_ms) => ValidUntil::Age(age_ms),
+        _ => {
+            let problem = "is given together with valid_until_age_ms; one of the two is";
+            return Err(Refusal::invalid("request_id.valid_until_ms", problem));
+        }
+    };
     if request.acked_below > request.sequence {
         return Err(Refusal::invalid(
             "request_id.acked_below",
@@ -371,8 +379,24 @@ pub fn request_tag_from(
         client_id: Bytes::from(request.client_id),
         sequence: request.sequence,
         acked_below: request.acked_below,
-        valid_until_ms: request.valid_until_ms,
+        valid_until,
     }))
+}
+
+/// The request id that a client brings along, if it does.
+///
+/// # Errors
+/// As [`request_tag_from`]; and for one by a shard's age, which clients don't know.
+pub fn client_tag_from(
+    request: Option<proto::RequestId>,
+    limits: &Limits,
+) -> Result<Option<RequestTag>, Refusal> {
+    let tag = request_tag_from(request, limits)?;
+    if tag.as_ref().is_some_and(|tag| matches!(tag.valid_until, ValidUntil::Age(_))) {
+        let problem = "is for gateways; give valid_until_ms";
+        return Err(Refusal::invalid("request_id.valid_until_age_ms", problem));
+    }
+    Ok(tag)
 }
 
 /// A condition, if there is one.

@@ -11,7 +11,7 @@
 
 use crate::convert::{descriptor_from, descriptor_to};
 use crate::proto;
-use kvdb_model::{RangeEpoch, Refusal, ShardDescriptor, ShardId};
+use kvdb_model::{RangeEpoch, Refusal, ShardDescriptor, ShardId, ShardTimes, ValidUntil};
 use kvdb_model::{unavailable, wrong_value};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
@@ -54,10 +54,19 @@ pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
             out.descriptors = descriptors.iter().map(descriptor_to).collect();
         }
         Refusal::Overloaded { retry_after_ms, .. } => out.retry_after_ms = *retry_after_ms,
-        Refusal::RequestIdReused { client_id, sequence }
-        | Refusal::RequestIdExpired { client_id, sequence } => {
+        Refusal::RequestIdReused { client_id, sequence } => {
             out.client_id = client_id.clone();
             out.sequence = *sequence;
+        }
+        Refusal::RequestIdExpired { client_id, sequence, valid_until, shard } => {
+            out.client_id = client_id.clone();
+            out.sequence = *sequence;
+            match valid_until {
+                ValidUntil::Time(ms) => out.valid_until_ms = *ms,
+                ValidUntil::Age(ms) => out.valid_until_age_ms = *ms,
+            }
+            out.shard_time_ms = shard.time_ms;
+            out.shard_age_ms = shard.age_ms;
         }
         Refusal::InvalidArgument { field, problem } => {
             out.field = (*field).to_owned();
@@ -111,9 +120,15 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
         "REQUEST_ID_REUSED" => {
             Refusal::RequestIdReused { client_id: refusal.client_id, sequence: refusal.sequence }
         }
-        "REQUEST_ID_EXPIRED" => {
-            Refusal::RequestIdExpired { client_id: refusal.client_id, sequence: refusal.sequence }
-        }
+        "REQUEST_ID_EXPIRED" => Refusal::RequestIdExpired {
+            client_id: refusal.client_id,
+            sequence: refusal.sequence,
+            valid_until: match (refusal.valid_until_ms, refusal.valid_until_age_ms) {
+                (0, age_ms) => ValidUntil::Age(age_ms),
+                (ms, _) => ValidUntil::Time(ms),
+            },
+            shard: ShardTimes { time_ms: refusal.shard_time_ms, age_ms: refusal.shard_age_ms },
+        },
         "INVALID_ARGUMENT" => invalid_argument(refusal),
         "UNKNOWN_KEYSPACE" => Refusal::UnknownKeyspace { name: refusal.keyspace },
         "CROSS_SHARD" => {
@@ -133,7 +148,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
 /// The names of fields are static in the model. One that this version doesn't know, or none, leaves
 /// the server's own words.
 fn invalid_argument(refusal: proto::Refusal) -> Refusal {
-    const FIELDS: [&str; 19] = [
+    const FIELDS: [&str; 20] = [
         "key",
         "keys",
         "value",
@@ -150,6 +165,7 @@ fn invalid_argument(refusal: proto::Refusal) -> Refusal {
         "request_id.client_id",
         "request_id.acked_below",
         "request_id.valid_until_ms",
+        "request_id.valid_until_age_ms",
         "shard_id",
         "node_id",
         "address",
@@ -348,7 +364,18 @@ mod tests {
     fn request_window_and_argument_refusals_survive_as_trailers_and_as_fields() {
         for refusal in [
             Refusal::RequestIdReused { client_id: "c".into(), sequence: 4 },
-            Refusal::RequestIdExpired { client_id: "c".into(), sequence: 4 },
+            Refusal::RequestIdExpired {
+                client_id: "c".into(),
+                sequence: 4,
+                valid_until: ValidUntil::Age(3),
+                shard: ShardTimes { time_ms: 8, age_ms: 7 },
+            },
+            Refusal::RequestIdExpired {
+                client_id: "c".into(),
+                sequence: 4,
+                valid_until: ValidUntil::Time(3),
+                shard: ShardTimes { time_ms: 8, age_ms: 7 },
+            },
             Refusal::invalid("key", "is empty"),
             Refusal::CrossShard { shards: vec![ShardId(1), ShardId(2)] },
             Refusal::UnknownKeyspace { name: "x".into() },

@@ -5,7 +5,7 @@ use crate::convert::{condition_from, previous_to};
 use crate::proto;
 use crate::refusal::refusal_to_proto;
 use bytes::Bytes;
-use kvdb_model::{Action, Limits, Operation, OperationOutcome, Refusal, WriteResult};
+use kvdb_model::{Action, Limits, Operation, OperationOutcome, Refusal, ValidUntil, WriteResult};
 
 /// A client's operation, checked, with its *user* key (the routing key depends on the keyspace).
 ///
@@ -273,7 +273,14 @@ pub fn request_id_to(tag: &kvdb_model::RequestTag) -> proto::RequestId {
         client_id: String::from_utf8_lossy(&tag.client_id).into_owned(),
         sequence: tag.sequence,
         acked_below: tag.acked_below,
-        valid_until_ms: tag.valid_until_ms,
+        valid_until_ms: match tag.valid_until {
+            ValidUntil::Time(ms) => ms,
+            ValidUntil::Age(_) => 0,
+        },
+        valid_until_age_ms: match tag.valid_until {
+            ValidUntil::Time(_) => 0,
+            ValidUntil::Age(ms) => ms,
+        },
     }
 }
 
@@ -378,8 +385,9 @@ mod tests {
         }
 
         #[test]
-        fn request_ids_survive_the_way_over_the_wire(client in "[a-z0-9-]{1,64}", sequence in any::<u64>(), acked in any::<u64>(), valid_until_ms in 1u64..) {
-            let tag = RequestTag { client_id: Bytes::from(client), sequence, acked_below: acked.min(sequence), valid_until_ms };
+        fn request_ids_survive_the_way_over_the_wire(client in "[a-z0-9-]{1,64}", sequence in any::<u64>(), acked in any::<u64>(), by_age in any::<bool>(), ms in 1u64..) {
+            let valid_until = if by_age { ValidUntil::Age(ms) } else { ValidUntil::Time(ms) };
+            let tag = RequestTag { client_id: Bytes::from(client), sequence, acked_below: acked.min(sequence), valid_until };
             let back = request_tag_from(Some(request_id_to(&tag)), &Limits::default());
             prop_assert_eq!(back, Ok(Some(tag)));
         }

@@ -131,6 +131,7 @@ fn payload(commands: &[Command], version: u64) -> Bytes {
     let payload = EntryPayload {
         version: Version::from_millis(version),
         version_count: commands.iter().map(Command::version_count).sum(),
+        jump_ms: 0,
         commands: commands.iter().map(Command::to_bytes).collect(),
     };
     payload.to_bytes()

@@ -441,6 +441,13 @@ impl coordinator_server::Coordinator for Fake {
         Err(Status::unimplemented("the fake has no nodes"))
     }
 
+    async fn sync_clock(
+        &self,
+        _: Request<proto::SyncClockRequest>,
+    ) -> Result<Response<proto::SyncClockResponse>, Status> {
+        Err(Status::unimplemented("the fake has no clock"))
+    }
+
     async fn init_shards(
         &self,
         _: Request<proto::InitShardsRequest>,

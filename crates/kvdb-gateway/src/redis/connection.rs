@@ -7,7 +7,7 @@
 use super::clients::{Client, Clients};
 use super::wave::{self, Outcome, Wave};
 use crate::figures::Figures;
-use crate::route::{Gateway, wall_ms};
+use crate::route::Gateway;
 use bytes::{Buf, Bytes, BytesMut};
 use kvdb_model::{Keyspace, Refusal};
 use kvdb_redis::plan::refused;
@@ -117,7 +117,7 @@ impl Connection {
 
     /// Takes what has come, as far as it may run together.
     fn collect(&mut self) -> Batch {
-        let now = wall_ms();
+        let now = self.gateway.now_ms();
         let mut batch = Batch::default();
         let mut name: Option<[Bytes; 2]> = None;
         let mut count = 0;
@@ -219,14 +219,15 @@ impl Connection {
                     if wave.size_bytes(range.clone()) > ANSWER_MAX_BYTES {
                         too_large()
                     } else {
-                        plan.finish(wave.take(range), wall_ms())
+                        let now_ms = wave.now_ms(&range);
+                        plan.finish(wave.take(range), now_ms)
                     }
                 }
                 (Slot::Plan(plan, range), None) => match &keyspace {
                     Some(Err(refusal)) => refused(refusal),
                     _ => {
                         let found = nothing.get(range).unwrap_or_default();
-                        plan.finish(found.to_vec(), wall_ms())
+                        plan.finish(found.to_vec(), gateway.now_ms())
                     }
                 },
             };
@@ -259,7 +260,7 @@ impl Connection {
         let mut plan = plan;
         let steps = std::mem::take(&mut plan.steps);
         match self.run_together(steps).await {
-            Ok(outcomes) => plan.finish(outcomes, wall_ms()),
+            Ok((outcomes, now_ms)) => plan.finish(outcomes, now_ms),
             Err(refusal) => refused(&refusal),
         }
     }
@@ -267,16 +268,18 @@ impl Connection {
     pub(super) async fn run_together(
         &mut self,
         steps: Vec<kvdb_redis::plan::Step>,
-    ) -> Result<Vec<Outcome>, Refusal> {
+    ) -> Result<(Vec<Outcome>, u64), Refusal> {
         let count = steps.len();
         let gateway = self.gateway.clone();
         let Some(keyspace) = self.keyspace_for(&steps).await? else {
-            return Ok(steps.iter().map(|step| wave::on_nothing(&gateway, step)).collect());
+            let found = steps.iter().map(|step| wave::on_nothing(&gateway, step)).collect();
+            return Ok((found, gateway.now_ms()));
         };
         let mut wave = Wave::new(&gateway, &keyspace, steps);
         wave.together().await?;
         self.clients.changed(wave.changes());
-        Ok(wave.take(0..count))
+        let now_ms = wave.now_ms(&(0..count));
+        Ok((wave.take(0..count), now_ms))
     }
 
     /// The keyspace of the database that is selected; `None` if nothing was ever written to it.

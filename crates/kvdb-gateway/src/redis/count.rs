@@ -4,7 +4,7 @@
 use super::info::Keys;
 use super::jobs::WALKS;
 use super::scan::{self, Pages};
-use crate::route::{Gateway, wall_ms};
+use crate::route::Gateway;
 use futures_util::stream::{self, StreamExt};
 use kvdb_model::{Keyspace, KeyspaceId, Refusal};
 use parking_lot::Mutex;
@@ -70,7 +70,7 @@ impl Counts {
 
 /// Walks all keys.
 pub(super) async fn count(gateway: &Gateway, keyspace: &Keyspace) -> Result<Keys, Refusal> {
-    let now = wall_ms();
+    let now = gateway.now_ms();
     let walks = stream::iter(scan::shard_starts(gateway, keyspace)).map(|range| async move {
         let mut counted = Keys::default();
         let mut pages = Pages::new(gateway, keyspace, range);

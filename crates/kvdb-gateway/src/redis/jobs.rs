@@ -246,21 +246,24 @@ impl Connection {
                 }
             });
         }
-        let mut outcomes = Vec::new();
+        let (mut outcomes, mut now_ms) = (Vec::new(), self.gateway.now_ms());
         if !steps.is_empty() {
-            outcomes = self.run_together(steps).await?;
+            (outcomes, now_ms) = self.run_together(steps).await?;
         }
         let is_same = |outcome: &Outcome| matches!(outcome, Ok(WriteResult { applied: true, .. }));
         let rest = outcomes.split_off(checks.min(outcomes.len()));
         if !outcomes.iter().all(is_same) {
             return Ok(Reply::NilArray);
         }
-        Ok(Reply::Array(answers(plans, rest)))
+        Ok(Reply::Array(answers(plans, rest, now_ms)))
     }
 }
 
-fn answers(plans: Vec<Result<(Plan, usize), Reply>>, outcomes: Vec<Outcome>) -> Vec<Reply> {
-    let now = crate::route::wall_ms();
+fn answers(
+    plans: Vec<Result<(Plan, usize), Reply>>,
+    outcomes: Vec<Outcome>,
+    now: u64,
+) -> Vec<Reply> {
     let mut outcomes = outcomes.into_iter();
     plans
         .into_iter()

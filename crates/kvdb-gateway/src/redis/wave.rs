@@ -8,7 +8,7 @@
 //! A batch is sent again under the same request id until it is settled, so each step takes effect
 //! once. After a split its steps go separate ways, each still known by its place in the wave.
 
-use crate::route::{Answered, Gateway, Nature, Place, wall_ms};
+use crate::route::{Answered, Gateway, Nature, Place};
 use crate::service::other_kind;
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
@@ -24,6 +24,8 @@ use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{proto, requests, strings};
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// Longest that a wave takes, retries included.
@@ -48,6 +50,8 @@ struct Placed {
     routing_key: Bytes,
     outcome: Option<Outcome>,
     writes: bool,
+    /// Shard time as its outcome was answered, in milliseconds since 1970; 0 before.
+    now_ms: AtomicU64,
 }
 
 /// Steps of one keyspace, and what has become of them.
@@ -74,7 +78,7 @@ impl<'a> Wave<'a> {
                 let outcome = check(gateway, &step).err().map(Err);
                 let routing_key =
                     keyspace.partitioning.routing_key(keyspace.keyspace_id, &step.key);
-                Placed { step, routing_key, outcome, writes }
+                Placed { step, routing_key, outcome, writes, now_ms: AtomicU64::new(0) }
             })
             .collect();
         Wave { gateway, keyspace, deadline: Instant::now() + PATIENCE, placed }
@@ -131,6 +135,16 @@ impl<'a> Wave<'a> {
                 previous.value = Bytes::copy_from_slice(&previous.value);
             }
         }
+    }
+
+    /// Shard time as the first step of a range was answered, in milliseconds since 1970.
+    pub(crate) fn now_ms(&self, range: &std::ops::Range<usize>) -> u64 {
+        let first = self.placed.get(range.start).map(|placed| placed.now_ms.load(Relaxed));
+        first.filter(|now_ms| *now_ms > 0).unwrap_or_else(|| self.gateway.now_ms())
+    }
+
+    fn answered_at(&self, places: &[usize], now_ms: u64) {
+        places.iter().for_each(|place| self.placed[*place].now_ms.store(now_ms, Relaxed));
     }
 
     /// Takes the outcomes of a range.
@@ -198,7 +212,7 @@ impl<'a> Wave<'a> {
         places: &[usize],
         settled: &mut Vec<(usize, Outcome)>,
     ) {
-        let ticket = self.gateway.lanes.begin(shard, wall_ms());
+        let ticket = self.gateway.lanes.begin(shard);
         let mut open: Vec<usize> = Vec::with_capacity(places.len());
         for place in places {
             match self.on_one_shard(*place) {
@@ -218,8 +232,9 @@ impl<'a> Wave<'a> {
             };
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await;
             match asked {
-                Ok(Answered { answer: Answer::StringWrite(answer), route, .. }) => {
+                Ok(Answered { answer: Answer::StringWrite(answer), route, now_ms, .. }) => {
                     let sent = here(&route);
+                    self.answered_at(&sent, now_ms);
                     let outcomes = answer.results.into_iter().map(strings::string_outcome);
                     for (place, outcome) in sent.into_iter().zip(outcomes) {
                         if let Err(refusal) = &outcome
@@ -302,7 +317,7 @@ impl<'a> Wave<'a> {
         (0..self.placed.len()).try_for_each(|place| self.on_one_shard(place))?;
         let keys = self.placed.iter().map(|placed| placed.routing_key.clone());
         let shard = self.one_shard(keys)?;
-        let ticket = self.gateway.lanes.begin(shard, wall_ms());
+        let ticket = self.gateway.lanes.begin(shard);
         let operations: Vec<_> =
             (0..self.placed.len()).map(|place| self.operation(place)).collect();
         loop {
@@ -311,6 +326,8 @@ impl<'a> Wave<'a> {
                 |route: &Route| self.string_write(route, operations.clone(), true, &ticket.tag);
             let place = Place::At(&first.routing_key);
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await?;
+            let all: Vec<usize> = (0..self.placed.len()).collect();
+            self.answered_at(&all, asked.now_ms);
             let Answer::StringWrite(answer) = asked.answer else { return Err(other_kind()) };
             let outcomes: Vec<Outcome> =
                 answer.results.into_iter().map(strings::string_outcome).collect();
@@ -397,8 +414,10 @@ impl<'a> Wave<'a> {
         };
         let place = Place::At(&self.placed[*first].routing_key);
         match self.gateway.ask(place, Nature::Read, self.deadline, build).await {
-            Ok(Answered { answer: Answer::ReadMany(answer), route, .. }) => {
-                here(&route).into_iter().zip(answer.results.into_iter().map(found)).collect()
+            Ok(Answered { answer: Answer::ReadMany(answer), route, now_ms, .. }) => {
+                let read = here(&route);
+                self.answered_at(&read, now_ms);
+                read.into_iter().zip(answer.results.into_iter().map(found)).collect()
             }
             Ok(_) => vec![(*first, Err(other_kind()))],
             Err(refusal) => places.iter().map(|place| (*place, Err(refusal.clone()))).collect(),

@@ -289,15 +289,6 @@ impl<T> Group<T> {
             .map(|(id, _)| id)
     }
 
-    /// Gives up leadership without a successor: the wall clock can't be trusted.
-    pub(crate) fn step_down(&mut self) {
-        if self.is_leader() {
-            self.wake();
-            let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, raft::INVALID_ID);
-        }
-    }
-
     pub(crate) fn report_unreachable(&mut self, node: NodeId) {
         let there = self.descriptor.as_ref().and_then(|descriptor| descriptor.replica_on(node));
         if let Some(replica) = there {

@@ -12,14 +12,14 @@
 //!   could lead the same term again, with other entries at the same places;
 //! - all others' wait for their ready: a vote or an acknowledgement is a promise to remember.
 
-use super::{Group, Persisting, Reign, observe};
+use super::{Group, Persisting, Reign, time_of};
 use crate::config::HostConfig;
 use crate::convert::{entry_to_model, hard_state_to_model};
 use crate::effect::{ApplyTask, CommittedEntry, Effect, PeerMessage};
 use crate::host::Outbox;
 use crate::input::{Now, Rejection};
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::{LogEntry, LogIndex, ReplicaId, Term, WalRecord};
+use kvdb_model::{EntryKind, LogEntry, LogIndex, ReplicaId, Term, WalRecord};
 use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
@@ -34,11 +34,16 @@ impl<T> Group<T> {
         config: &HostConfig,
         tick: u64,
         now: Now,
+        agreed_ms: Option<u64>,
         out: &mut Outbox<T>,
     ) {
         self.dirty = false;
         self.notice_reign(config, out);
-        self.propose_arrived(config, now, out);
+        if self.is_leader() {
+            // Readers look at it, too.
+            self.time.lead(agreed_ms, now.boot_us);
+        }
+        self.propose_arrived(config, now, agreed_ms, out);
         self.propose_to_settle();
         loop {
             // Each ready may commit or finish what reads wait for, and a round that is started
@@ -47,7 +52,7 @@ impl<T> Group<T> {
             if !self.raw.has_ready() {
                 break;
             }
-            self.handle_ready(config, out);
+            self.handle_ready(config, now, out);
             self.notice_reign(config, out);
         }
         self.end_grace(out);
@@ -153,18 +158,28 @@ impl<T> Group<T> {
 
     /// One entry is on its way to this replica's disk at a time, unless it is full: what arrives
     /// meanwhile couldn't be durable here before the next sync anyhow, and goes as one entry then.
-    fn propose_arrived(&mut self, config: &HostConfig, now: Now, out: &mut Outbox<T>) {
-        while self.persisting.is_empty() || self.proposals.arrived_bytes() >= config.max_entry_bytes
+    ///
+    /// Nothing is proposed before there is a time that its version can be made of.
+    fn propose_arrived(
+        &mut self,
+        config: &HostConfig,
+        now: Now,
+        agreed_ms: Option<u64>,
+        out: &mut Outbox<T>,
+    ) {
+        while self.proposals.has_arrived()
+            && (self.persisting.is_empty()
+                || self.proposals.arrived_bytes() >= config.max_entry_bytes)
         {
-            let Some(packed) =
-                self.proposals.pack(&mut self.clock, now.wall_ms, config.max_entry_bytes)
-            else {
-                return;
-            };
+            let Some(stamp) = self.time.lead(agreed_ms, now.boot_us) else { return };
+            let clock = self.clock;
+            let packed = self.proposals.pack(&mut self.clock, stamp, config.max_entry_bytes);
+            let Some(packed) = packed else { return };
             let mut entry = Entry::default();
             entry.data = packed.data;
             if self.append_proposal(entry).is_err() {
                 // A transfer is under way, or this replica is leaving its group.
+                self.clock = clock;
                 let tickets = self.proposals.unpropose(packed.tickets);
                 out.refuse(self.shard, tickets, Rejection::Unavailable);
                 continue;
@@ -211,7 +226,7 @@ impl<T> Group<T> {
 
     // ---- readies ------------------------------------------------------------------------
 
-    fn handle_ready(&mut self, config: &HostConfig, out: &mut Outbox<T>) {
+    fn handle_ready(&mut self, config: &HostConfig, now: Now, out: &mut Outbox<T>) {
         let mut ready = self.raw.ready();
         let mut held = ready.take_persisted_messages();
         let at_once = ready.take_messages();
@@ -225,13 +240,13 @@ impl<T> Group<T> {
         }
         self.hand_out_committed(config, ready.take_committed_entries(), out);
 
-        let switch = self.take_snapshot_from(ready.snapshot(), out);
+        let switch = self.take_snapshot_from(ready.snapshot(), now, out);
         let entries = ready.take_entries();
         if let Some(state) = ready.hs() {
             self.raw.mut_store().set_hard_state(hard_state_to_model(state));
             self.hard_state_dirty = true;
         }
-        let term = if ready.must_sync() { self.record(&entries, out) } else { None };
+        let term = if ready.must_sync() { self.record(&entries, now, out) } else { None };
         self.raw.mut_store().append(&entries);
         let batch = if ready.must_sync() && !has(Bug::AcknowledgeBeforeSync) {
             Some(out.next_batch)
@@ -270,11 +285,16 @@ impl<T> Group<T> {
     }
 
     /// Puts entries and hard state on their way to the disk. Returns the term in the latter.
-    fn record(&mut self, entries: &[Entry], out: &mut Outbox<T>) -> Option<Term> {
+    fn record(&mut self, entries: &[Entry], now: Now, out: &mut Outbox<T>) -> Option<Term> {
         if !entries.is_empty() {
             let entries: Vec<LogEntry> = entries.iter().map(entry_to_model).collect();
+            self.notice_cut(entries[0].index, now);
+            let leads = self.is_leader();
             for entry in &entries {
-                observe(&mut self.clock, &entry.data, entry.kind);
+                if let Some((first, last, jump_ms)) = time_of(&entry.data, entry.kind) {
+                    self.clock.observe(last);
+                    self.time.heard((first, last), jump_ms, leads, now.boot_us);
+                }
             }
             out.records.push(WalRecord::Append { replica: self.replica, entries });
         }
@@ -287,6 +307,25 @@ impl<T> Group<T> {
         }
         out.records.push(WalRecord::HardState { replica: self.replica, state });
         Some(state.term)
+    }
+
+    /// Entries from `from` on replace what the log had there: the versions in it are in no log now.
+    fn notice_cut(&mut self, from: LogIndex, now: Now) {
+        let Some((kept, cut)) = self.raw.store().cut_at(from) else { return };
+        let time_in = |entry: &Entry| {
+            let is_normal = entry.get_entry_type() == EntryType::EntryNormal;
+            is_normal.then(|| time_of(&entry.data, EntryKind::Normal)).flatten()
+        };
+        // What each of them jumped: the same reckoning as when it was added.
+        let last = kept.rev().find_map(time_in).map(|(_, last, _)| last);
+        let mut before = last;
+        let mut jumped_ms = 0;
+        for (first, last, jump_ms) in cut.filter_map(time_in) {
+            let passed_ms = before.map_or(0, |before| first.millis() - before.millis());
+            jumped_ms += jump_ms.min(passed_ms);
+            before = Some(last);
+        }
+        self.time.cut_back(last, jumped_ms, now.boot_us);
     }
 
     /// A ready is durable, with all before it.

@@ -45,6 +45,15 @@ impl<T> Group<T> {
         self.settling = self.is_leader().then_some(Settling { term, entry, told: false });
     }
 
+    /// Leaves the lead without a successor.
+    fn step_down(&mut self) {
+        if self.is_leader() {
+            self.wake();
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
     /// This replica has begun to lead, and its log ends with an entry of its own.
     pub(super) fn members_inherited(&mut self) {
         let term = self.term();

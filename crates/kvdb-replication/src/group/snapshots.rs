@@ -12,10 +12,11 @@ use super::{Group, Incoming, Switch};
 use crate::config::HostConfig;
 use crate::effect::Effect;
 use crate::host::Outbox;
+use crate::input::Now;
 use crate::membership::conf_state_of;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    LogIndex, LogPosition, NodeId, ReplicaId, Role, ShardDescriptor, Term, Version, VolumeId,
+    LogIndex, LogPosition, NodeId, ReplicaId, Role, ShardDescriptor, Term, TimeMark, VolumeId,
     WalRecord,
 };
 use raft::eraftpb::{Message, MessageType, Snapshot};
@@ -154,11 +155,11 @@ impl<T> Group<T> {
         from_node: NodeId,
         message: Message,
         descriptor: ShardDescriptor,
-        last_version: Version,
+        time: TimeMark,
         volume: VolumeId,
         tick: u64,
     ) {
-        self.incoming = Some(Incoming { volume, descriptor, last_version });
+        self.incoming = Some(Incoming { volume, descriptor, time });
         if !self.would_shorten_the_log(&message) {
             self.step(from_node, message, tick);
         }
@@ -178,6 +179,7 @@ impl<T> Group<T> {
     pub(super) fn take_snapshot_from(
         &mut self,
         snapshot: &Snapshot,
+        now: Now,
         out: &mut Outbox<T>,
     ) -> Option<Switch> {
         if snapshot.is_empty() {
@@ -191,7 +193,8 @@ impl<T> Group<T> {
             .expect("a snapshot message is stepped only together with its volume");
         self.raw.mut_store().reset(position, conf_state_of(&incoming.descriptor.replicas));
         self.descriptor = Some(incoming.descriptor);
-        self.clock.observe(incoming.last_version);
+        self.clock.observe(incoming.time.version);
+        self.time.begin(incoming.time, now.boot_us);
         self.conf_changes.clear();
         // Whether entries that somebody still waits for are in the snapshot can't be told.
         self.fail_proposed(out);

@@ -5,18 +5,32 @@ use crate::effect::{ApplyTask, Effect, SnapshotRefusal};
 use crate::group::RecoveredGroup;
 use crate::input::Rebirth;
 use kvdb_model::log::INITIAL_POSITION;
+use kvdb_model::time::MAX_CLOCK_SKEW_MS;
 use kvdb_model::{
-    HardState, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, Version, VolumeId,
-    WalRecord,
+    HardState, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, Term, TimeMark,
+    VolumeId, WalRecord,
 };
 
 /// What a new replica begins with.
 pub(super) struct Birth {
     pub(super) descriptor: ShardDescriptor,
     pub(super) volume: VolumeId,
-    pub(super) last_version: Version,
+    pub(super) time: TimeMark,
     /// For a child of a split: the parent's replica and entry.
     pub(super) origin: Option<(ReplicaId, LogIndex)>,
+}
+
+/// Where the time of a shard begins that goes on without its majority: above all that the lost
+/// replicas can have given out. They kept to cluster time, give or take what clocks may differ; those of
+/// a shard that is far ahead of it may have gone on for as long as the survivor was away.
+fn leap_to_ms(known_ms: u64, agreed_ms: Option<u64>) -> u64 {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+    match agreed_ms {
+        Some(agreed_ms) if known_ms <= agreed_ms + MAX_CLOCK_SKEW_MS => {
+            agreed_ms + 2 * MAX_CLOCK_SKEW_MS
+        }
+        _ => known_ms + DAY_MS,
+    }
 }
 
 impl<T> Host<T> {
@@ -62,7 +76,7 @@ impl<T> Host<T> {
                 entries: Vec::new(),
                 applied: LogPosition::default(),
                 descriptor: None,
-                last_version: Version::ZERO,
+                time: TimeMark::default(),
                 engine_lost: false,
             },
             false,
@@ -71,7 +85,7 @@ impl<T> Host<T> {
     }
 
     pub(super) fn create(&mut self, descriptor: ShardDescriptor, volume: VolumeId, campaign: bool) {
-        let birth = Birth { descriptor, volume, last_version: Version::ZERO, origin: None };
+        let birth = Birth { descriptor, volume, time: TimeMark::default(), origin: None };
         let shard = birth.descriptor.shard_id;
         let admissible = self.own_replica(&birth.descriptor).filter(|replica| {
             let here = self.groups.get(&shard);
@@ -134,7 +148,7 @@ impl<T> Host<T> {
 
     /// A replica begins its life with a state of its own.
     fn bear(&mut self, replica: ReplicaId, from: Birth, stored: HardState, campaign: bool) {
-        let Birth { descriptor, volume, last_version, origin } = from;
+        let Birth { descriptor, volume, time, origin } = from;
         let shard = descriptor.shard_id;
         let birth = descriptor.to_bytes();
         let first = HardState {
@@ -176,7 +190,7 @@ impl<T> Host<T> {
             entries: Vec::new(),
             applied: INITIAL_POSITION,
             descriptor: Some(descriptor),
-            last_version,
+            time,
             engine_lost: false,
         };
         self.insert(group, false);
@@ -200,6 +214,10 @@ impl<T> Host<T> {
         let term = self.groups.get(&shard).map(|group| group.hard_state().term);
         let term = Term(rebirth.term.max(term.unwrap_or_default()).0 + 1);
         let hard_state = HardState { term, vote: ReplicaId(0), commit: rebirth.log_end.index };
+        let known_ms =
+            self.groups.get(&shard).map(|group| group.time().times(self.now.boot_us).time_ms);
+        let known_ms = known_ms.unwrap_or_default().max(rebirth.time.version.millis());
+        let agreed_ms = self.cluster.now_ms(self.now.boot_us);
         let birth = rebirth.descriptor.to_bytes();
         let (volume, start) = (Some(rebirth.volume), rebirth.log_end);
         // These three stay together in one frame of the log (`kvdb_wal`): the old replica's end
@@ -229,11 +247,13 @@ impl<T> Host<T> {
             entries: Vec::new(),
             applied: start,
             descriptor: Some(rebirth.descriptor),
-            last_version: rebirth.last_version,
+            time: rebirth.time,
             engine_lost: false,
         };
         self.insert(group, false);
+        let now = self.now;
         if let Some(group) = self.groups.get_mut(&shard) {
+            group.leap(leap_to_ms(known_ms, agreed_ms), now);
             group.await_birth(&mut self.out);
         }
         if let Some(group) = self.touch(shard) {

@@ -243,27 +243,64 @@ fn a_restarted_replica_grants_no_vote_for_one_election_timeout() {
 }
 
 #[test]
-fn a_jump_of_the_wall_clock_ends_leadership() {
-    let mut world = World::with_leader(3);
-    world.run_ms(100);
-    let term = world.status(1).unwrap().term;
-    world.nodes.get_mut(&1).unwrap().wall_offset_ms = 3_600_000;
-    let ticket = world.write(1, "a");
-    assert_eq!(
-        world.outcome(ticket),
-        Some(&crate::harness::Outcome::Refused(kvdb_replication::Rejection::NotLeader(None)))
-    );
-    world.run_until("a new term", 1500, |world| {
-        world.leader(SHARD).is_some_and(|id| world.status(id).unwrap().term > term)
-    });
+fn a_wall_clock_that_is_wrong_by_any_amount_changes_nothing() {
+    let year_ms = 365 * 24 * 3_600_000;
+    for wrong_ms in [-400, 8 * 3_600_000, 50 * year_ms, -3_600_000, -30 * year_ms] {
+        let mut world = World::with_leader(3);
+        world.run_ms(100);
+        let term = world.status(1).unwrap().term;
+        world.nodes.get_mut(&1).unwrap().wall_offset_ms = wrong_ms;
+        let ticket = world.write(1, "a");
+        world.run_ms(500);
+        assert!(matches!(world.outcome(ticket), Some(crate::harness::Outcome::Written(_))));
+        assert_eq!(world.leader(SHARD), Some(1));
+        assert_eq!(world.status(1).unwrap().term, term);
+        let version = world.nodes[&1].state(SHARD).unwrap().last_version;
+        let behind_ms = (crate::harness::EPOCH_MS + world.now_us / 1000) - version.millis();
+        assert!((400..=600).contains(&behind_ms), "{wrong_ms}: {behind_ms} ms behind");
+        // Also when everybody starts with it, and another one leads.
+        world.crash(1);
+        world.restart(1);
+        world.transfer(world.leader(SHARD).unwrap_or(2), 1);
+        world.run_until("a leader", 2000, |world| world.leader(SHARD).is_some());
+        let leader = world.leader(SHARD).unwrap();
+        let ticket = world.write(leader, "b");
+        world.run_ms(100);
+        assert!(matches!(world.outcome(ticket), Some(crate::harness::Outcome::Written(_))));
+        let version = world.nodes[&leader].state(SHARD).unwrap().last_version;
+        let now_ms = crate::harness::EPOCH_MS + world.now_us / 1000;
+        assert!(version.millis().abs_diff(now_ms) <= 200, "{wrong_ms}");
+    }
 }
 
 #[test]
-fn a_small_step_of_the_wall_clock_is_borne() {
+fn without_word_from_the_coordinators_the_nodes_agree_on_the_time_among_themselves() {
     let mut world = World::with_leader(3);
-    world.nodes.get_mut(&1).unwrap().wall_offset_ms = -400;
-    world.run_ms(500);
-    assert_eq!(world.leader(SHARD), Some(1));
+    world.run_ms(100);
+    let ticket = world.write(1, "a");
+    world.run_ms(100);
+    assert!(matches!(world.outcome(ticket), Some(crate::harness::Outcome::Written(_))));
+    // All stop for an hour, and one comes back with a wrong wall clock.
+    for node in 1..=3 {
+        world.crash(node);
+    }
+    world.run_ms(3_600_000);
+    world.nodes.get_mut(&2).unwrap().wall_offset_ms = 8 * 3_600_000;
+    for node in 1..=3 {
+        world.restart_untold(node);
+    }
+    world.run_until("a leader", 2000, |world| world.leader(SHARD).is_some());
+    world.exchange_clocks();
+    // A look is taken with the next tick.
+    world.run_ms(200);
+    let leader = world.leader(SHARD).unwrap();
+    let ticket = world.write(leader, "b");
+    world.run_ms(200);
+    assert!(matches!(world.outcome(ticket), Some(crate::harness::Outcome::Written(_))));
+    let state = world.nodes[&leader].state(SHARD).unwrap();
+    let now_ms = crate::harness::EPOCH_MS + world.now_us / 1000;
+    assert!(state.last_version.millis().abs_diff(now_ms) <= 700);
+    assert!(state.jumped_ms.abs_diff(3_600_000) <= 3000, "{}", state.jumped_ms);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Replicas that come and go.
 
 use crate::harness::{Outcome, SHARD, World, assert_golden, member, replica_on, voter};
-use kvdb_model::{NodeId, Replica, ReplicaId, Role, ShardId, Version, VolumeId};
+use kvdb_model::{NodeId, Replica, ReplicaId, Role, ShardId, TimeMark, VolumeId};
 use kvdb_replication::{Input, Rejection, SplitFrom};
 
 /// A shard on nodes 1 to 3 of four.
@@ -180,8 +180,8 @@ fn a_change_of_members_does_not_give_back_what_a_later_split_took() {
         kvdb_model::ShardDescriptor { shard_id: ShardId(9), ..world.descriptor(SHARD, &[]) };
     let index = world.status(1).unwrap().applied.next();
     let from = Some(SplitFrom { parent: parent.clone(), replica: replica_on(SHARD, 3), index });
-    let (volume, last_version) = (VolumeId(99), Version::ZERO);
-    world.feed(3, Input::Split { from, child, volume, last_version });
+    let (volume, time) = (VolumeId(99), TimeMark::default());
+    world.feed(3, Input::Split { from, child, volume, time });
     world.release_apply(3);
     world.run_ms(50);
     assert_eq!(world.status(3).unwrap().descriptor, Some(parent));

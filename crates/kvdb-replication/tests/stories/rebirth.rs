@@ -22,10 +22,10 @@ fn copied(world: &mut World, new: ReplicaId) -> Result<Rebirth, CantGoOn> {
         state.apply(entry);
     }
     state.descriptor.range_epoch = RangeEpoch(1000);
-    let (descriptor, last_version) = (state.descriptor.clone(), state.last_version);
+    let (descriptor, time) = (state.descriptor.clone(), state.time());
     let volume = node.volumes.ingest(state);
     let term = Term(1000);
-    Ok(Rebirth { survivor: old, log_end: tail.end, descriptor, volume, last_version, term })
+    Ok(Rebirth { survivor: old, log_end: tail.end, descriptor, volume, time, term })
 }
 
 /// Three replicas with "a"; the log of the one on n2 also has "b", which it doesn't know to be

@@ -179,10 +179,10 @@ impl<M: Machine> Applier<M> {
 
     /// Opens the child at once: its volume is in use from now on.
     fn child_born(&mut self, parent: ReplicaId, volume: VolumeId, index: LogIndex, born: Born) {
-        let Born { parent: after, child, replica, last_version } = born;
+        let Born { parent: after, child, replica, time } = born;
         let shard = child.shard_id;
         let epoch = after.range_epoch;
-        self.shared.changes.split(after.shard_id, epoch, &child, replica, last_version);
+        self.shared.changes.split(after.shard_id, epoch, &child, replica, time.version);
         if !self.shards.contains_key(&shard) {
             let machine = (self.machine)();
             let none = bytes::Bytes::new();
@@ -202,7 +202,7 @@ impl<M: Machine> Applier<M> {
         }
         tracing::info!(shard = after.shard_id.0, child = shard.0, "shard split");
         let from = Some(SplitFrom { parent: after, replica: parent, index });
-        self.events.send(Event::Internal(Input::Split { from, child, volume, last_version }));
+        self.events.send(Event::Internal(Input::Split { from, child, volume, time }));
     }
 
     /// A replica has left its volume, which goes with the last one in it. Until then only what

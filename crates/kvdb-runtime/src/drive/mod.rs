@@ -252,7 +252,7 @@ impl Drive {
             shared.flushes.note(note.volume, note.shard, note.replica, note.sequence, note.applied);
         }
         for group in recovered.groups {
-            host.recover(group);
+            host.recover(crate::clock::now(), group);
         }
         for shard in recovered.shards.values() {
             shared.changes.begin(shard.replica(), shard.descriptor(), shard.last_version());
@@ -304,7 +304,7 @@ impl Drive {
                 from: None,
                 child: child.descriptor,
                 volume: child.volume,
-                last_version: child.last_version,
+                time: child.time,
             }));
         }
         Ok((drive, Threads { events, stop, room, handles }, network_queue))
@@ -368,6 +368,11 @@ impl Drive {
         // Fails only while the process stops; the ticket's holder then sees its channel close.
         self.events.send(Event::Submitted(input));
         Ok(())
+    }
+
+    /// The coordinators say that cluster time is this now, in milliseconds since 1970.
+    pub fn cluster_time_is(&self, cluster_ms: u64) {
+        self.inform(Event::Internal(Input::ClusterTime(cluster_ms)));
     }
 
     pub(crate) fn inform(&self, event: Event) {

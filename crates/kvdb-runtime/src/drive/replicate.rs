@@ -31,7 +31,7 @@ pub(crate) enum Event {
     /// From the process's own threads.
     Internal(Input<Ticket>),
     /// Everything that one frame from a peer held.
-    FromPeer { from_node: NodeId, messages: Vec<PeerMessage> },
+    FromPeer { from_node: NodeId, wall_ms: u64, messages: Vec<PeerMessage> },
     /// A peer offers a snapshot; the answer goes to `reply`.
     SnapshotOffered {
         from_node: NodeId,
@@ -173,7 +173,10 @@ impl Replicator {
                 }
                 self.host.step(now, input);
             }
-            Event::FromPeer { from_node, messages } => {
+            Event::FromPeer { from_node, wall_ms, messages } => {
+                if wall_ms > 0 {
+                    self.host.step(now, Input::PeerClock { from_node, wall_ms });
+                }
                 self.shared.peer_frames.fetch_sub(1, Ordering::Relaxed);
                 self.shared.metrics.peer_messages_received.inc_by(messages.len() as u64);
                 for message in messages {
@@ -282,6 +285,9 @@ impl Replicator {
             view.leader = status.leader;
             if let Some(permit) = self.host.permit(status.shard, status.replica) {
                 view.permit = Arc::clone(permit);
+            }
+            if let Some(time) = self.host.shard_time(status.shard, status.replica) {
+                view.time = Arc::clone(time);
             }
         });
         self.shared.role_version.send_modify(|version| *version += 1);

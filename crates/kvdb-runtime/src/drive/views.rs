@@ -6,10 +6,10 @@
 
 use arc_swap::ArcSwap;
 use kvdb_model::{
-    HistoryPolicy, LogIndex, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
-    VolumeId,
+    HistoryPolicy, LogIndex, MembershipEpoch, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    ShardTimes, Term, VolumeId,
 };
-use kvdb_replication::ReadPermit;
+use kvdb_replication::{ReadPermit, ShardTime};
 use kvdb_shard::StateCache;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -37,11 +37,18 @@ pub struct ShardView {
     pub(crate) settled: Option<(Term, MembershipEpoch)>,
     /// Whether it may serve strong reads at once.
     pub(crate) permit: Arc<ReadPermit>,
+    /// Shard time as it is known here.
+    pub(crate) time: Arc<ShardTime>,
     /// What its last reader found.
     pub states: Arc<StateCache>,
 }
 
 impl ShardView {
+    /// Shard time and age now, by the clock here.
+    pub fn times(&self) -> ShardTimes {
+        self.time.times(crate::clock::boot_us())
+    }
+
     /// Whether it leads, and its members, as applied, may be told to others: see
     /// [`Effect::Settled`](kvdb_replication::Effect::Settled).
     pub fn is_settled(&self) -> bool {
@@ -108,6 +115,7 @@ impl Views {
                 leader: None,
                 settled: None,
                 permit: Arc::default(),
+                time: Arc::default(),
                 states: Arc::default(),
             },
         };

@@ -5,11 +5,17 @@ use proptest::prelude::*;
 
 const REPLICA: ReplicaId = ReplicaId(9);
 const VOLUME: VolumeId = VolumeId(1);
-const LIMITS: SessionLimits =
-    SessionLimits { window_ms: 1000, grace_ms: 100, client_max_bytes: 1000, shard_max_bytes: 2000 };
+const LIMITS: SessionLimits = SessionLimits {
+    window_ms: 1000,
+    grace_ms: 100,
+    tolerance_ms: 50,
+    client_max_bytes: 1000,
+    shard_max_bytes: 2000,
+};
 
 fn tag(client: &'static str, sequence: u64, acked_below: u64, valid_until_ms: u64) -> RequestTag {
-    RequestTag { client_id: client.into(), sequence, acked_below, valid_until_ms }
+    let valid_until = ValidUntil::Time(valid_until_ms);
+    RequestTag { client_id: client.into(), sequence, acked_below, valid_until }
 }
 
 fn at(millis: u64) -> Version {
@@ -49,7 +55,7 @@ impl Window {
         version: Version,
         operation: &Operation,
     ) -> OperationOutcome {
-        let room = self.sessions.admit(tag, version)?;
+        let room = self.sessions.admit(tag, version, version)?;
         if let Some(earlier) = self.sessions.find(tag, operation) {
             return earlier;
         }
@@ -132,20 +138,48 @@ fn an_acknowledgement_can_not_reach_beyond_its_own_request() {
 fn the_window_is_bounded_at_both_ends() {
     let mut window = Window::new();
     let code = |outcome: OperationOutcome| outcome.unwrap_err().code();
+    // Clients' clocks may be behind by so much.
+    let late = 50 + LIMITS.tolerance_ms;
     assert_eq!(
-        code(window.carry_out(&tag("c", 1, 0, 50), at(50), &put(0, "a"))),
+        code(window.carry_out(&tag("c", 1, 0, 50), at(late), &put(0, "a"))),
         "REQUEST_ID_EXPIRED"
     );
-    assert!(window.carry_out(&tag("c", 1, 0, 51), at(50), &put(0, "a")).is_ok());
+    assert!(window.carry_out(&tag("c", 1, 0, 51), at(late), &put(0, "a")).is_ok());
+    let tag_of_front =
+        |until_ms| RequestTag { valid_until: ValidUntil::Age(until_ms), ..tag("f", 1, 0, 1) };
     assert_eq!(
-        code(window.carry_out(&tag("c", 1, 0, 51), at(51), &put(0, "a"))),
+        code(window.carry_out(&tag_of_front(60), at(60), &put(0, "a"))),
         "REQUEST_ID_EXPIRED"
     );
+    assert_eq!(
+        code(window.carry_out(&tag_of_front(1061), at(60), &put(0, "a"))),
+        "REQUEST_ID_EXPIRED",
+        "it was stamped by a wrong guess"
+    );
+    assert!(window.carry_out(&tag_of_front(61), at(60), &put(0, "a")).is_ok());
     assert_eq!(
         code(window.carry_out(&tag("c", 2, 0, 1061), at(60), &put(0, "a"))),
         "INVALID_ARGUMENT"
     );
     assert!(window.carry_out(&tag("c", 2, 0, 1060), at(60), &put(0, "a")).is_ok());
+}
+
+#[test]
+fn a_jump_of_shard_time_ends_no_id_of_a_front_and_forgets_no_answer() {
+    let mut window = Window::new();
+    let front = RequestTag { valid_until: ValidUntil::Age(1000), ..tag("f", 1, 0, 1) };
+    window.carry_out(&front, at(10), &put(0, "a")).unwrap();
+    // Shard time is put forward by a day; the shard is only a moment older.
+    let day_ms = 86_400_000;
+    window.expire(at(20), 100);
+    let admitted = window.sessions.admit(&front, at(day_ms + 20), at(20));
+    assert_eq!(admitted, Ok(Room::Free));
+    assert!(window.sessions.find(&front, &put(0, "a")).unwrap().unwrap().deduplicated);
+    // A client's own id has been valid until some time that has passed now.
+    let own = tag("c", 1, 0, 1000);
+    let refused = window.sessions.admit(&own, at(day_ms + 20), at(20)).unwrap_err();
+    let words = refused.to_string();
+    assert!(words.contains("1970-01-01 00:00:01") && words.contains("1970-01-02"), "{words}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn whole() -> ScanRequest {
         limit: usize::MAX,
         max_bytes: usize::MAX,
         max_examined: usize::MAX,
-        wall_ms: 0,
+        now_ms: 0,
     }
 }
 
@@ -143,10 +143,10 @@ fn keys_alone_come_with_version_and_expiry() {
 fn a_scan_leaves_out_what_has_expired_and_says_what_is_about_to() {
     let mut single = letters();
     let expires_at_ms = single.one(put_for("c", "value", 50)).unwrap().version.millis() + 50;
-    let late = ScanRequest { wall_ms: expires_at_ms, ..whole() };
+    let late = ScanRequest { now_ms: expires_at_ms, ..whole() };
     let page = scan(&single, &late);
     assert_eq!((page.items.len(), page.expires_by_clock), (9, true));
-    let early = ScanRequest { wall_ms: expires_at_ms - 1, ..whole() };
+    let early = ScanRequest { now_ms: expires_at_ms - 1, ..whole() };
     assert!(!scan(&single, &early).expires_by_clock);
     single.advance_time(50);
     let page = scan(&single, &late);

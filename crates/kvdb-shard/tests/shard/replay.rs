@@ -45,7 +45,7 @@ fn live(engine: &MemoryEngine) -> BTreeMap<Bytes, Value> {
         limit: usize::MAX,
         max_bytes: usize::MAX,
         max_examined: usize::MAX,
-        wall_ms: 0,
+        now_ms: 0,
     };
     let snapshot = snapshot(engine);
     let page = kvdb_shard::scan(&*snapshot, REPLICA, &request, &|_| true).expect("it is sound");

@@ -83,7 +83,7 @@ fn the_writer_tells_what_it_holds_and_stops_when_told() {
     let single = sender();
     let writer = SnapshotWriter::new(snapshot(&single.engine), REPLICA).unwrap();
     assert_eq!(writer.position(), single.shard.applied());
-    assert_eq!(writer.last_version(), single.shard.last_version());
+    assert_eq!(writer.time(), single.shard.time());
     assert_eq!(writer.descriptor(), single.shard.descriptor());
     let mut count = 0;
     writer

@@ -104,7 +104,7 @@ fn each_side_serves_its_half_and_refuses_the_other() {
     assert_eq!(single.shard.descriptor(), &born.parent);
     let child = open_child(&single.engine);
     assert_eq!((child.applied(), child.descriptor()), (INITIAL_POSITION, &born.child));
-    assert_eq!(child.last_version(), born.last_version, "its time goes on from the parent's");
+    assert_eq!(child.time(), born.time, "its time goes on from the parent's");
 
     let engine = &single.engine;
     assert_eq!(read(engine, REPLICA, SPLIT_EPOCH, "c"), Ok(Some("low".into())));

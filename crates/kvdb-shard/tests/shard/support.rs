@@ -102,6 +102,7 @@ impl Log {
         let payload = EntryPayload {
             version,
             version_count: commands.iter().map(Command::version_count).sum(),
+            jump_ms: 0,
             commands: commands.iter().map(Command::to_bytes).collect(),
         };
         self.last = payload.last_version();
@@ -177,7 +178,7 @@ pub fn tagged(sequence: u64, write: Write) -> Write {
         client_id: "client".into(),
         sequence,
         acked_below: 0,
-        valid_until_ms: START_MS + 500_000,
+        valid_until: kvdb_model::ValidUntil::Time(START_MS + 500_000),
     };
     Write { request: Some(request), ..write }
 }

@@ -159,14 +159,14 @@ mod tests {
         #[test]
         fn a_tsv_file_comes_out_as_it_went_in(lines in prop::collection::vec("[^\t\n]{1,9}\t[^\n]{0,9}\n", 0..9)) {
             let file = lines.concat();
+            // A carriage return at the end of a line belongs to the line's end, and a byte order mark
+            // at the start to the file.
+            prop_assume!(!file.contains(['\r', '\u{feff}']));
             let mut out = Vec::new();
             for line in file.lines() {
                 let row = Format::Tsv.parse(&Bytes::copy_from_slice(line.as_bytes())).unwrap();
                 Format::Tsv.write(&row, &mut out).unwrap();
             }
-            // A carriage return at the end of a line belongs to the line's end, and a byte order mark
-            // at the start to the file.
-            prop_assume!(!file.contains(['\r', '\u{feff}']));
             prop_assert_eq!(String::from_utf8(out).unwrap(), file);
         }
 

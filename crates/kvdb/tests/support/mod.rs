@@ -20,12 +20,18 @@ impl Part {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new(KVDB)
             .args(&self.args)
+            .env(kvdb_runtime::clock::SHIFT_FILE, self.clock())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
         self.child = Some(child);
+    }
+
+    /// A file that says by how many milliseconds its wall clock is wrong.
+    pub fn clock(&self) -> std::path::PathBuf {
+        self.log.with_extension("clock")
     }
 
     pub fn kill(&mut self) {
@@ -92,6 +98,29 @@ impl Cluster {
 
     /// With more arguments for the coordinators.
     pub fn start_with(nodes: usize, folder: tempfile::TempDir, more: &[&str]) -> Self {
+        let mut cluster = Self::prepare(nodes, folder, more);
+        cluster.launch();
+        cluster
+    }
+
+    /// Starts everything, and waits until a key can be written.
+    pub fn launch(&mut self) {
+        for part in self.parts() {
+            part.start();
+        }
+        let nodes = self.nodes.len();
+        self.until("shards are made", |cluster| {
+            let status = cluster.json(&["admin", "status", "--json"]);
+            status.is_some_and(|status| status["nodes"].to_string().contains(&nodes.to_string()))
+                && cluster.kvdb(&["admin", "init-shards", "--shards", "4"]).status.success()
+        });
+        self.until("a key can be written", |cluster| {
+            cluster.kvdb(&["put", "first", "1"]).status.success()
+        });
+    }
+
+    /// Nothing of it runs yet.
+    pub fn prepare(nodes: usize, folder: tempfile::TempDir, more: &[&str]) -> Self {
         let ports = free_ports(9 + 2 * nodes);
         let address = |place: usize| format!("127.0.0.1:{}", ports[place]);
         let peers: Vec<_> = (0..3).map(|n| format!("{}={}", n + 1, address(n))).collect();
@@ -99,11 +128,12 @@ impl Cluster {
         let part = |name: &str, args: Vec<String>, http: usize| {
             let mut args = args;
             args.extend(["--http".to_owned(), address(http)]);
-            Part { args, log: folder.path().join(format!("{name}.log")), child: None }
+            let log = folder.path().join(format!("{name}.log"));
+            Part { args, log, child: None }
         };
         let data = |name: &str| folder.path().join(name).display().to_string();
         let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let mut cluster = Cluster {
+        Cluster {
             coordinators: (0..3)
                 .map(|n| {
                     let (id, listen) = ((n + 1).to_string(), address(n));
@@ -158,19 +188,7 @@ impl Cluster {
             addresses: coordinators.join(","),
             redis: address(8),
             folder,
-        };
-        for part in cluster.parts() {
-            part.start();
         }
-        cluster.until("shards are made", |cluster| {
-            let status = cluster.json(&["admin", "status", "--json"]);
-            status.is_some_and(|status| status["nodes"].to_string().contains(&nodes.to_string()))
-                && cluster.kvdb(&["admin", "init-shards", "--shards", "4"]).status.success()
-        });
-        cluster.until("a key can be written", |cluster| {
-            cluster.kvdb(&["put", "first", "1"]).status.success()
-        });
-        cluster
     }
 
     /// Starts one more node, with an empty directory.

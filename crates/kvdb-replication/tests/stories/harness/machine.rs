@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use kvdb_model::codec::Reader;
 use kvdb_model::{
-    Command, EntryKind, EntryPayload, LogEntry, LogPosition, ShardDescriptor, Version, VolumeId,
+    Command, EntryKind, EntryPayload, LogEntry, LogPosition, ShardDescriptor, TimeMark, Version,
+    VolumeId,
 };
 use kvdb_replication::ConfOutcome;
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ pub struct State {
     pub applied: LogPosition,
     pub descriptor: ShardDescriptor,
     pub last_version: Version,
+    /// By how much shard time was put forward.
+    pub jumped_ms: u64,
     pub words: Vec<String>,
     /// The index of the last entry with words in it.
     pub last_write: u64,
@@ -25,9 +28,14 @@ impl State {
             applied: start,
             descriptor,
             last_version: Version::ZERO,
+            jumped_ms: 0,
             words: Vec::new(),
             last_write: 0,
         }
+    }
+
+    pub fn time(&self) -> TimeMark {
+        TimeMark { version: self.last_version, jumped_ms: self.jumped_ms }
     }
 
     /// Returns what became of it, if it is a membership change.
@@ -42,7 +50,10 @@ impl State {
         }
         let payload = EntryPayload::decode(entry.data.clone()).unwrap();
         assert!(payload.version > self.last_version, "versions rise");
+        let age_ms = self.last_version.millis().saturating_sub(self.jumped_ms);
         self.last_version = payload.last_version();
+        self.jumped_ms += payload.jump_ms;
+        assert!(payload.version.millis() >= age_ms + self.jumped_ms, "age goes on");
         self.words.extend(payload.commands.into_iter().map(word_of));
         self.last_write = entry.index.0;
         None

@@ -15,6 +15,7 @@ mod run;
 
 pub use golden::assert_golden;
 pub use network::{chance, up_to};
+pub use node::EPOCH_MS;
 
 use bytes::Bytes;
 use checks::Checks;
@@ -169,7 +170,7 @@ impl World {
             trace: Vec::new(),
         };
         for id in 1..=count {
-            let node = Node::new(world.config_of(id));
+            let node = Node::new(world.config_of(id), 0);
             world.nodes.insert(id, node);
             world.start_ticking(id);
         }
@@ -342,9 +343,31 @@ impl World {
     }
 
     pub fn restart(&mut self, id: u64) {
+        self.restart_untold(id);
+        let now_us = self.now_us;
+        self.nodes.get_mut(&id).unwrap().hear_time(now_us);
+        self.settle(id);
+    }
+
+    /// Each node hears what the wall clocks of the others say.
+    pub fn exchange_clocks(&mut self) {
+        let now_us = self.now_us;
+        let walls: Vec<(u64, u64)> =
+            self.nodes.values().map(|node| (node.id, node.now(now_us).wall_ms)).collect();
+        for id in 1..=self.nodes.len() as u64 {
+            for (from, wall_ms) in walls.iter().filter(|(from, _)| *from != id) {
+                let from_node = kvdb_model::NodeId(*from);
+                self.feed(id, Input::PeerClock { from_node, wall_ms: *wall_ms });
+            }
+        }
+    }
+
+    /// As [`World::restart`], without coordinators that tell the time.
+    pub fn restart_untold(&mut self, id: u64) {
         self.tell(format!("n{id} starts again"));
         let config = self.config_of(id);
-        self.nodes.get_mut(&id).unwrap().start(config);
+        let now_us = self.now_us;
+        self.nodes.get_mut(&id).unwrap().start(config, now_us);
         self.start_ticking(id);
         self.settle(id);
     }

@@ -9,7 +9,7 @@ use kvdb_replication::{ApplyTask, Host, HostConfig, Input, Now, RecoveredGroup};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The wall clock at the start of each story, in milliseconds.
-const EPOCH_MS: u64 = 1_700_000_000_000;
+pub const EPOCH_MS: u64 = 1_700_000_000_000;
 
 pub struct Node {
     pub id: u64,
@@ -30,7 +30,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(config: HostConfig) -> Self {
+    pub fn new(config: HostConfig, now_us: u64) -> Self {
         let mut node = Node {
             id: config.node_id.0,
             host: None,
@@ -46,7 +46,8 @@ impl Node {
             taken: BTreeMap::new(),
             wall_offset_ms: 0,
         };
-        node.start(config);
+        node.start(config, now_us);
+        node.hear_time(now_us);
         node
     }
 
@@ -80,14 +81,23 @@ impl Node {
     }
 
     /// Brings back what the disk holds.
-    pub fn start(&mut self, config: HostConfig) {
+    pub fn start(&mut self, config: HostConfig, now_us: u64) {
+        let now = self.now(now_us);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let mut host = Host::new(config, self.disk.durable.tombstones.clone(), logger);
         for (replica, log) in self.disk.durable.replicas.clone() {
             let group = self.recover(replica, log);
-            host.recover(group);
+            host.recover(now, group);
         }
         self.host = Some(host);
+    }
+
+    /// As a coordinator tells it: by no clock of this node.
+    pub fn hear_time(&mut self, now_us: u64) {
+        let now = self.now(now_us);
+        if let Some(host) = &mut self.host {
+            host.step(now, Input::ClusterTime(EPOCH_MS + now_us / 1000));
+        }
     }
 
     fn recover(&mut self, replica: ReplicaId, log: ReplicaLog) -> RecoveredGroup {
@@ -113,7 +123,7 @@ impl Node {
                 Some(state) => Some(state.descriptor.clone()),
                 None => ShardDescriptor::decode(&mut Reader::new(log.birth.clone())).ok(),
             },
-            last_version: state.map(|state| state.last_version).unwrap_or_default(),
+            time: state.map(|state| state.time()).unwrap_or_default(),
             engine_lost,
         }
     }

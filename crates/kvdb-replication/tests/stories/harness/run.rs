@@ -305,7 +305,7 @@ impl World {
             shard: offer.shard,
             message: offer.message.clone(),
             descriptor: offer.state.descriptor.clone(),
-            last_version: offer.state.last_version,
+            time: offer.state.time(),
             volume,
         };
         self.schedule(500, Event::Local { node: offer.to, life, input });

@@ -5,7 +5,8 @@ use crate::exit::Failure;
 use crate::output::{Output, insert_bytes, printable, table};
 use crate::units::{about_size, about_time};
 use kvdb_client::{
-    AdminClient, ClusterStatus, Figures, LessPreferredLeader, NodeFigures, ShardFigures, ShortShard,
+    AdminClient, ClusterStatus, Figures, LessPreferredLeader, NodeFigures, ShardFigures,
+    ShortShard, WrongClock,
 };
 use kvdb_model::{
     KeyRange, NodeRecord, NodeStatus, Partitioning, Replica, Role, SLOT_COUNT, ShardMap,
@@ -51,6 +52,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         "under_replicated_shards": status.short_shard_count,
         "less_preferred_leaders": status.less_preferred_leaders.iter().map(poor).collect::<Vec<_>>(),
         "short_shards": status.short_shards.iter().map(short_shard).collect::<Vec<_>>(),
+        "wrong_clocks": status.wrong_clocks.iter().map(clock_document).collect::<Vec<_>>(),
     });
     print(json, &document, || {
         let shards = map.shards.len();
@@ -67,7 +69,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
             },
             coordinators::rows(&status.members),
             [short(&status), poor_leaders(&status)].concat(),
-            lost(&map)
+            lost(&map) + &wrong_clocks(&status.wrong_clocks)
         )
     })
 }
@@ -120,6 +122,31 @@ fn short(status: &ClusterStatus) -> String {
     };
     let rows = table(&["TOO FEW REPLICAS: SHARD", "HAS", "BECAUSE"], &rows);
     format!("\n\n{rows}{more}")
+}
+
+fn clock_document(clock: &WrongClock) -> Value {
+    json!({
+        "process": clock.process,
+        "address": clock.address,
+        "node_id": clock.node.map(|node| node.0),
+        "ahead_ms": clock.ahead_ms,
+    })
+}
+
+fn wrong_clocks(clocks: &[WrongClock]) -> String {
+    if clocks.is_empty() {
+        return String::new();
+    }
+    let line = |clock: &WrongClock| {
+        let by = about_time(clock.ahead_ms.unsigned_abs());
+        let way = if clock.ahead_ms < 0 { "behind" } else { "ahead" };
+        format!("{} {}: {} {way}", clock.process, clock.address, by)
+    };
+    let lines: Vec<String> = clocks.iter().map(line).collect();
+    format!(
+        "\n\nWall clocks that are wrong (nothing relies on them, but set them right):\n  {}",
+        lines.join("\n  ")
+    )
 }
 
 fn heading(status: &ClusterStatus) -> String {

@@ -1,0 +1,224 @@
+//! Wall clocks that are wrong by any amount: nobody is refused, no key dies before its time, and the
+//! process is named.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::Cluster;
+
+const HOUR_MS: i64 = 3_600_000;
+const YEARS_MS: i64 = 50 * 365 * 24 * HOUR_MS;
+/// A hand-over of leaderships is the longest that anybody may wait.
+const LONGEST_GAP: Duration = Duration::from_millis(2_000);
+
+/// Writes to all shards, until it is told to stop: how many, and the longest time between two.
+struct Load {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
+    longest_ms: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<u64>>,
+}
+
+impl Load {
+    fn start(endpoint: &str, clients: usize) -> Self {
+        let (stop, failed, longest_ms) = (
+            Arc::<AtomicBool>::default(),
+            Arc::<AtomicU64>::default(),
+            Arc::<AtomicU64>::default(),
+        );
+        let threads = (0..clients).map(|client| {
+            let (stop, failed, longest_ms) = (stop.clone(), failed.clone(), longest_ms.clone());
+            let endpoint = endpoint.to_owned();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(async {
+                    let kvdb =
+                        kvdb_client::Client::new(kvdb_client::Options::to(&endpoint)).unwrap();
+                    let mut written = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let began = Instant::now();
+                        let key = format!("load-{client}-{}", written % 64);
+                        if kvdb.put(key, "value").await.is_err() {
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        let took = began.elapsed().as_millis() as u64;
+                        longest_ms.fetch_max(took, Ordering::Relaxed);
+                        written += 1;
+                    }
+                    written
+                })
+            })
+        });
+        Load { threads: threads.collect(), stop, failed, longest_ms }
+    }
+
+    /// Nobody was refused, and nobody waited for longer than a hand-over.
+    fn end(self, what: &str) {
+        self.stop.store(true, Ordering::Relaxed);
+        let written: u64 = self.threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+        assert!(written > 100, "{what}: only {written} writes");
+        assert_eq!(self.failed.load(Ordering::Relaxed), 0, "{what}: writes were refused");
+        let longest = Duration::from_millis(self.longest_ms.load(Ordering::Relaxed));
+        assert!(longest < LONGEST_GAP, "{what}: a write took {longest:?}");
+    }
+}
+
+/// Asks for many keys at once.
+struct Reader {
+    runtime: tokio::runtime::Runtime,
+    kvdb: kvdb_client::Client,
+}
+
+impl Reader {
+    fn new(endpoint: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let options = kvdb_client::Options::to(endpoint);
+        let kvdb = runtime.block_on(async { kvdb_client::Client::new(options).unwrap() });
+        Reader { runtime, kvdb }
+    }
+
+    fn put_all(&self, keys: &[String], ttl_ms: u64) {
+        let options = || kvdb_client::WriteOptions { ttl_ms: Some(ttl_ms), ..Default::default() };
+        self.runtime.block_on(async {
+            for key in keys {
+                self.kvdb.put_with(key.clone(), "v", options()).await.unwrap();
+            }
+        });
+    }
+
+    /// Those of these keys that are there.
+    fn there(&self, keys: &[String]) -> Vec<String> {
+        let wanted = keys.iter().map(|key| key.clone().into()).collect();
+        let found = self.kvdb.batch_get(wanted, kvdb_client::ReadOptions::default());
+        let found = self.runtime.block_on(found).unwrap();
+        let there = keys.iter().zip(found).filter(|(_, found)| found.as_ref().unwrap().is_some());
+        there.map(|(key, _)| key.clone()).collect()
+    }
+}
+
+fn wrong_clocks(cluster: &Cluster) -> Vec<serde_json::Value> {
+    let status = cluster.json(&["admin", "status", "--json"]);
+    status.and_then(|status| status["wrong_clocks"].as_array().cloned()).unwrap_or_default()
+}
+
+fn put_for(cluster: &Cluster, key: &str, ttl_ms: u64) {
+    let output = cluster.kvdb(&["put", key, "v", "--ttl-ms", &ttl_ms.to_string()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// One wall clock is wrong while clients write: the whole of what is promised.
+fn one_wrong_clock(part: &str, wrong: &[&str]) {
+    let cluster = Cluster::start();
+    let file = match part {
+        "node" => cluster.nodes[2].clock(),
+        "coordinator" => cluster.coordinators[0].clock(),
+        _ => cluster.gateway.clock(),
+    };
+    // Whatever it leads, it shall lead some of it.
+    if part == "node" {
+        let nodes = cluster.json(&["admin", "nodes", "--json"]).unwrap();
+        let listens = &cluster.nodes[2].args[2];
+        let nodes = nodes["nodes"].as_array().unwrap();
+        let node = nodes.iter().find(|node| node["address"] == **listens).unwrap();
+        let id = node["node_id"].to_string();
+        for shard in [1_u64, 2] {
+            cluster.until("it leads", |cluster| {
+                cluster.kvdb(&["admin", "set-leader", &shard.to_string(), &id]);
+                let shards = cluster.json(&["admin", "shards", "--json"]).unwrap();
+                let shards = shards["shards"].as_array().unwrap().clone();
+                shards
+                    .iter()
+                    .any(|one| one["shard_id"] == shard && one["leader_node_id"] == node["node_id"])
+            });
+        }
+    }
+    let reader = Reader::new(&cluster.endpoint);
+    for shift in wrong {
+        let load = Load::start(&cluster.endpoint, 16);
+        // On every shard, before and after the clock goes wrong.
+        let keys = |when: &str, life: &str| -> Vec<String> {
+            (0..16).map(|n| format!("{when}-{life}-{n}-{shift}")).collect()
+        };
+        keys("before", "long").iter().for_each(|key| put_for(&cluster, key, HOUR_MS as u64));
+        let began = Instant::now();
+        std::fs::write(&file, shift).unwrap();
+        // One that stands takes a while to be behind by as much as counts.
+        cluster.until("it is named", |cluster| {
+            let named = wrong_clocks(cluster);
+            named.len() == 1 && named[0]["process"] == *part
+        });
+        let slack = if *shift == "stand" { 3 } else { 0 };
+        assert!(began.elapsed() < Duration::from_secs(6 + slack), "{:?}", began.elapsed());
+        let short = keys("after", "short");
+        let put_at = Instant::now();
+        reader.put_all(&short, 3_000);
+        let all_put = Instant::now();
+        keys("after", "long").iter().for_each(|key| put_for(&cluster, key, HOUR_MS as u64));
+        // By a client of our own: starting a process a key takes too long.
+        loop {
+            let (asked, there) = (put_at.elapsed(), reader.there(&short));
+            let took = put_at.elapsed() - asked;
+            if there.is_empty() {
+                break;
+            }
+            // Its life and one percent, and the skew; nobody measures more exactly than a read takes.
+            let longest = Duration::from_millis(3_000 + 530) + took;
+            assert!(all_put.elapsed() < longest, "{part} {shift}: {there:?} live too long");
+        }
+        let shortest = Duration::from_millis(3_000 - 530);
+        assert!(put_at.elapsed() > shortest, "{part} {shift}: keys died too early");
+        for key in keys("before", "long").iter().chain(&keys("after", "long")) {
+            assert_eq!(cluster.get(key), "v", "{part} {shift}: {key} died too early");
+        }
+        std::fs::write(&file, "").unwrap();
+        let right = Instant::now();
+        cluster.until("it is named no more", |cluster| wrong_clocks(cluster).is_empty());
+        assert!(right.elapsed() < Duration::from_secs(6), "{:?}", right.elapsed());
+        load.end(&format!("{part} {shift}"));
+    }
+}
+
+#[test]
+fn a_node_with_a_wrong_wall_clock_costs_nobody_anything() {
+    let (hours, years) = ((8 * HOUR_MS).to_string(), YEARS_MS.to_string());
+    one_wrong_clock("node", &[&hours, &years, "-3600000", "stand"]);
+}
+
+#[test]
+fn a_gateway_with_a_wrong_wall_clock_costs_nobody_anything() {
+    let hours = (8 * HOUR_MS).to_string();
+    one_wrong_clock("gateway", &[&hours, "-900000"]);
+}
+
+#[test]
+fn a_coordinator_with_a_wrong_wall_clock_costs_nobody_anything() {
+    let hours = (8 * HOUR_MS).to_string();
+    one_wrong_clock("coordinator", &[&hours, "-3600000"]);
+}
+
+#[test]
+fn nodes_that_all_start_again_with_a_wrong_clock_among_them_go_on() {
+    let mut cluster = Cluster::start();
+    let file = cluster.nodes[0].clock();
+    put_for(&cluster, "hour", HOUR_MS as u64);
+    put_for(&cluster, "year", 365 * 24 * HOUR_MS as u64);
+    std::fs::write(&file, YEARS_MS.to_string()).unwrap();
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.until("a key can be written", |cluster| {
+        cluster.kvdb(&["put", "again", "1"]).status.success()
+    });
+    assert_eq!(cluster.get("hour"), "v");
+    assert_eq!(cluster.get("year"), "v");
+    put_for(&cluster, "short", 1_500);
+    assert_eq!(cluster.get("short"), "v");
+    cluster.until("it is gone", |cluster| cluster.get("short").is_empty());
+}
