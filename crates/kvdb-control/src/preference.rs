@@ -46,6 +46,11 @@ pub enum Reason {
         /// The median of its peers.
         peers_us: u64,
     },
+    /// Its wall clock is wrong. Nothing relies on it; but something is amiss with the machine.
+    WrongClock {
+        /// How far it is ahead of cluster time, in milliseconds; behind, if negative.
+        ahead_ms: i64,
+    },
 }
 
 impl Reason {
@@ -54,6 +59,7 @@ impl Reason {
         match self {
             Reason::StalledLog => "stalled_log",
             Reason::SlowDisk { .. } => "slow_disk",
+            Reason::WrongClock { .. } => "wrong_clock",
         }
     }
 
@@ -66,6 +72,10 @@ impl Reason {
                 milliseconds(*sync_us),
                 milliseconds(*peers_us)
             ),
+            Reason::WrongClock { ahead_ms } => {
+                let way = if *ahead_ms < 0 { "behind" } else { "ahead" };
+                format!("its wall clock is {} ms {way}", ahead_ms.unsigned_abs())
+            }
         }
     }
 }

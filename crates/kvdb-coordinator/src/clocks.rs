@@ -6,7 +6,7 @@
 //! clock and goes on by the boot clock.
 
 use crate::service::Member;
-use kvdb_control::ControlState;
+use kvdb_control::{ControlState, Reason};
 use kvdb_model::time::MAX_CLOCK_SKEW_MS;
 use kvdb_model::{NodeId, NodeStatus, ShardId};
 use kvdb_runtime::clock;
@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const FORGET_AFTER_US: u64 = 10_000_000;
 /// Processes that are remembered; more aren't compared.
 const MOST_PROCESSES: usize = 10_000;
+/// Until a wrong clock makes a node a less preferred leader.
+const WRONG_FOR_MS: u64 = 10_000;
 const LONGEST_NAME: usize = 64;
 
 /// What was heard of the clocks of gateways and coordinators.
@@ -87,6 +89,15 @@ impl Member {
             clock.keep_only(|node| known.contains(&node));
             clock.look_as_leader(known.len(), now.wall_ms, logged_ms, now.boot_us);
         });
+        for node in known {
+            let ahead_ms = self.time.with(|clock| clock.ahead_ms(node, now.boot_us));
+            let Some(ahead_ms) = ahead_ms else { continue };
+            let is_wrong = ahead_ms.unsigned_abs() > MAX_CLOCK_SKEW_MS;
+            let reason = Reason::WrongClock { ahead_ms };
+            let mut standings = self.standings.lock();
+            let preferences = &mut standings.preferences;
+            preferences.note(node, reason, is_wrong, WRONG_FOR_MS, now.boot_us / 1000);
+        }
         self.time.compare_own();
         if let Some(now_ms) = self.time.now_ms() {
             self.drive.cluster_time_is(now_ms);

@@ -34,15 +34,16 @@ const GREET_AGAIN_LATER: Duration = Duration::from_millis(500);
 const EAGER_ROUNDS: u32 = 100;
 
 impl Member {
-    /// Where a coordinator may be, the likeliest first: where it was reached, what it says itself,
-    /// the log, `--peers`. Of itself this one knows best.
+    /// Where a coordinator may be, the likeliest first: where it was reached, what it says itself, what
+    /// others say, the log, `--peers`. Of itself this one knows best.
     pub(crate) fn addresses_of(&self, id: NodeId) -> Vec<String> {
         let configured = self.peers.get(&id).cloned();
         let own = configured.clone().filter(|_| id == self.drive.node_id());
         let logged = self.view.state().coordinators().get(&id).map(|known| known.address.clone());
         let introduced = self.introduced.lock().get(&id).cloned();
+        let hearsay = self.hearsay.lock().get(&id).cloned();
         let mut addresses = Vec::new();
-        let all = [own, self.contacts.address(id), introduced, logged, configured];
+        let all = [own, self.contacts.address(id), introduced, hearsay, logged, configured];
         for address in all.into_iter().flatten() {
             if !addresses.contains(&address) {
                 addresses.push(address);
@@ -167,6 +168,7 @@ impl Member {
         let mut others: std::collections::BTreeSet<NodeId> = self.peers.keys().copied().collect();
         others.extend(state.wanted_coordinators().iter().map(|replica| replica.node_id));
         others.extend(self.introduced.lock().keys());
+        others.extend(self.hearsay.lock().keys());
         let others = others.into_iter().filter(|id| *id != own);
         let places =
             others.flat_map(|id| self.addresses_of(id).into_iter().map(move |at| (id, at)));
@@ -183,9 +185,12 @@ impl Member {
         answers.dedup_by_key(|answer| (answer.id, answer.token));
         let of_the_group = answers.iter().filter(|answer| answer.standing != Standing::NotBegun);
         let told = of_the_group.flat_map(|answer| answer.members.clone());
-        for (id, address) in told {
-            // What one says of itself counts for more.
-            self.introduced.lock().entry(id).or_insert(address);
+        // The last word: whoever was asked before may not have known yet that one has moved.
+        for (id, address) in told.filter(|(id, _)| *id != own) {
+            let mut hearsay = self.hearsay.lock();
+            if hearsay.len() < MOST_INTRODUCED || hearsay.contains_key(&id) {
+                hearsay.insert(id, address);
+            }
         }
         answers
     }

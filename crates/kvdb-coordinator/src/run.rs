@@ -208,6 +208,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         view: view.clone(),
         founders: Arc::new(Founders::open(&config.data).map_err(CoordinatorError::Config)?),
         introduced: Arc::default(),
+        hearsay: Arc::default(),
         contacts: Contacts::default(),
         token: known.token,
         peers: Arc::new(

@@ -61,6 +61,8 @@ pub(crate) struct Member {
     /// Where coordinators have said that they are, or others of them, before this one's own state
     /// could.
     pub(crate) introduced: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    /// Where others have said lately that coordinators are.
+    pub(crate) hearsay: Arc<Mutex<BTreeMap<NodeId, String>>>,
     /// Which coordinators were reached where.
     pub(crate) contacts: Contacts,
     /// Made with the data directory.

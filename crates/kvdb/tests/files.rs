@@ -103,7 +103,8 @@ fn beyond_its_files_a_gateway_refuses_with_an_answer_and_serves_on() {
     // Those that were taken go on, through connections to nodes.
     let last = clients.last_mut().unwrap();
     last.write_all(b"SET k v\r\n").unwrap();
-    assert_eq!(ping(last), "+OK\r\n");
+    // The answer to the ping may come with it.
+    assert!(ping(last).starts_with("+OK\r\n"));
     clients.truncate(10);
     cluster.until("there is room again", |_| gateway.get().0);
 }

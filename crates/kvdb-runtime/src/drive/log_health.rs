@@ -115,7 +115,8 @@ mod tests {
             syncs.note(now_us, took_us);
             if now_us > 12 * SECOND_US {
                 let figure = syncs.figure(now_us, 0);
-                assert!((40_000..70_000).contains(&figure), "{figure}");
+                // Half of the seconds are slow; of the present one only a fast sync may be known yet.
+                assert!((35_000..70_000).contains(&figure), "{figure}");
             }
         }
         // Ten seconds later nothing is known of it.
