@@ -295,7 +295,8 @@ mod tests {
     #[test]
     fn a_disk_that_stalls_every_other_second_is_less_preferred_all_the_time() {
         let mut preferences = Preferences::default();
-        let every_other = |now_ms: u64| Vitals { sync_us: 1, stalled: now_ms / 1000 % 2 == 0 };
+        let every_other =
+            |now_ms: u64| Vitals { sync_us: 1, stalled: (now_ms / 1000).is_multiple_of(2) };
         let changes = run(&mut preferences, 0, 600_000, every_other);
         assert_eq!(changes, [(0, true)]);
     }

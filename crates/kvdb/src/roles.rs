@@ -536,7 +536,8 @@ mod tests {
 
     #[test]
     fn times_and_sizes_in_a_file_may_have_units() {
-        let read = |text: &str| Figment::from(Toml::string(text)).extract::<File>();
+        let read =
+            |text: &str| Figment::from(Toml::string(text)).extract::<File>().map_err(Box::new);
         let file = read("repair_after = \"5m\"\nsplit_size_bytes = \"64MiB\"\n").unwrap();
         assert_eq!((file.repair_after, file.split_size_bytes), (Some(300), Some(64 << 20)));
         let file = read("repair_after = 90\nsnapshot_bytes_per_second = 0\n").unwrap();

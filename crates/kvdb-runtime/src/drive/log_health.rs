@@ -110,7 +110,7 @@ mod tests {
         let mut syncs = Syncs::default();
         let mut now_us = SECOND_US;
         while now_us < 60 * SECOND_US {
-            let took_us = if now_us / SECOND_US % 2 == 0 { 100_000 } else { 1_000 };
+            let took_us = if (now_us / SECOND_US).is_multiple_of(2) { 100_000 } else { 1_000 };
             now_us += took_us;
             syncs.note(now_us, took_us);
             if now_us > 12 * SECOND_US {

@@ -94,7 +94,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// The room of what lives in `folder`. Takes the reserve where less than [`FAR`] times as much
+    /// The room of what lives in `folder`. Takes the reserve where less than 64 times as much
     /// is left, as far as there is room for it.
     ///
     /// # Errors
