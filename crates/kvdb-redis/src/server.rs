@@ -165,12 +165,15 @@ fn tracking_info() -> Reply {
 
 /// Nobody ever waits in a blocking command.
 fn unblock(args: &[Bytes]) -> Reply {
+    if args.len() > 4 {
+        let name = String::from_utf8_lossy(&args[1]);
+        return subcommands::too_many(&name, "CLIENT");
+    }
     match args.get(3).map(|word| upper(word)).as_deref() {
-        None | Some("TIMEOUT" | "ERROR") if args.len() <= 4 => match integer(&args[2]) {
+        None | Some("TIMEOUT" | "ERROR") => match integer(&args[2]) {
             Ok(_) => Reply::Integer(0),
             Err(error) => error,
         },
-        None | Some("TIMEOUT" | "ERROR") => syntax(),
         Some(_) => Reply::error("CLIENT UNBLOCK reason should be TIMEOUT or ERROR"),
     }
 }
