@@ -572,7 +572,7 @@ impl World {
         self.boot(place);
     }
 
-    fn transfer(&mut self, place: Place, shard: ShardId, node: NodeId) {
+    pub(crate) fn transfer(&mut self, place: Place, shard: ShardId, node: NodeId) {
         let Some(core) = &self.processes[place].core else { return };
         let replica = core.shards.get(&shard).and_then(|open| open.descriptor().replica_on(node));
         if let Some(replica) = replica.map(|replica| replica.replica_id) {

@@ -378,9 +378,12 @@ impl World {
                 let is_gone = matches!(result, Ok(Found::Record(None))) && expires(&key);
                 self.answer_client(place, client, attempt, shard, result);
                 if is_gone && self.stormy && self.dice.chance(HAND_OVER_WHEN_GONE) {
-                    // The next leader's clock may be behind.
+                    // The next leader's clock may be behind; most of all that of one which has just
+                    // started again, and has nothing but its log to tell the time from.
                     *self.faults.entry("hand-over after a key was gone").or_default() += 1;
-                    self.feed_later(place, Input::TransferLeader { shard, to: None });
+                    if self.dice.chance(500) || !self.start_a_follower_again(place, shard) {
+                        self.feed_later(place, Input::TransferLeader { shard, to: None });
+                    }
                 }
             }
             // Nobody is told that it is gone before a majority knows.
@@ -391,6 +394,29 @@ impl World {
             }
             Err(problem) => self.checks.violations.push(problem),
         }
+    }
+
+    /// A follower of the leader at `place` is killed, starts again, and is to lead a moment later.
+    fn start_a_follower_again(&mut self, place: Place, shard: ShardId) -> bool {
+        let process = &self.processes[place];
+        let own = process.node_id;
+        let open = process.core.as_ref().and_then(|core| core.shards.get(&shard));
+        let Some(open) = open else { return false };
+        let others: Vec<NodeId> = open
+            .descriptor()
+            .replicas
+            .iter()
+            .map(|replica| replica.node_id)
+            .filter(|node| Some(*node) != own)
+            .collect();
+        let chosen = self.dice.below(others.len().max(1) as u64) as usize;
+        let Some(to) = others.get(chosen).copied() else { return false };
+        let Some(target) = self.place_of(place, to) else { return false };
+        self.schedule(0, Event::StartAgain { place: target });
+        let life = self.processes[place].life;
+        let after_us = self.dice.between(10_000, 60_000);
+        self.schedule(after_us, Event::HandOver { place, life, shard, to });
+        true
     }
 
     /// What the replica of a shard says of time.

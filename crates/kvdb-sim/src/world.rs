@@ -53,6 +53,17 @@ pub(crate) enum Event {
         replica: ReplicaId,
         applied: LogIndex,
     },
+    /// A process is killed, and starts again at once.
+    StartAgain {
+        place: Place,
+    },
+    /// A leader hands a shard over, if it still leads.
+    HandOver {
+        place: Place,
+        life: u64,
+        shard: ShardId,
+        to: NodeId,
+    },
     /// The maintenance thread looks around.
     Maintain {
         place: Place,
@@ -246,6 +257,13 @@ impl World {
             Event::Maintain { place, life } if self.lives(place, life) => self.maintain(place),
             Event::Flushed { place, life, shard, replica, applied } if self.lives(place, life) => {
                 self.feed(place, Input::Flushed { shard, replica, applied });
+            }
+            Event::StartAgain { place } => {
+                self.crash(place, false);
+                self.boot(place);
+            }
+            Event::HandOver { place, life, shard, to } if self.lives(place, life) => {
+                self.transfer(place, shard, to);
             }
             Event::Duty { place, life } if self.lives(place, life) => self.duty(place),
             Event::Deliver { from, to, packet } => self.deliver(from, to, packet),
