@@ -29,15 +29,17 @@ impl Default for ShardTime {
 }
 
 impl ShardTime {
-    /// Shard time and age now; both 0 while nothing is known of them. `boot_us` is the boot clock.
+    /// Shard time and age now; both 0 while the log says nothing of them: what isn't in it would be
+    /// another time after a restart. `boot_us` is the boot clock.
     pub fn times(&self, boot_us: u64) -> ShardTimes {
-        let at = |offset: &AtomicI64| match offset.load(Ordering::Acquire) {
-            UNKNOWN => 0,
-            offset_us => {
-                u64::try_from(offset_us.saturating_add_unsigned(boot_us)).unwrap_or_default() / 1000
-            }
-        };
-        ShardTimes { time_ms: at(&self.offset_us), age_ms: at(&self.age_offset_us) }
+        match self.age_offset_us.load(Ordering::Acquire) {
+            UNKNOWN => ShardTimes::default(),
+            age_us => ShardTimes { time_ms: self.time_ms(boot_us), age_ms: at(age_us, boot_us) },
+        }
+    }
+
+    fn time_ms(&self, boot_us: u64) -> u64 {
+        self.offset_us().map_or(0, |offset_us| at(offset_us, boot_us))
     }
 
     fn offset_us(&self) -> Option<i64> {
@@ -137,7 +139,7 @@ impl TimeKeeper {
             (None, None) => return None,
             // It begins.
             (None, Some(agreed_ms)) => {
-                self.set_logged(offset(agreed_ms, boot_us));
+                self.logged_us = offset(agreed_ms, boot_us);
                 self.logged_us
             }
             (Some(known_us), Some(agreed_ms)) => {
@@ -153,12 +155,16 @@ impl TimeKeeper {
         let unexplained_us = known_us.saturating_sub(self.logged_us);
         let jumped = unexplained_us > skew_us && !has(Bug::JumpExpiresIds);
         let jump_ms = if jumped { unexplained_us as u64 / 1000 } else { 0 };
-        Some(Stamp { time_ms: self.shared.times(boot_us).time_ms, jump_ms })
+        Some(Stamp { time_ms: self.shared.time_ms(boot_us), jump_ms })
     }
 
     fn slew_us(&self, boot_us: u64) -> i64 {
         (boot_us.saturating_sub(self.adjusted_us) as i64) / SLEW_PART
     }
+}
+
+fn at(offset_us: i64, boot_us: u64) -> u64 {
+    u64::try_from(offset_us.saturating_add_unsigned(boot_us)).unwrap_or_default() / 1000
 }
 
 fn offset(time_ms: u64, boot_us: u64) -> i64 {
@@ -197,6 +203,10 @@ mod tests {
         time.begin(TimeMark::default(), SECOND_US);
         assert_eq!(time.lead(None, SECOND_US), None);
         assert_eq!(lead(&mut time, Some(START_MS), SECOND_US), (START_MS, 0), "it begins");
+        assert_eq!(time.shared.times(SECOND_US), ShardTimes::default(), "it isn't in the log yet");
+        hear(&mut time, AT(START_MS), true, SECOND_US);
+        let begun = ShardTimes { time_ms: START_MS, age_ms: START_MS };
+        assert_eq!(time.shared.times(SECOND_US), begun);
     }
 
     #[test]
