@@ -61,7 +61,14 @@ pub(crate) struct TimeKeeper {
     logged_us: i64,
     /// When time was put right last, by the boot clock.
     adjusted_us: u64,
+    /// The last version in the log may be from long ago: nobody has told of the shard's time since this
+    /// replica has started, at this boot time.
+    stale_since_us: Option<u64>,
 }
+
+/// How long a leader that has just started waits for word of cluster time. What is written before it is
+/// put forward would expire with that.
+const WORD_WITHIN_US: u64 = 3_000_000;
 
 /// What a leader's next entry is to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +83,7 @@ impl TimeKeeper {
     /// The log or the state begins here.
     pub(crate) fn begin(&mut self, reached: TimeMark, boot_us: u64) {
         self.logged = reached;
+        self.stale_since_us = Some(boot_us);
         if reached.version != Version::ZERO {
             self.set_logged(offset(reached.version.millis(), boot_us));
             let known_us = self.shared.offset_us().unwrap_or(self.logged_us);
@@ -94,6 +102,7 @@ impl TimeKeeper {
         boot_us: u64,
     ) {
         self.logged = self.logged.after(first, last, jump_ms);
+        self.stale_since_us = None;
         let heard_us = offset(last.millis(), boot_us);
         let next_us = match self.shared.offset_us() {
             Some(known_us) if heard_us < known_us && !leads => {
@@ -132,8 +141,12 @@ impl TimeKeeper {
     }
 
     /// The time for a leader's next version: `agreed_ms` is cluster time, if it is known. `None` if
-    /// nothing is known of either: there is no time that a version could be made of.
+    /// there is no time (yet) that a version could be made of.
     pub(crate) fn lead(&mut self, agreed_ms: Option<u64>, boot_us: u64) -> Option<Stamp> {
+        let waits = self.stale_since_us.is_some_and(|since| boot_us < since + WORD_WITHIN_US);
+        if agreed_ms.is_none() && waits {
+            return None;
+        }
         let skew_us = (MAX_CLOCK_SKEW_MS * 1000) as i64;
         let known_us = match (self.shared.offset_us(), agreed_ms) {
             (None, None) => return None,
@@ -207,6 +220,18 @@ mod tests {
         hear(&mut time, AT(START_MS), true, SECOND_US);
         let begun = ShardTimes { time_ms: START_MS, age_ms: START_MS };
         assert_eq!(time.shared.times(SECOND_US), begun);
+    }
+
+    #[test]
+    fn a_leader_that_has_just_started_waits_for_word_of_the_time_but_not_for_ever() {
+        let mut time = TimeKeeper::default();
+        time.begin(TimeMark { version: AT(START_MS), jumped_ms: 0 }, SECOND_US);
+        assert_eq!(time.lead(None, 2 * SECOND_US), None);
+        let mut told = TimeKeeper::default();
+        told.begin(TimeMark { version: AT(START_MS), jumped_ms: 0 }, SECOND_US);
+        let morning_ms = START_MS + 8 * HOUR_MS;
+        assert_eq!(lead(&mut told, Some(morning_ms), 2 * SECOND_US).0, morning_ms);
+        assert_eq!(lead(&mut time, None, 5 * SECOND_US), (START_MS + 4000, 0));
     }
 
     #[test]
