@@ -33,7 +33,10 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
         led = leads;
         show_poor_leaders(&member, leads, &mut poor);
         if leads {
-            member.look_at_clocks(&member.view.state());
+            // Who doesn't know the time yet may not know its nodes yet, either.
+            if member.time.now_ms().is_some() || member.catch_up().await.is_ok() {
+                member.look_at_clocks(&member.view.state());
+            }
             look(&member).await;
         }
     }

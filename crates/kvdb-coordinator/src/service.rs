@@ -207,7 +207,7 @@ impl Member {
     }
 
     /// Waits until everything that was committed before is applied here, and leadership is sure.
-    async fn catch_up(&self) -> Result<(), Status> {
+    pub(crate) async fn catch_up(&self) -> Result<(), Status> {
         self.check_leader()?;
         self.outcome(|ticket| Input::Read { shard: ShardId::CONTROL, ticket }).await.map(|_| ())
     }

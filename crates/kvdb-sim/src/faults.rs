@@ -199,6 +199,7 @@ impl World {
     /// Everything is switched off, and on again some hours later. Nobody has heard of a shard meanwhile.
     fn spend_a_night(&mut self, lasts_us: u64) -> &'static str {
         self.cut_all_power(lasts_us);
+        self.lose_all_packets();
         let night_us = self.dice.between(1_000, 9 * 3_600_000) * 1000;
         self.nights_us += night_us;
         let began_us = self.true_us();

@@ -316,6 +316,11 @@ impl World {
     fn look_at_clocks(&mut self, place: Place, map: &ShardMap) -> u64 {
         let now = self.processes[place].now(self.now_us);
         let Some(core) = &mut self.processes[place].core else { return 0 };
+        // As a coordinator does, who catches up first: it may not know its nodes yet.
+        let status = core.host.status(ShardId::CONTROL);
+        if !status.is_some_and(|status| status.applied == status.last_index) {
+            return core.clock.now_ms(now.boot_us).unwrap_or(now.wall_ms);
+        }
         let logged = core.shards.get(&ShardId::CONTROL).map(|open| open.last_version().millis());
         core.clock.keep_only(|node| map.nodes.contains_key(&node));
         let logged_ms = logged.unwrap_or_default();

@@ -223,6 +223,12 @@ impl World {
         self.events.insert((self.now_us + after_us, self.next_event), event);
     }
 
+    /// Nothing is on its way to a process any more: no connection lasts through a night.
+    pub(crate) fn lose_all_packets(&mut self) {
+        self.events
+            .retain(|_, event| !matches!(event, Event::Deliver { to, .. } if *to < PROCESSES));
+    }
+
     /// Lets time pass up to a moment, or until something is wrong.
     pub(crate) fn run_until(&mut self, end_us: u64) {
         while self.checks.violations.is_empty()
