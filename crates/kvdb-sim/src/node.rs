@@ -318,7 +318,7 @@ impl World {
         let Some(core) = &mut self.processes[place].core else { return 0 };
         // As a coordinator does, who catches up first: it may not know its nodes yet.
         let status = core.host.status(ShardId::CONTROL);
-        if !status.is_some_and(|status| status.applied == status.last_index) {
+        if status.is_none_or(|status| status.applied != status.last_index) {
             return core.clock.now_ms(now.boot_us).unwrap_or(now.wall_ms);
         }
         let logged = core.shards.get(&ShardId::CONTROL).map(|open| open.last_version().millis());
