@@ -355,7 +355,7 @@ pub(crate) fn preview(state: &ControlState, loads: &Loads) -> (Vec<Proposal>, St
     while proposals.len() < MOST_PREVIEWED
         && let Some(proposal) = next(&state, loads, &|_| false)
     {
-        state.pretend(&proposal.request);
+        state.simulate(&proposal.request);
         proposals.push(proposal);
     }
     let nodes = usable(&state).count();

@@ -130,7 +130,7 @@ impl Planner {
             if nodes.len() > descriptor.replicas.len() && proposals.len() < MOST_RESTORED {
                 let reason = why_restored(&with, &descriptor);
                 let request = OperatorRequest::Restore { shard, nodes };
-                with.pretend(&request);
+                with.simulate(&request);
                 proposals.push(Proposal { request, reason });
             }
         }

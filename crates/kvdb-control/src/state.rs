@@ -207,8 +207,8 @@ impl ControlState {
         })
     }
 
-    /// As if an operator were done: for previews.
-    pub(crate) fn pretend(&mut self, request: &OperatorRequest) {
+    /// Applies a request as if its operation were finished: for previews.
+    pub(crate) fn simulate(&mut self, request: &OperatorRequest) {
         match request {
             OperatorRequest::Move { shard, from, to } => {
                 if let Some(record) = self.map.shards.get_mut(shard) {

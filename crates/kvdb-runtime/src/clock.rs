@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// For tests: names a file that holds by how many milliseconds this process's wall clock is wrong, or
 /// `stand` for one that stands still. It may change at any time; none, or an empty one, means no shift.
-/// (Libraries that pretend another time don't reach a process that asks the kernel's own page.)
+/// (Libraries that fake the time don't reach a process that asks the kernel's own page.)
 pub const SHIFT_FILE: &str = "KVDB_TEST_WALL_CLOCK_FILE";
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
