@@ -22,7 +22,7 @@ help:
 	@echo "compat          random commands to a real Redis and to a gateway, every answer compared: COMMANDS=300000, SEED=n"
 	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
-	@echo "planted         bugs on purpose, and how many seeds it takes to catch each"
+	@echo "planted         mutants (seeded bugs), and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
 	@echo "bench           figures beside etcd and Redis, and which targets are met; QUICK=1 for a short run"
 	@echo "bench-criterion times of the hot pieces alone"
