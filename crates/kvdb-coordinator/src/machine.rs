@@ -4,7 +4,7 @@ use crate::view::View;
 use bytes::Bytes;
 use kvdb_control::{ControlCommand, ControlState, encode_result};
 use kvdb_model::Version;
-use kvdb_shard::{ControlOutcome, Machine};
+use kvdb_store::{ControlOutcome, Machine};
 use std::sync::Arc;
 
 pub(crate) struct ControlMachine {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kvdb_control::{ControlCommand, decode_result, encode_result};
 use kvdb_model::codec::{Reader, Writer};
 use kvdb_model::{Command, EntryPayload, ShardDescriptor};
-use kvdb_shard::MembershipChange;
+use kvdb_store::MembershipChange;
 
 /// The first byte chooses what the rest is.
 pub fn commands(data: &[u8]) {

@@ -8,7 +8,7 @@ use kvdb_model::{
     NodeId, Operation, RangeEpoch, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId,
     Term, Version, VolumeId, Write,
 };
-use kvdb_shard::{NoControl, OpenError, Shard, View, digest};
+use kvdb_store::{NoControl, OpenError, Shard, View, digest};
 use std::sync::Arc;
 
 pub(crate) const REPLICA: ReplicaId = ReplicaId(10);

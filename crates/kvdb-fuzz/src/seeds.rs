@@ -8,7 +8,7 @@ use kvdb_model::{
     ClusterId, EntryPayload, MapVersion, NodeId, NodeRecord, NodeStatus, Refusal, ShardId,
     ShardMap, ShardRecord, Term, Version,
 };
-use kvdb_shard::{MembershipChange, SnapshotWriter};
+use kvdb_store::{MembershipChange, SnapshotWriter};
 use kvdb_wire::proto;
 use prost::Message;
 

@@ -4,7 +4,7 @@ use crate::records::{REPLICA, VOLUME, open};
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine};
 use kvdb_model::codec::Writer;
-use kvdb_shard::{ChunkReader, SnapshotWriter, digest};
+use kvdb_store::{ChunkReader, SnapshotWriter, digest};
 use xxhash_rust::xxh3::Xxh3;
 
 /// The first byte chooses: chunks as they come (each after 2 bytes of length), or keys and values

@@ -10,7 +10,7 @@ use kvdb_model::{
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::drive::{Outcome, ShardView, Ticket, fatal};
-use kvdb_shard::{ReadError, Record, ScanRequest, View};
+use kvdb_store::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{proto, refusal_to_proto, request_tag_from, requests, strings};
@@ -659,7 +659,7 @@ impl Access {
 /// been done: the front makes another one.
 fn check_request_early(tag: &RequestTag, times: ShardTimes) -> Result<(), Refusal> {
     let is_of_front = matches!(tag.valid_until, ValidUntil::Age(_));
-    if is_of_front && times.time_ms > 0 { kvdb_shard::check_request(tag, times) } else { Ok(()) }
+    if is_of_front && times.time_ms > 0 { kvdb_store::check_request(tag, times) } else { Ok(()) }
 }
 
 fn unexpected() -> Refusal {

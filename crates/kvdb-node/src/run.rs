@@ -18,7 +18,7 @@ use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_shard::NoControl;
+use kvdb_store::NoControl;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::identity_server;
 use kvdb_wire::proto::node_server::{self, NodeServer};

@@ -203,7 +203,7 @@ impl Node for Access {
         let engine = self.drive.engine().clone();
         let digest = tokio::task::spawn_blocking(move || {
             let snapshot = engine.snapshot(volume).map_err(|error| error.to_string())?;
-            kvdb_shard::digest(&*snapshot, replica).map_err(|error| error.to_string())
+            kvdb_store::digest(&*snapshot, replica).map_err(|error| error.to_string())
         });
         let digest = digest.await.map_err(|error| Status::internal(error.to_string()))?;
         let (position, digest) = digest.map_err(Status::internal)?;

@@ -11,7 +11,7 @@ use kvdb_model::{Partitioning, RangeEpoch, ReplicaId, ShardId, VolumeId};
 use kvdb_runtime::drive::{Drive, ShardView, ViewTable};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_shard::Measure;
+use kvdb_store::Measure;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use kvdb_model::{Command, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_shard::SweepPage;
+use kvdb_store::SweepPage;
 use std::time::Duration;
 
 /// Pause between two looks at what is due.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kvdb_model::{KeyRange, KeyspaceId, RangeEpoch, Refusal, ShardId, Version, unavailable};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
-use kvdb_shard::{ChangeEvent, ChangePage, WatchQuery};
+use kvdb_store::{ChangeEvent, ChangePage, WatchQuery};
 use kvdb_wire::proto;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

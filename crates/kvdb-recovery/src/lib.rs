@@ -26,7 +26,7 @@ use kvdb_model::{
     LogEntry, LogIndex, LogPosition, ReplicaId, ShardDescriptor, ShardId, TimeMark, VolumeId,
 };
 use kvdb_replication::RecoveredGroup;
-use kvdb_shard::{ApplyError, Machine, OpenError, Shard, is_in, replicas_in};
+use kvdb_store::{ApplyError, Machine, OpenError, Shard, is_in, replicas_in};
 use kvdb_wal::{LiveReplica, LiveState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use kvdb_model::{
     Command, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor, VolumeId,
 };
 use kvdb_replication::{LogTail, Rebirth};
-use kvdb_shard::{ApplyError, Machine, OpenError, Shard, SnapshotWriter};
+use kvdb_store::{ApplyError, Machine, OpenError, Shard, SnapshotWriter};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -134,7 +134,7 @@ mod tests {
         Action, KeyRange, KeyspaceId, LogIndex, LogPosition, MembershipEpoch, NodeId, Operation,
         Replica, ReplicaId, Role, ShardId, SplitPlan, Term, Version, Write,
     };
-    use kvdb_shard::{MembershipChange, NoControl, View};
+    use kvdb_store::{MembershipChange, NoControl, View};
 
     const OLD: ReplicaId = ReplicaId(11);
     const EPOCH: RangeEpoch = RangeEpoch(3);

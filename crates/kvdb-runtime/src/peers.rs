@@ -9,7 +9,7 @@ use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};
 use kvdb_replication::{Input, PeerMessage};
-use kvdb_shard::{ChunkReader, SnapshotWriter};
+use kvdb_store::{ChunkReader, SnapshotWriter};
 use kvdb_wire::proto::peer_client::PeerClient;
 use kvdb_wire::proto::peer_server::{Peer, PeerServer};
 use kvdb_wire::proto::{self, peer_frame, snapshot_frame};

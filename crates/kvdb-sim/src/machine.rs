@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kvdb_control::{ControlCommand, ControlState, History, Since, encode_result};
 use kvdb_model::{MapDelta, MapVersion, ShardMap, Version};
-use kvdb_shard::{ControlOutcome, Machine};
+use kvdb_store::{ControlOutcome, Machine};
 use std::sync::{Arc, Mutex, PoisonError};
 
 const MOST_DELTAS: usize = 16;

@@ -16,7 +16,7 @@ use kvdb_model::{
     ShardMap, ShardRecord, Step, Work, next_step,
 };
 use kvdb_replication::Input;
-use kvdb_shard::{MembershipChange, View};
+use kvdb_store::{MembershipChange, View};
 
 const HEARTBEAT_US: u64 = 500_000;
 const DUTY_US: u64 = 250_000;
@@ -118,7 +118,7 @@ impl World {
                     self.processes[place].core.as_ref().is_some_and(|core| core.leads(shard));
                 // As a node does, before anything is proposed.
                 if let Some(tag) = write.request.as_ref().filter(|_| leads && times.time_ms > 0)
-                    && let Err(refusal) = kvdb_shard::check_request(tag, times)
+                    && let Err(refusal) = kvdb_store::check_request(tag, times)
                 {
                     return self.answer_client(place, from, attempt, shard, Err(refusal));
                 }

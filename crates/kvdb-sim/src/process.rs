@@ -15,7 +15,7 @@ use kvdb_model::{
 use kvdb_recovery::Unborn;
 use kvdb_replication::{ApplyTask, Host, HostConfig, Now};
 use kvdb_router::MapCache;
-use kvdb_shard::Shard;
+use kvdb_store::Shard;
 use kvdb_wal::{Wal, WalConfig};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

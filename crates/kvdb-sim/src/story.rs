@@ -7,7 +7,7 @@ use kvdb_checker::Verdict;
 use kvdb_checker::register::{self, Options};
 use kvdb_model::{Role, ShardDescriptor, ShardId};
 use kvdb_replication::GroupStatus;
-use kvdb_shard::digest;
+use kvdb_store::digest;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -18,7 +18,7 @@ use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole, SplitFrom,
 };
-use kvdb_shard::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View, left_behind};
+use kvdb_store::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View, left_behind};
 use kvdb_wal::volumes_to_flush;
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
@@ -369,7 +369,7 @@ impl World {
                 Ok(read) => Ok(Some(Ok(Found::Record(
                     read.record.map(|record| (record.value, record.version)),
                 )))),
-                Err(kvdb_shard::ReadError::Refused(refusal)) => Ok(Some(Err(refusal))),
+                Err(kvdb_store::ReadError::Refused(refusal)) => Ok(Some(Err(refusal))),
                 Err(error) => Err(error.to_string()),
             }
         });

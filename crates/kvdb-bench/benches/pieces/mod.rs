@@ -16,7 +16,7 @@ use kvdb_model::{
 };
 use kvdb_redis::Parser;
 use kvdb_router::{MapCache, Routes};
-use kvdb_shard::{NoControl, Shard};
+use kvdb_store::{NoControl, Shard};
 use kvdb_wal::{Disk, Wal, WalConfig};
 use std::hint::black_box;
 use std::path::Path;

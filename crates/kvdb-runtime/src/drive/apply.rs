@@ -9,7 +9,7 @@ use kvdb_engine::Engine;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{LogEntry, LogIndex, LogPosition, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{ApplyTask, CommittedEntry, ConfOutcome, Input, SplitFrom};
-use kvdb_shard::{Born, CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter, left_behind};
+use kvdb_store::{Born, CommandOutcome, EntryOutcome, Machine, Shard, SnapshotWriter, left_behind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

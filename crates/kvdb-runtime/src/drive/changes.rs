@@ -5,7 +5,7 @@
 //! version of each, which is kept however large it is).
 
 use kvdb_model::{RangeEpoch, ReplicaId, ShardDescriptor, ShardId, Version};
-use kvdb_shard::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
+use kvdb_store::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;

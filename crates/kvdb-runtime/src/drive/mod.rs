@@ -48,7 +48,7 @@ use kvdb_engine::{Engine, EngineError};
 use kvdb_engine_lsm::{Asks, LsmConfig, LsmEngine, LsmError};
 use kvdb_model::{NodeId, ReplicaId, ShardId, VolumeId};
 use kvdb_replication::{GroupStatus, Host, HostConfig, Input};
-use kvdb_shard::{Machine, SnapshotWriter};
+use kvdb_store::{Machine, SnapshotWriter};
 use kvdb_wal::{FileDisk, Wal, WalConfig};
 use log::LogWriter;
 use mailbox::{Sender, mailbox};

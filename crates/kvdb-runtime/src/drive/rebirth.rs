@@ -9,7 +9,7 @@ use super::{Drive, Event};
 use kvdb_model::{RecoveryPlan, ShardId, VolumeId};
 use kvdb_recovery::{RebirthError, copy_alone};
 use kvdb_replication::{CantGoOn, Input};
-use kvdb_shard::NoControl;
+use kvdb_store::NoControl;
 use thiserror::Error;
 use tokio::sync::oneshot;
 

@@ -3,7 +3,7 @@
 use crate::drive::Ticket;
 use kvdb_model::{Command, Step, Work, next_step};
 use kvdb_replication::{GroupStatus, Input};
-use kvdb_shard::MembershipChange;
+use kvdb_store::MembershipChange;
 
 /// What a leader is to submit for a goal now, if anything.
 ///

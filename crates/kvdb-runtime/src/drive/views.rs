@@ -10,7 +10,7 @@ use kvdb_model::{
     ShardTimes, Term, VolumeId,
 };
 use kvdb_replication::{ReadPermit, ShardTime};
-use kvdb_shard::StateCache;
+use kvdb_store::StateCache;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;

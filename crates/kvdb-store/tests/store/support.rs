@@ -8,7 +8,7 @@ use kvdb_model::{
     MembershipEpoch, NodeId, Operation, OperationOutcome, RangeEpoch, Replica, ReplicaId,
     RequestTag, Role, ShardDescriptor, ShardId, Term, Version, VolumeId, Write,
 };
-use kvdb_shard::{Applied, CommandOutcome, MembershipChange, NoControl, Shard};
+use kvdb_store::{Applied, CommandOutcome, MembershipChange, NoControl, Shard};
 use std::sync::Arc;
 
 pub const REPLICA: ReplicaId = ReplicaId(10);
@@ -160,7 +160,7 @@ impl Single {
     /// The value of a key, as a read without a clock sees it.
     pub fn value(&self, key: &str) -> Option<Bytes> {
         let snapshot = snapshot(&self.engine);
-        let read = kvdb_shard::get(&*snapshot, REPLICA, EPOCH, key.as_bytes(), 0);
+        let read = kvdb_store::get(&*snapshot, REPLICA, EPOCH, key.as_bytes(), 0);
         read.expect("the key is in range").record.map(|record| record.value)
     }
 }

@@ -8,7 +8,7 @@ use kvdb_model::{
     Command, HistoryLimits, HistoryPolicy, KeyRange, MembershipEpoch, NodeId, RangeEpoch, Replica,
     ReplicaId, Role, ShardId, SplitPlan, Version,
 };
-use kvdb_shard::{ChangeEvent, ReadError, View, WatchQuery};
+use kvdb_store::{ChangeEvent, ReadError, View, WatchQuery};
 use proptest::prelude::*;
 
 const ENOUGH: HistoryLimits = HistoryLimits { max_age_ms: 3_600_000, max_bytes: 64 << 20 };

@@ -7,7 +7,7 @@ use kvdb_model::{
     Action, Command, Condition, EntryKind, MembershipEpoch, NodeId, Operation, Previous,
     RangeEpoch, Refusal, Replica, ReplicaId, Role, Version, Write, WriteResult,
 };
-use kvdb_shard::{
+use kvdb_store::{
     ApplyError, CommandOutcome, ControlOutcome, Machine, MembershipChange, OpenError, Shard,
 };
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ fn a_key_expires_by_shard_time_alone() {
     let expires_at_ms = version.millis() + 100;
     let read = |single: &Single, wall_ms| {
         let snapshot = snapshot(&single.engine);
-        kvdb_shard::get(&*snapshot, REPLICA, EPOCH, b"key", wall_ms).unwrap()
+        kvdb_store::get(&*snapshot, REPLICA, EPOCH, b"key", wall_ms).unwrap()
     };
     assert_eq!(read(&single, expires_at_ms - 1).record.unwrap().expires_at_ms, expires_at_ms);
     assert!(!read(&single, expires_at_ms - 1).expires_by_clock);
@@ -414,7 +414,7 @@ fn a_damaged_replica_record_is_found_when_it_is_opened() {
         let engine = Arc::new(single.engine.clone());
         let birth = descriptor().to_bytes();
         let opened =
-            Shard::open(engine, REPLICA, VOLUME, &birth, INITIAL_POSITION, kvdb_shard::NoControl);
+            Shard::open(engine, REPLICA, VOLUME, &birth, INITIAL_POSITION, kvdb_store::NoControl);
         assert!(matches!(opened.err(), Some(OpenError::Damage(_))));
     }
 }
@@ -481,7 +481,7 @@ fn an_unreadable_birth_matters_only_where_it_is_needed() {
     let junk = Bytes::from_static(b"junk");
     let open = |birth: &Bytes| {
         let engine = Arc::new(engine.clone());
-        Shard::open(engine, REPLICA, VOLUME, birth, INITIAL_POSITION, kvdb_shard::NoControl)
+        Shard::open(engine, REPLICA, VOLUME, birth, INITIAL_POSITION, kvdb_store::NoControl)
     };
     assert!(matches!(open(&junk).err(), Some(OpenError::Record(_))));
     assert!(open(&descriptor().to_bytes()).is_ok());
@@ -523,7 +523,7 @@ fn a_sweep_finds_what_has_expired_and_its_reclaim_frees_just_that() {
     let (mut expired, mut from, mut soonest) = (vec![], Bytes::new(), None);
     loop {
         let snapshot = snapshot(&single.engine);
-        let view = kvdb_shard::View::new(&*snapshot, REPLICA).unwrap();
+        let view = kvdb_store::View::new(&*snapshot, REPLICA).unwrap();
         let page = view.sweep(&from, now_ms, 2).unwrap();
         expired.extend(page.expired);
         soonest = page.soonest_ms.or(soonest);

@@ -9,7 +9,7 @@ use kvdb_model::{
     Command, HistoryPolicy, KeyRange, LogEntry, MembershipEpoch, NodeId, RangeEpoch, Refusal,
     Replica, ReplicaId, Role, ShardId, SplitPlan,
 };
-use kvdb_shard::{Born, NoControl, Shard, digest, is_in, replicas_in};
+use kvdb_store::{Born, NoControl, Shard, digest, is_in, replicas_in};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -43,9 +43,9 @@ fn read(
     key: &str,
 ) -> Result<Option<Bytes>, Refusal> {
     let snapshot = snapshot(engine);
-    match kvdb_shard::get(&*snapshot, replica, epoch, key.as_bytes(), 0) {
+    match kvdb_store::get(&*snapshot, replica, epoch, key.as_bytes(), 0) {
         Ok(found) => Ok(found.record.map(|record| record.value)),
-        Err(kvdb_shard::ReadError::Refused(refusal)) => Err(refusal),
+        Err(kvdb_store::ReadError::Refused(refusal)) => Err(refusal),
         Err(other) => panic!("{other}"),
     }
 }
@@ -138,7 +138,7 @@ fn a_retry_finds_its_answer_on_both_sides() {
             let (entry, _) = log.push(&[Command::Write(again)]);
             let applied = child.apply(&[entry]).unwrap();
             match &applied.entries[0].commands[0] {
-                kvdb_shard::CommandOutcome::Written(outcomes) => outcomes[0].clone(),
+                kvdb_store::CommandOutcome::Written(outcomes) => outcomes[0].clone(),
                 other => panic!("{other:?}"),
             }
         };

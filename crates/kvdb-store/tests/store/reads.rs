@@ -3,7 +3,7 @@
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_model::{KeyRange, RangeEpoch, Refusal, ReplicaId};
-use kvdb_shard::{ReadError, ScanPage, ScanRequest, ScannedItem, View};
+use kvdb_store::{ReadError, ScanPage, ScanRequest, ScannedItem, View};
 use proptest::prelude::*;
 
 fn whole() -> ScanRequest {
@@ -21,7 +21,7 @@ fn whole() -> ScanRequest {
 
 fn scan(single: &Single, request: &ScanRequest) -> ScanPage {
     let snapshot = snapshot(&single.engine);
-    kvdb_shard::scan(&*snapshot, REPLICA, request, &|_| true).expect("it is in range")
+    kvdb_store::scan(&*snapshot, REPLICA, request, &|_| true).expect("it is in range")
 }
 
 fn keys(items: &[ScannedItem]) -> Vec<String> {
@@ -73,9 +73,9 @@ fn a_view_does_not_move_with_the_shard() {
 fn a_newborn_shard_can_be_read_and_another_replica_is_not_here() {
     let (engine, _shard) = newborn();
     let snapshot = snapshot(&engine);
-    let read = kvdb_shard::get(&*snapshot, REPLICA, EPOCH, b"c", 0).unwrap();
+    let read = kvdb_store::get(&*snapshot, REPLICA, EPOCH, b"c", 0).unwrap();
     assert_eq!((read.record, read.expires_by_clock), (None, false));
-    let other = kvdb_shard::get(&*snapshot, ReplicaId(11), EPOCH, b"c", 0);
+    let other = kvdb_store::get(&*snapshot, ReplicaId(11), EPOCH, b"c", 0);
     assert!(matches!(other, Err(ReadError::NotHere(ReplicaId(11)))));
 }
 
@@ -124,7 +124,7 @@ fn a_page_ends_at_any_of_its_limits_and_says_what_is_left() {
     let snapshot = snapshot(&single.engine);
     let choosy = ScanRequest { max_examined: 3, ..whole() };
     let unwanted =
-        kvdb_shard::scan(&*snapshot, REPLICA, &choosy, &|key| key.as_ref() > &b"d"[..]).unwrap();
+        kvdb_store::scan(&*snapshot, REPLICA, &choosy, &|key| key.as_ref() > &b"d"[..]).unwrap();
     assert_eq!((unwanted.items, unwanted.rest), (vec![], Some(KeyRange::new("e", "y"))));
 }
 

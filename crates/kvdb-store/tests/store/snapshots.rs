@@ -5,7 +5,7 @@ use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, MemoryEngine};
 use kvdb_model::{Command, ReplicaId, VolumeId};
-use kvdb_shard::{ChunkReader, SnapshotWriter, digest};
+use kvdb_store::{ChunkReader, SnapshotWriter, digest};
 use proptest::prelude::*;
 
 const RECEIVER: ReplicaId = ReplicaId(4_000_000_000);

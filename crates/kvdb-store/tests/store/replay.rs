@@ -5,7 +5,7 @@ use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::{Command, EntryPayload, KeyRange, ReplicaId, VolumeId};
-use kvdb_shard::{ChangeEvent, CommandOutcome, EntryOutcome, ScanRequest, digest};
+use kvdb_store::{ChangeEvent, CommandOutcome, EntryOutcome, ScanRequest, digest};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -48,8 +48,8 @@ fn live(engine: &MemoryEngine) -> BTreeMap<Bytes, Value> {
         now_ms: 0,
     };
     let snapshot = snapshot(engine);
-    let page = kvdb_shard::scan(&*snapshot, REPLICA, &request, &|_| true).expect("it is sound");
-    let item = |item: kvdb_shard::ScannedItem| {
+    let page = kvdb_store::scan(&*snapshot, REPLICA, &request, &|_| true).expect("it is sound");
+    let item = |item: kvdb_store::ScannedItem| {
         let expires_at_ms = Some(item.record.expires_at_ms).filter(|at| *at != 0);
         let record = item.record;
         (item.routing_key, Value { value: record.value, version: record.version, expires_at_ms })
