@@ -9,6 +9,8 @@
 mod cli;
 mod commands;
 mod confirm;
+#[cfg(test)]
+mod errors_page;
 mod exit;
 mod input;
 mod output;
