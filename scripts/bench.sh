@@ -274,7 +274,7 @@ nearly_all_asleep() {
   local number
   for number in 1 2 3; do
     http $((7280 + number + offset)) /metrics |
-      awk '$1 == "kvdb_replicas" { all = $2 } $1 == "kvdb_replicas_asleep" { asleep = $2 } END { exit !(all > 0 && asleep >= 0.95 * all) }' || return 1
+      awk '$1 == "kvdb_replicas" { all = $2 } $1 == "kvdb_replicas_hibernating" { asleep = $2 } END { exit !(all > 0 && asleep >= 0.95 * all) }' || return 1
   done
 }
 

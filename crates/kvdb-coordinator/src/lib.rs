@@ -11,6 +11,7 @@ mod figures;
 mod founders;
 mod machine;
 mod members;
+mod metrics;
 mod operators;
 mod reach;
 mod recovery;

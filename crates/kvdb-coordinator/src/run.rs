@@ -2,6 +2,7 @@
 
 use crate::founders::Founders;
 use crate::machine::ControlMachine;
+use crate::metrics::ClusterFigures;
 use crate::service::{Member, PoorLeader};
 use crate::view::View;
 use crate::{duties, members, reach};
@@ -147,12 +148,6 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let mut registry = Registry::default();
     let map_version = Gauge::<i64>::default();
     registry.register("kvdb_map_version", "Version of the shard map", map_version.clone());
-    let short_shards = Gauge::<i64>::default();
-    registry.register(
-        "kvdb_under_replicated_shards",
-        "Shards with fewer replicas on nodes that are there than are wanted",
-        short_shards.clone(),
-    );
     let poor_leaders = Family::<PoorLeader, Gauge>::default();
     registry.register(
         "kvdb_less_preferred_leader",
@@ -162,6 +157,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let meter = Meter::new(&mut registry);
     let time = ClusterTime::new(&mut registry);
     let view = Arc::new(View::default());
+    registry.register_collector(Box::new(ClusterFigures { view: view.clone() }));
     let machine_view = view.clone();
     let drive_config = DriveConfig {
         data: config.data.clone(),
@@ -284,7 +280,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     );
 
     if !admitted.load(Ordering::Relaxed) {
-        readiness.wait_for("cluster", "the other coordinators haven't been seen yet");
+        readiness.wait_for("cluster", "the other coordinators have not been reached yet");
         let beginning = tokio::select! {
             beginning = member.begin() => beginning?,
             () = shutdown.wait() => return Ok(()),
@@ -301,7 +297,6 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     loop {
         let state = view.state();
         map_version.set(state.map().version.0 as i64);
-        short_shards.set(state.shortages().len() as i64);
         let cluster_id = state.map().cluster_id;
         let has_leader =
             drive.views().get(ShardId::CONTROL).is_some_and(|control| control.leader.is_some());

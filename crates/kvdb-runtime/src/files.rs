@@ -80,6 +80,11 @@ pub fn most_clients() -> usize {
     CLIENTS.most.load(Ordering::Relaxed)
 }
 
+/// How many connections of clients there are.
+pub fn clients() -> usize {
+    CLIENTS.taken.load(Ordering::Relaxed)
+}
+
 /// A place for one more client, if there is one.
 pub fn client() -> Option<Place> {
     CLIENTS.take()
@@ -143,7 +148,7 @@ impl Stream for Incoming {
             let stream = match ready!(self.listener.poll_accept(context)) {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection can't be taken");
+                    tracing::warn!(%error, "a connection can't be accepted");
                     self.pause = Some(Box::pin(sleep(PAUSE)));
                     continue;
                 }
@@ -178,7 +183,7 @@ impl axum::serve::Listener for HttpListener {
                     }
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "a connection can't be taken");
+                    tracing::warn!(%error, "a connection can't be accepted");
                     sleep(PAUSE).await;
                 }
             }

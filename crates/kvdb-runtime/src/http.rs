@@ -1,6 +1,7 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
 use crate::files::HttpListener;
+use crate::process;
 use crate::shutdown::Shutdown;
 use axum::Router;
 use axum::extract::State;
@@ -60,6 +61,8 @@ pub async fn serve(
     registry: Registry,
     shutdown: Shutdown,
 ) -> std::io::Result<()> {
+    let mut registry = registry;
+    process::register(&mut registry);
     let shared = Shared { readiness, registry: Arc::new(registry) };
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))

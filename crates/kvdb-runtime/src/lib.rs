@@ -18,4 +18,5 @@ pub mod map;
 pub mod meter;
 pub mod pace;
 pub mod peers;
+pub mod process;
 pub mod shutdown;

@@ -145,7 +145,7 @@ impl Metrics {
             self.log_stalled.clone(),
         );
         registry.register(
-            "kvdb_replicas_asleep",
+            "kvdb_replicas_hibernating",
             "Replicas of shards that nobody uses: they need neither time nor heartbeats",
             self.replicas_asleep.clone(),
         );
@@ -219,12 +219,15 @@ impl Collector for Gathered {
                 "Writes that had to wait for flushes or compactions",
                 totals.stalls,
             ),
-            ("kvdb_engine_stalled_ms", "Milliseconds that they waited together", totals.stalled_ms),
         ];
         for (name, help, value) in counters {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }
+        let stalled = ConstCounter::new(totals.stalled_ms as f64 / 1000.0);
+        let (name, help) =
+            ("kvdb_engine_stalled_seconds", "How long these writes waited, together");
+        stalled.encode(encoder.encode_descriptor(name, help, None, stalled.metric_type())?)?;
         Ok(())
     }
 }
