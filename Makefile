@@ -8,7 +8,7 @@ SECONDS ?= 600
 
 COMMANDS ?= 300000
 
-.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite sim planted torture bench bench-criterion instructions verify fix
+.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite redis-py-suite deploy-check settings-docs sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -21,6 +21,9 @@ help:
 	@echo "test            everything that CI tests"
 	@echo "compat          random commands to a real Redis and to a gateway, every answer compared: COMMANDS=300000, SEED=n"
 	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
+	@echo "redis-py-suite  redis-py's own tests of commands against a gateway; needs its source package"
+	@echo "deploy-check    the files in deploy/, and the metrics, with promtool; needs Debian's package prometheus"
+	@echo "settings-docs   writes docs/settings.md from the definitions of the flags"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
 	@echo "planted         mutants (seeded bugs), and how many seeds it takes to catch each"
 	@echo "torture         real processes killed, paused, cut off and starved under load, with a judge: SECONDS=600, SEED=n"
@@ -59,6 +62,15 @@ compat: build
 
 redis-suite: build
 	@KVDB_BIN=$(KVDB) scripts/redis_suite.sh
+
+redis-py-suite: build
+	@KVDB_BIN=$(KVDB) scripts/redis_py_suite.sh
+
+deploy-check: build
+	@KVDB_BIN=$(KVDB) scripts/deploy_check.sh
+
+settings-docs:
+	@scripts/settings_docs.sh
 
 sim:
 	cargo build --release --locked -p kvdb-sim

@@ -11,7 +11,7 @@ server=
 trap '[ -z "$server" ] || kill $server 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
 if ! { python3 -m venv "$work/venv" && cd "$work" &&
   venv/bin/pip install --quiet --disable-pip-version-check pytest pytest-asyncio pytest-timeout mock numpy PyJWT &&
-  venv/bin/pip download --quiet --disable-pip-version-check --no-binary :all: --no-deps redis &&
+  venv/bin/pip download --quiet --disable-pip-version-check --no-binary :all: --no-deps redis==8.1.0 &&
   tar xzf redis-*.tar.gz && venv/bin/pip install --quiet --disable-pip-version-check ./redis-*/; } >"$work/pip.log" 2>&1; then
   echo "skipped: redis-py's own tests need python3 and its source package, which can't be had here"
   exit "${UNAVAILABLE:-1}"
