@@ -43,7 +43,7 @@ pub enum Error {
         found: &'static str,
     },
     /// Something answered that isn't KvDB, or is of another version.
-    #[error("{address} answered with {code:?}: {message}")]
+    #[error("{address} answered with {}: {message}", status_name(*code))]
     Unexpected {
         /// Who answered.
         address: String,
@@ -71,6 +71,29 @@ impl Error {
             Error::Refused { refusal, .. } => Some(refusal),
             _ => None,
         }
+    }
+}
+
+/// The name that gRPC has for a code, as other tools show it.
+fn status_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -184,5 +207,6 @@ mod tests {
     fn what_isnt_kvdb_is_not_asked_again() {
         let error = Effect::Write.failed("a:1", &Status::unimplemented("no such service"));
         assert_eq!(error.class(), RetryClass::Final);
+        assert_eq!(error.to_string(), "a:1 answered with UNIMPLEMENTED: no such service");
     }
 }

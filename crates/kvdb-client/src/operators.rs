@@ -227,29 +227,29 @@ impl AdminClient {
         })
     }
 
-    /// Operators: all that are remembered, or those under way.
+    /// Operations: all that are remembered, or those that are running.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn operators(&self, running_only: bool) -> Result<Vec<OperatorStatus>, Error> {
-        let message = proto::ListOperatorsRequest { running_only };
+        let message = proto::ListOperationsRequest { running_only };
         let answer = self
             .call(Manner::READ, &message, |mut coordinator, request| async move {
-                coordinator.list_operators(request).await
+                coordinator.list_operations(request).await
             })
             .await?;
-        Ok(answer.operators.into_iter().map(status).collect())
+        Ok(answer.operations.into_iter().map(status).collect())
     }
 
-    /// Calls an operator off, with those that it has started.
+    /// Cancels an operation, with those that it has started.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn cancel_operator(&self, id: OperatorId) -> Result<MapVersion, Error> {
-        let message = proto::CancelOperatorRequest { operator_id: id.0 };
+        let message = proto::CancelOperationRequest { operator_id: id.0 };
         let answer = self
             .call(Manner::write(false), &message, |mut coordinator, request| async move {
-                coordinator.cancel_operator(request).await
+                coordinator.cancel_operation(request).await
             })
             .await?;
         Ok(MapVersion(answer.map_version))
@@ -270,7 +270,7 @@ fn standing(standing: proto::ReplicaStanding) -> ReplicaStanding {
     }
 }
 
-fn status(operator: proto::Operator) -> OperatorStatus {
+fn status(operator: proto::Operation) -> OperatorStatus {
     OperatorStatus {
         id: OperatorId(operator.operator_id),
         parent: (operator.parent_id != 0).then_some(OperatorId(operator.parent_id)),

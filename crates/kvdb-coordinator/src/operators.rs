@@ -39,7 +39,7 @@ impl Member {
     pub(crate) async fn start(
         &self,
         request: OperatorRequest,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         let command = ControlCommand::StartOperator {
             request,
             reason: ASKED_FOR.to_owned(),
@@ -56,13 +56,13 @@ impl Member {
                     let loads = self.standings.lock().loads(state.map());
                     self.planner.why_stuck(&state, &loads, node)
                 });
-                Ok(Response::new(proto::StartOperatorResponse {
+                Ok(Response::new(proto::StartOperationResponse {
                     operator_id: id.0,
                     map_version: version.0,
                     warning: warning.unwrap_or_default(),
                 }))
             }
-            other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
+            _ => Err(Status::internal("an unexpected kind of result")),
         }
     }
 
@@ -73,7 +73,7 @@ impl Member {
 }
 
 /// All operators, or those under way.
-pub(crate) fn list(member: &Member, running_only: bool) -> proto::ListOperatorsResponse {
+pub(crate) fn list(member: &Member, running_only: bool) -> proto::ListOperationsResponse {
     let state = member.view.state();
     let standings = member.standings.lock();
     let wanted = |operator: &&Operator| !running_only || operator.is_running();
@@ -81,7 +81,7 @@ pub(crate) fn list(member: &Member, running_only: bool) -> proto::ListOperatorsR
         let left = standings.left_to_send(&state, operator);
         to_proto(&state, operator, left)
     });
-    proto::ListOperatorsResponse { operators: operators.collect() }
+    proto::ListOperationsResponse { operations: operators.collect() }
 }
 
 /// What rebalancing would do now, and whether that is more than what comes by itself.
@@ -106,7 +106,7 @@ fn to_proto(
     state: &ControlState,
     operator: &Operator,
     left: Option<(u64, u64)>,
-) -> proto::Operator {
+) -> proto::Operation {
     let (left_bytes, bytes_per_second) = left.unwrap_or_default();
     let left_ms = left_bytes.saturating_mul(1000).checked_div(bytes_per_second);
     let failure = match &operator.state {
@@ -117,7 +117,7 @@ fn to_proto(
         OperatorKind::Lead { to, .. } => Some(to.node_id),
         other => other.empties(),
     };
-    proto::Operator {
+    proto::Operation {
         operator_id: operator.id.0,
         parent_id: operator.parent.unwrap_or_default().0,
         kind: operator.kind.name().to_owned(),
@@ -134,7 +134,7 @@ fn to_proto(
         steps: operator
             .steps
             .iter()
-            .map(|step| proto::OperatorStep { at_ms: step.at_ms, what: step.what.clone() })
+            .map(|step| proto::OperationStep { at_ms: step.at_ms, what: step.what.clone() })
             .collect(),
         left_bytes,
         bytes_per_second,

@@ -154,7 +154,7 @@ impl Member {
             .await?;
         match outcome {
             Outcome::Controlled(result) => decode_result(&result).map_err(|error| invalid(&error)),
-            other => Err(Status::internal(format!("an unexpected outcome: {other:?}"))),
+            _ => Err(Status::internal("an unexpected kind of outcome")),
         }
     }
 
@@ -187,7 +187,7 @@ impl Member {
                 keyspace = known.name,
                 replicas,
                 wanted = known.replicas,
-                "shards have fewer replicas than wanted: they get more when there are nodes for them"
+                "shards have fewer replicas than wanted: they get more as soon as enough nodes are alive"
             );
         }
         (replicas, known.replicas)
@@ -341,7 +341,7 @@ impl Coordinator for Member {
                     unreachable,
                 }))
             }
-            other => Err(Status::internal(format!("an unexpected result: {other:?}"))),
+            _ => Err(Status::internal("an unexpected kind of result")),
         }
     }
 
@@ -542,28 +542,28 @@ impl Coordinator for Member {
     async fn set_shard_replicas(
         &self,
         request: Request<proto::SetShardReplicasRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         self.start(operators::set_replicas(request.into_inner())).await
     }
 
     async fn move_replica(
         &self,
         request: Request<proto::MoveReplicaRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         self.start(operators::move_replica(request.get_ref())).await
     }
 
     async fn split_shard(
         &self,
         request: Request<proto::SplitShardRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         self.start(operators::split(request.into_inner())).await
     }
 
     async fn drain_node(
         &self,
         request: Request<proto::DrainNodeRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         let node = NodeId(request.into_inner().node_id);
         self.start(OperatorRequest::Drain { node }).await
     }
@@ -571,7 +571,7 @@ impl Coordinator for Member {
     async fn replace_node(
         &self,
         request: Request<proto::ReplaceNodeRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         let node = NodeId(request.into_inner().node_id);
         self.start(OperatorRequest::Replace { node }).await
     }
@@ -596,20 +596,34 @@ impl Coordinator for Member {
 
     async fn list_operators(
         &self,
-        request: Request<proto::ListOperatorsRequest>,
-    ) -> Result<Response<proto::ListOperatorsResponse>, Status> {
+        request: Request<proto::ListOperationsRequest>,
+    ) -> Result<Response<proto::ListOperationsResponse>, Status> {
+        self.list_operations(request).await
+    }
+
+    async fn cancel_operator(
+        &self,
+        request: Request<proto::CancelOperationRequest>,
+    ) -> Result<Response<proto::CancelOperationResponse>, Status> {
+        self.cancel_operation(request).await
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<proto::ListOperationsRequest>,
+    ) -> Result<Response<proto::ListOperationsResponse>, Status> {
         self.catch_up().await?;
         let running_only = request.into_inner().running_only;
         Ok(Response::new(operators::list(self, running_only)))
     }
 
-    async fn cancel_operator(
+    async fn cancel_operation(
         &self,
-        request: Request<proto::CancelOperatorRequest>,
-    ) -> Result<Response<proto::CancelOperatorResponse>, Status> {
+        request: Request<proto::CancelOperationRequest>,
+    ) -> Result<Response<proto::CancelOperationResponse>, Status> {
         self.cancel(OperatorId(request.into_inner().operator_id)).await?;
         let map_version = self.view.state().map().version.0;
-        Ok(Response::new(proto::CancelOperatorResponse { map_version }))
+        Ok(Response::new(proto::CancelOperationResponse { map_version }))
     }
 
     async fn plan_rebalance(

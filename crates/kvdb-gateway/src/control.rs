@@ -1,5 +1,5 @@
 //! The `Coordinator` service of a gateway: everything is passed on to whichever coordinator
-//! leads, so that one endpoint is enough for an operator.
+//! leads, so that one endpoint is enough.
 
 use crate::route::Gateway;
 use kvdb_wire::proto;
@@ -60,12 +60,14 @@ pass_on! {
     add_coordinator(AddCoordinatorRequest) -> AddCoordinatorResponse;
     set_coordinator_address(SetCoordinatorAddressRequest) -> SetCoordinatorAddressResponse;
     remove_coordinator(RemoveCoordinatorRequest) -> RemoveCoordinatorResponse;
-    set_shard_replicas(SetShardReplicasRequest) -> StartOperatorResponse;
-    move_replica(MoveReplicaRequest) -> StartOperatorResponse;
-    split_shard(SplitShardRequest) -> StartOperatorResponse;
-    drain_node(DrainNodeRequest) -> StartOperatorResponse;
-    replace_node(ReplaceNodeRequest) -> StartOperatorResponse;
-    list_operators(ListOperatorsRequest) -> ListOperatorsResponse;
-    cancel_operator(CancelOperatorRequest) -> CancelOperatorResponse;
+    set_shard_replicas(SetShardReplicasRequest) -> StartOperationResponse;
+    move_replica(MoveReplicaRequest) -> StartOperationResponse;
+    split_shard(SplitShardRequest) -> StartOperationResponse;
+    drain_node(DrainNodeRequest) -> StartOperationResponse;
+    replace_node(ReplaceNodeRequest) -> StartOperationResponse;
+    list_operations(ListOperationsRequest) -> ListOperationsResponse;
+    cancel_operation(CancelOperationRequest) -> CancelOperationResponse;
+    list_operators(ListOperationsRequest) -> ListOperationsResponse;
+    cancel_operator(CancelOperationRequest) -> CancelOperationResponse;
     plan_rebalance(PlanRebalanceRequest) -> PlanRebalanceResponse;
 }

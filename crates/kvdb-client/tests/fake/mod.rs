@@ -512,35 +512,35 @@ impl coordinator_server::Coordinator for Fake {
     async fn set_shard_replicas(
         &self,
         _: Request<proto::SetShardReplicasRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         Err(no_operators())
     }
 
     async fn move_replica(
         &self,
         _: Request<proto::MoveReplicaRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         Err(no_operators())
     }
 
     async fn split_shard(
         &self,
         _: Request<proto::SplitShardRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         Err(no_operators())
     }
 
     async fn drain_node(
         &self,
         _: Request<proto::DrainNodeRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         Err(no_operators())
     }
 
     async fn replace_node(
         &self,
         _: Request<proto::ReplaceNodeRequest>,
-    ) -> Result<Response<proto::StartOperatorResponse>, Status> {
+    ) -> Result<Response<proto::StartOperationResponse>, Status> {
         Err(no_operators())
     }
 
@@ -551,17 +551,31 @@ impl coordinator_server::Coordinator for Fake {
         Err(no_operators())
     }
 
+    async fn list_operations(
+        &self,
+        _: Request<proto::ListOperationsRequest>,
+    ) -> Result<Response<proto::ListOperationsResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn cancel_operation(
+        &self,
+        _: Request<proto::CancelOperationRequest>,
+    ) -> Result<Response<proto::CancelOperationResponse>, Status> {
+        Err(no_operators())
+    }
+
     async fn list_operators(
         &self,
-        _: Request<proto::ListOperatorsRequest>,
-    ) -> Result<Response<proto::ListOperatorsResponse>, Status> {
+        _: Request<proto::ListOperationsRequest>,
+    ) -> Result<Response<proto::ListOperationsResponse>, Status> {
         Err(no_operators())
     }
 
     async fn cancel_operator(
         &self,
-        _: Request<proto::CancelOperatorRequest>,
-    ) -> Result<Response<proto::CancelOperatorResponse>, Status> {
+        _: Request<proto::CancelOperationRequest>,
+    ) -> Result<Response<proto::CancelOperationResponse>, Status> {
         Err(no_operators())
     }
 
