@@ -75,7 +75,7 @@ impl Rows {
                 serde_json::from_str(line).map_err(|error| refused(error.to_string()))?;
             let word = |name: &str| {
                 let word = figures.get(name).and_then(Value::as_str);
-                word.map(str::to_owned).ok_or_else(|| refused(format!("{name:?} is missing")))
+                word.map(str::to_owned).ok_or_else(|| refused(format!("`{name}` is missing")))
             };
             Ok(Row { system: word("system")?, name: word("row")?, figures: figures.clone() })
         };

@@ -45,7 +45,7 @@ impl Sub for Usage {
 fn of_one(pid: u32) -> io::Result<Usage> {
     let ticks = cpu_ticks(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?);
     let peak_kib = peak_kib(&std::fs::read_to_string(format!("/proc/{pid}/status"))?);
-    let unlike = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{what} isn't told"));
+    let unlike = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{what} isn't known"));
     let ticks = ticks.ok_or_else(|| unlike("processor time"))?;
     let peak_kib = peak_kib.ok_or_else(|| unlike("peak memory"))?;
     let cpu = Duration::from_secs_f64(ticks as f64 / ticks_per_second());

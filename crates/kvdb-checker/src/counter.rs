@@ -381,7 +381,7 @@ impl fmt::Display for CounterAnomaly {
                  from the acknowledged {acknowledged}"
             ),
             CounterAnomaly::ToldTwice { first, second, value } => {
-                write!(f, "operations {first} and {second} were both told {value}")
+                write!(f, "operations {first} and {second} both received {value}")
             }
             CounterAnomaly::TriesDisagree { first, second } => {
                 write!(f, "tries {first} and {second} of one request were answered differently")

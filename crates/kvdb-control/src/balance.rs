@@ -8,6 +8,7 @@
 //! Nothing moves to a node whose disk has too little room.
 //! Where nothing is known of bytes and load, that comes to counting: the difference must be two.
 
+use crate::command::status_word;
 use crate::operator::{OperatorKind, OperatorRequest};
 use crate::standings::Loads;
 use crate::state::ControlState;
@@ -181,13 +182,17 @@ pub(crate) fn why_not(state: &ControlState, parent: Option<OperatorId>) -> Optio
         matches!(node.status, NodeStatus::Suspect | NodeStatus::Dead | NodeStatus::Unreachable)
     });
     if let Some(node) = unwell {
-        return Some(format!("node {} is {:?}: its shards come first", node.node_id, node.status));
+        return Some(format!(
+            "node {} is {}: its shards come first",
+            node.node_id,
+            status_word(node.status)
+        ));
     }
     let other = state.running().find(|other| {
         parent != Some(other.id) && (other.parent.is_none() || other.parent != parent)
             || other.kind.shard().is_some()
     });
-    other.map(|other| format!("operator {} is under way: {}", other.id, other.kind.describe()))
+    other.map(|other| format!("operation {} is running: {}", other.id, other.kind.describe()))
 }
 
 /// The next step towards balance. Load comes and goes: what was led from elsewhere a moment ago
@@ -231,7 +236,7 @@ fn next_zone(state: &ControlState, loads: &Loads) -> Option<Proposal> {
         )?;
         let (shard, zone) = (record.descriptor.shard_id, &map.nodes.get(&from)?.zone);
         let reason = format!(
-            "shard {shard} has more than one replica in zone {zone:?}, and none in zone {:?}",
+            "shard {shard} has more than one replica in zone `{zone}`, and none in zone `{}`",
             to.zone
         );
         let request = OperatorRequest::Move { shard, from, to: to.node_id };

@@ -207,7 +207,7 @@ pub enum ControlError {
     #[error("shard {0} does not exist; `kvdb admin shards` lists those that do")]
     UnknownShard(ShardId),
     /// An address that can't be one.
-    #[error("address {0:?} is not of the form host:port")]
+    #[error("address `{0}` is not of the form host:port")]
     BadAddress(String),
     /// Another node has the address.
     #[error(
@@ -216,7 +216,7 @@ pub enum ControlError {
     )]
     AddressTaken(String, NodeId),
     /// The shards were made before, in another number.
-    #[error("the cluster has {0} shards already; they can be split, not made anew")]
+    #[error("the cluster has {0} shards already; split them instead")]
     AlreadyInitialised(u32),
     /// A number out of its range.
     #[error("{field} is {value}; it must be {accepted}")]
@@ -248,13 +248,16 @@ pub enum ControlError {
         nodes: u32,
     },
     /// A keyspace name that can't be one.
-    #[error("keyspace name {0:?} is not 1 to 64 of a-z, 0-9, '-' and '_'")]
+    #[error("keyspace name `{0}` is not 1 to 64 of a-z, 0-9, '-' and '_'")]
     BadName(String),
     /// A keyspace of this name exists.
-    #[error("keyspace {0:?} exists already")]
+    #[error("keyspace `{0}` exists already")]
     KeyspaceExists(String),
     /// The node has no voting replica of the shard.
-    #[error("node {node} has no voting replica of shard {shard}; its replicas are on nodes {on:?}")]
+    #[error(
+        "node {node} has no voting replica of shard {shard}; its replicas are on nodes {}",
+        node_words(on)
+    )]
     NotAReplica {
         /// The shard.
         shard: ShardId,
@@ -283,7 +286,7 @@ pub enum ControlError {
         shard: ShardId,
     },
     /// The node can't take a replica.
-    #[error("node {node} is {status:?}: it can't take a replica")]
+    #[error("node {node} is {}: it can't take a replica", status_word(*status))]
     NodeUnusable {
         /// The node.
         node: NodeId,
@@ -300,7 +303,7 @@ pub enum ControlError {
     },
     /// Another operator changes the shard.
     #[error(
-        "operator {operator} changes shard {shard} now; wait for it, or `kvdb admin cancel {operator}`"
+        "operation {operator} changes shard {shard} now; wait for it, or `kvdb admin cancel {operator}`"
     )]
     ShardBusy {
         /// The shard.
@@ -323,24 +326,25 @@ pub enum ControlError {
     #[error("nothing to do: {0}")]
     NothingToDo(String),
     /// The same is being done.
-    #[error("operator {0} does that already")]
+    #[error("operation {0} does that already")]
     AlreadyUnderWay(OperatorId),
     /// No such operator.
-    #[error("operator {0} does not exist, or ended long ago; `kvdb admin operators` lists them")]
+    #[error("operation {0} does not exist, or ended long ago; `kvdb admin operations` lists them")]
     UnknownOperator(OperatorId),
     /// It has ended.
-    #[error("operator {0} has ended")]
+    #[error("operation {0} has ended")]
     OperatorEnded(OperatorId),
     /// No such keyspace.
-    #[error("keyspace {0:?} does not exist; `kvdb admin keyspaces` lists those that do")]
+    #[error("keyspace `{0}` does not exist; `kvdb admin keyspaces` lists those that do")]
     UnknownKeyspace(String),
     /// `default` stays.
     #[error("the keyspace \"default\" can't be dropped")]
     DefaultStays,
     /// The shard isn't lost.
     #[error(
-        "shard {shard} has its majority: nodes {there:?} are there, or may be. It needs no force; a \
-         node that is gone for good counts as such when it is DEAD"
+        "shard {shard} has a majority: nodes {} are there, or may be. It needs no unsafe recovery. A node \
+         that is gone for good counts as lost once it is DEAD",
+        node_words(there)
     )]
     HasMajority {
         /// The shard.
@@ -349,7 +353,7 @@ pub enum ControlError {
         there: Vec<NodeId>,
     },
     /// A node is said to be gone and isn't.
-    #[error("node {node} of shard {shard} has been heard: look again, then decide")]
+    #[error("node {node} of shard {shard} has sent a heartbeat since: look again, then decide")]
     NodeIsThere {
         /// The shard.
         shard: ShardId,
@@ -357,7 +361,7 @@ pub enum ControlError {
         node: NodeId,
     },
     /// The replica to go on from is lost itself.
-    #[error("node {node} is gone itself: shard {shard} can only go on from a node that is there")]
+    #[error("node {node} is lost itself: shard {shard} can only go on from a node that is alive")]
     SurvivorIsGone {
         /// The shard.
         shard: ShardId,
@@ -366,8 +370,8 @@ pub enum ControlError {
     },
     /// The replica to go on from wasn't heard lately.
     #[error(
-        "node {node} hasn't told of its replica of shard {shard} lately: it must run and be heard; \
-         if it has just started, try again in some seconds"
+        "node {node} has not reported its replica of shard {shard} lately. The node must run and reach the \
+         coordinators; if it has just started, try again in some seconds"
     )]
     NotHeard {
         /// The shard.
@@ -378,7 +382,7 @@ pub enum ControlError {
     /// The replica to go on from has nothing.
     #[error(
         "the replica of shard {shard} on node {node} has no state of its own (its files are lost, or \
-         it waits for its first snapshot): go on from another"
+         it waits for its first snapshot). Choose another"
     )]
     WithoutState {
         /// The shard.
@@ -388,8 +392,8 @@ pub enum ControlError {
     },
     /// The replica to go on from hasn't heard of a split.
     #[error(
-        "the replica of shard {shard} on node {node} doesn't know yet that the shard was split: what \
-         it holds belongs to two shards. Go on from another"
+        "the replica of shard {shard} on node {node} doesn't know yet that the shard was split: its \
+         data belongs to two shards. Choose another"
     )]
     BeforeSplit {
         /// The shard.
@@ -398,7 +402,7 @@ pub enum ControlError {
         node: NodeId,
     },
     /// The command can't be read by this version.
-    #[error("the command can't be read by this version")]
+    #[error("this version can't decode the command")]
     Unreadable,
     /// Another coordinator has the number or the address.
     #[error("coordinator {0} has that number, address or data directory already")]
@@ -452,12 +456,12 @@ pub enum ControlError {
     )]
     OlderDirectory(NodeId),
     /// Nobody knows yet who the coordinators are.
-    #[error("the coordinators have not founded their group yet: try again in some seconds")]
+    #[error("the coordinators have not formed their group yet: try again in some seconds")]
     NotFounded,
 }
 
 /// As `kvdb admin nodes` shows it.
-fn status_word(status: NodeStatus) -> &'static str {
+pub(crate) fn status_word(status: NodeStatus) -> &'static str {
     match status {
         NodeStatus::Alive => "ALIVE",
         NodeStatus::Suspect => "SUSPECT",
@@ -466,6 +470,11 @@ fn status_word(status: NodeStatus) -> &'static str {
         NodeStatus::Removed => "REMOVED",
         NodeStatus::Unreachable => "UNREACHABLE",
     }
+}
+
+/// Nodes by number.
+fn node_words(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Shards by number, and how many more.

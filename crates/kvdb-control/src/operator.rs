@@ -267,7 +267,9 @@ impl OperatorRequest {
             OperatorRequest::Move { shard, from, to } => {
                 format!("shard {shard}: from node {from} to node {to}")
             }
-            OperatorRequest::Lead { shard, node } => format!("shard {shard}: led from node {node}"),
+            OperatorRequest::Lead { shard, node } => {
+                format!("shard {shard}: leader to node {node}")
+            }
             OperatorRequest::Split { shard, .. } | OperatorRequest::SplitAt { shard, .. } => {
                 format!("shard {shard}: split")
             }

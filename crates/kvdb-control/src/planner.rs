@@ -6,7 +6,7 @@
 //! state, so that they don't contradict each other.
 
 use crate::balance::{self, Proposal};
-use crate::command::{ControlCommand, ControlResponse, shard_words};
+use crate::command::{ControlCommand, ControlResponse, shard_words, status_word};
 use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
 use crate::preference::Reason;
 use crate::standings::Loads;
@@ -153,7 +153,7 @@ impl Planner {
         let Some(record) = state.map().shards.get(&shard) else { return String::new() };
         let descriptor = &record.descriptor;
         if let Some(operator) = state.running_on(shard) {
-            return format!("operator {} is under way", operator.id);
+            return format!("operation {} is running", operator.id);
         }
         if !state.map().has_majority(descriptor) {
             return format!("it has lost its majority: {FORCE}");
@@ -173,8 +173,8 @@ impl Planner {
                 "node {node} is DEAD: what it holds is rebuilt elsewhere when it is so for {} s",
                 self.config.repair_after_ms / 1000
             ),
-            _ if record.creating => "it is being made".to_owned(),
-            _ => "it gets more soon".to_owned(),
+            _ if record.creating => "it is being created".to_owned(),
+            _ => "more replicas are about to be created".to_owned(),
         }
     }
 
@@ -246,14 +246,14 @@ impl Round<'_> {
             }
             OperatorKind::Lead { to, .. } => {
                 if let Some(leader) = record.leader {
-                    self.note(operator, format!("led from node {leader}"));
+                    self.note(operator, format!("led by node {leader}"));
                 }
                 record.leader == Some(to.node_id)
             }
             OperatorKind::Split { plan, .. } => {
                 let done = self.state.map().shards.contains_key(&plan.child);
                 if done {
-                    self.note(operator, format!("shard {} is on its own", plan.child));
+                    self.note(operator, format!("shard {} has been split off", plan.child));
                 }
                 done
             }
@@ -281,7 +281,7 @@ impl Round<'_> {
         let gone = |node: NodeId| {
             let status = self.state.map().nodes.get(&node)?.status;
             let gone = matches!(status, NodeStatus::Dead | NodeStatus::Removed);
-            gone.then(|| format!("node {node} is {status:?}"))
+            gone.then(|| format!("node {node} is {}", status_word(status)))
         };
         match &operator.kind {
             OperatorKind::Replicas { from, goal, .. } => {
@@ -323,7 +323,7 @@ impl Round<'_> {
             }
             return;
         }
-        let why = format!("operator {}: node {node} is to be empty", operator.id);
+        let why = format!("operation {}: drain node {node}", operator.id);
         let stuck = self.move_away(node, &left, &why, Some(operator.id));
         self.note(
             operator,
@@ -504,7 +504,7 @@ impl Round<'_> {
             let Some(node) = self.better_leader(shard) else { continue };
             let reasons = poor.get(&leader).into_iter().flatten().map(Reason::describe);
             let reasons = reasons.collect::<Vec<_>>().join("; ");
-            let why = format!("node {leader} should rather not lead: {reasons}");
+            let why = format!("node {leader} is a less preferred leader: {reasons}");
             if self.start(OperatorRequest::Lead { shard, node }, why, None) {
                 running += 1;
             }
@@ -600,9 +600,9 @@ fn describe(descriptor: &ShardDescriptor) -> String {
         .map(|replica| {
             let role = match replica.role {
                 Role::Voter => "",
-                Role::Learner => " learns",
-                Role::Incoming => " comes",
-                Role::Outgoing => " goes",
+                Role::Learner => " (learner)",
+                Role::Incoming => " (joining)",
+                Role::Outgoing => " (leaving)",
             };
             format!("{}{role}", replica.node_id)
         })

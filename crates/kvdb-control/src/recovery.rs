@@ -181,7 +181,7 @@ fn warnings(
     });
     if let Some((node, report)) = longer.max_by_key(|(_, report)| end(report)) {
         warnings.push(format!(
-            "the replica on node {node} is further (log entry {}, this one {}): go on from that one",
+            "the replica on node {node} has more (log entry {}, this one {}): choose that one",
             report.last.index, survivor.last.index
         ));
     }
@@ -189,26 +189,26 @@ fn warnings(
     let heard = lost().filter_map(|other| other.report.as_ref());
     match heard.map(|report| report.last.index).max() {
         Some(furthest) if furthest > survivor.last.index => warnings.push(format!(
-            "a lost replica had log entry {furthest} when it was last heard, this one ends at {}: at \
-             least {} entries are lost",
+            "a lost replica had log entry {furthest} in its last report; this one ends at {}. At least {} \
+             entries are lost",
             survivor.last.index,
             furthest.0 - survivor.last.index.0
         )),
         Some(furthest) => warnings.push(format!(
-            "what the lost replicas acknowledged after they were last heard (at log entry \
-             {furthest}; this one ends at {}) and this one never got is lost",
+            "the lost replicas last reported log entry {furthest}; this one ends at {}. Writes that they \
+             acknowledged later and that never reached this one are lost",
             survivor.last.index
         )),
         None => warnings.push(format!(
-            "no lost replica was heard since this coordinator leads: what they had beyond log entry \
-             {} is lost, and nobody knows how much that is",
+            "no lost replica has reported since this coordinator leads. Writes after log entry {} are lost; \
+             how many is not known",
             survivor.last.index
         )),
     }
     let nodes: Vec<String> = lost().map(|other| other.replica.node_id.to_string()).collect();
     warnings.push(format!(
-        "the replicas on node {} never vote again. If such a node still runs somewhere, stop it \
-         first: until it hears of this it may answer those who still ask it",
+        "the replicas on node {} never vote again. If such a node still runs somewhere, stop it first: \
+         until it is notified, it may answer clients that still ask it",
         nodes.join(", ")
     ));
     warnings

@@ -55,14 +55,14 @@ fn show_poor_leaders(member: &Member, leads: bool, shown: &mut BTreeSet<(NodeId,
         now.insert((node, reason.name()));
         if !shown.contains(&(node, reason.name())) {
             let why = reason.describe();
-            tracing::warn!(node = node.0, why, "a node should rather not lead");
+            tracing::warn!(node = node.0, why, "node is a less preferred leader");
             let label = PoorLeader { node: node.0, reason: reason.name() };
             member.poor_leaders.get_or_create(&label).set(1);
         }
     }
     for (node, reason) in shown.difference(&now) {
         if leads {
-            tracing::info!(node = node.0, reason, "a node may lead as well as others again");
+            tracing::info!(node = node.0, reason, "node is no longer a less preferred leader");
         }
         member.poor_leaders.remove(&PoorLeader { node: node.0, reason });
     }
@@ -101,7 +101,7 @@ async fn look(member: &Member) {
             }
         }
         if let Err(status) = member.propose(command).await {
-            tracing::debug!(error = status.message(), "a command of its own was not carried out");
+            tracing::debug!(error = status.message(), "a command of the planner was refused");
             return;
         }
     }
@@ -122,10 +122,10 @@ fn plan(member: &Member, state: &ControlState) -> Vec<ControlCommand> {
     let commands = member.planner.plan(state, &observed);
     for command in &commands {
         if let ControlCommand::StartOperator { request, reason, .. } = command {
-            tracing::info!(what = request.describe(), reason, "operator starts");
+            tracing::info!(what = request.describe(), reason, "operation starts");
         }
         if let ControlCommand::FinishOperator { id, failure, .. } = command {
-            tracing::info!(operator = id.0, failure, "operator ends");
+            tracing::info!(operation = id.0, failure, "operation ended");
         }
     }
     commands

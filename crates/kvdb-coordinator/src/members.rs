@@ -130,7 +130,7 @@ impl Member {
                         self.peers.len() - 1
                     ),
                 };
-                tracing::warn!(why, "waiting to begin");
+                tracing::warn!(why, "waiting for the other coordinators");
             }
             let eager = rounds < EAGER_ROUNDS;
             tokio::time::sleep(if eager { GREET_AGAIN } else { GREET_AGAIN_LATER }).await;
@@ -289,7 +289,7 @@ pub(crate) async fn keep_addresses(member: Member, shutdown: Shutdown) {
             tracing::info!(coordinator = id.0, before, now = found, "a coordinator has moved");
             let command = ControlCommand::SetCoordinatorAddress { id, address: found };
             if let Err(status) = member.propose(command).await {
-                tracing::debug!(error = status.message(), "its address was not written down");
+                tracing::debug!(error = status.message(), "the address was not recorded");
             }
         }
     }
@@ -340,7 +340,7 @@ pub(crate) async fn lead_on(member: &Member) -> Option<ControlCommand> {
     }
     let wanted = Work::Replicas(state.wanted_coordinators());
     if let Ok(Some(step)) = steps::next(group, &wanted) {
-        tracing::info!("a step towards the group of coordinators that is wanted");
+        tracing::info!("the members of the coordinators' group change");
         // Refused only under overload; the next round tries again.
         let _ = member.drive.submit(step);
     }

@@ -82,7 +82,7 @@ pub(crate) async fn find_again(member: Member, node: NodeId, address: String) {
         tracing::info!(node = node.0, before = record.address, now = address, "a node has moved");
         let command = ControlCommand::EnterNode { token, address, zone, is_reached, start: None };
         if let Err(status) = member.propose(command).await {
-            tracing::debug!(error = status.message(), "its address was not written down");
+            tracing::debug!(error = status.message(), "the address was not recorded");
         }
     }
 }

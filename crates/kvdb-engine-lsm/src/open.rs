@@ -35,7 +35,7 @@ const DAMAGED: &str = "damaged";
 /// Marks a volume, as well as the disk lets it.
 pub(crate) fn mark_damaged(path: &Path, what: &str) {
     if let Err(error) = files::write_whole(&path.join(DAMAGED), what.as_bytes()) {
-        tracing::warn!(path = %path.display(), %error, "can't be marked as damaged");
+        tracing::warn!(path = %path.display(), %error, "a damaged volume can't be marked as such");
     }
 }
 

@@ -85,7 +85,7 @@ impl Gateway {
         match routes.keyspace(name) {
             Some(keyspace) => Ok(keyspace.clone()),
             None if routes.version() == MapVersion(0) => {
-                let reason = "the gateway has not heard from the coordinators yet";
+                let reason = "the gateway has no shard map from the coordinators yet";
                 Err(Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason })
             }
             None if !routes.has_shards() => Err(Refusal::NotInitialised),

@@ -113,13 +113,16 @@ pub enum Refusal {
         problem: String,
     },
     /// No keyspace has this name.
-    #[error("keyspace {name:?} does not exist; `kvdb admin keyspaces` lists those that do")]
+    #[error("keyspace `{name}` does not exist; `kvdb admin keyspaces` lists those that do")]
     UnknownKeyspace {
         /// The name.
         name: String,
     },
     /// The keys of an atomic batch are on several shards.
-    #[error("the keys of an atomic batch must be on one shard; these are on {shards:?}")]
+    #[error(
+        "the keys of an atomic batch must be on one shard; these are on shards {}",
+        list(shards)
+    )]
     CrossShard {
         /// The shards, in order.
         shards: Vec<ShardId>,
@@ -142,6 +145,17 @@ pub enum Refusal {
     /// No shards exist yet.
     #[error("the cluster has no shards yet; `kvdb admin init-shards --shards N` makes them")]
     NotInitialised,
+}
+
+/// Shards by number, the first ten.
+fn list(shards: &[ShardId]) -> String {
+    const MOST: usize = 10;
+    let ids: Vec<String> = shards.iter().take(MOST).map(ShardId::to_string).collect();
+    let more = shards.len().saturating_sub(MOST);
+    match more {
+        0 => ids.join(", "),
+        more => format!("{} and {more} more", ids.join(", ")),
+    }
 }
 
 fn why_expired(valid_until: &ValidUntil, shard: &ShardTimes) -> String {

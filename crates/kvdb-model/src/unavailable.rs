@@ -4,7 +4,7 @@
 /// The node knows of no such replica.
 pub const NO_REPLICA: &str = "it has no replica here";
 /// The node is younger than the keyspace, as it were: the map that tells of it is on its way.
-pub const KEYSPACE_UNHEARD: &str = "this node hasn't heard of the keyspace yet";
+pub const KEYSPACE_UNHEARD: &str = "this node doesn't know the keyspace yet";
 /// The replica was created and has no state yet.
 pub const NO_STATE: &str = "the replica waits for its first snapshot";
 /// The replica's state is being exchanged for a snapshot.

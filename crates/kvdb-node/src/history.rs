@@ -58,7 +58,11 @@ async fn decide(drive: &Drive, shard: ShardId, policy: HistoryPolicy) -> bool {
     }
     let decided = matches!(receiver.await, Ok(Outcome::HistoryDecided));
     if decided {
-        tracing::info!(shard = shard.0, revision = policy.revision, "change history decided");
+        tracing::info!(
+            shard = shard.0,
+            revision = policy.revision,
+            "change history settings changed"
+        );
     }
     decided
 }

@@ -81,7 +81,7 @@ pub(crate) async fn register(
                     if waits {
                         tracing::info!(error, "waiting for the coordinators");
                     } else if kept_out {
-                        tracing::warn!(error, "the coordinators don't take this node yet");
+                        tracing::warn!(error, "the coordinators don't accept this node yet");
                     } else {
                         tracing::warn!(error, "no coordinator can be reached");
                     }

@@ -41,22 +41,30 @@ impl Recoveries {
     }
 
     async fn recover(self, drive: Drive, operator: OperatorId, shard: ShardId, plan: RecoveryPlan) {
-        tracing::warn!(shard = shard.0, "its majority is lost: it goes on from the replica here");
+        tracing::warn!(
+            shard = shard.0,
+            "unsafe recovery: the shard has lost its majority, and goes on from the replica here"
+        );
         let replica = plan.replica.replica_id;
         let done = drive.go_on_alone(shard, plan).await;
         let mut known = self.known.lock();
         match done {
             Ok(unconfirmed) => {
-                tracing::warn!(shard = shard.0, replica = replica.0, unconfirmed, "it lives again");
+                tracing::warn!(
+                    shard = shard.0,
+                    replica = replica.0,
+                    unconfirmed,
+                    "unsafe recovery done: the shard serves again"
+                );
                 known.remove(&operator);
             }
             Err(error) if error.is_final() => {
-                tracing::error!(shard = shard.0, %error, "the shard can't go on from here");
+                tracing::error!(shard = shard.0, %error, "unsafe recovery failed");
                 known.insert(operator, Some(error.to_string()));
             }
             // Asked for again, it is tried again.
             Err(error) => {
-                tracing::warn!(shard = shard.0, %error, "the shard doesn't go on from here yet");
+                tracing::warn!(shard = shard.0, %error, "unsafe recovery is not possible yet");
                 known.remove(&operator);
             }
         }

@@ -79,7 +79,7 @@ fn hand_over(drive: &Drive) {
     for (shard, view) in views.iter().filter(|(_, view)| view.is_leader) {
         let Some(descriptor) = &view.descriptor else { continue };
         if let Some(to) = successor(drive, descriptor) {
-            tracing::info!(shard = shard.0, "handed over: this disk is full");
+            tracing::info!(shard = shard.0, "leadership handed over: this disk is full");
             submit(drive, *shard, to);
         }
     }

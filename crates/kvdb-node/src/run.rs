@@ -267,7 +267,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
                 if !std::mem::replace(&mut knows_removal, true) {
                     tracing::warn!(
                         replicas,
-                        "this node was removed: what it holds is rebuilt elsewhere"
+                        "this node was removed: its replicas are rebuilt on other nodes"
                     );
                 }
                 // Whoever it still leads gets another leader at once.
@@ -380,7 +380,7 @@ async fn hand_over(drive: &Drive) {
     let leads = || drive.views().all().values().any(|view| view.is_leader && has_others(view));
     let handed_over = async { while leads() && roles.changed().await.is_ok() {} };
     if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
-        tracing::warn!("not every shard has found another leader");
+        tracing::warn!("stopping although not every shard has another leader");
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) async fn destroy_gone(drive: &Drive, map: &ClusterMap) -> bool {
     };
     let mut all_taken = true;
     for (shard, replica, why) in gone {
-        tracing::info!(shard = shard.0, replica = replica.0, why, "a replica ends");
+        tracing::info!(shard = shard.0, replica = replica.0, why, "replica removed");
         all_taken &= drive.submit(Input::Destroy { shard, replica }).is_ok();
     }
     all_taken

@@ -20,7 +20,7 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
-            other => Err(format!("{other:?} is not a log format; it is text or json")),
+            other => Err(format!("`{other}` is not a log format; use text or json")),
         }
     }
 }

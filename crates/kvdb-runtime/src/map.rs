@@ -50,7 +50,9 @@ impl Complaint {
                 true => {
                     tracing::warn!(coordinator = address, why, "a coordinator can't be reached")
                 }
-                false => tracing::info!(coordinator = address, why, "a coordinator isn't reached"),
+                false => {
+                    tracing::info!(coordinator = address, why, "a coordinator is not reachable yet")
+                }
             }
             self.said.insert(address.to_owned(), now);
         }
@@ -58,7 +60,7 @@ impl Complaint {
 
     fn is_settled(&mut self) {
         if !self.said.is_empty() {
-            tracing::info!("the coordinators are reached again");
+            tracing::info!("connected to the coordinators again");
             self.said.clear();
         }
     }

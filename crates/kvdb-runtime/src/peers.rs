@@ -241,7 +241,7 @@ async fn feed_peer(
                 } else if lasts {
                     tracing::warn!(peer = to.0, error, "a peer can't be reached");
                 } else {
-                    tracing::info!(peer = to.0, error, "a peer isn't reached");
+                    tracing::info!(peer = to.0, error, "a peer is not reachable yet");
                 }
             }
         }
@@ -307,7 +307,7 @@ async fn stream_to(
                     neighbourhood.contacts.reached(to, address);
                     // What it has said before a break may have changed; it says it anew.
                     peer_wary(drive, to, false);
-                    tracing::info!(peer = to.0, address, "a peer is reached");
+                    tracing::info!(peer = to.0, address, "connected to a peer");
                     *pause = FIRST_PAUSE;
                 }
                 Ok(None) => return Err("the peer has closed the stream".to_owned()),
@@ -511,7 +511,7 @@ async fn hear(
         };
         let wall_ms = batch.wall_ms;
         let Some(messages) = readable(batch) else {
-            tracing::warn!(peer = from_node.0, "it sent a message that can't be read");
+            tracing::warn!(peer = from_node.0, "a peer sent a message that can't be decoded");
             return;
         };
         if drive.shared().peer_frames.fetch_add(1, Ordering::Relaxed) >= MAX_PEER_FRAMES {
@@ -555,7 +555,7 @@ async fn receive_snapshot(
     });
     match answer.await {
         Ok(Ok(())) => {}
-        Ok(Err(refusal)) => return Err(format!("it is not wanted: {refusal:?}")),
+        Ok(Err(refusal)) => return Err(format!("the replica doesn't take it ({refusal:?})")),
         Err(_) => return Err("the receiver stops".to_owned()),
     }
     let volume = drive.fresh_volume();

@@ -249,7 +249,7 @@ impl Cluster {
                     );
                 }
                 _ if since.elapsed() > patience => {
-                    return Err(self.not_ready(&format!("operator {operator} doesn't end")));
+                    return Err(self.not_ready(&format!("operation {operator} doesn't end")));
                 }
                 _ => tokio::time::sleep(ASK_AGAIN).await,
             }
@@ -261,7 +261,7 @@ impl Cluster {
         let since = Instant::now();
         while !self.admin.operators(true).await?.is_empty() {
             if since.elapsed() > patience {
-                return Err(self.not_ready("operators don't come to an end"));
+                return Err(self.not_ready("operations don't come to an end"));
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }

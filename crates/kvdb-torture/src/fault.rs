@@ -136,8 +136,8 @@ impl Fault {
             Fault::PauseCoordinator => "SIGSTOP of a coordinator, SIGCONT later",
             Fault::Partition => "a node is cut off from all others, both ways",
             Fault::PartitionLeader => "the node that leads a shard is cut off, both ways",
-            Fault::Mute => "what a node sends is lost; it hears the others",
-            Fault::Deaf => "what is sent to a node is lost; the others hear it",
+            Fault::Mute => "what a node sends is lost; it receives from the others",
+            Fault::Deaf => "what is sent to a node is lost; the others receive from it",
             Fault::Bridge => "two nodes are cut off from each other and from nobody else",
             Fault::SlowNetwork => "20 ms more each way, and at most 3 MB/s, for one node",
             Fault::Reset => "all connections of a node break at once",
@@ -218,7 +218,7 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Fault::ALL.into_iter().find(|fault| fault.name() == text).ok_or_else(|| {
-            format!("{text:?} is no fault; `kvdb torture --list-faults` shows them all")
+            format!("`{text}` is no fault; `kvdb torture --list-faults` shows them all")
         })
     }
 }

@@ -35,7 +35,7 @@ impl Words {
         match self.rest.next() {
             None => Ok(()),
             Some(word) => Err(Failure::Usage(format!(
-                "there is an argument too many: {:?}; quote values that contain spaces",
+                "there is an argument too many: `{}`; quote values that contain spaces",
                 word.display()
             ))),
         }

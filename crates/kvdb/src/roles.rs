@@ -4,6 +4,8 @@
 //! file that `--config` names, else it is the default.
 
 mod dev;
+#[cfg(test)]
+mod settings_page;
 
 use crate::cli::plain_address;
 use crate::exit::Failure;
@@ -53,16 +55,16 @@ pub(crate) enum Role {
 /// What all roles take.
 #[derive(Args)]
 pub(crate) struct CommonArgs {
-    /// A TOML file with settings; flags and environment go before it
+    /// TOML file with settings; flags and environment variables go before it
     #[arg(long, env = "KVDB_CONFIG")]
     config: Option<PathBuf>,
-    /// Log lines as text or json
+    /// Format of log lines: text or json [default: text]
     #[arg(long, env = "KVDB_LOG_FORMAT")]
     log_format: Option<LogFormat>,
-    /// What to log, such as info or info,kvdb_node=debug
+    /// Log filter, such as info or info,kvdb_node=debug [default: info, warn in `kvdb dev`]
     #[arg(long, env = "KVDB_LOG")]
     log: Option<String>,
-    /// Threads for the network, beside a node's own for log, replication and storage
+    /// Number of network threads, beside a node's own for log, replication and storage
     /// [default: the cores]
     #[arg(long, env = "KVDB_NETWORK_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
     network_threads: Option<u16>,
@@ -70,7 +72,7 @@ pub(crate) struct CommonArgs {
 
 #[derive(Args)]
 pub(crate) struct CoordinatorArgs {
-    /// Its number among the coordinators, from 1
+    /// Number of this coordinator, from 1
     #[arg(long, env = "KVDB_ID")]
     id: Option<u64>,
     /// gRPC address [default: 127.0.0.1:7100 + id]
@@ -79,7 +81,7 @@ pub(crate) struct CoordinatorArgs {
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7180 + id]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
-    /// All coordinators, this one included: 1=host:port,2=host:port,...
+    /// Addresses of all coordinators, this one included: 1=host:port,2=host:port,...
     #[arg(long, env = "KVDB_PEERS")]
     peers: Option<String>,
     /// Data directory
@@ -89,13 +91,13 @@ pub(crate) struct CoordinatorArgs {
     /// [default: 5m]
     #[arg(long, env = "KVDB_REPAIR_AFTER", value_name = "TIME", value_parser = units::parse_seconds)]
     repair_after: Option<u64>,
-    /// Spread replicas and leaders evenly without being asked: true or false [default: true]
+    /// Rebalance replicas and leaders automatically: true or false [default: true]
     #[arg(long, env = "KVDB_REBALANCE")]
     rebalance: Option<bool>,
-    /// Size beyond which a shard is split without being asked; 0 = never [default: 256MiB]
+    /// Size beyond which a shard is split automatically; 0 = never [default: 256MiB]
     #[arg(long, env = "KVDB_SPLIT_SIZE_BYTES", value_name = "SIZE", value_parser = units::parse_size)]
     split_size_bytes: Option<u64>,
-    /// Replicas that come to a node at a time [default: 2]
+    /// Maximum number of new replicas that a node gets at a time [default: 2]
     #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000))]
     moves_per_node: Option<u64>,
     #[command(flatten)]
@@ -107,13 +109,13 @@ pub(crate) struct NodeArgs {
     /// gRPC address [default: 127.0.0.1:7201]
     #[arg(long, env = "KVDB_LISTEN")]
     listen: Option<String>,
-    /// The address by which others reach it, if not --listen
+    /// Address by which the others reach this node, if not --listen
     #[arg(long, env = "KVDB_ADVERTISE")]
     advertise: Option<String>,
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7281]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
-    /// The coordinators: host:port,host:port,...
+    /// Addresses of the coordinators: host:port,host:port,...
     #[arg(long, env = "KVDB_COORDINATORS")]
     coordinators: Option<String>,
     /// Data directory
@@ -122,7 +124,7 @@ pub(crate) struct NodeArgs {
     /// Failure domain: replicas of a shard are spread over zones
     #[arg(long, env = "KVDB_ZONE")]
     zone: Option<String>,
-    /// Snapshots sent to other nodes, at most so much a second; 0 = no bound [default: 64MiB]
+    /// Maximum rate of snapshots to other nodes, in bytes a second; 0 = no limit [default: 64MiB]
     #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND", value_name = "SIZE", value_parser = units::parse_size)]
     snapshot_bytes_per_second: Option<u64>,
     #[command(flatten)]
@@ -140,10 +142,10 @@ pub(crate) struct GatewayArgs {
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7480]
     #[arg(long, env = "KVDB_HTTP")]
     http: Option<String>,
-    /// The coordinators: host:port,host:port,...
+    /// Addresses of the coordinators: host:port,host:port,...
     #[arg(long, env = "KVDB_COORDINATORS")]
     coordinators: Option<String>,
-    /// gRPC requests that it takes on at a time; more are refused as OVERLOADED, to be tried again
+    /// Maximum number of gRPC requests at a time; more are refused as OVERLOADED
     /// [default: 8192]
     #[arg(long, env = "KVDB_MAX_REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
     max_requests: Option<u32>,
@@ -153,22 +155,22 @@ pub(crate) struct GatewayArgs {
 
 #[derive(Args)]
 pub(crate) struct DevArgs {
-    /// Storage nodes
+    /// Number of storage nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
     nodes: u16,
-    /// Coordinators
+    /// Number of coordinators
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7))]
     coordinators: u16,
-    /// Shards of the keyspace `default`, made at the first start
+    /// Number of shards of the keyspace `default`, created at the first start
     #[arg(long, default_value_t = 8)]
     shards: u32,
     /// Data directory
     #[arg(long, default_value = "kvdb-data", conflicts_with = "temporary")]
     data: PathBuf,
-    /// Keep the data in a temporary directory, gone at the end
+    /// Keep the data in a temporary directory, which is removed at the end
     #[arg(long)]
     temporary: bool,
-    /// Added to every default port
+    /// Number added to every default port
     #[arg(long, default_value_t = 0)]
     port_offset: u16,
     #[command(flatten)]

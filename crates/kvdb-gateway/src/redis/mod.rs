@@ -36,7 +36,7 @@ pub(crate) async fn serve(gateway: Gateway, listener: TcpListener, shutdown: Shu
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of files, mostly: others may close theirs meanwhile.
-                tracing::warn!(%error, "a connection can't be taken");
+                tracing::warn!(%error, "a connection can't be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

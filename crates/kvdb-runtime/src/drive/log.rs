@@ -70,7 +70,7 @@ impl LogWriter {
         if let Err(error) = self.wal.append(&batch.records) {
             if self.shared.room.is_stopped() {
                 // It waited for room. Nobody was told that these records are in the log.
-                return tracing::warn!(%error, "stopping with a log that had no room");
+                return tracing::warn!(%error, "stopping while the log waits for disk space");
             }
             fatal(&format!("the write-ahead log can't be written: {error}"));
         }
@@ -91,7 +91,7 @@ impl LogWriter {
     fn mark_idle(&mut self) {
         if let Err(error) = self.wal.mark_idle() {
             if self.shared.room.is_stopped() {
-                return tracing::warn!(%error, "stopping with a log that had no room");
+                return tracing::warn!(%error, "stopping while the log waits for disk space");
             }
             fatal(&format!("the write-ahead log can't be written: {error}"));
         }

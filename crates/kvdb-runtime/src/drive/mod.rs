@@ -246,7 +246,10 @@ impl Drive {
             tracing::error!(damage, "a volume is damaged");
         }
         for shard in recovered.lost {
-            tracing::error!(shard = shard.0, "its volume is lost: asking for a snapshot");
+            tracing::error!(
+                shard = shard.0,
+                "the volume of a shard is lost: requesting a snapshot"
+            );
         }
         for note in recovered.replayed {
             shared.flushes.note(note.volume, note.shard, note.replica, note.sequence, note.applied);

@@ -138,9 +138,9 @@ impl Replicator {
         }
         self.shared.metrics.log_stalled.set(i64::from(wary));
         if wary {
-            tracing::warn!("the log can't be synced: others are to lead what is led here");
+            tracing::warn!("the log can't be synced: handing leadership to other nodes");
         } else {
-            tracing::info!("the log is well again");
+            tracing::info!("the log can be synced again");
         }
     }
 
@@ -269,8 +269,8 @@ impl Replicator {
         }
         let (shard, term) = (status.shard.0, status.term.0);
         match (led, is_leader) {
-            (false, true) => tracing::info!(shard, term, "leads"),
-            (true, false) => tracing::info!(shard, term, "leads no more"),
+            (false, true) => tracing::info!(shard, term, "became leader"),
+            (true, false) => tracing::info!(shard, term, "no longer leader"),
             _ => tracing::debug!(
                 shard,
                 term,

@@ -260,15 +260,19 @@ impl Room {
         let free_mib = facts.free_bytes >> 20;
         let folder = self.folder.display();
         match now {
-            Level::Ample => tracing::info!(%folder, free_mib, "there is room again: writes go on"),
+            Level::Ample => {
+                tracing::info!(%folder, free_mib, "there is disk space again: writes are accepted")
+            }
             Level::Low if before == Level::Ample => tracing::error!(
                 %folder, free_mib,
-                "the disk is full: writes are refused, reads and deletes go on; make room"
+                "the disk is full: writes are refused, reads and deletes go on; free disk space"
             ),
-            Level::Low => tracing::warn!(%folder, free_mib, "there is room for deletes again"),
+            Level::Low => {
+                tracing::warn!(%folder, free_mib, "there is disk space for deletes again")
+            }
             Level::Out => tracing::error!(
                 %folder, free_mib,
-                "the disk is full and the reserve is used up: only reads go on; make room"
+                "the disk is full and the reserve is used up: only reads go on; free disk space"
             ),
         }
     }

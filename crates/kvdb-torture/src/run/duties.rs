@@ -289,10 +289,10 @@ impl Run<'_> {
         };
         for known in operators.iter().filter(|known| !told(known)) {
             self.findings.wrong += 1;
-            self.findings.tell(format!("it isn't told how an operator came about: {known:?}"));
+            self.findings.tell(format!("an operation has no reason or no steps: {known:?}"));
         }
         (self.tell)(&format!(
-            "{} operators are remembered, {} of them done",
+            "{} operations are listed, {} of them done",
             operators.len(),
             operators.iter().filter(|known| known.is_done()).count()
         ));

@@ -90,7 +90,7 @@ pub(crate) struct Args {
     /// Different keys
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
-    /// Which keys come how often: each equally often, drawn evenly, drawn by Zipf's law, or so with
+    /// Which keys come how often: each equally often, uniformly at random, by Zipf's law, or so with
     /// the newest first. `even`, or what the workload says, if not given
     #[arg(long, value_enum)]
     spread: Option<KeySpread>,
@@ -109,7 +109,7 @@ pub(crate) struct Args {
     /// Fail if there are more errors than this
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     max_errors: u64,
-    /// Processes of the servers, whose processor time and memory are told apart
+    /// Processes of the servers, whose processor time and memory are shown separately
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     server_pid: Vec<u32>,
     /// What the report calls the system, for `compare`; by default after the target

@@ -29,29 +29,29 @@ It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free por
 their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
 says it all: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 3 if the verdict isn't ok.")]
 pub(crate) struct Args {
-    /// How long load and faults go on
+    /// Length of load and faults
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=86_400))]
     seconds: u32,
-    /// Names the schedule of faults; drawn if not given
+    /// Seed of the schedule of faults [default: random]
     #[arg(long)]
     seed: Option<u64>,
     /// Faults, separated by commas: names, `all`, or `-name` to leave one out
     #[arg(long, default_value = "all", value_name = "LIST", allow_hyphen_values = true)]
     faults: String,
-    /// Say which faults there are, and which of them this machine allows
+    /// List the faults, and which of them this machine allows
     #[arg(long)]
     list_faults: bool,
-    /// Clients that ask at the same time
+    /// Number of concurrent clients
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000))]
     clients: u32,
-    /// Operations a second that they aim at, all together
+    /// Target rate of all clients together, in operations a second
     #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(20..=100_000))]
     rate: u32,
-    /// Shards of the cluster
+    /// Number of shards
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
     shards: u32,
-    /// Where data, logs and histories go, and stay; must be empty. A temporary directory if not
-    /// given, which stays only if something is wrong
+    /// Empty directory for data, logs and histories, which is kept [default: a temporary one, which
+    /// is kept only if something is wrong]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Keep the history of every operation as JSON lines (with --data)
@@ -63,19 +63,19 @@ pub(crate) struct Args {
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     json_file: Option<PathBuf>,
-    /// Instead of faults: what an operator does. Nodes are added, shards split and moved, nodes
-    /// drained, lost and replaced, a coordinator replaced, all of them stopped; no operation may fail
+    /// Do planned work instead of faults: add nodes, split and move shards, drain, lose and replace
+    /// nodes, replace a coordinator, stop all of them; no operation of a client may fail
     #[arg(long, conflicts_with_all = ["faults", "seconds", "failover", "planned"])]
     duties: bool,
-    /// Instead: measure the write gap of this many deaths of a leader, and of as many pauses
+    /// Measure the write gap of this many kills of a leader, and of as many pauses, instead
     #[arg(long, value_name = "ROUNDS", value_parser = clap::value_parser!(u32).range(1..=1000))]
     failover: Option<u32>,
-    /// Instead: measure what clients notice of this many leader moves, restarts, splits and moves
+    /// Measure what clients notice of this many leader moves, restarts, splits and moves, instead
     #[arg(long, value_name = "ROUNDS", conflicts_with = "failover",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     planned: Option<u32>,
-    /// With --planned and --duties: how long without coordinators (and, with --planned, beside threads
-    /// that use up the processor)
+    /// Time without coordinators, with --planned and --duties (and, with --planned, time beside
+    /// threads that use up the processor)
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "work",
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     hold: u32,

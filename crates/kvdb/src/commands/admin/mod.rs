@@ -29,7 +29,7 @@ Examples:
 Works against a gateway, or straight against coordinators:
   kvdb admin status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103")]
 pub(crate) enum Command {
-    /// Show coordinators, nodes and shards in short
+    /// Show a summary of coordinators, nodes and shards
     #[command(after_help = "\
 Examples:
   kvdb admin status
@@ -57,7 +57,7 @@ Examples:
     InitShards(InitShards),
     /// Create a keyspace
     CreateKeyspace(CreateKeyspace),
-    /// Set how much of its past a keyspace keeps for watches
+    /// Set how many past changes a keyspace keeps for watches
     SetHistory(SetHistory),
     /// Drop a keyspace and its data
     DropKeyspace(DropKeyspace),
@@ -67,15 +67,15 @@ Examples:
     SetNodeStatus(SetNodeStatus),
     /// Make another replica of a shard its leader
     SetLeader(SetLeader),
-    /// Put the replicas of a shard on these nodes and nowhere else
+    /// Place the replicas of a shard on exactly these nodes
     SetReplicas(SetReplicas),
     /// Move one replica of a shard to another node
     Move(Move),
     /// Split a shard
     Split(Split),
-    /// Move all replicas off a node, which gets no new ones
+    /// Move all replicas off a node, and give it no new ones
     Drain(Drain),
-    /// Remove a node for good, after its replicas are rebuilt elsewhere
+    /// Rebuild the replicas of a lost node elsewhere, then remove it
     Replace(Replace),
     /// Spread replicas and leaders evenly
     #[command(after_help = "\
@@ -102,10 +102,11 @@ Examples:
 
 /// Recover a shard that has lost its majority for good from one replica.
 ///
-/// A shard needs more than half of its replicas. Where the nodes of the others are gone for good,
-/// with their disks, this makes the replica on one node the shard, and everything that the others
-/// had acknowledged and this one never got is lost. First it shows what is known of each replica and
-/// what may be lost, and asks. Start the other nodes again instead wherever that can be done.
+/// A shard needs more than half of its replicas. If the nodes of the others are gone for good, with
+/// their disks, this makes the replica on one node the whole shard (unsafe recovery). Writes that the
+/// others acknowledged and that never reached this replica are lost. The command first shows what is
+/// known of each replica and what may be lost, and asks. Start the other nodes again instead wherever
+/// that is possible.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -113,9 +114,9 @@ Examples:
   kvdb admin force-recover 3 --from 2         shows what would be done, and asks
   kvdb admin force-recover 3 --from 2 --yes --wait
 
-Refused while a majority of the shard's nodes is there or may be (a node counts as gone when it is DEAD), while
-an operation changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many replicas
-as it had, as far as there are nodes: start new ones, or `kvdb admin replace` the lost ones.")]
+It is refused while a majority of the shard's nodes is there or may be (a node counts as lost once it is DEAD),
+while an operation changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many
+replicas as it had, as far as there are nodes. Start new nodes, and `kvdb admin replace` the lost ones.")]
 pub(crate) struct ForceRecover {
     /// Shard id
     #[arg(value_name = "SHARD")]
@@ -131,21 +132,21 @@ pub(crate) struct ForceRecover {
 
 /// List, add, move and remove coordinators.
 ///
-/// They are replaced one by one while everything goes on: add the new one, then remove the old one.
-/// A number is never used twice, and a coordinator whose data directory was lost can't come back
-/// under its old one.
+/// They are replaced one by one while the cluster serves: add the new one, then remove the old one.
+/// A number is never used twice. A coordinator whose data directory was lost can't come back under
+/// its old number.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  kvdb admin coordinators                              who they are, and who leads
+  kvdb admin coordinators                              list them, and the leader
   kvdb coordinator --id 4 --listen 10.0.0.4:7104 --data DIR \\
     --peers 1=10.0.0.1:7101,2=10.0.0.2:7102,3=10.0.0.3:7103,4=10.0.0.4:7104
   kvdb admin coordinators add 4 10.0.0.4:7104 --wait   it joins, and votes when it has caught up
   kvdb admin coordinators remove 2 --wait              may be dead, or lead: it hands over first
-  kvdb admin coordinators set-address 3 10.0.0.9:7103  it has moved, and the others haven't found it by themselves
+  kvdb admin coordinators set-address 3 10.0.0.9:7103  record where it is now
 
-Nodes and gateways are told of new ones as they run. At their next start they begin with what their --coordinators
-names: name the new ones there.")]
+Running nodes and gateways learn of new coordinators by themselves. At their next start they use --coordinators:
+name the new ones there.")]
 pub(crate) struct Coordinators {
     #[command(subcommand)]
     change: Option<CoordinatorChange>,
@@ -164,17 +165,17 @@ Examples:
 Examples:
   kvdb admin coordinators add 4 10.0.0.4:7104 --wait")]
     Add {
-        /// Number of the coordinator, never used before
+        /// Number of the coordinator; one that was never used
         #[arg(value_name = "ID")]
         id: u64,
         /// Address by which the others reach it
         #[arg(value_name = "HOST:PORT")]
         address: String,
-        /// Wait until it votes
+        /// Wait until it is a voter
         #[arg(long)]
         wait: bool,
     },
-    /// Tell the others where a coordinator is now; it must answer there
+    /// Record the present address of a coordinator; it must answer there
     #[command(after_help = "\
 Examples:
   kvdb admin coordinators set-address 2 10.0.0.9:7102")]
@@ -359,7 +360,7 @@ Examples:
   kvdb admin set-history orders --off
 
 Each shard keeps its changes until one of the bounds is reached; every replica holds them on disk.
-What was written before history was on is not in it: a watch from before is told of a gap.")]
+What was written before history was on is not in it: a watch that begins before gets a gap.")]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["time", "bytes", "off"]))]
 pub(crate) struct SetHistory {
     /// Keyspace name

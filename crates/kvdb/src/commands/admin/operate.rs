@@ -295,7 +295,7 @@ async fn follow(
         let all = admin.operators(false).await?;
         let child_runs = all.iter().any(|one| one.parent == Some(id) && one.is_running());
         let Some(operation) = all.into_iter().find(|operation| operation.id == id) else {
-            let words = format!("operation {id} is not remembered any more");
+            let words = format!("operation {id} ended long ago, and is no longer listed");
             return Err(Failure::NotFound(words));
         };
         progress.show(&operation);

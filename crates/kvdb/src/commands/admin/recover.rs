@@ -59,11 +59,11 @@ fn document(shard: ShardId, from: NodeId, preview: &Recovery) -> Value {
 
 fn words(shard: ShardId, from: NodeId, preview: &Recovery) -> String {
     let rows: Vec<Vec<String>> = preview.replicas.iter().map(|one| row(one, from)).collect();
-    let head = ["NODE", "STATUS", "HEARD", "APPLIED", "LOG ENDS AT", "VERSION", ""];
+    let head = ["NODE", "STATUS", "LAST HEARD", "APPLIED", "LOG ENDS AT", "VERSION", ""];
     let warnings: Vec<String> =
         preview.warnings.iter().map(|warning| format!("- {warning}")).collect();
     format!(
-        "Shard {shard} has lost its majority. What was last heard of its replicas:\n\n{}\n\n{}\n",
+        "Shard {shard} has lost its majority. Last reports of its replicas:\n\n{}\n\n{}\n",
         table(&head, &rows),
         warnings.join("\n")
     )
@@ -73,7 +73,7 @@ fn row(standing: &ReplicaStanding, from: NodeId) -> Vec<String> {
     let unknown = || "not known".to_owned();
     let told = |tell: &dyn Fn((_, _, _)) -> String| standing.told.map_or_else(unknown, tell);
     let heard = |silent: u64| format!("{} ago", units::about_time(silent));
-    let role = if standing.node == from { "goes on from here" } else { "is removed" };
+    let role = if standing.node == from { "becomes the shard" } else { "is removed" };
     vec![
         standing.node.to_string(),
         status_name(standing.status).to_owned(),

@@ -94,7 +94,7 @@ fn poor(poor: &LessPreferredLeader) -> Value {
 /// Which nodes should rather not lead, and why.
 fn poor_leaders(status: &ClusterStatus) -> String {
     let line = |poor: &LessPreferredLeader| {
-        format!("\nnode {} should rather not lead: {}", poor.node, poor.description)
+        format!("\nnode {} is a less preferred leader: {}", poor.node, poor.description)
     };
     let lines: Vec<String> = status.less_preferred_leaders.iter().map(line).collect();
     match lines.is_empty() {

@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// Start at this line
     #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     from_line: u64,
-    /// Skip bad lines: tell the first 10, count all
+    /// Skip bad lines: show the first 10, count all
     #[arg(long)]
     skip_bad_lines: bool,
     /// Number of batches sent at a time

@@ -178,7 +178,7 @@ impl Reading {
             tell(format!("skipped line {line}: {problem}"));
         } else if self.bad_lines == BAD_LINES_TOLD + 1 {
             tell(format!(
-                "more bad lines are skipped, from line {line} on; only the first {BAD_LINES_TOLD} are told"
+                "more bad lines are skipped, from line {line} on; only the first {BAD_LINES_TOLD} are shown"
             ));
         }
         true
