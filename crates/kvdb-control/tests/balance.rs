@@ -282,7 +282,7 @@ fn a_node_that_should_rather_not_lead_hands_over_and_gets_nothing_back() {
     assert_eq!(cluster.replicas_on(NodeId(2)), 9);
     let why = |cluster: &Cluster| {
         let mut reasons = cluster.state.operators().map(|operator| operator.reason.clone());
-        reasons.find(|reason| reason.contains("should rather not lead"))
+        reasons.find(|reason| reason.contains("is a less preferred leader"))
     };
     assert!(why(&cluster).unwrap().contains("takes 50 ms, on the other nodes 0.9 ms"));
     // Nor where it is the only other one: then it leads on.

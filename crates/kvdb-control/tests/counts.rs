@@ -129,7 +129,7 @@ fn the_plan_names_what_shards_lack_and_why_they_dont_get_it() {
     assert!(!why.contains("can't get"), "{why}");
     cluster.plan();
     let why = cluster.planner.why_short(&cluster.state, &cluster.loads, ShardId(1));
-    assert!(why.contains("is under way"), "{why}");
+    assert!(why.contains("is running"), "{why}");
 }
 
 #[test]

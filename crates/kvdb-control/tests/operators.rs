@@ -28,7 +28,7 @@ fn a_replica_moves_and_the_record_says_how() {
     let nodes = cluster.nodes_of(1);
     assert!(nodes.contains(&free) && !nodes.contains(&from) && nodes.len() == 3);
     let operator = cluster.state.operator(id).unwrap();
-    assert!(operator.steps.iter().any(|step| step.what.contains("learns")), "{operator:?}");
+    assert!(operator.steps.iter().any(|step| step.what.contains("(learner)")), "{operator:?}");
     assert!(operator.ended_ms >= operator.started_ms && operator.reason == "a test");
 }
 
@@ -247,7 +247,7 @@ fn a_hand_over_to_a_node_that_dies_does_not_hold_up_the_repair() {
     cluster.set_status(heir, NodeStatus::Dead);
     cluster.silent_ms.insert(heir, 300_000);
     cluster.plan();
-    assert!(matches!(cluster.outcome(id), OperatorState::Failed(why) if why.contains("is Dead")));
+    assert!(matches!(cluster.outcome(id), OperatorState::Failed(why) if why.contains("is DEAD")));
     cluster.settle();
     assert_eq!(cluster.replicas_on(heir), 0);
     assert_eq!(cluster.nodes_of(1).len(), 3);

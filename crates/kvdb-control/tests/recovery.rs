@@ -194,12 +194,12 @@ fn a_preview_tells_what_is_lost_and_refuses_a_bad_survivor() {
     assert_eq!(preview.gone.len(), 2);
     assert_eq!(preview.replicas[0].replica.node_id, NodeId(2));
     assert!(
-        preview.warnings.iter().any(|words| words.contains("at least 10 entries are lost")),
+        preview.warnings.iter().any(|words| words.contains("At least 10 entries are lost")),
         "{preview:?}"
     );
     let unknown = standings(&state, &[(2, 40)]);
     let preview = ask(&state, &unknown, &quiet).unwrap();
-    assert!(preview.warnings.iter().any(|words| words.contains("nobody knows")), "{preview:?}");
+    assert!(preview.warnings.iter().any(|words| words.contains("is not known")), "{preview:?}");
     // It must be heard, and have something.
     let not_heard = Err(ControlError::NotHeard { shard: SHARD, node: NodeId(2) });
     assert_eq!(ask(&state, &Standings::default(), &quiet), not_heard);
@@ -234,9 +234,9 @@ fn a_preview_points_to_the_replica_that_has_more() {
     let known = standings(&state, &[(2, 40), (5, 45)]);
     let heard = silent(&[(2, 100), (5, 100)]);
     let preview = preview_recovery(&state, &known, &heard, SHARD, NodeId(2)).unwrap();
-    assert!(preview.warnings[0].contains("node 5 is further"), "{preview:?}");
+    assert!(preview.warnings[0].contains("node 5 has more"), "{preview:?}");
     let preview = preview_recovery(&state, &known, &heard, SHARD, NodeId(5)).unwrap();
-    assert!(!preview.warnings.iter().any(|words| words.contains("is further")), "{preview:?}");
+    assert!(!preview.warnings.iter().any(|words| words.contains("has more")), "{preview:?}");
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn changes_that_make_no_sense_are_refused_and_say_why() {
     assert!(dev.refused(&["move", "99", "1", "2"]).contains("shard 99 does not exist"));
     assert!(dev.refused(&["split", "99"]).contains("shard 99 does not exist"));
     assert!(dev.refused(&["drain", "9"]).contains("node 9 does not exist"));
-    assert!(dev.refused(&["cancel", "1234"]).contains("operator 1234"));
+    assert!(dev.refused(&["cancel", "1234"]).contains("operation 1234"));
     let plan = dev.json(&["plan"]);
     assert!(plan["why_no_more"].as_str().unwrap().contains("nothing"), "{plan}");
 }

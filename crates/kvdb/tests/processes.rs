@@ -167,7 +167,7 @@ fn a_gateway_that_has_heard_from_nobody_says_so() {
     };
     let start = Instant::now();
     let mut told = get();
-    while !told.1.contains("has not heard from the coordinators") {
+    while !told.1.contains("has no shard map from the coordinators") {
         assert_eq!(told.0, Some(4), "{}", told.1);
         assert!(start.elapsed() < PATIENCE, "{}", told.1);
         told = get();
