@@ -153,5 +153,5 @@ fn watch_expire_and_history_on_the_command_line() {
     assert!(cluster.kvdb(&["admin", "set-history", "k", "--off"]).status.success());
     assert!(history(&cluster).is_null());
     let unknown = cluster.kvdb(&["admin", "set-history", "nope", "--off"]);
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("\"nope\" does not exist"));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("`nope` does not exist"));
 }

@@ -84,6 +84,35 @@ fn the_chart_is_drawn_from_recorded_figures() {
     assert!(chart.as_bytes() == drawn.stdout, "draw it again: see the head of scripts/chart.py");
 }
 
+/// Words that somebody who knows the field would have to translate.
+const BANNED: [&str; 11] = [
+    "asleep",
+    "newcomer",
+    "request window",
+    "the gate ",
+    "planted bug",
+    "an operator ",
+    "operators ",
+    "was never born",
+    "rebirth",
+    "greeted",
+    "told otherwise",
+];
+
+#[test]
+fn pages_use_the_words_of_the_field() {
+    // What was measured, and what was called otherwise before, stays as it was written.
+    let is_record = |path: &Path| {
+        path.ends_with("CHANGELOG.md") || path.parent().is_some_and(|of| of.ends_with("results"))
+    };
+    for path in pages().into_iter().filter(|path| !is_record(path)) {
+        let page = std::fs::read_to_string(&path).unwrap().to_lowercase();
+        for word in BANNED {
+            assert!(!page.contains(word), "{} says `{word}`", path.display());
+        }
+    }
+}
+
 /// Families that have no series before something happens.
 const EMPTY_AT_FIRST: [&str; 5] = [
     "kvdb_keyspace_errors_total",
