@@ -46,7 +46,7 @@ pub use greeting::{
     Beginning, Greeted, Knowledge, MustNotBegin, Standing, decide, first_descriptor,
 };
 pub use history::{History, Since};
-pub use liveness::{Liveness, LivenessConfig};
+pub use liveness::{Heard, Liveness, LivenessConfig};
 pub use members::{CoordinatorRecord, Coordinators, MOST_COORDINATORS};
 pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};
 pub use placement::place_replicas;
@@ -55,5 +55,5 @@ pub use preference::{Judgement, Preferences, Reason, Vitals};
 pub use reach::Reach;
 pub use recovery::{RecoveryPreview, ReplicaStanding, preview as preview_recovery};
 pub use standings::{Load, Loads, ReplicaReport, Standings};
-pub use starts::{MOST_SHOWN, NodeStart, StartRecord};
+pub use starts::{MOST_SHOWN, NodeStart, NotAccepted, StartRecord};
 pub use state::{Applied, ControlState};

@@ -23,14 +23,28 @@ impl Default for LivenessConfig {
 #[derive(Debug, Default)]
 pub struct Liveness {
     config: LivenessConfig,
-    heard: BTreeMap<NodeId, Heard>,
+    heard: BTreeMap<NodeId, LastHeard>,
     /// Who reaches whom.
     pub reach: Reach,
 }
 
+/// Whether a node was heard lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// So long ago, in milliseconds.
+    Lately {
+        /// Since its last heartbeat.
+        silent_ms: u64,
+    },
+    /// Not for a while.
+    NotLately,
+    /// This leader hasn't listened for long enough.
+    NotKnown,
+}
+
 /// When a node was last heard.
 #[derive(Clone, Copy, Debug)]
-struct Heard {
+struct LastHeard {
     at_ms: u64,
     /// By a heartbeat: otherwise its silence only counts from there.
     really: bool,
@@ -50,12 +64,28 @@ impl Liveness {
 
     /// A heartbeat arrived.
     pub fn heard(&mut self, node: NodeId, now_ms: u64) {
-        self.heard.insert(node, Heard { at_ms: now_ms, really: true });
+        self.heard.insert(node, LastHeard { at_ms: now_ms, really: true });
+    }
+
+    /// Whether a node was heard so lately that a process of it runs.
+    pub fn heard_lately(&self, node: NodeId, now_ms: u64) -> Heard {
+        match self.heard.get(&node) {
+            Some(heard) => {
+                let silent_ms = now_ms.saturating_sub(heard.at_ms);
+                match silent_ms < self.config.suspect_ms {
+                    true if heard.really => Heard::Lately { silent_ms },
+                    true => Heard::NotKnown,
+                    false => Heard::NotLately,
+                }
+            }
+            // Nobody is missed before the first look at them.
+            None => Heard::NotKnown,
+        }
     }
 
     /// For how long each node that was ever heard (or missed) here is silent, in milliseconds.
     pub fn silent_ms(&self, now_ms: u64) -> BTreeMap<NodeId, u64> {
-        let silent = |heard: &Heard| now_ms.saturating_sub(heard.at_ms);
+        let silent = |heard: &LastHeard| now_ms.saturating_sub(heard.at_ms);
         self.heard.iter().map(|(node, heard)| (*node, silent(heard))).collect()
     }
 
@@ -73,7 +103,7 @@ impl Liveness {
             if node.status == NodeStatus::Removed {
                 continue;
             }
-            let missed = Heard { at_ms: now_ms, really: false };
+            let missed = LastHeard { at_ms: now_ms, really: false };
             let heard = *self.heard.entry(*id).or_insert(missed);
             if node.status == NodeStatus::Draining {
                 continue;

@@ -8,6 +8,7 @@
 //! after that isn't in it.
 
 use crate::command::{ControlError, ControlResponse};
+use crate::liveness::Heard;
 use crate::state::ControlState;
 use kvdb_model::NodeId;
 use serde::{Deserialize, Serialize};
@@ -42,11 +43,39 @@ pub struct StartRecord {
     pub place: u128,
 }
 
+/// Why a start isn't accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAccepted {
+    /// It never will be: its directory is older than what is known.
+    Older,
+    /// Another process of the node may run: it is asked for again.
+    Waits,
+}
+
 impl StartRecord {
+    /// Whether a start may follow, in view of whether the process of this one was `heard` lately. That
+    /// it wasn't proves nothing: a start from elsewhere needs the word of other nodes too.
+    ///
+    /// # Errors
+    /// [`NotAccepted`].
+    pub fn admits(&self, start: &NodeStart, heard: Heard) -> Result<(), NotAccepted> {
+        if self.nonce == start.nonce {
+            return Ok(());
+        }
+        if !self.is_shown_by(start) {
+            return Err(NotAccepted::Older);
+        }
+        match self.place == start.place || heard == Heard::NotLately {
+            true => Ok(()),
+            false => Err(NotAccepted::Waits),
+        }
+    }
+
     /// Whether a directory holds all that this start, and those before it, have told.
     pub fn is_shown_by(&self, start: &NodeStart) -> bool {
-        let shown = start.nonce == self.nonce || start.shown.contains(&self.nonce);
-        shown && start.synced >= self.synced
+        // The very start may say it again, later than it has told more with a heartbeat.
+        start.nonce == self.nonce
+            || start.shown.contains(&self.nonce) && start.synced >= self.synced
     }
 }
 
@@ -73,12 +102,13 @@ impl ControlState {
         if known.is_some_and(|known| !known.is_shown_by(start)) {
             return Err(ControlError::OlderDirectory(node));
         }
+        let told = known.map_or(0, |known| known.synced);
         let number = match known {
             Some(known) if known.nonce == start.nonce => known.number,
             Some(known) => known.number + 1,
             None => 1,
         };
-        let (nonce, synced, place) = (start.nonce, start.synced, start.place);
+        let (nonce, synced, place) = (start.nonce, start.synced.max(told), start.place);
         self.starts.insert(node, StartRecord { number, nonce, synced, place });
         Ok(())
     }
@@ -140,6 +170,27 @@ mod tests {
         assert_eq!(state.start_of(NodeId(1)).unwrap().synced, 8);
         let older = Err(ControlError::OlderDirectory(NodeId(1)));
         assert_eq!(enter(&mut state, start(&[10], 11, 7)), older);
+        // The one that counts says again what it said before.
+        enter(&mut state, start(&[], 10, 3)).unwrap();
+        assert_eq!(state.start_of(NodeId(1)).unwrap().synced, 8);
+        assert_eq!(enter(&mut state, start(&[10], 11, 7)), older);
         enter(&mut state, start(&[10], 11, 8)).unwrap();
+    }
+
+    #[test]
+    fn a_start_from_elsewhere_waits_while_the_process_before_it_may_run() {
+        let known = StartRecord { number: 1, nonce: 10, synced: 5, place: 1 };
+        let elsewhere = |shown, synced| NodeStart { place: 2, ..start(shown, 11, synced) };
+        let lately = Heard::Lately { silent_ms: 500 };
+        for heard in [lately, Heard::NotKnown] {
+            assert_eq!(known.admits(&elsewhere(&[10], 5), heard), Err(NotAccepted::Waits));
+            assert_eq!(known.admits(&elsewhere(&[9], 5), heard), Err(NotAccepted::Older));
+            assert_eq!(known.admits(&elsewhere(&[10], 4), heard), Err(NotAccepted::Older));
+            // The process before it, in the same place, is gone.
+            assert_eq!(known.admits(&start(&[10], 11, 5), heard), Ok(()));
+            assert_eq!(known.admits(&NodeStart { nonce: 10, ..elsewhere(&[], 5) }, heard), Ok(()));
+        }
+        assert_eq!(known.admits(&elsewhere(&[10], 5), Heard::NotLately), Ok(()));
+        assert_eq!(known.admits(&elsewhere(&[9], 5), Heard::NotLately), Err(NotAccepted::Older));
     }
 }

@@ -88,6 +88,11 @@ impl ControlState {
         &self.wanted_leaders
     }
 
+    /// The node that a data directory is, by what was made with it.
+    pub fn node_of(&self, token: u128) -> Option<NodeId> {
+        self.tokens.get(&token).copied()
+    }
+
     /// What was made with the data directory of a node.
     pub fn token_of_node(&self, node: NodeId) -> Option<u128> {
         self.tokens.iter().find(|(_, known)| **known == node).map(|(token, _)| *token)

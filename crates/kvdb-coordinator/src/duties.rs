@@ -12,12 +12,16 @@ use std::time::Duration;
 /// Between two looks at the heartbeats.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// Looks between two notes of how far the logs of nodes are synced: a second.
+const NOTE_EVERY: u64 = 4;
+
 /// Makes the cluster id, and judges heartbeats, whenever this member leads.
 pub(crate) async fn run(member: Member, shutdown: Shutdown) {
     let mut interval = tokio::time::interval(LOOK_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut led = false;
     let mut poor = BTreeSet::new();
+    let mut rounds = 0u64;
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -29,6 +33,7 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
             member.liveness.lock().reset();
             member.standings.lock().reset();
             member.told.lock().clear();
+            member.synced.lock().clear();
         }
         led = leads;
         show_poor_leaders(&member, leads, &mut poor);
@@ -38,6 +43,13 @@ pub(crate) async fn run(member: Member, shutdown: Shutdown) {
                 member.look_at_clocks(&member.view.state());
             }
             look(&member).await;
+        }
+        rounds += 1;
+        if leads
+            && rounds.is_multiple_of(NOTE_EVERY)
+            && let Some(command) = member.news_of_synced()
+        {
+            let _ = member.propose(command).await;
         }
     }
 }

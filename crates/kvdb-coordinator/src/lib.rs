@@ -2,7 +2,8 @@
 //!
 //! `machine` plugs the cluster state machine into the shard; `view` is what of it the service
 //! reads and watches; `service` answers; `duties` is what only the leader does; `members` is who
-//! belongs to the group, `reach` where they and the nodes are, and `founders` what each remembers of
+//! belongs to the group, `reach` where they and the nodes are, `starts`
+//! which process of a node counts, and `founders` what each remembers of
 //! its beginning; `run` puts them together.
 
 mod clocks;
@@ -17,6 +18,7 @@ mod reach;
 mod recovery;
 mod run;
 mod service;
+mod starts;
 mod view;
 
 pub use run::{CoordinatorConfig, CoordinatorError, run};

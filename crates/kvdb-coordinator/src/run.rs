@@ -25,6 +25,7 @@ use kvdb_runtime::meter::Meter;
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_runtime::start::Met;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
 use kvdb_wire::proto::{identity_server, peer_server};
@@ -177,6 +178,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         },
         snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         reserve_bytes: RESERVE_BYTES / 4,
+        held: false,
     };
     let make_machine = move || ControlMachine::new(machine_view.clone());
     let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
@@ -213,6 +215,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         liveness: Arc::new(Mutex::new(Liveness::new(LivenessConfig::default()))),
         standings: Arc::default(),
         told: Arc::default(),
+        synced: Arc::default(),
         planner: Planner { config: config.planner },
         poor_leaders,
         time: time.clone(),
@@ -228,6 +231,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         token_of: Arc::new(move |id| knowing.token_of(id)),
         introduced: Arc::new(move |id, address| hearing.hear_address(id, address)),
         contacts: member.contacts.clone(),
+        start: (0, 0),
+        met: Met::default(),
+        refused: Arc::new(|_| {}),
         cluster_id: Arc::new(RwLock::new(known.cluster_id)),
         coordinator: true,
         incarnation: kvdb_runtime::clock::now().boot_us,
@@ -244,6 +250,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         known: Arc::new(RwLock::new((known.cluster_id, node_id))),
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.all_addresses()),
+        met: Met::default(),
     };
     tokio::spawn(follow_time(member.clone(), time, shutdown.clone()));
 

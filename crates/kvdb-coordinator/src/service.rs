@@ -4,7 +4,7 @@ use crate::clocks::SharedClocks;
 use crate::figures;
 use crate::founders::Founders;
 use crate::view::View;
-use crate::{members, operators, reach, recovery};
+use crate::{members, operators, reach, recovery, starts};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
     OperatorRequest, Planner, Reason, Since, Standings, Vitals, decode_result,
@@ -68,6 +68,8 @@ pub(crate) struct Member {
     /// Made with the data directory.
     pub(crate) token: u128,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
+    /// How far the logs of nodes are synced, as they have told this leader.
+    pub(crate) synced: Arc<Mutex<BTreeMap<NodeId, (u128, u64)>>>,
     /// How far single replicas are.
     pub(crate) standings: Arc<Mutex<Standings>>,
     /// What nodes have told of themselves, for people to see.
@@ -240,6 +242,7 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         | ControlError::KeyspaceExists(_)
         | ControlError::UnknownKeyspace(_)
         | ControlError::DefaultStays => "name",
+        ControlError::OlderDirectory(_) => "start",
         ControlError::AlreadyInitialised(_) => "shards",
         ControlError::TooFewForReplicas { .. } => "replication_factor",
         ControlError::CoordinatorExists(_)
@@ -252,7 +255,7 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
     status_of(&Refusal::invalid(field, format!("is refused: {error}")))
 }
 
-fn bad_field(error: kvdb_wire::FieldError) -> Status {
+pub(crate) fn bad_field(error: kvdb_wire::FieldError) -> Status {
     status_of(&error.into())
 }
 
@@ -321,11 +324,18 @@ impl Coordinator for Member {
             ControlCommand::RegisterNode { token, address, zone }
         } else {
             let token = token_from("token", &request.token).map_err(bad_field)?;
+            let start = request.start.map(starts::start_from).transpose().map_err(bad_field)?;
+            if let Some(start) = &start {
+                self.check_start_alone(token, start).await?;
+            }
+            if request.only_asks {
+                return Ok(Response::new(proto::RegisterNodeResponse::default()));
+            }
             if let Err(missed) = self.dial_node(&address, token).await {
                 unreachable = missed.why()?;
             }
             let is_reached = unreachable.is_empty();
-            ControlCommand::EnterNode { token, address, zone, is_reached, start: None }
+            ControlCommand::EnterNode { token, address, zone, is_reached, start }
         };
         match self.propose(command).await? {
             ControlResponse::Registered(node, version) => {
@@ -365,6 +375,7 @@ impl Coordinator for Member {
         if state.is_dismissed(node) {
             return Err(invalid(&ControlError::NodeRemoved(node)));
         }
+        self.check_start(node, &request.nonce, request.synced).await?;
         let dial = self.hear_reach(node, &request.reached, &request.unreached);
         if !request.address.is_empty() && request.address != record.address {
             // It has moved, or another node was found where it was.

@@ -18,6 +18,7 @@ use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_runtime::start::Met;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
 use kvdb_wire::proto::identity_server;
 use kvdb_wire::proto::kv_server::{self, KvServer};
@@ -120,6 +121,7 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         known: Arc::default(),
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.told()),
+        met: Met::default(),
     };
     let stopping = shutdown.clone();
     let router = transport::server()

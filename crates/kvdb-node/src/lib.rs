@@ -14,6 +14,7 @@ mod freshness;
 mod history;
 mod link;
 mod metrics;
+mod mute;
 mod operation;
 mod recoveries;
 mod reports;

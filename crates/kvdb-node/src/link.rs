@@ -1,8 +1,9 @@
 //! In touch with the coordinators: registration, heartbeats, and what the map asks of this node.
 
+use crate::mute;
 use crate::recoveries::Recoveries;
 use crate::reports::Reports;
-use crate::run::NodeConfig;
+use crate::run::{NodeConfig, NodeError};
 use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
 use arc_swap::ArcSwap;
@@ -20,6 +21,7 @@ use kvdb_runtime::identity::{DataDirectory, Identity, Role};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::peers::Contacts;
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_runtime::start::Start;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
     shard_map_to, shard_task_from, transport,
@@ -31,6 +33,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
@@ -62,11 +65,13 @@ pub(crate) async fn register(
     known: Identity,
     coordinators: &Coordinators,
     readiness: &Readiness,
+    start: &proto::NodeStart,
+    is_refused: &AtomicBool,
 ) -> Result<(ClusterId, NodeId), Status> {
     let mut said = (false, String::new());
     let begun = Instant::now();
     loop {
-        match try_register(config, known, coordinators).await {
+        match try_register(config, known, coordinators, start).await {
             Ok(registered) => return Ok(registered),
             Err(status) if status.code() == Code::InvalidArgument => return Err(status),
             Err(status) => {
@@ -74,6 +79,8 @@ pub(crate) async fn register(
                 // A refusal that passes comes from one that is there: it takes a moment, no more. So
                 // may the first call, where everything starts at once.
                 let kept_out = status.code() == Code::FailedPrecondition;
+                let refused = kept_out && refusal_from_status(&status).is_none();
+                is_refused.store(refused, Ordering::Relaxed);
                 let begins = begun.elapsed() < PATIENCE;
                 let waits = begins || refusal_from_status(&status).is_some() && !kept_out;
                 if said != (waits, error.to_owned()) {
@@ -93,18 +100,44 @@ pub(crate) async fn register(
     }
 }
 
-async fn try_register(
+/// Whether the coordinators would accept a start.
+pub(crate) async fn ask_whether(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
-) -> Result<(ClusterId, NodeId), Status> {
-    let request = proto::RegisterNodeRequest {
+    start: &proto::NodeStart,
+) -> Result<(), Status> {
+    let request = registration(config, known, start, true);
+    coordinators
+        .call(async |mut client| client.register_node(Request::new(request.clone())).await)
+        .await
+        .map(|_| ())
+}
+
+fn registration(
+    config: &NodeConfig,
+    known: Identity,
+    start: &proto::NodeStart,
+    only_asks: bool,
+) -> proto::RegisterNodeRequest {
+    proto::RegisterNodeRequest {
         token: bytes::Bytes::copy_from_slice(&known.token.to_be_bytes()),
         address: config.advertised().to_owned(),
         zone: config.zone.clone(),
         node_id: known.node_id.0,
         cluster_id: cluster_id_to(known.cluster_id),
-    };
+        start: Some(start.clone()),
+        only_asks,
+    }
+}
+
+async fn try_register(
+    config: &NodeConfig,
+    known: Identity,
+    coordinators: &Coordinators,
+    start: &proto::NodeStart,
+) -> Result<(ClusterId, NodeId), Status> {
+    let request = registration(config, known, start, false);
     let answer = coordinators
         .call(async |mut client| client.register_node(Request::new(request.clone())).await)
         .await?
@@ -118,6 +151,69 @@ async fn try_register(
     Ok((cluster_id, NodeId(answer.node_id)))
 }
 
+/// Of a start that takes part already.
+#[derive(Clone)]
+pub(crate) struct Registration {
+    pub(crate) config: NodeConfig,
+    pub(crate) identity: Identity,
+    pub(crate) coordinators: Coordinators,
+    pub(crate) readiness: Readiness,
+    pub(crate) start: Arc<Mutex<Start>>,
+    /// Whether the coordinators have accepted it.
+    pub(crate) accepted: Arc<AtomicBool>,
+}
+
+impl Registration {
+    /// Registers, until it works or is refused for good. A node that starts again may have another
+    /// address. One that is refused (it was removed, or belongs to another cluster) has to end.
+    pub(crate) async fn keep(self, synced: u64, refuse: mpsc::Sender<NodeError>) {
+        let shown = mute::start_to(&self.start.lock(), synced);
+        let is_refused = AtomicBool::new(false);
+        let registering = register(
+            &self.config,
+            self.identity,
+            &self.coordinators,
+            &self.readiness,
+            &shown,
+            &is_refused,
+        );
+        match registering.await {
+            Ok(_) => {
+                self.is_accepted();
+                self.readiness.ready("registration");
+            }
+            Err(status) => {
+                self.readiness.wait_for("registration", status.message());
+                let data = self.config.data.display();
+                let why = format!("{} (its directory: {data})", status.message());
+                let _ = refuse.send(NodeError::Refused(why)).await;
+            }
+        }
+    }
+
+    fn is_accepted(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+        if let Err(error) = self.start.lock().takes_part(&self.config.data, true) {
+            tracing::error!(%error, "that this start was accepted can't be written down");
+        }
+    }
+
+    /// The coordinators don't take this start for the one that counts any more. They may have been
+    /// put back to where they didn't know it yet: then they know one of those before it. Returns
+    /// whether they take it for good.
+    async fn is_known_after_all(&self, synced: u64) -> bool {
+        let shown = mute::start_to(&self.start.lock(), synced);
+        match try_register(&self.config, self.identity, &self.coordinators, &shown).await {
+            Ok(_) => {
+                tracing::warn!("the coordinators had forgotten this start of the node");
+                true
+            }
+            // Asked again with the next heartbeat.
+            Err(status) => status.code() != Code::InvalidArgument,
+        }
+    }
+}
+
 /// What heartbeats tell of the process itself.
 pub(crate) struct Own {
     pub(crate) cluster_id: ClusterId,
@@ -128,6 +224,9 @@ pub(crate) struct Own {
     pub(crate) contacts: Contacts,
     /// Where the others are.
     pub(crate) routes: Arc<ArcSwap<Routes>>,
+    pub(crate) registration: Registration,
+    /// Told why this process has to end.
+    pub(crate) refuse: mpsc::Sender<NodeError>,
 }
 
 impl Own {
@@ -223,6 +322,22 @@ pub(crate) async fn heartbeats(
                 impossible = recoveries.carry_out(&drive, &tasks);
                 impossible.extend(tasks::carry_out(&drive, tasks).await);
             }
+            // Its log has gone back under it.
+            Err(status) if status.code() == Code::Aborted => {
+                let why = status.message().to_owned();
+                let _ = own.refuse.send(NodeError::MustNotGoOn(why)).await;
+            }
+            // They have accepted this start, and don't take it for the one that counts any more.
+            Err(status)
+                if status.code() == Code::FailedPrecondition
+                    && refusal_from_status(&status).is_none()
+                    && own.registration.accepted.load(Ordering::Relaxed) =>
+            {
+                if !own.registration.is_known_after_all(request.synced).await {
+                    let why = status.message().to_owned();
+                    let _ = own.refuse.send(NodeError::MustNotGoOn(why)).await;
+                }
+            }
             Err(status) => tracing::debug!(error = status.message(), "heartbeat not answered"),
         }
     }
@@ -248,6 +363,8 @@ fn heartbeat(
         cluster_id: cluster_id_to(own.cluster_id),
         incarnation: own.incarnation,
         address: own.address.clone(),
+        nonce: own.registration.start.lock().nonce.to_be_bytes().to_vec().into(),
+        synced: drive.synced(),
         reached: Vec::new(),
         unreached: Vec::new(),
         led,

@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::metrics::Metrics;
+use crate::mute::{self, Mute};
 use crate::sizes::{self, Sizes};
 use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
@@ -18,6 +19,7 @@ use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_runtime::start::{Met, Start};
 use kvdb_store::NoControl;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::identity_server;
@@ -31,13 +33,15 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+/// How long connections may last to what only answers who is there.
+const ANSWERS_END: Duration = Duration::from_millis(500);
 /// How long a stopping node waits for others to take over what it leads.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -67,6 +71,8 @@ pub struct NodeConfig {
     pub hands_over: bool,
     /// Told when the node has its number.
     pub registered: Option<Arc<Notify>>,
+    /// Whoever ran on its directory before is gone for good, also if that was copied or moved.
+    pub moved: bool,
 }
 
 impl NodeConfig {
@@ -93,6 +99,9 @@ pub enum NodeError {
     /// The coordinators don't take it.
     #[error("the coordinators refuse this node: {0}")]
     Refused(String),
+    /// It isn't the one that counts, or has lost what it has promised.
+    #[error("this node must not go on: {0}")]
+    MustNotGoOn(String),
 }
 
 /// Runs a node until it is told to stop.
@@ -123,6 +132,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let time = ClusterTime::new(&mut registry);
     // A node that knows who it is serves without the coordinators; a new one has to ask.
     let known = directory.identity();
+    let met = Met::open(&config.data);
     let (hearing, naming) = (coordinators.clone(), coordinators.clone());
     let introduction = Introduction {
         role: Some(identity::Role::Node),
@@ -130,17 +140,24 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         known: Arc::new(RwLock::new((known.cluster_id, known.node_id))),
         told: Arc::new(move |told| hearing.learn(told)),
         coordinators: Arc::new(move || naming.told()),
+        met: met.clone(),
     };
+    let (start, succession) = Start::begin(&directory)?;
+    let start = Arc::new(Mutex::new(start));
     if known.node_id.0 == 0 {
         // Who it is can be asked before it is anything: the coordinators look where it is.
-        let met = Shutdown::default();
-        let answering = answer_who(&grpc_listener, introduction.clone(), met.clone())?;
+        let is_met = Shutdown::default();
+        let answering = answer_who(&grpc_listener, introduction.clone(), is_met.clone())?;
+        let is_refused = AtomicBool::new(false);
+        let shown = mute::start_to(&start.lock(), 0);
         let registered = tokio::select! {
-            registered = link::register(&config, known, &coordinators, &readiness) => registered,
+            registered =
+                link::register(&config, known, &coordinators, &readiness, &shown, &is_refused) =>
+                registered,
             () = shutdown.wait() => return Ok(()),
         };
-        met.trigger();
-        let _ = answering.await;
+        is_met.trigger();
+        ends_soon(answering).await;
         let (cluster_id, node_id) =
             registered.map_err(|status| NodeError::Refused(status.message().to_owned()))?;
         directory.adopt(cluster_id, node_id)?;
@@ -158,6 +175,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         engine: LsmConfig::default(),
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
         reserve_bytes: config.reserve_bytes,
+        // Nobody else knows a node that is new.
+        held: known.node_id.0 != 0,
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
     directory.log_has_begun()?;
@@ -171,6 +190,12 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let introduced: Arc<Mutex<BTreeMap<NodeId, String>>> = Arc::default();
     let hears = introduced.clone();
     let contacts = Contacts::default();
+    let (refuse, mut refusals) = mpsc::channel(4);
+    let own_start = {
+        let start = start.lock();
+        (start.number, start.nonce)
+    };
+    let refused = refuse.clone();
     let neighbourhood = Neighbourhood {
         // What the map says, and what a peer has said itself meanwhile.
         addresses_of: Arc::new(move |id| {
@@ -189,6 +214,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             }
         }),
         contacts: contacts.clone(),
+        start: own_start,
+        met: met.clone(),
+        refused: Arc::new(move |why| _ = refused.try_send(NodeError::MustNotGoOn(why))),
         cluster_id: Arc::new(RwLock::new(cluster_id)),
         coordinator: false,
         incarnation,
@@ -209,6 +237,47 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let node_server = NodeServer::new(access)
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
+    let http = http_listener.map(|listener| {
+        tokio::spawn(http::serve(listener, readiness.clone(), registry, stop.clone()))
+    });
+    let accepted = Arc::new(AtomicBool::new(known.node_id.0 == 0));
+    if accepted.load(Ordering::Relaxed) {
+        start.lock().takes_part(&config.data, true)?;
+    } else {
+        let muted = Mute {
+            drive: &drive,
+            config: &config,
+            identity,
+            coordinators: &coordinators,
+            readiness: &readiness,
+            routes: map.routes.clone(),
+            start: start.clone(),
+        };
+        let is_heard = Shutdown::default();
+        let answering = answer_who(&grpc_listener, introduction.clone(), is_heard.clone())?;
+        let ended = tokio::select! {
+            heard = muted.until_heard(succession) => Some(heard),
+            () = shutdown.wait() => None,
+        };
+        is_heard.trigger();
+        ends_soon(answering).await;
+        match ended {
+            Some(Ok(heard)) => {
+                start.lock().takes_part(&config.data, heard.by_coordinators)?;
+                accepted.store(heard.by_coordinators, Ordering::Relaxed);
+                drive.release(heard.held);
+            }
+            other => {
+                stop.trigger();
+                http.iter().for_each(JoinHandle::abort);
+                let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
+                return match other {
+                    Some(Err(why)) => Err(NodeError::Refused(why)),
+                    _ => Ok(()),
+                };
+            }
+        }
+    }
     let server = transport::server()
         .add_service(node_server)
         .add_service(PeerService::server(drive.clone(), neighbourhood.clone()))
@@ -220,17 +289,28 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             stopping.wait().await;
         });
     let server = tokio::spawn(server);
-    let http = http_listener.map(|listener| {
-        tokio::spawn(http::serve(listener, readiness.clone(), registry, stop.clone()))
-    });
     tokio::spawn(peers::run(drive.clone(), neighbourhood, outgoing));
+    let introducing = start.lock().clone();
+    let address = config.advertised().to_owned();
+    let introducing =
+        mute::introduce(identity, introducing, address, map.routes.clone(), stop.clone());
+    tokio::spawn(introducing);
+    let watching =
+        mute::watch_directory(start.clone(), config.data.clone(), refuse.clone(), stop.clone());
+    tokio::spawn(watching);
+    tokio::spawn(met.keep(stop.clone()));
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
     tokio::spawn(link::keep_coordinators(coordinators.clone(), config.data.clone(), stop.clone()));
-    let (refuse, mut refusals) = mpsc::channel(1);
-    let asking =
-        keep_registered(config.clone(), identity, coordinators.clone(), readiness.clone(), refuse);
-    tokio::spawn(asking);
+    let registration = link::Registration {
+        config: config.clone(),
+        identity,
+        coordinators: coordinators.clone(),
+        readiness: readiness.clone(),
+        start: start.clone(),
+        accepted: accepted.clone(),
+    };
+    tokio::spawn(registration.clone().keep(drive.synced(), refuse.clone()));
     let known_sizes = Arc::new(Sizes::default());
     tokio::spawn(sizes::run(drive.clone(), map.clone(), known_sizes.clone(), stop.clone()));
     let own = link::Own {
@@ -239,6 +319,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         address: config.advertised().to_owned(),
         contacts,
         routes: map.routes.clone(),
+        registration,
+        refuse,
     };
     tokio::spawn(link::heartbeats(
         drive.clone(),
@@ -293,7 +375,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             () = shutdown.wait() => break,
         }
     }
-    if config.hands_over {
+    // One that doesn't count any more has nothing to say.
+    let goes_on = !matches!(refused, Some(NodeError::MustNotGoOn(_)));
+    if config.hands_over && goes_on {
         hand_over(&drive).await;
     }
     stop.trigger();
@@ -304,7 +388,11 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     }
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("node has stopped");
-    refused.map_or(Ok(()), |why| Err(NodeError::Refused(why)))
+    // Only now nothing more is written. (The directory may be another one by now.)
+    if goes_on {
+        start.lock().ends(&config.data)?;
+    }
+    refused.map_or(Ok(()), Err)
 }
 
 /// How far the removal of a node is, as the map tells.
@@ -350,22 +438,10 @@ fn answer_who(
     }))
 }
 
-/// A node that starts again may have another address. One that is refused (it was removed, or
-/// belongs to another cluster) is told to stop.
-async fn keep_registered(
-    config: NodeConfig,
-    identity: identity::Identity,
-    coordinators: Coordinators,
-    readiness: Readiness,
-    refuse: mpsc::Sender<String>,
-) {
-    match link::register(&config, identity, &coordinators, &readiness).await {
-        Ok(_) => readiness.ready("registration"),
-        Err(status) => {
-            readiness.wait_for("registration", status.message());
-            let why = format!("{} (its directory: {})", status.message(), config.data.display());
-            let _ = refuse.send(why).await;
-        }
+/// Connections of processes that hang don't end by themselves.
+async fn ends_soon(mut serving: JoinHandle<()>) {
+    if tokio::time::timeout(ANSWERS_END, &mut serving).await.is_err() {
+        serving.abort();
     }
 }
 

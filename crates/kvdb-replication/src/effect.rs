@@ -206,6 +206,29 @@ pub enum Effect<T> {
     },
     /// An ingested snapshot wasn't needed: delete its volume.
     DropVolume(VolumeId),
+    /// A replica has lost what it had acknowledged. Its process must end before anything else that it
+    /// wants sent is sent.
+    PromiseLost(PromiseLost),
+}
+
+/// The log of a replica ends before what its leader has heard it acknowledge: synced bytes are lost, or
+/// an older copy of the data directory was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the log of replica {replica} of shard {shard} ends at {ends_at}, and its leader has heard it acknowledge \
+     {acknowledged}: synced bytes are lost, or an older copy of the data directory was put back. This node must not \
+     take part. Start it with its newest directory; if that is lost, `kvdb admin replace NODE` and start a new node \
+     with an empty directory"
+)]
+pub struct PromiseLost {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Where its log ends.
+    pub ends_at: LogIndex,
+    /// What it has acknowledged.
+    pub acknowledged: LogIndex,
 }
 
 /// How a group is doing, as one replica sees it.

@@ -557,6 +557,11 @@ impl<T> Host<T> {
             return;
         }
         let tick = self.beats.now();
+        let group = self.groups.get(&shard).filter(|group| group.replica == receiver);
+        if let Some(Err(lost)) = group.map(|group| group.check_own_log(&message)) {
+            self.out.effects.push(Effect::PromiseLost(lost));
+            return;
+        }
         if let Some(group) = self.touch(shard).filter(|group| group.replica == receiver) {
             group.step(from_node, message, tick);
         }

@@ -55,12 +55,13 @@ mod proposals;
 mod reads;
 mod shard_time;
 mod stall;
+pub mod starts;
 mod store;
 
 pub use config::{HostConfig, HostConfigError};
 pub use effect::{
     ApplyTask, CantGoOn, CommittedEntry, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch,
-    ReplicaProgress, ReplicaRole, SnapshotRefusal,
+    PromiseLost, ReplicaProgress, ReplicaRole, SnapshotRefusal,
 };
 pub use group::RecoveredGroup;
 pub use host::Host;

@@ -76,6 +76,11 @@ impl Routes {
         self.nodes.get(&node).map(|(address, _)| address)
     }
 
+    /// All registered nodes whose addresses are known.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, Arc<str>)> {
+        self.nodes.iter().map(|(node, (address, _))| (*node, address.clone()))
+    }
+
     /// Whether an address is that of a registered node, and which.
     pub fn node_at(&self, address: &str) -> Option<NodeId> {
         self.nodes.iter().find(|(_, (known, _))| &**known == address).map(|(id, _)| *id)

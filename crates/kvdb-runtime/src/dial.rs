@@ -4,7 +4,9 @@
 //! the coordinators are, if it knows: a process that looks for them where they were finds them so.
 
 use crate::identity;
+use crate::start::{MOST_SHOWN, Met};
 use kvdb_model::{ClusterId, NodeId};
+use kvdb_replication::starts::Said;
 use kvdb_wire::proto::identify_response::Role;
 use kvdb_wire::proto::identity_client::IdentityClient;
 use kvdb_wire::proto::identity_server::{Identity, IdentityServer};
@@ -96,6 +98,57 @@ pub async fn identify(
     Ok(Found { cluster_id, id: NodeId(answer.id), role, token, coordinators })
 }
 
+/// What is asked of others when a process starts: see [`ask_to_vouch`].
+#[derive(Clone, Debug)]
+pub struct Vouching {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Whose start it is.
+    pub node: NodeId,
+    /// The start.
+    pub said: Said,
+    /// Those before it.
+    pub shown: Vec<u128>,
+    /// The process before it is known to be gone, or not to count any more.
+    pub succeeds: bool,
+    /// Others have vouched for it: it only introduces itself.
+    pub is_heard: bool,
+    /// Whether it would be vouched for: nobody is turned away for it yet.
+    pub only_asks: bool,
+}
+
+/// Asks the process at an address to vouch for a start of another; or tells it of one that is heard
+/// already. Returns who has answered.
+///
+/// # Errors
+/// Why it doesn't.
+pub async fn ask_to_vouch(address: &str, asked: &Vouching) -> Result<NodeId, String> {
+    let bytes = |nonce: u128| bytes::Bytes::copy_from_slice(&nonce.to_be_bytes());
+    let request = proto::VouchRequest {
+        cluster_id: cluster_id_to(asked.cluster_id),
+        node_id: asked.node.0,
+        start_number: asked.said.number,
+        nonce: bytes(asked.said.nonce),
+        shown: asked.shown.iter().map(|nonce| bytes(*nonce)).collect(),
+        is_heard: asked.is_heard,
+        synced: asked.said.synced.unwrap_or_default(),
+        address: asked.said.address.clone(),
+        succeeds: asked.succeeds,
+        only_asks: asked.only_asks,
+    };
+    let endpoint = transport::endpoint(address).map_err(|error| error.to_string())?;
+    let mut client = IdentityClient::new(endpoint.connect_lazy());
+    let answer = tokio::time::timeout(PATIENCE, client.vouch(Request::new(request)))
+        .await
+        .map_err(|_| format!("{address} doesn't answer"))?
+        .map_err(|status| format!("{address}: {}", status.message()))?
+        .into_inner();
+    match answer.why_not.is_empty() {
+        true => Ok(NodeId(answer.node_id)),
+        false => Err(format!("{address}: {}", answer.why_not)),
+    }
+}
+
 fn usable(addresses: Vec<String>) -> Vec<String> {
     let bounded = addresses.into_iter().take(MOST_COORDINATORS);
     bounded.filter(|address| transport::endpoint(address).is_ok()).collect()
@@ -123,6 +176,8 @@ pub struct Introduction {
     pub told: Arc<dyn Fn(Vec<String>) + Send + Sync>,
     /// Where the coordinators are, as far as it has heard.
     pub coordinators: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Which starts of others count.
+    pub met: Met,
 }
 
 impl Introduction {
@@ -134,6 +189,39 @@ impl Introduction {
 
 #[tonic::async_trait]
 impl Identity for Introduction {
+    async fn vouch(
+        &self,
+        request: Request<proto::VouchRequest>,
+    ) -> Result<Response<proto::VouchResponse>, Status> {
+        let request = request.into_inner();
+        let bad = |error: kvdb_wire::FieldError| Status::invalid_argument(error.to_string());
+        let (cluster_id, own) = *self.known.read();
+        let theirs = cluster_id_from(&request.cluster_id).map_err(bad)?;
+        let shown = request.shown.iter().take(MOST_SHOWN);
+        let shown = shown.map(|nonce| token_from("shown", nonce)).collect::<Result<Vec<_>, _>>();
+        let (shown, node) = (shown.map_err(bad)?, NodeId(request.node_id));
+        let usable = transport::endpoint(&request.address).is_ok();
+        let said = Said {
+            number: request.start_number,
+            nonce: token_from("nonce", &request.nonce).map_err(bad)?,
+            // Who only introduces itself says it beside what its streams say.
+            synced: (!request.is_heard).then_some(request.synced),
+            address: if usable { request.address } else { String::new() },
+        };
+        let met = self.met.clone();
+        let vouched = match theirs == cluster_id {
+            true => tokio::task::spawn_blocking(move || match request.is_heard {
+                true => met.meet(node, &said),
+                false => met.vouch(node, &said, &shown, request.succeeds, request.only_asks),
+            })
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?,
+            false => Err(format!("this is cluster {cluster_id}, not {theirs}")),
+        };
+        let why_not = vouched.err().unwrap_or_default();
+        Ok(Response::new(proto::VouchResponse { node_id: own.0, why_not }))
+    }
+
     async fn identify(
         &self,
         request: Request<proto::IdentifyRequest>,
@@ -228,6 +316,7 @@ mod tests {
             known: Arc::new(RwLock::new((ClusterId(7), NodeId(3)))),
             told: Arc::new(move |told| *hears.lock() = told),
             coordinators: Arc::new(|| vec!["c:1".to_owned(), "nowhere".to_owned()]),
+            met: Met::default(),
         };
         let server = transport::server().add_service(introduction.server());
         tokio::spawn(server.serve_with_incoming(transport::incoming(listener)));

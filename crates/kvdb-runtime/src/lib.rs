@@ -20,3 +20,4 @@ pub mod pace;
 pub mod peers;
 pub mod process;
 pub mod shutdown;
+pub mod start;

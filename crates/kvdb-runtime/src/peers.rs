@@ -5,9 +5,11 @@
 
 use crate::clock;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
+use crate::start::{Met, Open};
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};
+use kvdb_replication::starts::Said;
 use kvdb_replication::{Input, PeerMessage};
 use kvdb_store::{ChunkReader, SnapshotWriter};
 use kvdb_wire::proto::peer_client::PeerClient;
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 const FORMAT: u32 = 1;
 /// Batches of messages that wait for one peer; more are dropped.
@@ -95,6 +97,12 @@ pub struct Neighbourhood {
     pub introduced: Arc<dyn Fn(NodeId, String) + Send + Sync>,
     /// Whom it has reached.
     pub contacts: Contacts,
+    /// Which start of its directory this process is: number and nonce; 0 if it doesn't say.
+    pub start: (u64, u128),
+    /// Which starts of others count.
+    pub met: Met,
+    /// A peer has said that this process isn't the one that counts, or has lost what it has told.
+    pub refused: Arc<dyn Fn(String) + Send + Sync>,
     /// The cluster, once it is known.
     pub cluster_id: Arc<RwLock<ClusterId>>,
     /// Coordinators and nodes number themselves apart.
@@ -107,17 +115,43 @@ pub struct Neighbourhood {
 }
 
 impl Neighbourhood {
-    fn hello(&self, from: NodeId, to: NodeId) -> proto::PeerHello {
+    fn hello(&self, drive: &Drive, to: NodeId) -> proto::PeerHello {
         proto::PeerHello {
             cluster_id: cluster_id_to(*self.cluster_id.read()),
-            from_node: from.0,
+            from_node: drive.node_id().0,
             to_node: to.0,
             incarnation: self.incarnation,
             format_version: FORMAT,
             coordinator: self.coordinator,
             address: self.address.clone(),
             token: self.token.to_be_bytes().to_vec().into(),
+            start_number: self.start.0,
+            nonce: self.start.1.to_be_bytes().to_vec().into(),
+            synced: drive.synced(),
         }
+    }
+
+    /// Whether it is the newest start of a peer that speaks. How far its log is synced is compared
+    /// where it is said `in_order`: in the streams that it opens, one after the other.
+    async fn check_start(
+        &self,
+        peer: NodeId,
+        hello: &proto::PeerHello,
+        in_order: bool,
+    ) -> Result<(), String> {
+        if hello.start_number == 0 {
+            return Ok(());
+        }
+        let usable = transport::endpoint(&hello.address).is_ok();
+        let said = Said {
+            number: hello.start_number,
+            nonce: token_from("nonce", &hello.nonce).map_err(|error| error.to_string())?,
+            synced: in_order.then_some(hello.synced),
+            address: if usable { hello.address.clone() } else { String::new() },
+        };
+        let met = self.met.clone();
+        let meeting = tokio::task::spawn_blocking(move || met.meet(peer, &said));
+        meeting.await.map_err(|error| error.to_string())?
     }
 
     /// Whether a peer's number and data directory belong together, as far as is known.
@@ -135,7 +169,12 @@ impl Neighbourhood {
     }
 
     /// Who speaks, if they may.
-    fn check(&self, own: NodeId, hello: Option<proto::PeerHello>) -> Result<NodeId, Box<Status>> {
+    async fn check(
+        &self,
+        own: NodeId,
+        hello: Option<proto::PeerHello>,
+        in_order: bool,
+    ) -> Result<NodeId, Box<Status>> {
         fn refuse<T>(why: String) -> Result<T, Box<Status>> {
             Err(Box::new(Status::failed_precondition(why)))
         }
@@ -160,6 +199,10 @@ impl Neighbourhood {
         }
         let from = NodeId(hello.from_node);
         self.check_token(from, &hello.token).or_else(refuse)?;
+        if let Err(why) = self.check_start(from, &hello, in_order).await {
+            // It is told so that it knows that it means itself.
+            return Err(Box::new(Status::aborted(why)));
+        }
         if transport::endpoint(&hello.address).is_ok() {
             (self.introduced)(from, hello.address);
         }
@@ -274,14 +317,19 @@ async fn stream_to(
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
     let (frames, receiver) = mpsc::channel(4);
-    let hello = neighbourhood.hello(drive.node_id(), to);
+    let hello = neighbourhood.hello(drive, to);
     let first = proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) };
     frames.send(first).await.map_err(|_| "closed")?;
     let exchange = client.exchange(Request::new(ReceiverStream::new(receiver)));
     let answer = tokio::time::timeout(HELLO, exchange)
         .await
         .map_err(|_| "it doesn't say hello back")?
-        .map_err(|status| status.message().to_owned())?;
+        .map_err(|status| {
+            if status.code() == Code::Aborted {
+                (neighbourhood.refused)(status.message().to_owned());
+            }
+            status.message().to_owned()
+        })?;
     let mut answers = answer.into_inner();
     let mut batches = Vec::new();
     loop {
@@ -291,7 +339,8 @@ async fn stream_to(
                 if count == 0 {
                     return Ok(());
                 }
-                for frame in frames_of(batches.drain(..).flatten()) {
+                // What these messages promise is synced by now.
+                for frame in frames_of(batches.drain(..).flatten(), drive.synced()) {
                     frames.send(frame).await.map_err(|_| "the stream has closed")?;
                 }
             }
@@ -303,6 +352,7 @@ async fn stream_to(
                 Ok(Some(frame)) => {
                     if let Some(peer_frame::Frame::Hello(hello)) = frame.frame {
                         neighbourhood.check_token(to, &hello.token)?;
+                        neighbourhood.check_start(to, &hello, false).await?;
                     }
                     neighbourhood.contacts.reached(to, address);
                     // What it has said before a break may have changed; it says it anew.
@@ -323,28 +373,29 @@ fn peer_wary(drive: &Drive, node: NodeId, wary: bool) {
 }
 
 /// Frames for messages: as few as may be, none much larger than [`FRAME_BYTES`].
-fn frames_of(messages: impl Iterator<Item = PeerMessage>) -> Vec<proto::PeerFrame> {
+fn frames_of(messages: impl Iterator<Item = PeerMessage>, synced: u64) -> Vec<proto::PeerFrame> {
     let mut frames = Vec::with_capacity(1);
     let mut filling = Vec::new();
     let mut bytes = 0;
     for one in messages {
         let message = Bytes::from(message::encode(&one.message));
         if bytes > 0 && bytes + message.len() > FRAME_BYTES {
-            frames.push(frame(std::mem::take(&mut filling)));
+            frames.push(frame(std::mem::take(&mut filling), synced));
             bytes = 0;
         }
         bytes += message.len();
         filling.push(proto::PeerMessage { shard_id: one.shard.0, message });
     }
-    frames.push(frame(filling));
+    frames.push(frame(filling, synced));
     frames
 }
 
-fn frame(messages: Vec<proto::PeerMessage>) -> proto::PeerFrame {
+fn frame(messages: Vec<proto::PeerMessage>, synced: u64) -> proto::PeerFrame {
     proto::PeerFrame {
         frame: Some(peer_frame::Frame::Messages(proto::PeerMessages {
             messages,
             wall_ms: clock::wall_ms(),
+            synced,
         })),
     }
 }
@@ -389,7 +440,7 @@ async fn stream_snapshot(
     let mut client = PeerClient::new(channel);
     let (frames, receiver) = mpsc::channel(SNAPSHOT_QUEUE);
     let header = proto::SnapshotHeader {
-        hello: Some(neighbourhood.hello(drive.node_id(), to_node)),
+        hello: Some(neighbourhood.hello(drive, to_node)),
         shard_id: shard.0,
         message: Bytes::from(message::encode(message)),
         descriptor: Some(descriptor_to(writer.descriptor())),
@@ -444,12 +495,15 @@ impl Peer for PeerService {
             _ => None,
         };
         let own = self.drive.node_id();
-        let from_node = self.neighbourhood.check(own, hello).map_err(|status| *status)?;
+        let number = hello.as_ref().map_or(0, |hello| hello.start_number);
+        let checking = self.neighbourhood.check(own, hello, true);
+        let from_node = checking.await.map_err(|status| *status)?;
         let (answers, receiver) = mpsc::channel(1);
-        let hello = self.neighbourhood.hello(own, from_node);
+        let hello = self.neighbourhood.hello(&self.drive, from_node);
         let _ =
             answers.try_send(Ok(proto::PeerFrame { frame: Some(peer_frame::Frame::Hello(hello)) }));
-        tokio::spawn(hear(self.drive.clone(), from_node, frames, answers));
+        let open = self.neighbourhood.met.opens(from_node, number);
+        tokio::spawn(hear(self.drive.clone(), from_node, open, frames, answers));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -464,7 +518,8 @@ impl Peer for PeerService {
         };
         let own = self.drive.node_id();
         let hello = header.hello.clone();
-        let from_node = self.neighbourhood.check(own, hello).map_err(|status| *status)?;
+        let checking = self.neighbourhood.check(own, hello, false);
+        let from_node = checking.await.map_err(|status| *status)?;
         let reply = match receive_snapshot(&self.drive, from_node, header, frames).await {
             Ok(()) => proto::SnapshotReply { delivered: true, reason: String::new() },
             Err(reason) => proto::SnapshotReply { delivered: false, reason },
@@ -477,6 +532,7 @@ impl Peer for PeerService {
 async fn hear(
     drive: Drive,
     from_node: NodeId,
+    open: Open,
     mut frames: Streaming<proto::PeerFrame>,
     answers: mpsc::Sender<Result<proto::PeerFrame, Status>>,
 ) {
@@ -510,6 +566,10 @@ async fn hear(
             return;
         };
         let wall_ms = batch.wall_ms;
+        // This process may have vouched for a newer start meanwhile.
+        if !open.hears(batch.synced) {
+            return;
+        }
         let Some(messages) = readable(batch) else {
             tracing::warn!(peer = from_node.0, "a peer sent a message that can't be decoded");
             return;
@@ -610,7 +670,7 @@ mod tests {
     fn frames_stay_small_however_much_is_sent_at_once() {
         let sizes =
             [1, FRAME_BYTES - 100, 10, FRAME_BYTES / 2, FRAME_BYTES / 2, 5 * FRAME_BYTES, 3];
-        let frames = frames_of(sizes.into_iter().map(sized));
+        let frames = frames_of(sizes.into_iter().map(sized), 0);
         let mut carried = 0;
         for frame in &frames {
             let Some(peer_frame::Frame::Messages(messages)) = &frame.frame else { panic!() };
@@ -619,6 +679,6 @@ mod tests {
             carried += messages.messages.len();
         }
         assert_eq!(carried, sizes.len());
-        assert_eq!(frames_of(std::iter::repeat_with(|| sized(10)).take(100)).len(), 1);
+        assert_eq!(frames_of(std::iter::repeat_with(|| sized(10)).take(100), 0).len(), 1);
     }
 }

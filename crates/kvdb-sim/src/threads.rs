@@ -141,6 +141,7 @@ impl World {
                 self.send(place, sender, Packet::SnapshotAnswer { transfer, delivered });
             }
             Effect::DropVolume(volume) => self.drop_volume(place, volume),
+            Effect::PromiseLost(lost) => self.checks.violations.push(lost.to_string()),
         }
     }
 

@@ -205,6 +205,12 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
+    /// The last frame that is synced. It never falls, and each that was synced is found when the log
+    /// is opened again.
+    pub fn synced_through(&self) -> u64 {
+        self.synced_through
+    }
+
     /// Writes a marker that says how far the log is synced, so that damage to what was last
     /// written can be told from a crash. For when nothing else is going to be written.
     ///

@@ -471,6 +471,7 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
         reserve_bytes: kvdb_node::RESERVE_BYTES,
         hands_over: true,
         registered: None,
+        moved: false,
     })
 }
 

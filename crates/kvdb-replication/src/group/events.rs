@@ -4,6 +4,7 @@
 use super::Group;
 use super::sleep::{self, LastHeartbeat};
 use crate::config::HostConfig;
+use crate::effect::PromiseLost;
 use crate::host::Outbox;
 use crate::input::{ConfOutcome, Rejection};
 use crate::membership::conf_state_of;
@@ -110,7 +111,6 @@ impl<T> Group<T> {
         if message.from != 0 {
             self.routes.insert(ReplicaId(message.from), from_node);
         }
-        self.check_own_log(&message);
         self.take_back_request(&message);
         self.settle_requested_snapshot(&message);
         self.take_ask_as_acknowledgement(&message);
@@ -124,22 +124,22 @@ impl<T> Group<T> {
 
     /// A leader tells a follower of commits only as far as the follower has acknowledged.
     ///
-    /// # Panics
+    /// # Errors
     /// If that is further than its log goes: it has lost what it had promised to keep.
-    fn check_own_log(&self, message: &Message) {
+    pub(crate) fn check_own_log(&self, message: &Message) -> Result<(), PromiseLost> {
         let ends_at = self.raw.raft.raft_log.last_index();
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= self.raw.raft.term
             && message.commit > ends_at
         {
-            panic!(
-                "the log of replica {} ends at {ends_at}, but its leader has heard it acknowledge \
-                 {}: synced bytes are lost, or an old copy of the data directory was put back. This \
-                 node's replicas must not vote again; rebuild them from the others with \
-                 `kvdb admin replace NODE` and start with an empty directory",
-                self.raw.raft.id, message.commit
-            );
+            return Err(PromiseLost {
+                shard: self.shard,
+                replica: self.replica,
+                ends_at: LogIndex(ends_at),
+                acknowledged: LogIndex(message.commit),
+            });
         }
+        Ok(())
     }
 
     pub(crate) fn propose(

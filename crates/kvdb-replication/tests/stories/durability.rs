@@ -1,6 +1,6 @@
 //! Nothing is claimed before it is durable.
 
-use crate::harness::{Outcome, SHARD, World, assert_golden, member, voter};
+use crate::harness::{Outcome, SHARD, World, assert_golden, member, replica_on, voter};
 use kvdb_model::{Role, Term};
 
 #[test]
@@ -130,6 +130,47 @@ fn what_was_acknowledged_survives_a_crash_of_all() {
     for node in 1..=3 {
         assert_eq!(world.words(node), ["a", "b", "c"]);
     }
+}
+
+#[test]
+fn a_replica_that_has_lost_what_it_acknowledged_is_stopped_by_name() {
+    let mut world = World::with_leader(3);
+    world.write(1, "a");
+    world.run_ms(10);
+    world.crash(3);
+    let older = world.nodes[&3].disk.durable.clone();
+    world.restart(3);
+    world.run_ms(50);
+    assert_eq!(world.words(3), ["a"]);
+    world.write(1, "b");
+    world.run_ms(10);
+    world.crash(3);
+    let disk = &mut world.nodes.get_mut(&3).unwrap().disk;
+    (disk.durable, disk.written) = (older.clone(), older);
+    world.restart(3);
+    world.run_until("it is told", 1000, |world| !world.lost_promises.is_empty());
+    let lost = world.lost_promises[0];
+    assert_eq!((lost.shard, lost.replica), (SHARD, replica_on(SHARD, 3)));
+    assert!(lost.ends_at < lost.acknowledged, "{lost}");
+    // Nobody else notices anything.
+    world.write(1, "c");
+    world.run_ms(50);
+    assert_eq!(world.words(2), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_replica_that_has_lost_its_engine_keeps_its_log_and_its_promises() {
+    let mut world = World::with_leader(3);
+    for word in ["a", "b"] {
+        world.write(1, word);
+        world.run_ms(10);
+    }
+    world.crash(3);
+    world.lose_engine(3);
+    world.restart(3);
+    world.write(1, "c");
+    world.run_until("it has all again", 2000, |world| world.words(3) == ["a", "b", "c"]);
+    assert!(world.lost_promises.is_empty());
 }
 
 #[test]

@@ -13,3 +13,10 @@ pub fn fatal(what: &str) -> ! {
     let _ = writeln!(std::io::stderr(), "kvdb: stopping: {what}");
     std::process::exit(70);
 }
+
+/// As [`fatal`], for what a start can't mend: the exit code is 4, as that of a process that can't start.
+pub fn stop_for_good(what: &str) -> ! {
+    tracing::error!(target: "kvdb", "stopping for good: {what}");
+    let _ = writeln!(std::io::stderr(), "kvdb: {what}");
+    std::process::exit(4);
+}

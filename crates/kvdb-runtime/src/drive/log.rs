@@ -79,6 +79,7 @@ impl LogWriter {
             fatal(&format!("the write-ahead log can't be synced: {error}"));
         }
         self.shared.log_health.ends(clock::boot_us());
+        self.shared.synced.store(self.wal.synced_through(), Ordering::Relaxed);
         self.shared.metrics.log_syncs.observe(started.elapsed().as_secs_f64());
         let stats = self.wal.stats();
         let metrics = &self.shared.metrics;

@@ -57,7 +57,7 @@ use metrics::{Gathered, Metrics};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use replicate::{LogBatch, Replicator};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -88,6 +88,8 @@ pub struct Shared {
     pub(crate) apply_wanted: AtomicBool,
     pub(crate) role_version: watch::Sender<u64>,
     next_volume: AtomicU64,
+    /// The last frame of the log that is synced.
+    pub(crate) synced: AtomicU64,
     pub(crate) snapshots: Mutex<HashMap<(ShardId, ReplicaId), SnapshotWriter>>,
     /// Of the snapshots that leave the process.
     pub(crate) snapshot_pace: Pace,
@@ -110,6 +112,8 @@ pub struct DriveConfig {
     /// Bytes of disk that are kept for what must be written when it is full. Raising it makes
     /// writes stop earlier, and lets more be deleted before nothing more is taken.
     pub reserve_bytes: u64,
+    /// Nothing that was found takes part before [`Drive::release`].
+    pub held: bool,
 }
 
 /// Why a drive can't start. Nothing is changed.
@@ -214,6 +218,7 @@ impl Drive {
             apply_wanted: AtomicBool::new(false),
             role_version: watch::Sender::new(0),
             next_volume: AtomicU64::new(next_volume.0),
+            synced: AtomicU64::new(wal.synced_through()),
             snapshots: Mutex::default(),
             snapshot_pace: Pace::new(config.snapshot_bytes_per_second),
             metrics: Metrics::default(),
@@ -254,8 +259,12 @@ impl Drive {
         for note in recovered.replayed {
             shared.flushes.note(note.volume, note.shard, note.replica, note.sequence, note.applied);
         }
+        let mut held = BTreeMap::new();
         for group in recovered.groups {
-            host.recover(crate::clock::now(), group);
+            match config.held {
+                true => _ = held.insert(group.shard, group),
+                false => host.recover(crate::clock::now(), group),
+            }
         }
         for shard in recovered.shards.values() {
             shared.changes.begin(shard.replica(), shard.descriptor(), shard.last_version());
@@ -279,6 +288,8 @@ impl Drive {
             log_busy: false,
             offers: HashMap::new(),
             next_offer: 1,
+            held,
+            later: Vec::new(),
         };
         let log_writer = LogWriter {
             wal,
@@ -336,6 +347,11 @@ impl Drive {
     /// How the syncs of the log go.
     pub fn log_health(&self) -> &LogHealth {
         &self.shared.log_health
+    }
+
+    /// The last frame of the log that is synced.
+    pub fn synced(&self) -> u64 {
+        self.shared.synced.load(Ordering::Relaxed)
     }
 
     /// Changes each time a role, term or leader does.
@@ -413,6 +429,11 @@ impl Drive {
 
     pub(crate) fn fresh_volume(&self) -> VolumeId {
         VolumeId(self.shared.next_volume.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What was held back at the start takes part from now on, but for some shards.
+    pub fn release(&self, but: BTreeSet<ShardId>) {
+        self.inform(Event::Release(but));
     }
 
     /// How every group is doing.

@@ -7,15 +7,16 @@
 
 use super::Shared;
 use super::apply::ApplyWork;
+use super::fatal::stop_for_good;
 use super::mailbox::{Nothing, Receiver, Sender};
 use super::ticket::{Outcome, Ticket};
 use crate::clock;
 use kvdb_model::{LogPosition, NodeId, ReplicaId, ShardDescriptor, ShardId, WalRecord};
 use kvdb_replication::{
     ApplyTask, CantGoOn, Effect, GroupStatus, Host, Input, LogTail, PeerMessage, PersistBatch,
-    ReplicaRole, SnapshotRefusal, message::Message,
+    RecoveredGroup, ReplicaRole, SnapshotRefusal, message::Message,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub(crate) enum Event {
         position: LogPosition,
         reply: tokio::sync::oneshot::Sender<Result<LogTail, CantGoOn>>,
     },
+    /// Groups that were held back take part, but for those of these shards.
+    Release(BTreeSet<ShardId>),
     /// For the apply thread. By way of this one, so that it ends when this one does.
     ForApply(ApplyWork),
     /// End the thread.
@@ -99,6 +102,10 @@ pub(crate) struct Replicator {
     pub(crate) log_busy: bool,
     pub(crate) offers: HashMap<u64, tokio::sync::oneshot::Sender<Result<(), SnapshotRefusal>>>,
     pub(crate) next_offer: u64,
+    /// Groups that don't take part yet.
+    pub(crate) held: BTreeMap<ShardId, RecoveredGroup>,
+    /// What waits for them.
+    pub(crate) later: Vec<Input<Ticket>>,
 }
 
 impl Replicator {
@@ -168,10 +175,15 @@ impl Replicator {
                 self.host.step(now, input);
             }
             Event::Internal(input) => {
-                if let Input::Persisted(_) = input {
-                    self.log_busy = false;
+                match input {
+                    // A child of a split that is made only now: its parent comes first.
+                    Input::Split { .. } if !self.held.is_empty() => self.later.push(input),
+                    Input::Persisted(_) => {
+                        self.log_busy = false;
+                        self.host.step(now, input);
+                    }
+                    _ => self.host.step(now, input),
                 }
-                self.host.step(now, input);
             }
             Event::FromPeer { from_node, wall_ms, messages } => {
                 if wall_ms > 0 {
@@ -180,8 +192,13 @@ impl Replicator {
                 self.shared.peer_frames.fetch_sub(1, Ordering::Relaxed);
                 self.shared.metrics.peer_messages_received.inc_by(messages.len() as u64);
                 for message in messages {
-                    self.host.step(now, Input::Message { from_node, message });
+                    if !self.held.contains_key(&message.shard) {
+                        self.host.step(now, Input::Message { from_node, message });
+                    }
                 }
+            }
+            Event::SnapshotOffered { shard, reply, .. } if self.held.contains_key(&shard) => {
+                let _ = reply.send(Err(SnapshotRefusal::Busy));
             }
             Event::SnapshotOffered { from_node, shard, message, descriptor, reply } => {
                 let offer = self.next_offer;
@@ -199,10 +216,26 @@ impl Replicator {
             Event::LogAfter { shard, replica, position, reply } => {
                 let _ = reply.send(self.host.log_after(shard, replica, position));
             }
+            Event::Release(but) => self.release(&but),
             Event::ForApply(work) => self.to_apply_thread(work),
             Event::Stop => return std::ops::ControlFlow::Break(()),
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    fn release(&mut self, but: &BTreeSet<ShardId>) {
+        let now = clock::now();
+        for (shard, group) in std::mem::take(&mut self.held) {
+            match but.contains(&shard) {
+                true => _ = self.held.insert(shard, group),
+                false => self.host.recover(now, group),
+            }
+        }
+        if self.held.is_empty() {
+            for input in std::mem::take(&mut self.later) {
+                self.host.step(now, input);
+            }
+        }
     }
 
     fn route(&mut self, effect: Effect<Ticket>) {
@@ -244,6 +277,7 @@ impl Replicator {
                 }
             }
             Effect::DropVolume(volume) => self.to_apply_thread(ApplyWork::DropVolume(volume)),
+            Effect::PromiseLost(lost) => stop_for_good(&lost.to_string()),
         }
     }
 

@@ -1,10 +1,12 @@
-//! Commands that need no cluster: the version, shell completions, man pages.
+//! Commands that need no cluster: the version, shell completions, man pages, a directory that was moved.
 
 use crate::cli::Cli;
+use crate::confirm::Confirmation;
 use crate::exit::Failure;
 use crate::output::Output;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+use kvdb_runtime::start::Start;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +37,21 @@ Examples:
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+    /// Declare that the process that used a node's data directory before is gone for good
+    #[command(after_help = "\
+Examples:
+  kvdb claim /var/lib/kvdb
+  kvdb claim /var/lib/kvdb --yes
+
+Needed after a directory was copied or moved from a process that didn't end in order, and only for replicas that are
+alone in their shard.")]
+    Claim {
+        /// Data directory of a node that isn't running
+        #[arg(value_name = "DIR")]
+        data: PathBuf,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
 }
 
 pub(crate) fn run(command: Command, json: bool) -> Result<(), Failure> {
@@ -42,6 +59,7 @@ pub(crate) fn run(command: Command, json: bool) -> Result<(), Failure> {
         Command::Version => version(json),
         Command::Completions { shell } => completions(shell),
         Command::Man { folder } => man(&folder, json),
+        Command::Claim { data, confirmation } => claim(&data, confirmation, json),
     }
 }
 
@@ -60,6 +78,21 @@ fn completions(shell: Shell) -> Result<(), Failure> {
     clap_complete::generate(shell, &mut Cli::command(), "kvdb", &mut script);
     let mut output = Output::new();
     output.raw(&script)?;
+    output.finish()
+}
+
+fn claim(data: &Path, confirmation: Confirmation, json: bool) -> Result<(), Failure> {
+    let place = data.display().to_string();
+    confirmation.ask(&format!(
+        "The next start on {place} takes the place of the process that used this directory before, wherever that was. \
+         If that one is still running, writes that it acknowledges are lost."
+    ))?;
+    Start::claim(data).map_err(|error| Failure::Refused(error.to_string()))?;
+    let mut output = Output::new();
+    match json {
+        true => output.json(&json!({ "directory": place }))?,
+        false => output.line(format!("claimed {place}: start the node"))?,
+    }
     output.finish()
 }
 

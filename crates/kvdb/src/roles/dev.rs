@@ -181,6 +181,8 @@ async fn start_nodes(plan: &Plan, parts: &mut Parts, shutdown: &Shutdown) -> Res
             reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
             hands_over: false,
             registered: Some(registered.clone()),
+            // Its coordinators are in its own process.
+            moved: true,
         };
         let stop = shutdown.clone();
         parts.spawn(async move { kvdb_node::run(config, stop).await.map_err(of_node) });

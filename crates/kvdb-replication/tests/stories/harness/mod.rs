@@ -25,7 +25,8 @@ use kvdb_model::{
 };
 use kvdb_replication::message::MessageType;
 use kvdb_replication::{
-    GroupStatus, HostConfig, Input, PeerMessage, Rejection, ReplicaRole, SnapshotRefusal,
+    GroupStatus, HostConfig, Input, PeerMessage, PromiseLost, Rejection, ReplicaRole,
+    SnapshotRefusal,
 };
 use machine::{State, command_of};
 use network::Network;
@@ -113,6 +114,8 @@ pub struct World {
     pub snapshots_sent: usize,
     pub last_offer: Option<Offer>,
     pub snapshot_refusals: Vec<SnapshotRefusal>,
+    /// Told by nodes that were stopped for it.
+    pub lost_promises: Vec<PromiseLost>,
     config: HostConfig,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
@@ -159,6 +162,7 @@ impl World {
             snapshots_sent: 0,
             last_offer: None,
             snapshot_refusals: Vec::new(),
+            lost_promises: Vec::new(),
             config,
             events: BTreeMap::new(),
             next_event: 0,

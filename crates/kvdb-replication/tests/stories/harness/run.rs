@@ -119,6 +119,10 @@ impl World {
         let now = node.now(self.now_us);
         let Some(host) = node.host.as_mut().filter(|_| !node.paused) else { return };
         for effect in host.drain(now) {
+            if let Effect::PromiseLost(lost) = effect {
+                self.lost_promises.push(lost);
+                return self.crash(id);
+            }
             self.carry_out_effect(id, effect);
         }
         let node = self.nodes.get_mut(&id).unwrap();
@@ -171,6 +175,7 @@ impl World {
             Effect::DropVolume(volume) => {
                 self.nodes.get_mut(&id).unwrap().volumes.drop(volume);
             }
+            Effect::PromiseLost(_) => unreachable!("the node has stopped"),
         }
     }
 

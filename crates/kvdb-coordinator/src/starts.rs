@@ -1,0 +1,137 @@
+//! Which process of a node counts: older copies of its directory and second processes are turned away.
+
+use crate::service::{Member, bad_field};
+use kvdb_control::{ControlCommand, ControlError, Heard, NodeStart, NotAccepted};
+use kvdb_model::{NodeId, Refusal};
+use kvdb_runtime::clock;
+use kvdb_wire::{FieldError, proto, status_of, token_from};
+use tonic::Status;
+
+pub(crate) fn start_from(start: proto::NodeStart) -> Result<NodeStart, FieldError> {
+    let shown = start.shown.iter().take(kvdb_control::MOST_SHOWN + 1);
+    Ok(NodeStart {
+        shown: shown.map(|nonce| token_from("start.shown", nonce)).collect::<Result<_, _>>()?,
+        nonce: token_from("start.nonce", &start.nonce)?,
+        synced: start.synced,
+        place: token_from("start.place", &start.place)?,
+    })
+}
+
+impl Member {
+    /// Whether a start may be accepted now. One from elsewhere waits while the process before it is
+    /// heard; one that doesn't show what it must is refused for good.
+    pub(crate) async fn check_start_alone(
+        &self,
+        token: u128,
+        start: &NodeStart,
+    ) -> Result<(), Status> {
+        // What an earlier leader has accepted has to be known here.
+        self.catch_up().await?;
+        let state = self.view.state();
+        let Some(node) = state.node_of(token) else { return Ok(()) };
+        let told = self.synced.lock().get(&node).copied();
+        let Some(mut known) = state.start_of(node).cloned() else { return Ok(()) };
+        // What heartbeats have told lately isn't in the log yet.
+        if let Some((_, synced)) = told.filter(|(nonce, _)| *nonce == known.nonce) {
+            known.synced = known.synced.max(synced);
+        }
+        let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
+        let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
+        let why = match (known.admits(start, heard), heard) {
+            (Ok(()), _) => return Ok(()),
+            (Err(NotAccepted::Older), heard) => {
+                let other = match heard {
+                    Heard::Lately { silent_ms } => {
+                        let silent = seconds(silent_ms);
+                        format!(
+                            ". The process that counts runs at {at} and was heard {silent} s ago"
+                        )
+                    }
+                    Heard::NotLately | Heard::NotKnown => String::new(),
+                };
+                let why = format!("is refused: {}{other}", ControlError::OlderDirectory(node));
+                return Err(status_of(&Refusal::invalid("start", why)));
+            }
+            (Err(NotAccepted::Waits), Heard::Lately { silent_ms }) => format!(
+                "another process of node {node} runs at {at} and was heard {} s ago: this one takes no part while it \
+                 does. Stop that one, or start a new node with an empty directory",
+                seconds(silent_ms)
+            ),
+            (Err(NotAccepted::Waits), _) => format!(
+                "it isn't known yet whether another process of node {node} runs, which was at {at}: this one waits \
+                 for some seconds"
+            ),
+        };
+        Err(Status::failed_precondition(why))
+    }
+
+    /// Whether a heartbeat is that of the start that counts, with the log that it has told of.
+    pub(crate) async fn check_start(
+        &self,
+        node: NodeId,
+        nonce: &[u8],
+        synced: u64,
+    ) -> Result<(), Status> {
+        if nonce.is_empty() {
+            return Ok(());
+        }
+        let nonce = token_from("nonce", nonce).map_err(bad_field)?;
+        if self.compare_start(node, nonce, synced).is_err() {
+            // What an earlier leader has accepted may not be known here yet.
+            self.catch_up().await?;
+        }
+        self.compare_start(node, nonce, synced)
+    }
+
+    fn compare_start(&self, node: NodeId, nonce: u128, synced: u64) -> Result<(), Status> {
+        let state = self.view.state();
+        let Some(known) = state.start_of(node) else { return Ok(()) };
+        if nonce != known.nonce {
+            let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
+            let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
+            let heard = match heard {
+                Heard::Lately { silent_ms } => {
+                    format!(", and was heard there {} s ago", seconds(silent_ms))
+                }
+                Heard::NotLately | Heard::NotKnown => String::new(),
+            };
+            return Err(Status::failed_precondition(format!(
+                "node {node} has been started again since, at {at}{heard}: this process is not the one that counts. \
+                 Stop it for good and leave its directory alone, or delete it"
+            )));
+        }
+        let mut told = self.synced.lock();
+        let highest = told.get(&node).filter(|(of, _)| *of == nonce).map(|(_, synced)| *synced);
+        let highest = highest.unwrap_or_default().max(known.synced);
+        if synced < highest {
+            return Err(Status::aborted(format!(
+                "the log of node {node} has gone back from frame {highest} to {synced}: its machine was put back to an \
+                 earlier moment, and what it has promised since is lost. `kvdb admin replace {node}`, and start a new \
+                 node with an empty directory"
+            )));
+        }
+        told.insert(node, (nonce, synced));
+        Ok(())
+    }
+
+    /// What of it the log doesn't know yet.
+    pub(crate) fn news_of_synced(&self) -> Option<ControlCommand> {
+        let state = self.view.state();
+        let told = self.synced.lock();
+        let is_news = |(node, (nonce, synced)): &(&NodeId, &(u128, u64))| {
+            state
+                .start_of(**node)
+                .is_some_and(|known| known.nonce == *nonce && known.synced < *synced)
+        };
+        let told: Vec<_> = told
+            .iter()
+            .filter(is_news)
+            .map(|(node, (nonce, synced))| (*node, *nonce, *synced))
+            .collect();
+        (!told.is_empty()).then_some(ControlCommand::NoteSynced { told })
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{:.1}", ms as f64 / 1000.0)
+}
