@@ -90,6 +90,8 @@ healthy() {
 
 start() {
   [ -x "$bin" ] || { echo "$bin is not there; run \`make build\`" >&2; exit 1; }
+  # Parts are found again by that name.
+  [ "${bin##*/}" = kvdb ] || { echo "$bin must be named kvdb: this script knows its processes by the name" >&2; exit 1; }
   mkdir -p "$data/run" "$logs"
   local up=0 part
   for part in "${parts[@]}"; do pid_of "$part" >/dev/null && up=$((up + 1)); done

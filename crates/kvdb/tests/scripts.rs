@@ -4,6 +4,20 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
+fn a_binary_of_another_name_is_refused_rather_than_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let binary = folder.path().join("kvdb-renamed");
+    std::fs::copy("/bin/true", &binary).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/cluster.sh");
+    let mut command = Command::new("bash");
+    command.arg(script).arg("start").env("KVDB_BIN", &binary);
+    command.env("KVDB_CLUSTER_DATA", folder.path().join("data"));
+    let output = command.env("KVDB_CLUSTER_LOGS", folder.path().join("logs")).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && words.contains("must be named kvdb"), "{words}");
+}
+
+#[test]
 fn package_sources_are_those_that_the_machine_has_packages_from() {
     let folder = tempfile::tempdir().unwrap();
     let parts = folder.path().join("sources.list.d");
