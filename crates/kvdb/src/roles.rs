@@ -61,7 +61,7 @@ pub(crate) struct CommonArgs {
     /// Format of log lines: text or json [default: text]
     #[arg(long, env = "KVDB_LOG_FORMAT")]
     log_format: Option<LogFormat>,
-    /// Log filter, such as info or info,kvdb_node=debug [default: info, warn in `kvdb dev`]
+    /// Log filter, such as info or info,kvdb_node=debug [default: info, or warn for dev]
     #[arg(long, env = "KVDB_LOG")]
     log: Option<String>,
     /// Number of network threads, beside a node's own for log, replication and storage
@@ -109,7 +109,7 @@ pub(crate) struct NodeArgs {
     /// gRPC address [default: 127.0.0.1:7201]
     #[arg(long, env = "KVDB_LISTEN")]
     listen: Option<String>,
-    /// Address by which the others reach this node, if not --listen
+    /// Address by which the others reach this node [default: that of --listen]
     #[arg(long, env = "KVDB_ADVERTISE")]
     advertise: Option<String>,
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7281]

@@ -9,6 +9,7 @@ use kvdb_client::{
     WatchOptions, WatchUpdate,
 };
 use kvdb_model::{Partitioning, Refusal, Version};
+use kvdb_wire::proto::coordinator_client::CoordinatorClient;
 use kvdb_wire::proto::kv_client::KvClient;
 use kvdb_wire::proto::node_client::NodeClient;
 use kvdb_wire::{proto, transport};
@@ -132,6 +133,23 @@ async fn requests_that_are_wrong_are_refused_by_what_is_wrong_with_them() {
         panic!("{answer:?}");
     };
     assert_eq!((refusal.field.as_str(), refusal.shard_id), ("keyspace_id", Some(777)));
+}
+
+#[tokio::test]
+async fn operations_are_found_under_their_former_name_too() {
+    let cluster = Cluster::start();
+    assert!(cluster.kvdb(&["admin", "split", "1", "--wait"]).status.success());
+    let mut client = CoordinatorClient::new(channel(&cluster.endpoint));
+    let all = || proto::ListOperationsRequest { running_only: false };
+    let now = client.list_operations(all()).await.unwrap().into_inner().operations;
+    let before = client.list_operators(all()).await.unwrap().into_inner().operations;
+    assert!(now.iter().any(|one| one.kind == "split" && one.state == "done"), "{now:?}");
+    assert_eq!(before.len(), now.len());
+    let unknown = || proto::CancelOperationRequest { operator_id: 1234 };
+    let refused = client.cancel_operation(unknown()).await.unwrap_err();
+    assert!(refused.message().contains("operation 1234 does not exist"), "{refused}");
+    let before = client.cancel_operator(unknown()).await.unwrap_err();
+    assert_eq!(before.message(), refused.message());
 }
 
 #[tokio::test]

@@ -56,8 +56,19 @@ fn code(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("`{text}`") }
 }
 
+/// What a role doesn't start without.
+const REQUIRED: [(&str, &str); 6] = [
+    ("coordinator", "id"),
+    ("coordinator", "peers"),
+    ("coordinator", "data"),
+    ("node", "coordinators"),
+    ("node", "data"),
+    ("gateway", "coordinators"),
+];
+
 /// A table of flags, and the keys that they have in a file.
 fn table<'a>(
+    role: &str,
     flags: impl Iterator<Item = &'a clap::Arg>,
     is_key: impl Fn(&str) -> bool,
     used: &mut BTreeSet<String>,
@@ -72,12 +83,16 @@ fn table<'a>(
         used.insert(key.clone());
         let variable = flag.get_env().map(|name| name.to_string_lossy().into_owned());
         let (help, default) = words(flag);
+        let default = match REQUIRED.contains(&(role, long)) {
+            true => "required".to_owned(),
+            false => code(&default),
+        };
         let line = writeln!(
             page,
             "| `--{long}` | {} | {} | {} | {help} |",
             code(&variable.unwrap_or_default()),
             code(&key),
-            code(&default),
+            default,
         );
         line.unwrap();
     }
@@ -94,11 +109,11 @@ fn page() -> String {
         let is_key = |key: &str| keys.contains(key) && (role != "dev" || common.contains(key));
         let about = command.get_about().unwrap();
         write!(page, "\n## `kvdb {role}`\n\n{about}.\n\n").unwrap();
-        page += &table(command.get_arguments(), is_key, &mut used);
+        page += &table(role, command.get_arguments(), is_key, &mut used);
     }
     page += "\n## Commands that talk to a cluster\n\n\
              For all of them; `kvdb COMMAND --help` shows what else each takes.\n\n";
-    page += &table(cli.get_arguments(), |_| false, &mut used);
+    page += &table("", cli.get_arguments(), |_| false, &mut used);
     let unused: Vec<_> = keys.iter().filter(|key| !used.contains(**key)).collect();
     assert!(unused.is_empty(), "keys without a flag: {unused:?}");
     page
@@ -125,6 +140,39 @@ fn every_setting_of_a_server_has_a_variable_and_a_key() {
             assert_eq!(flag.get_env().unwrap(), format!("KVDB_{}", key.to_uppercase()).as_str());
             assert!(long == "config" || keys.contains(key.as_str()), "{role} {long}");
         }
+    }
+}
+
+#[test]
+fn a_setting_is_required_where_the_page_says_so() {
+    let given = [("id", "1"), ("peers", "1=a:1"), ("data", "d"), ("coordinators", "a:1")];
+    let start = |role: &str, left_out: &str| {
+        let cli = Cli::command();
+        let knows = |flag: &str| {
+            let mut flags = cli.find_subcommand(role).unwrap().get_arguments();
+            flags.any(|known| known.get_long() == Some(flag))
+        };
+        let mut line = vec!["kvdb".to_owned(), role.to_owned()];
+        for (flag, value) in given.iter().filter(|(flag, _)| *flag != left_out && knows(flag)) {
+            line.push(format!("--{flag}={value}"));
+        }
+        match Cli::try_parse_from(line).unwrap().command {
+            crate::cli::Command::Role(Role::Coordinator(args)) => {
+                coordinator(args, File::default()).map(|_| ())
+            }
+            crate::cli::Command::Role(Role::Node(args)) => node(args, File::default()).map(|_| ()),
+            crate::cli::Command::Role(Role::Gateway(args)) => {
+                gateway(args, File::default()).map(|_| ())
+            }
+            _ => panic!("a role"),
+        }
+    };
+    for role in ["coordinator", "node", "gateway"] {
+        assert_eq!(start(role, ""), Ok(()), "{role} needs nothing else");
+    }
+    for (role, flag) in REQUIRED {
+        let refused = start(role, flag).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("--{flag} is missing")), "{role}: {refused}");
     }
 }
 
