@@ -7,6 +7,7 @@ use crate::options::Options;
 use crate::outgoing::Outgoing;
 use crate::pool::Pool;
 use crate::scan::Scan;
+use crate::stamps::{self, Identified, Stamps, stamp_from};
 use crate::types::{
     BatchOperation, Counter, ReadOptions, Record, ScanOptions, WriteOptions, Written, expiry_from,
     previous_from,
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) options: Options,
     lanes: Lanes,
+    stamps: Stamps,
 }
 
 /// The generated client with the common limits, for one message.
@@ -53,7 +55,7 @@ impl Client {
     pub fn new(options: Options) -> Result<Self, AddressError> {
         let pool = Pool::new(&options)?;
         let client = getrandom::u64().expect("the operating system has random bytes");
-        let shared = Shared { pool, options, lanes: Lanes::new(client) };
+        let shared = Shared { pool, options, lanes: Lanes::new(client), stamps: Stamps::default() };
         Ok(Client { shared: Arc::new(shared), keyspace: String::new() })
     }
 
@@ -176,7 +178,6 @@ impl Client {
         value: impl Into<Bytes>,
         options: WriteOptions,
     ) -> Result<Written, Error> {
-        let ticket = self.ticket();
         let message = proto::PutRequest {
             keyspace: self.keyspace.clone(),
             key: key.into(),
@@ -184,13 +185,10 @@ impl Client {
             ttl_ms: options.ttl_ms.unwrap_or_default(),
             condition: options.condition.as_ref().map(condition_to),
             return_previous: options.return_previous,
-            request_id: request_id(&ticket),
+            request_id: None,
         };
-        let answer = self
-            .call(Manner::write(ticket.is_some()), &message, |mut kv, request| async move {
-                kv.put(request).await
-            })
-            .await?;
+        let answer =
+            self.write(message, |mut kv, request| async move { kv.put(request).await }).await?;
         Ok(written(answer.applied, answer.version, answer.previous))
     }
 
@@ -211,19 +209,15 @@ impl Client {
         key: impl Into<Bytes>,
         options: WriteOptions,
     ) -> Result<Written, Error> {
-        let ticket = self.ticket();
         let message = proto::DeleteRequest {
             keyspace: self.keyspace.clone(),
             key: key.into(),
             condition: options.condition.as_ref().map(condition_to),
             return_previous: options.return_previous,
-            request_id: request_id(&ticket),
+            request_id: None,
         };
-        let answer = self
-            .call(Manner::write(ticket.is_some()), &message, |mut kv, request| async move {
-                kv.delete(request).await
-            })
-            .await?;
+        let answer =
+            self.write(message, |mut kv, request| async move { kv.delete(request).await }).await?;
         Ok(written(answer.applied, answer.version, answer.previous))
     }
 
@@ -249,20 +243,16 @@ impl Client {
         key: impl Into<Bytes>,
         options: WriteOptions,
     ) -> Result<Written, Error> {
-        let ticket = self.ticket();
         let message = proto::ExpireRequest {
             keyspace: self.keyspace.clone(),
             key: key.into(),
             ttl_ms: options.ttl_ms.unwrap_or_default(),
             condition: options.condition.as_ref().map(condition_to),
             return_previous: options.return_previous,
-            request_id: request_id(&ticket),
+            request_id: None,
         };
-        let answer = self
-            .call(Manner::write(ticket.is_some()), &message, |mut kv, request| async move {
-                kv.expire(request).await
-            })
-            .await?;
+        let answer =
+            self.write(message, |mut kv, request| async move { kv.expire(request).await }).await?;
         Ok(written(answer.applied, answer.version, answer.previous))
     }
 
@@ -271,17 +261,14 @@ impl Client {
     /// # Errors
     /// [`Error`], also if the value isn't a number or the sum doesn't fit 64 bits.
     pub async fn increment(&self, key: impl Into<Bytes>, delta: i64) -> Result<Counter, Error> {
-        let ticket = self.ticket();
         let message = proto::IncrementRequest {
             keyspace: self.keyspace.clone(),
             key: key.into(),
             delta,
-            request_id: request_id(&ticket),
+            request_id: None,
         };
         let answer = self
-            .call(Manner::write(ticket.is_some()), &message, |mut kv, request| async move {
-                kv.increment(request).await
-            })
+            .write(message, |mut kv, request| async move { kv.increment(request).await })
             .await?;
         Ok(Counter { value: answer.value, version: Version(answer.version) })
     }
@@ -299,14 +286,53 @@ impl Client {
         operations: &[BatchOperation],
         atomic: bool,
     ) -> Result<Vec<Result<Written, Error>>, Error> {
-        let ticket = self.ticket();
+        let deadline = Instant::now() + self.shared.options.deadline;
+        let until = self.guess();
+        let first = self.batch_until(operations.iter(), atomic, until, deadline).await;
+        let mut results = match first {
+            Err(error) if stamp_from(&error).is_some() => vec![Err(error); operations.len()],
+            first => first?,
+        };
+        if !results.iter().any(|result| stamp_of(result).is_some()) {
+            self.shared.stamps.was_right();
+        }
+        // What a shard has refused because it goes by another clock goes there again, by that clock and
+        // under an id of its own: nothing of it was done.
+        for _ in 0..operations.len() {
+            let Some(time_ms) = results.iter().find_map(stamp_of) else { break };
+            if Instant::now() >= deadline {
+                break;
+            }
+            self.shared.stamps.was_wrong(time_ms, Instant::now());
+            let is_near = |time: u64| time.abs_diff(time_ms) < NEAR_MS;
+            let places: Vec<usize> = (0..operations.len())
+                .filter(|place| stamp_of(&results[*place]).is_some_and(is_near))
+                .collect();
+            let again = places.iter().map(|place| &operations[*place]);
+            let again = self.batch_until(again, atomic, stamps::until(time_ms), deadline).await;
+            let again = again.unwrap_or_else(|error| vec![Err(error); places.len()]);
+            for (place, result) in places.into_iter().zip(again) {
+                results[place] = result;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Writes a batch under one id, again and again as long as that may bring better answers.
+    async fn batch_until(
+        &self,
+        operations: impl Iterator<Item = &BatchOperation>,
+        atomic: bool,
+        valid_until_ms: u64,
+        deadline: Instant,
+    ) -> Result<Vec<Result<Written, Error>>, Error> {
+        let ticket = self.ticket(valid_until_ms);
         let message = proto::BatchWriteRequest {
             keyspace: self.keyspace.clone(),
-            operations: operations.iter().map(BatchOperation::to_proto).collect(),
+            operations: operations.map(BatchOperation::to_proto).collect(),
             atomic,
             request_id: request_id(&ticket),
         };
-        let deadline = Instant::now() + self.shared.options.deadline;
         let repeatable = ticket.is_some();
         let mut results = self.batch_attempt(&message, repeatable, deadline).await?;
         let mut pause = self.shared.options.first_pause;
@@ -366,8 +392,49 @@ impl Client {
     }
 
     /// A place for the request among those in flight, if it is to have a request id.
-    fn ticket(&self) -> Option<Ticket<'_>> {
-        self.shared.options.exactly_once.then(|| self.shared.lanes.take(SystemTime::now()))
+    fn ticket(&self, valid_until_ms: u64) -> Option<Ticket<'_>> {
+        self.shared.options.exactly_once.then(|| self.shared.lanes.take(valid_until_ms))
+    }
+
+    /// Until when a request id is valid that is made now, as far as can be guessed.
+    fn guess(&self) -> u64 {
+        self.shared.stamps.now(SystemTime::now(), Instant::now())
+    }
+
+    /// Sends a write under an id of its own, which is stamped anew if the shard says that it goes by
+    /// another clock.
+    async fn write<M, A, S, F>(&self, mut message: M, send: S) -> Result<A, Error>
+    where
+        M: Identified,
+        S: Fn(KvClient<Outgoing>, Request<M>) -> F,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let deadline = Instant::now() + self.shared.options.deadline;
+        let ticket = self.ticket(self.guess());
+        *message.request_id() = request_id(&ticket);
+        let manner = Manner::write(ticket.is_some());
+        let mut stamps_left = stamps::MOST_STAMPS;
+        loop {
+            let error = match self.call_until(deadline, manner, &message, &send).await {
+                Ok(answer) => {
+                    if stamps_left == stamps::MOST_STAMPS {
+                        self.shared.stamps.was_right();
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            // A call one of whose attempts may have been carried out never ends with a refusal.
+            let (Some(time_ms), Some(id)) = (stamp_from(&error), message.request_id()) else {
+                return Err(error);
+            };
+            if stamps_left == 0 || Instant::now() >= deadline {
+                return Err(error);
+            }
+            stamps_left -= 1;
+            id.valid_until_ms = stamps::until(time_ms);
+            self.shared.stamps.was_wrong(time_ms, Instant::now());
+        }
     }
 
     async fn call<M, A, S, F>(&self, manner: Manner, message: &M, send: S) -> Result<A, Error>
@@ -397,6 +464,9 @@ impl Client {
         call(pool, options, deadline, manner, message, send).await
     }
 }
+
+/// Shards whose clocks differ by less take an id that is stamped by either's.
+const NEAR_MS: u64 = 60_000;
 
 /// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
 const SERVING: i32 = 1;
@@ -448,6 +518,11 @@ fn check_count(asked: usize, answered: usize, effect: Effect) -> Result<(), Erro
     Err(effect.unanswered("the gateway", format!("{answered} results for {asked} operations")))
 }
 
+/// The shard's time, if an operation was refused because its id was stamped by another clock.
+fn stamp_of(result: &Result<Written, Error>) -> Option<u64> {
+    result.as_ref().err().and_then(stamp_from)
+}
+
 /// Whether another attempt may bring a better answer.
 fn is_open(result: &Result<Written, Error>) -> bool {
     matches!(result, Err(error) if error.class() != RetryClass::Final)
@@ -469,6 +544,9 @@ fn settle(
         .zip(again)
         .map(|pair| match pair {
             (Ok(written), _) | (Err(_), Ok(written)) => Ok(written),
+            // What was refused for its stamp may be taken a moment later: then it counts what became
+            // of that.
+            (Err(old), Err(new)) if unknown(&new) && stamp_from(&old).is_some() => Err(new),
             (Err(old), Err(_)) if unknown(&old) || old.class() == RetryClass::Final => Err(old),
             (Err(_), Err(new)) => Err(new),
         })
@@ -503,6 +581,18 @@ mod tests {
         let after = settle(before, Ok(vec![done(1), done(2), busy(), done(3)]));
         let expected = [None, None, Some(RetryClass::OutcomeUnknown), None];
         assert_eq!(classes(&after), expected);
+    }
+
+    #[test]
+    fn what_was_refused_for_its_stamp_and_then_lost_is_unknown() {
+        let valid_until = kvdb_model::ValidUntil::Time(1);
+        let shard = kvdb_model::ShardTimes { time_ms: 9, age_ms: 9 };
+        let client_id = "c".to_owned();
+        let refusal = Refusal::RequestIdExpired { client_id, sequence: 1, valid_until, shard };
+        let error = Error::Refused { message: refusal.to_string(), refusal };
+        let after = settle(vec![Err(error.clone()), Err(error)], Ok(vec![unknown(), busy()]));
+        assert_eq!(classes(&after)[0], Some(RetryClass::OutcomeUnknown));
+        assert_eq!(stamp_of(&after[1]), Some(9));
     }
 
     #[test]

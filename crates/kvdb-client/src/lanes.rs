@@ -10,11 +10,6 @@
 
 use kvdb_wire::proto;
 use parking_lot::Mutex;
-use std::time::{Duration, SystemTime};
-
-/// How long a request id is good for. Retries stay within a call's deadline; the rest is room for
-/// clocks that differ. The cluster allows 10 minutes.
-const VALID_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// The lanes of one client.
 pub(crate) struct Lanes {
@@ -39,7 +34,8 @@ struct Lane {
 pub(crate) struct Ticket<'a> {
     lanes: &'a Lanes,
     lane: Option<Lane>,
-    /// The same for every attempt of the request.
+    /// The same for every attempt of the request, until one tells that it was stamped by another clock
+    /// than the shard's ([`crate::stamps`]).
     pub(crate) request_id: proto::RequestId,
 }
 
@@ -48,7 +44,7 @@ impl Lanes {
         Lanes { client, state: Mutex::default() }
     }
 
-    pub(crate) fn take(&self, now: SystemTime) -> Ticket<'_> {
+    pub(crate) fn take(&self, valid_until_ms: u64) -> Ticket<'_> {
         let lane = {
             let mut state = self.state.lock();
             state.free.pop().unwrap_or_else(|| {
@@ -56,13 +52,11 @@ impl Lanes {
                 Lane { number: state.made, sequence: 1 }
             })
         };
-        let valid_until = now + VALID_FOR;
-        let since_epoch = valid_until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let request_id = proto::RequestId {
             client_id: format!("{:016x}-{}", self.client, lane.number),
             sequence: lane.sequence,
             acked_below: lane.sequence,
-            valid_until_ms: since_epoch.as_millis() as u64,
+            valid_until_ms,
             valid_until_age_ms: 0,
         };
         Ticket { lanes: self, lane: Some(lane), request_id }
@@ -85,16 +79,16 @@ mod tests {
     #[test]
     fn requests_at_a_time_have_lanes_of_their_own() {
         let lanes = Lanes::new(7);
-        let first = lanes.take(SystemTime::UNIX_EPOCH);
-        let second = lanes.take(SystemTime::UNIX_EPOCH);
+        let first = lanes.take(300_000);
+        let second = lanes.take(300_000);
         assert_ne!(first.request_id.client_id, second.request_id.client_id);
     }
 
     #[test]
     fn a_lane_settles_what_came_before() {
         let lanes = Lanes::new(7);
-        let first = lanes.take(SystemTime::UNIX_EPOCH).request_id.clone();
-        let second = lanes.take(SystemTime::UNIX_EPOCH).request_id.clone();
+        let first = lanes.take(300_000).request_id.clone();
+        let second = lanes.take(300_000).request_id.clone();
         assert_eq!(second.client_id, first.client_id);
         assert_eq!(second.sequence, first.sequence + 1);
         assert_eq!(second.acked_below, second.sequence);

@@ -23,6 +23,9 @@
 //!   the next gateway. A write that *may* have been carried out is tried again only under a
 //!   request id, by which the cluster knows it and applies it once ([`Options::exactly_once`]).
 //!   When such a write stays unsettled the error says so, and never claims that it failed.
+//! - **Request ids by the shard's clock.** An id says until when it is valid. A shard that goes by another
+//!   time than this machine's clock refuses it before anything is done; it is stamped anew by the
+//!   shard's time and sent again.
 //! - **Connections**: several to each gateway, made when first used and again when they break. Of
 //!   several gateways one that hangs is noticed within a second (or a quarter of the deadline, if that is
 //!   less) and left out until it answers again.
@@ -31,7 +34,7 @@
 //! # Files
 //!
 //! A request comes by `client.rs`, which builds the message, gets a request id from `lanes.rs` if
-//! it is a write, and goes through `call.rs`: one attempt after the other over connections of
+//! it is a write (`stamps.rs` says until when it is valid), and goes through `call.rs`: one attempt after the other over connections of
 //! `pool.rs`, until `retry.rs` says that it is enough. `error.rs` says what went wrong, and `whois.rs`
 //! what was there instead of a gateway.
 
@@ -47,6 +50,7 @@ mod outgoing;
 mod pool;
 mod retry;
 mod scan;
+mod stamps;
 mod types;
 mod watch;
 mod whois;

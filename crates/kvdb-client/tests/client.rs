@@ -95,6 +95,62 @@ async fn a_write_without_an_id_is_never_repeated_when_its_answer_was_lost() {
     assert_eq!(fake.state.lock().unwrap().request_ids, [None]);
 }
 
+/// The year 2080, where an earlier version left a shard; and 1970, where a client's clock is ahead of it.
+const FAR_MS: u64 = 3_471_292_800_000;
+const PAST_MS: u64 = 86_400_000;
+
+#[tokio::test]
+async fn a_write_is_stamped_anew_by_the_clock_of_a_shard_that_is_years_off() {
+    for time_ms in [FAR_MS, PAST_MS] {
+        let (fake, client) = cluster().await;
+        fake.state.lock().unwrap().clocks = vec![("", time_ms)];
+        assert!(client.put("k", "v").await.unwrap().applied);
+        assert!(client.expire("k", Some(1000)).await.unwrap().applied);
+        assert!(client.delete("k").await.unwrap().applied);
+        let state = fake.state.lock().unwrap();
+        assert_eq!(state.puts, 1);
+        let ids: Vec<_> = state.request_ids.iter().flatten().collect();
+        assert_eq!(ids[0].sequence, ids[1].sequence, "it is the same request");
+        let stamps: Vec<u64> = ids.iter().map(|id| id.valid_until_ms).collect();
+        assert_eq!(stamps[1], time_ms + 300_000);
+        // The second is refused once, too; by the third time the client knows.
+        assert_eq!(ids.len(), 5, "{stamps:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_carried_out_is_never_stamped_anew() {
+    let (fake, client) = cluster().await;
+    fake.fail_next(Fault::LoseAnswer);
+    let valid_until = kvdb_model::ValidUntil::Time(1);
+    let shard = kvdb_model::ShardTimes { time_ms: FAR_MS, age_ms: FAR_MS };
+    let client_id = "c".to_owned();
+    fake.fail_next(Fault::Refuse(Refusal::RequestIdExpired {
+        client_id,
+        sequence: 1,
+        valid_until,
+        shard,
+    }));
+    let error = client.put("k", "v").await.unwrap_err();
+    assert_eq!(error.class(), RetryClass::OutcomeUnknown, "{error}");
+    let state = fake.state.lock().unwrap();
+    assert_eq!(state.request_ids.len(), 2);
+    assert_eq!(state.request_ids[0], state.request_ids[1]);
+}
+
+#[tokio::test]
+async fn a_batch_over_shards_with_different_clocks_is_written_once() {
+    let (fake, client) = cluster().await;
+    fake.state.lock().unwrap().clocks = vec![("far-", FAR_MS), ("past-", PAST_MS)];
+    let keys = ["far-1", "near-1", "past-1", "far-2", "near-2", "past-2"];
+    let operations = keys.map(|key| BatchOperation::put(key, "v"));
+    let results = client.batch_write(&operations, false).await.unwrap();
+    assert!(results.iter().all(|result| result.as_ref().unwrap().applied), "{results:?}");
+    let state = fake.state.lock().unwrap();
+    assert_eq!(state.puts, 6);
+    assert_eq!(state.data.len(), 6);
+}
+
 #[tokio::test]
 async fn a_read_whose_answer_was_lost_is_asked_again() {
     let (fake, client) = cluster().await;

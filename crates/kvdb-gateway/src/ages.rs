@@ -65,6 +65,11 @@ impl Stamp {
         }
     }
 
+    /// Whether the request goes under an id of the gateway's own.
+    pub(crate) fn is_on(&self) -> bool {
+        self.until_age_ms.is_some()
+    }
+
     /// An id was refused, and no earlier try may have been carried out. Whether it is worth another try
     /// with what the refusal has told.
     pub(crate) fn was_wrong(&mut self, times: ShardTimes) -> bool {

@@ -12,8 +12,10 @@ use kvdb_router::{Failure, Next, RequestMachine, Route, Routes};
 use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::map::ClusterMap;
+use kvdb_wire::proto;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_wire::refusal_from_proto;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +41,9 @@ pub(crate) struct Gateway {
 const USUAL_ANSWER: Duration = Duration::from_millis(20);
 /// How long a node that has lost its leadership may take to say so, before it counts as silent.
 const LAST_WORDS: Duration = Duration::from_millis(20);
+
+/// The code of [`Refusal::RequestIdExpired`].
+const EXPIRED: &str = "REQUEST_ID_EXPIRED";
 
 /// How long a request waits for word of a keyspace that isn't known here.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -182,6 +187,13 @@ impl Gateway {
             let result = match tokio::time::timeout_at(deadline.into(), asked).await {
                 Ok(result) => result,
                 Err(_) => return Err(machine.timed_out(true)),
+            };
+            let result = match result {
+                Ok(heard) => {
+                    let refusal = expired_as_a_whole(&heard.answer).filter(|_| stamp.is_on());
+                    refusal.map_or(Ok(heard), |refusal| Err(Failure::Refused(refusal)))
+                }
+                Err(failure) => Err(failure),
             };
             let failure = match result {
                 Ok(Heard { answer, times }) => {
@@ -341,6 +353,16 @@ impl Gateway {
     }
 }
 
+/// Why a batch was refused, if that is because of its id: then no part of it was carried out.
+fn expired_as_a_whole(answer: &Answer) -> Option<Refusal> {
+    let Answer::BatchWrite(batch) = answer else { return None };
+    let code = |result: &proto::BatchWriteResult| {
+        result.refusal.as_ref().is_some_and(|refusal| refusal.code == EXPIRED)
+    };
+    let first = batch.results.first()?.refusal.clone()?;
+    batch.results.iter().all(code).then(|| refusal_from_proto(first))
+}
+
 /// Takes the regularity out of numbers that count requests (Fibonacci hashing, Knuth, volume 3,
 /// section 6.4).
 fn spread(count: u64) -> u64 {
@@ -388,6 +410,24 @@ mod tests {
         assert_eq!(gateway.keyspace("").unwrap_err().class(), RetryClass::RetryHere);
         gateway.map.snapshot(ShardMap { version: MapVersion(3), ..ShardMap::default() });
         assert_eq!(gateway.keyspace("").unwrap_err(), Refusal::NotInitialised);
+    }
+
+    #[test]
+    fn a_batch_has_expired_only_if_all_of_it_has() {
+        let result = |code: &str| proto::BatchWriteResult {
+            refusal: (!code.is_empty())
+                .then(|| proto::Refusal { code: code.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let answer = |codes: &[&str]| {
+            let results = codes.iter().map(|code| result(code)).collect();
+            Answer::BatchWrite(proto::BatchWriteResponse { results })
+        };
+        let refusal = expired_as_a_whole(&answer(&[EXPIRED, EXPIRED]));
+        assert_eq!(refusal.map(|refusal| refusal.code()), Some(EXPIRED));
+        for others in [&["", EXPIRED][..], &[EXPIRED, "WRONG_VALUE"], &[""], &[]] {
+            assert_eq!(expired_as_a_whole(&answer(others)), None, "{others:?}");
+        }
     }
 
     #[tokio::test]

@@ -104,6 +104,14 @@ pub enum Refusal {
         /// What the shard's clock says.
         shard: ShardTimes,
     },
+    /// A client's own request id is valid for longer than may be asked for.
+    #[error("request_id.valid_until_ms {}", why_too_far_ahead(*valid_until_ms, shard))]
+    RequestIdTooFarAhead {
+        /// Until when it says that it is valid.
+        valid_until_ms: u64,
+        /// What the shard's clock says.
+        shard: ShardTimes,
+    },
     /// A field is not acceptable.
     #[error("{field} {problem}")]
     InvalidArgument {
@@ -172,7 +180,18 @@ fn why_expired(valid_until: &ValidUntil, shard: &ShardTimes) -> String {
     }
 }
 
+fn why_too_far_ahead(valid_until_ms: u64, shard: &ShardTimes) -> String {
+    format!(
+        "is {}, more than 10 minutes ahead: by the shard's clock it is {}",
+        Utc(valid_until_ms),
+        Utc(shard.time_ms)
+    )
+}
+
 impl Refusal {
+    /// The field that [`Refusal::RequestIdTooFarAhead`] is about.
+    pub const VALID_UNTIL: &'static str = "request_id.valid_until_ms";
+
     /// A bad field.
     pub fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         Refusal::InvalidArgument { field, problem: problem.into() }
@@ -191,13 +210,28 @@ impl Refusal {
             Refusal::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Refusal::RequestIdReused { .. } => "REQUEST_ID_REUSED",
             Refusal::RequestIdExpired { .. } => "REQUEST_ID_EXPIRED",
-            Refusal::InvalidArgument { .. } => "INVALID_ARGUMENT",
+            Refusal::InvalidArgument { .. } | Refusal::RequestIdTooFarAhead { .. } => {
+                "INVALID_ARGUMENT"
+            }
             Refusal::UnknownKeyspace { .. } => "UNKNOWN_KEYSPACE",
             Refusal::CrossShard { .. } => "CROSS_SHARD",
             Refusal::WrongValue(_) => "WRONG_VALUE",
             Refusal::RequestTooLarge { .. } => "REQUEST_TOO_LARGE",
             Refusal::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
             Refusal::NotInitialised => "NOT_INITIALISED",
+        }
+    }
+
+    /// What the shard's clock says, if a client's own request id was refused because it was stamped by
+    /// another one. Nothing was done: stamped anew, from this time, it may be sent again.
+    pub fn stamp_from(&self) -> Option<u64> {
+        match self {
+            // One whose answer is no longer needed wasn't refused for its time.
+            Refusal::RequestIdExpired {
+                valid_until: ValidUntil::Time(until_ms), shard, ..
+            } => (*until_ms <= shard.time_ms).then_some(shard.time_ms),
+            Refusal::RequestIdTooFarAhead { shard, .. } => Some(shard.time_ms),
+            _ => None,
         }
     }
 

@@ -38,7 +38,7 @@ use crate::shard::OpenError;
 use bytes::Bytes;
 use kvdb_engine::{Batch, ShortLived, Snapshot};
 use kvdb_model::planted::{Bug, has};
-use kvdb_model::time::{MAX_CLOCK_SKEW_MS, Utc};
+use kvdb_model::time::MAX_CLOCK_SKEW_MS;
 use kvdb_model::{
     Operation, OperationOutcome, Refusal, ReplicaId, RequestTag, ShardTimes, ValidUntil, Version,
 };
@@ -309,7 +309,7 @@ fn expired(tag: &RequestTag, shard: ShardTimes) -> Refusal {
 /// proposed: applying it decides.
 ///
 /// # Errors
-/// [`Refusal::RequestIdExpired`], or [`Refusal::InvalidArgument`] for a client's own id that is too
+/// [`Refusal::RequestIdExpired`], or [`Refusal::RequestIdTooFarAhead`] for a client's own id that is too
 /// far ahead. Both name both times.
 pub fn check_request(tag: &RequestTag, shard: ShardTimes) -> Result<(), Refusal> {
     check_validity(tag, shard, &SessionLimits::default())
@@ -333,12 +333,7 @@ fn check_validity(
                 return Err(expired(tag, shard));
             }
             if until_ms > shard.time_ms.saturating_add(limits.window_ms) {
-                let problem = format!(
-                    "is {}, more than 10 minutes ahead: by the shard's clock it is {}",
-                    Utc(until_ms),
-                    Utc(shard.time_ms)
-                );
-                return Err(Refusal::invalid("request_id.valid_until_ms", problem));
+                return Err(Refusal::RequestIdTooFarAhead { valid_until_ms: until_ms, shard });
             }
         }
     }

@@ -24,6 +24,7 @@ const NEW_NODE_HINT: &str = "x-new-node-hint";
 const SHARD_EPOCH: &str = "x-shard-epoch";
 const DESCRIPTORS: &str = "x-shard-descriptors-bin";
 const RETRY_AFTER_MS: &str = "x-retry-after-ms";
+const SHARD_TIME_MS: &str = "x-shard-time-ms";
 const REFUSAL: &str = "x-refusal-bin";
 
 /// Longest text that a refusal carries, in bytes.
@@ -65,6 +66,13 @@ pub fn refusal_to_proto(refusal: &Refusal) -> proto::Refusal {
                 ValidUntil::Time(ms) => out.valid_until_ms = *ms,
                 ValidUntil::Age(ms) => out.valid_until_age_ms = *ms,
             }
+            out.shard_time_ms = shard.time_ms;
+            out.shard_age_ms = shard.age_ms;
+        }
+        Refusal::RequestIdTooFarAhead { valid_until_ms, shard } => {
+            out.field = Refusal::VALID_UNTIL.to_owned();
+            out.problem = "is too far ahead of the shard's clock".to_owned();
+            out.valid_until_ms = *valid_until_ms;
             out.shard_time_ms = shard.time_ms;
             out.shard_age_ms = shard.age_ms;
         }
@@ -129,6 +137,14 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
             },
             shard: ShardTimes { time_ms: refusal.shard_time_ms, age_ms: refusal.shard_age_ms },
         },
+        "INVALID_ARGUMENT"
+            if refusal.field == Refusal::VALID_UNTIL && refusal.shard_time_ms > 0 =>
+        {
+            Refusal::RequestIdTooFarAhead {
+                valid_until_ms: refusal.valid_until_ms,
+                shard: ShardTimes { time_ms: refusal.shard_time_ms, age_ms: refusal.shard_age_ms },
+            }
+        }
         "INVALID_ARGUMENT" => invalid_argument(refusal),
         "UNKNOWN_KEYSPACE" => Refusal::UnknownKeyspace { name: refusal.keyspace },
         "CROSS_SHARD" => {
@@ -196,6 +212,7 @@ fn grpc_code(refusal: &Refusal) -> Code {
         Refusal::OutcomeUnknown { .. } => Code::Unknown,
         Refusal::DeadlineExceeded => Code::DeadlineExceeded,
         Refusal::RequestIdReused { .. }
+        | Refusal::RequestIdTooFarAhead { .. }
         | Refusal::InvalidArgument { .. }
         | Refusal::CrossShard { .. } => Code::InvalidArgument,
         Refusal::RequestIdExpired { .. } => Code::FailedPrecondition,
@@ -209,6 +226,7 @@ fn needs_message(refusal: &Refusal) -> bool {
         refusal,
         Refusal::RequestIdReused { .. }
             | Refusal::RequestIdExpired { .. }
+            | Refusal::RequestIdTooFarAhead { .. }
             | Refusal::InvalidArgument { .. }
             | Refusal::UnknownKeyspace { .. }
             | Refusal::CrossShard { .. }
@@ -240,6 +258,9 @@ pub fn status_of(refusal: &Refusal) -> Status {
             trailers.insert(RETRY_AFTER_MS, (*retry_after_ms).into());
         }
         _ => {}
+    }
+    if let Some(shard_time_ms) = refusal.stamp_from() {
+        trailers.insert(SHARD_TIME_MS, shard_time_ms.into());
     }
     if needs_message(refusal) {
         let message = refusal_to_proto(refusal).encode_to_vec();
@@ -353,6 +374,29 @@ mod tests {
     }
 
     #[test]
+    fn clients_without_our_types_read_the_shards_time_in_a_trailer() {
+        let shard = ShardTimes { time_ms: 8, age_ms: 7 };
+        let expired = |valid_until| Refusal::RequestIdExpired {
+            client_id: "c".into(),
+            sequence: 4,
+            valid_until,
+            shard,
+        };
+        let trailer = |refusal: &Refusal| {
+            let status = status_of(refusal);
+            status.metadata().get("x-shard-time-ms").map(|it| it.to_str().unwrap().to_owned())
+        };
+        for wrong in [
+            expired(ValidUntil::Time(8)),
+            Refusal::RequestIdTooFarAhead { valid_until_ms: 700_000, shard },
+        ] {
+            assert_eq!(trailer(&wrong).as_deref(), Some("8"), "{wrong}");
+        }
+        // Its time was right: it is no longer needed.
+        assert_eq!(trailer(&expired(ValidUntil::Time(9))), None);
+    }
+
+    #[test]
     fn routing_hints_survive_as_trailers_and_as_fields() {
         for refusal in routed() {
             assert_eq!(refusal_from_status(&status_of(&refusal)), Some(refusal.clone()));
@@ -374,6 +418,10 @@ mod tests {
                 client_id: "c".into(),
                 sequence: 4,
                 valid_until: ValidUntil::Time(3),
+                shard: ShardTimes { time_ms: 8, age_ms: 7 },
+            },
+            Refusal::RequestIdTooFarAhead {
+                valid_until_ms: 3,
                 shard: ShardTimes { time_ms: 8, age_ms: 7 },
             },
             Refusal::invalid("key", "is empty"),

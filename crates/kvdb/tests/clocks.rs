@@ -222,3 +222,88 @@ fn nodes_that_all_start_again_with_a_wrong_clock_among_them_go_on() {
     assert_eq!(cluster.get("short"), "v");
     cluster.until("it is gone", |cluster| cluster.get("short").is_empty());
 }
+
+/// What a client that speaks Redis's protocol is answered.
+fn redis(address: &str, words: &[&str]) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    socket.write_all(format!("{}\r\n", words.join(" ")).as_bytes()).unwrap();
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).unwrap();
+    answer.trim_end().to_owned()
+}
+
+/// Earlier versions made versions of wall clocks, so that a shard could be led 50 years ahead. Here its
+/// clock begins there, since all nodes say so; then their clocks are put right.
+#[test]
+fn a_shard_that_was_left_50_years_ahead_takes_writes_from_every_kind_of_client() {
+    let mut cluster = Cluster::prepare(3, tempfile::tempdir().unwrap(), &[]);
+    for node in &cluster.nodes {
+        std::fs::write(node.clock(), YEARS_MS.to_string()).unwrap();
+    }
+    cluster.launch();
+    for node in &cluster.nodes {
+        std::fs::write(node.clock(), "").unwrap();
+    }
+    // The coordinators and the gateway were named before, with all others against them.
+    cluster.until("all agree again", |cluster| wrong_clocks(cluster).is_empty());
+    let made = cluster.kvdb(&["admin", "create-keyspace", "fresh"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = kvdb_client::Options::to(&cluster.endpoint);
+    assert!(options.exactly_once, "ids are made by the client");
+    let far = runtime.block_on(async { kvdb_client::Client::new(options).unwrap() });
+    let fresh = far.keyspace("fresh");
+    runtime.block_on(async {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let ahead_ms =
+            |version: kvdb_model::Version| version.millis() as i64 - now.as_millis() as i64;
+        for turn in 1..=20 {
+            // One shard after the other, so that no guess is right twice.
+            for (client, is_far) in [(&far, true), (&fresh, false)] {
+                let key = format!("key-{turn}");
+                let written = client.put(key, "v").await.unwrap();
+                let ahead_ms = ahead_ms(written.version);
+                assert_eq!(ahead_ms > YEARS_MS - HOUR_MS, is_far, "{ahead_ms} ms ahead");
+                assert_eq!(client.increment("counter", 1).await.unwrap().value, turn);
+            }
+        }
+        let puts: Vec<_> =
+            (0..50).map(|n| kvdb_client::BatchOperation::put(format!("batch-{n}"), "v")).collect();
+        for atomic_key in ["batch-0", "batch-1"] {
+            let one = [kvdb_client::BatchOperation::put(atomic_key, "v")];
+            assert!(far.batch_write(&one, true).await.unwrap()[0].as_ref().unwrap().applied);
+        }
+        for result in far.batch_write(&puts, false).await.unwrap() {
+            assert!(result.unwrap().applied);
+        }
+    });
+
+    assert!(cluster.kvdb(&["put", "by-command", "v"]).status.success());
+    assert_eq!(cluster.get("by-command"), "v");
+    let rows = cluster.folder.path().join("rows.tsv");
+    let text: String = (0..200).map(|n| format!("row-{n}\tv\n")).collect();
+    std::fs::write(&rows, text).unwrap();
+    let import = cluster.kvdb(&["import", rows.to_str().unwrap()]);
+    assert!(import.status.success(), "{}", String::from_utf8_lossy(&import.stderr));
+    assert_eq!(cluster.get("row-199"), "v");
+    assert_eq!(redis(&cluster.redis, &["SET", "by-redis", "v"]), "+OK");
+    assert_eq!(redis(&cluster.redis, &["INCR", "redis-counter"]), ":1");
+    assert_eq!(redis(&cluster.redis, &["PSETEX", "short", "1500", "v"]), "+OK");
+    let began = Instant::now();
+    cluster.until("it is gone", |cluster| redis(&cluster.redis, &["EXISTS", "short"]) == ":0");
+    let lived = began.elapsed();
+    assert!((1_000..2_500).contains(&lived.as_millis()), "it lived for {lived:?}");
+
+    // The same after the damage is led by somebody else.
+    for node in &mut cluster.nodes {
+        node.kill();
+        node.start();
+    }
+    cluster.until("it is written again", |cluster| {
+        cluster.kvdb(&["put", "again", "1"]).status.success()
+    });
+    assert_eq!(runtime.block_on(far.increment("counter", 1)).unwrap().value, 21);
+}

@@ -37,6 +37,8 @@ pub struct State {
     /// Where the leader of the coordinators is, if it isn't here.
     pub leader_elsewhere: Option<String>,
     pub map: ShardMap,
+    /// What the clocks of shards say that hold keys with these prefixes. Other shards take any id.
+    pub clocks: Vec<(&'static str, u64)>,
     settled: HashMap<(String, u64, usize), proto::BatchWriteResult>,
     version: u64,
 }
@@ -111,10 +113,19 @@ impl Fake {
         }
         let mut state = self.state.lock().unwrap();
         let mut results = Vec::new();
+        let is_alone = operations.len() == 1;
         for (item, operation) in operations.into_iter().enumerate() {
             if operation.key.is_empty() {
                 let refusal = Refusal::invalid("key", "is empty; a key has at least 1 byte");
                 return Err(status_of(&refusal));
+            }
+            if let Some(refusal) = state.judge(&operation.key, request_id.as_ref()) {
+                if is_alone {
+                    return Err(status_of(&refusal));
+                }
+                let refusal = Some(kvdb_wire::refusal_to_proto(&refusal));
+                results.push(proto::BatchWriteResult { refusal, ..Default::default() });
+                continue;
             }
             let result = match &fault {
                 Some(Fault::RefuseItem(refused, refusal)) if *refused == item => {
@@ -135,6 +146,22 @@ impl Fake {
 }
 
 impl State {
+    /// As a shard judges the time of an id.
+    fn judge(&self, key: &[u8], id: Option<&proto::RequestId>) -> Option<Refusal> {
+        let (_, time_ms) =
+            *self.clocks.iter().find(|(prefix, _)| key.starts_with(prefix.as_bytes()))?;
+        let id = id?;
+        let shard = kvdb_model::ShardTimes { time_ms, age_ms: time_ms };
+        if id.valid_until_ms <= time_ms {
+            let valid_until = kvdb_model::ValidUntil::Time(id.valid_until_ms);
+            let (client_id, sequence) = (id.client_id.clone(), id.sequence);
+            return Some(Refusal::RequestIdExpired { client_id, sequence, valid_until, shard });
+        }
+        let is_too_far = id.valid_until_ms > time_ms + 600_000;
+        let valid_until_ms = id.valid_until_ms;
+        is_too_far.then_some(Refusal::RequestIdTooFarAhead { valid_until_ms, shard })
+    }
+
     fn settle(
         &mut self,
         operation: proto::WriteOperation,
