@@ -17,6 +17,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -39,6 +40,31 @@ func (w *writes) next() *pb.RequestId {
 		// One write at a time: all before this one are settled.
 		AckedBelow:   w.sequence,
 		ValidUntilMs: uint64(time.Now().Add(5 * time.Minute).UnixMilli()),
+	}
+}
+
+// send sends a write under its identity. Until when an identity is valid is judged by the clock of the key's
+// shard. Where that differs from the clock here, the write is refused before anything is done, and the refusal
+// tells the shard's time: the identity is stamped anew by that, and the write sent again. Never do that after an
+// attempt whose answer was lost: it must stay the same.
+func send[Request, Answer any](
+	ctx context.Context,
+	method func(context.Context, Request, ...grpc.CallOption) (Answer, error),
+	request Request,
+	id *pb.RequestId,
+) (Answer, error) {
+	for attempt := 0; ; attempt++ {
+		var trailers metadata.MD
+		answer, err := method(ctx, request, grpc.Trailer(&trailers))
+		told := trailers.Get("x-shard-time-ms")
+		if err == nil || len(told) != 1 || attempt == 2 {
+			return answer, err
+		}
+		shardTime, parseError := strconv.ParseUint(told[0], 10, 64)
+		if parseError != nil {
+			return answer, err
+		}
+		id.ValidUntilMs = shardTime + 300_000
 	}
 }
 
@@ -75,7 +101,8 @@ func main() {
 
 	// Put and get. Keys and values are bytes.
 	key := []byte("go-tour:greeting")
-	written, err := kv.Put(ctx, &pb.PutRequest{Key: key, Value: []byte("hello"), RequestId: ids.next()})
+	put := &pb.PutRequest{Key: key, Value: []byte("hello"), RequestId: ids.next()}
+	written, err := send(ctx, kv.Put, put, put.RequestId)
 	must(err)
 	found, err := kv.Get(ctx, &pb.GetRequest{Key: key})
 	must(err)
@@ -94,11 +121,18 @@ func main() {
 
 	// A retry under the same id does not count twice.
 	increment := &pb.IncrementRequest{Key: []byte("go-tour:visits"), Delta: 1, RequestId: ids.next()}
-	once, err := kv.Increment(ctx, increment)
+	once, err := send(ctx, kv.Increment, increment, increment.RequestId)
 	must(err)
 	again, err := kv.Increment(ctx, increment)
 	must(err)
 	check("it counts once", once.Value == again.Value)
+
+	// An identity that was stamped by a clock that is wrong by a day.
+	late := &pb.DeleteRequest{Key: []byte("go-tour:nothing"), RequestId: ids.next()}
+	late.RequestId.ValidUntilMs -= 86_400_000
+	deleted, err := send(ctx, kv.Delete, late, late.RequestId)
+	must(err)
+	check("nothing was there", !deleted.Applied)
 
 	// Many at once; each has a result of its own.
 	var operations []*pb.WriteOperation
@@ -132,7 +166,8 @@ func main() {
 	stands, err := watch.Recv()
 	must(err)
 	check("it stands", stands.Progress != nil)
-	_, err = kv.Delete(ctx, &pb.DeleteRequest{Key: []byte("go-tour:item:7"), RequestId: ids.next()})
+	item := &pb.DeleteRequest{Key: []byte("go-tour:item:7"), RequestId: ids.next()}
+	_, err = send(ctx, kv.Delete, item, item.RequestId)
 	must(err)
 	for {
 		message, err := watch.Recv()

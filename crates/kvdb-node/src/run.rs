@@ -67,6 +67,8 @@ pub struct NodeConfig {
     pub snapshot_bytes_per_second: u64,
     /// Bytes of disk that are kept for what must be written when it is full.
     pub reserve_bytes: u64,
+    /// Serve strong reads by a lease; otherwise each asks a quorum.
+    pub lease: bool,
     /// Hand over leadership before it stops. Of no use where everything stops at once.
     pub hands_over: bool,
     /// Told when the node has its number.
@@ -170,7 +172,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     *introduction.known.write() = (cluster_id, node_id);
     let drive_config = DriveConfig {
         data: config.data.clone(),
-        host: HostConfig::new(node_id, identity.token as u64),
+        host: HostConfig { lease: config.lease, ..HostConfig::new(node_id, identity.token as u64) },
         wal: WalConfig::default(),
         engine: LsmConfig::default(),
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,

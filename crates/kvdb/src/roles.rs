@@ -127,6 +127,10 @@ pub(crate) struct NodeArgs {
     /// Maximum rate of snapshots to other nodes, in bytes a second; 0 = no limit [default: 64MiB]
     #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND", value_name = "SIZE", value_parser = units::parse_size)]
     snapshot_bytes_per_second: Option<u64>,
+    /// Serve strong reads by a lease: on or off. Off, each asks a quorum, and nothing relies on how
+    /// fast the machines' boot clocks run; set it alike on all nodes [default: on]
+    #[arg(long, env = "KVDB_LEASE", value_name = "on|off", value_parser = units::parse_switch)]
+    lease: Option<bool>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -198,6 +202,8 @@ struct File {
     moves_per_node: Option<u64>,
     #[serde(deserialize_with = "size")]
     snapshot_bytes_per_second: Option<u64>,
+    #[serde(deserialize_with = "switch")]
+    lease: Option<bool>,
     log: Option<String>,
     log_format: Option<String>,
     network_threads: Option<u16>,
@@ -232,6 +238,24 @@ fn seconds<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Er
 
 fn size<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Error> {
     Quantity::read(from, units::parse_size)
+}
+
+/// `true`, or text as on the command line.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Switch {
+    Is(bool),
+    Text(String),
+}
+
+fn switch<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<bool>, D::Error> {
+    match Option::<Switch>::deserialize(from)? {
+        None => Ok(None),
+        Some(Switch::Is(is)) => Ok(Some(is)),
+        Some(Switch::Text(text)) => {
+            units::parse_switch(&text).map(Some).map_err(serde::de::Error::custom)
+        }
+    }
 }
 
 /// A role with all its settings found.
@@ -469,6 +493,7 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
             .or(file.snapshot_bytes_per_second)
             .unwrap_or(SNAPSHOT_BYTES_PER_SECOND),
         reserve_bytes: kvdb_node::RESERVE_BYTES,
+        lease: args.lease.or(file.lease).unwrap_or(true),
         hands_over: true,
         registered: None,
         moved: false,
@@ -545,6 +570,10 @@ mod tests {
         assert_eq!((file.repair_after, file.split_size_bytes), (Some(300), Some(64 << 20)));
         let file = read("repair_after = 90\nsnapshot_bytes_per_second = 0\n").unwrap();
         assert_eq!((file.repair_after, file.snapshot_bytes_per_second), (Some(90), Some(0)));
+        for (text, is_on) in [("lease = \"off\"\n", false), ("lease = true\n", true)] {
+            assert_eq!(read(text).unwrap().lease, Some(is_on));
+        }
+        assert!(read("lease = \"perhaps\"\n").err().unwrap().to_string().contains("off"));
         let refused = read("repair_after = \"soon\"\n").err().unwrap().to_string();
         assert!(refused.contains("30s") && refused.contains("repair_after"), "{refused}");
     }

@@ -69,6 +69,15 @@ pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Whether something is on.
+pub(crate) fn parse_switch(text: &str) -> Result<bool, String> {
+    match text.trim() {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 /// Bytes: a size with its unit, or a bare number of bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let bytes = text.trim().parse::<u64>().ok().or_else(|| parse(text, &SIZES));

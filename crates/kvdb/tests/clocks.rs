@@ -307,3 +307,40 @@ fn a_shard_that_was_left_50_years_ahead_takes_writes_from_every_kind_of_client()
     });
     assert_eq!(runtime.block_on(far.increment("counter", 1)).unwrap().value, 21);
 }
+
+/// How many strong reads had to ask for leadership.
+fn reads_that_asked(cluster: &Cluster) -> u64 {
+    let counted = |text: String| -> u64 {
+        let counts = text.lines().filter_map(|line| line.strip_prefix("kvdb_raft_reads_total "));
+        counts.map(|count| count.parse::<u64>().unwrap()).sum()
+    };
+    cluster.nodes.iter().map(|node| counted(support::metrics(node))).sum()
+}
+
+#[test]
+fn nodes_without_a_lease_ask_a_quorum_for_each_strong_read() {
+    let mut cluster = Cluster::prepare(3, tempfile::tempdir().unwrap(), &[]);
+    for node in &mut cluster.nodes {
+        node.args.splice(1..1, ["--lease".to_owned(), "off".to_owned()]);
+    }
+    cluster.launch();
+    let reader = Reader::new(&cluster.endpoint);
+    let before = reads_that_asked(&cluster);
+    for _ in 0..50 {
+        assert_eq!(reader.there(&["first".to_owned()]), ["first"]);
+    }
+    let asked = reads_that_asked(&cluster) - before;
+    assert!(asked >= 50, "only {asked} of 50 reads asked a quorum");
+}
+
+#[test]
+fn nodes_with_a_lease_ask_a_quorum_for_few_reads() {
+    let cluster = Cluster::start();
+    let reader = Reader::new(&cluster.endpoint);
+    let before = reads_that_asked(&cluster);
+    for _ in 0..50 {
+        assert_eq!(reader.there(&["first".to_owned()]), ["first"]);
+    }
+    let asked = reads_that_asked(&cluster) - before;
+    assert!(asked < 50, "{asked} of 50 reads asked a quorum");
+}

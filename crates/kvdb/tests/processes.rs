@@ -429,17 +429,6 @@ fn a_node_whose_data_is_damaged_heals_from_the_others() {
     assert_eq!(cluster.get("row-000123"), "value 123 of row");
 }
 
-/// What a process tells at `/metrics`.
-fn metrics(part: &Part) -> String {
-    use std::io::{Read, Write};
-    let address = part.args.last().unwrap();
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
 #[test]
 fn a_gateway_that_is_full_refuses_and_whoever_comes_again_is_served() {
     let mut cluster = Cluster::start();
@@ -452,7 +441,7 @@ fn a_gateway_that_is_full_refuses_and_whoever_comes_again_is_served() {
     let bench = ["bench", "--mode", "put", "--clients", "64", "--requests", "2000", "--json"];
     let report = cluster.json(&bench).unwrap();
     assert_eq!(report["errors"], 0, "{report}");
-    let metrics = metrics(&cluster.gateway);
+    let metrics = support::metrics(&cluster.gateway);
     let refused = "kvdb_requests_total{method=\"put\",result=\"OVERLOADED\"} ";
     let refused = metrics.lines().find_map(|line| line.strip_prefix(refused));
     let refused: u64 = refused.expect("64 requests don't fit into 32").parse().unwrap();
@@ -575,7 +564,7 @@ fn one_full_disk_of_three_refuses_nobody_anything() {
     };
     let mut cluster = Cluster::start_in(folder);
     let lead = |cluster: &Cluster| {
-        let text = metrics(&cluster.nodes[0]);
+        let text = support::metrics(&cluster.nodes[0]);
         let line = text.lines().find(|line| line.starts_with("kvdb_leaders ")).unwrap();
         line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
     };
@@ -608,7 +597,7 @@ fn every_role_tells_what_it_does() {
     cluster.until("a key is written and read", |cluster| {
         cluster.kvdb(&["put", "k", "v"]).status.success() && cluster.get("k") == "v"
     });
-    let gateway = metrics(&cluster.gateway);
+    let gateway = support::metrics(&cluster.gateway);
     assert!(gateway.contains("application/openmetrics-text"), "{gateway}");
     for name in [
         "kvdb_requests_total{method=\"put\",result=\"OK\"}",

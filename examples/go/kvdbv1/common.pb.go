@@ -138,7 +138,8 @@ type RequestId struct {
 	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// Every sequence below this is settled; its answer needs no remembering.
 	AckedBelow uint64 `protobuf:"varint,3,opt,name=acked_below,json=ackedBelow,proto3" json:"acked_below,omitempty"`
-	// Milliseconds since 1970, at most 10 minutes ahead; afterwards the request is refused.
+	// Milliseconds since 1970, at most 10 minutes ahead; afterwards the request is refused. The clock of the key's shard
+	// counts: a refusal tells it (x-shard-time-ms), nothing was done, and the id may be stamped anew by it.
 	ValidUntilMs uint64 `protobuf:"varint,4,opt,name=valid_until_ms,json=validUntilMs,proto3" json:"valid_until_ms,omitempty"`
 }
 

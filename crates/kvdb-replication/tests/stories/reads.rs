@@ -36,6 +36,26 @@ fn a_read_asks_a_majority_once_and_then_the_lease_answers() {
 }
 
 #[test]
+fn without_a_lease_every_read_asks_a_majority() {
+    let mut world = World::configured(3, 1, |config| config.lease = false);
+    world.create(SHARD, &[1, 2, 3], 1);
+    world.run_ms(50);
+    world.write(1, "a");
+    world.run_ms(10);
+    for _ in 0..10 {
+        assert_eq!(world.read_beside(1), None, "nobody reads beside the host");
+        let ticket = world.read(1);
+        assert_eq!(world.outcome(ticket), None, "somebody has to be asked");
+        world.run_ms(2);
+        assert_eq!(read_words(&world, ticket).unwrap(), ["a"]);
+    }
+    world.isolate(1);
+    let ticket = world.read(1);
+    world.run_ms(150);
+    assert_eq!(world.outcome(ticket), None, "nobody has answered");
+}
+
+#[test]
 fn a_committed_write_renews_the_lease() {
     let mut world = World::with_leader(3);
     world.run_ms(400);

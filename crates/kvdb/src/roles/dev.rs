@@ -179,6 +179,7 @@ async fn start_nodes(plan: &Plan, parts: &mut Parts, shutdown: &Shutdown) -> Res
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             // They share a disk.
             reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
+            lease: true,
             hands_over: false,
             registered: Some(registered.clone()),
             // Its coordinators are in its own process.

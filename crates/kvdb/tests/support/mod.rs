@@ -257,3 +257,14 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 }
+
+/// What a process tells at `/metrics`.
+pub fn metrics(part: &Part) -> String {
+    use std::io::{Read, Write};
+    let address = part.args.last().unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
