@@ -25,6 +25,8 @@ const SLOW_TIMES: u64 = 10;
 const FAST_TIMES: u64 = 5;
 /// Syncs that are faster than this are never slow, whatever the peers' take.
 const NEVER_SLOW_US: u64 = 5_000;
+/// A path on which a message and its answer are faster than this is never slow.
+const NEVER_SLOW_PATH_US: u64 = 10_000;
 /// Until evidence counts.
 const HOLDS_AFTER_MS: u64 = 10_000;
 /// Until the lack of it does.
@@ -46,6 +48,13 @@ pub enum Reason {
         /// The median of its peers.
         peers_us: u64,
     },
+    /// Messages between it and other nodes take far longer than between those.
+    SlowPath {
+        /// How long one to the nearer half of its peers and back takes, in microseconds.
+        round_trip_us: u64,
+        /// The median of the other nodes.
+        peers_us: u64,
+    },
     /// Its wall clock is wrong. Nothing relies on it; but something is amiss with the machine.
     WrongClock {
         /// How far it is ahead of cluster time, in milliseconds; behind, if negative.
@@ -59,6 +68,7 @@ impl Reason {
         match self {
             Reason::StalledLog => "stalled_log",
             Reason::SlowDisk { .. } => "slow_disk",
+            Reason::SlowPath { .. } => "slow_path",
             Reason::WrongClock { .. } => "wrong_clock",
         }
     }
@@ -70,6 +80,11 @@ impl Reason {
             Reason::SlowDisk { sync_us, peers_us } => format!(
                 "a sync of its log takes {}, on the other nodes {}",
                 milliseconds(*sync_us),
+                milliseconds(*peers_us)
+            ),
+            Reason::SlowPath { round_trip_us, peers_us } => format!(
+                "a message between it and other nodes takes {} there and back, between those {}",
+                milliseconds(*round_trip_us),
                 milliseconds(*peers_us)
             ),
             Reason::WrongClock { ahead_ms } => {
@@ -139,6 +154,9 @@ pub struct Vitals {
 struct Heard {
     at_ms: u64,
     vitals: Vitals,
+    /// How long messages to other nodes and back take, and when it has said so.
+    paths: BTreeMap<NodeId, u64>,
+    paths_at_ms: u64,
     judgements: BTreeMap<&'static str, Judgement>,
     reasons: Vec<Reason>,
 }
@@ -165,6 +183,53 @@ impl Preferences {
         if let Some((reason, slow)) = slow {
             self.note(node, reason, slow, HOLDS_AFTER_MS, now_ms);
         }
+    }
+
+    /// A node of the map tells how long messages to others and back take, in microseconds.
+    pub fn heard_paths(
+        &mut self,
+        node: NodeId,
+        paths: impl Iterator<Item = (NodeId, u64)>,
+        now_ms: u64,
+    ) {
+        let heard = self.nodes.entry(node).or_default();
+        (heard.paths, heard.paths_at_ms) = (paths.collect(), now_ms);
+        if let Some((reason, slow)) = self.slow_path(node, now_ms) {
+            self.note(node, reason, slow, HOLDS_AFTER_MS, now_ms);
+        }
+    }
+
+    /// How long a message between two nodes takes there and back: each has its own connection, and what
+    /// one sends is answered on the other's.
+    fn between(&self, one: NodeId, other: NodeId, now_ms: u64) -> Option<u64> {
+        let said = |from: NodeId, to: NodeId| {
+            let heard = self.nodes.get(&from)?;
+            let is_fresh = now_ms.saturating_sub(heard.paths_at_ms) < STALE_MS;
+            heard.paths.get(&to).copied().filter(|_| is_fresh)
+        };
+        match (said(one, other), said(other, one)) {
+            (Some(there), Some(back)) => Some(there / 2 + back / 2),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// What a message between a node and those that it needs for a majority takes.
+    fn path_of(&self, node: NodeId, now_ms: u64) -> Option<u64> {
+        let others = self.nodes.keys().filter(|other| **other != node);
+        lower_median(others.filter_map(|other| self.between(node, *other, now_ms)))
+    }
+
+    /// What messages to and from a node take beside those among the others, and whether that is slow.
+    fn slow_path(&self, node: NodeId, now_ms: u64) -> Option<(Reason, bool)> {
+        let round_trip_us = self.path_of(node, now_ms)?;
+        let others = self.nodes.keys().filter(|other| **other != node);
+        let peers_us = lower_median(others.filter_map(|other| self.path_of(*other, now_ms)))?;
+        let known = self.nodes.get(&node)?.reasons.iter();
+        let known = known.clone().any(|reason| matches!(reason, Reason::SlowPath { .. }));
+        let times = if known { FAST_TIMES } else { SLOW_TIMES };
+        let slow =
+            round_trip_us >= NEVER_SLOW_PATH_US && round_trip_us >= peers_us.saturating_mul(times);
+        Some((Reason::SlowPath { round_trip_us, peers_us }, slow))
     }
 
     /// Takes in whether there is evidence for a reason now; it holds once there was for so long.
@@ -198,9 +263,7 @@ impl Preferences {
             heard.vitals.sync_us > 0 && now_ms.saturating_sub(heard.at_ms) < STALE_MS
         };
         let others = self.nodes.iter().filter(|(other, heard)| **other != node && lately(heard));
-        let mut syncs: Vec<u64> = others.map(|(_, heard)| heard.vitals.sync_us).collect();
-        syncs.sort_unstable();
-        let peers_us = *syncs.get(syncs.len().saturating_sub(1) / 2)?;
+        let peers_us = lower_median(others.map(|(_, heard)| heard.vitals.sync_us))?;
         let known = own.reasons.iter().any(|reason| matches!(reason, Reason::SlowDisk { .. }));
         let times = if known { FAST_TIMES } else { SLOW_TIMES };
         let slow = sync_us >= NEVER_SLOW_US && sync_us >= peers_us.saturating_mul(times);
@@ -223,6 +286,12 @@ impl Preferences {
     pub fn retain(&mut self, is_there: impl Fn(NodeId) -> bool) {
         self.nodes.retain(|node, _| is_there(*node));
     }
+}
+
+fn lower_median(figures: impl Iterator<Item = u64>) -> Option<u64> {
+    let mut figures: Vec<u64> = figures.collect();
+    figures.sort_unstable();
+    figures.get(figures.len().saturating_sub(1) / 2).copied()
 }
 
 #[cfg(test)]
@@ -314,6 +383,79 @@ mod tests {
         let mut preferences = Preferences::default();
         let then_idle = |now_ms: u64| syncs(if now_ms < 20_000 { 50_000 } else { 0 });
         assert_eq!(run(&mut preferences, 0, 600_000, then_idle), [(10_000, true)]);
+    }
+
+    /// `nodes` nodes that tell twice a second how far each is from the others.
+    fn run_paths(
+        preferences: &mut Preferences,
+        nodes: u64,
+        (from_ms, to_ms): (u64, u64),
+        path_us: impl Fn(u64, u64, u64) -> u64,
+    ) -> Vec<(u64, Vec<u64>)> {
+        let mut changes = Vec::new();
+        let mut was: Vec<u64> = preferences.reasons().keys().map(|node| node.0).collect();
+        for now_ms in (from_ms..to_ms).step_by(MS as usize) {
+            for node in 1..=nodes {
+                let others = (1..=nodes).filter(|other| *other != node);
+                let paths = others.map(|other| (NodeId(other), path_us(now_ms, node, other)));
+                preferences.heard_paths(NodeId(node), paths, now_ms);
+            }
+            let is: Vec<u64> = preferences.reasons().keys().map(|node| node.0).collect();
+            if is != was {
+                changes.push((now_ms, is.clone()));
+                was = is;
+            }
+        }
+        changes
+    }
+
+    #[test]
+    fn a_node_behind_a_slow_path_is_named_with_the_figures_and_nobody_else() {
+        for nodes in [3, 4, 5] {
+            let mut preferences = Preferences::default();
+            // Only what others send it is late, as behind a bad firewall: answers come that way, too.
+            let late = |_, _, other| if other == 1 { 60_000 } else { 800 };
+            let changes = run_paths(&mut preferences, nodes, (0, 60_000), late);
+            assert_eq!(changes, [(10_000, vec![1])], "{nodes}");
+            let reason = Reason::SlowPath { round_trip_us: 30_400, peers_us: 800 };
+            assert_eq!(preferences.reasons()[&NodeId(1)], [reason]);
+            assert_eq!(
+                reason.describe(),
+                "a message between it and other nodes takes 30 ms there and back, between those 0.8 ms"
+            );
+            let changes = run_paths(&mut preferences, nodes, (60_000, 120_000), |_, _, _| 800);
+            assert_eq!(changes, [(90_000, vec![])], "{nodes}");
+        }
+    }
+
+    #[test]
+    fn paths_that_are_slow_for_all_for_a_moment_or_between_two_nodes_alone_are_nothing() {
+        let cases: [fn(u64, u64, u64) -> u64; 4] = [
+            |_, _, _| 60_000,
+            |now_ms, one, _| if one == 1 && now_ms % 10_000 < 9_000 { 60_000 } else { 500 },
+            // The third is near to both: each has a majority without the other.
+            |_, one, other| if one + other == 3 { 60_000 } else { 500 },
+            |_, one, other| if one == 1 || other == 1 { 9_000 } else { 50 },
+        ];
+        for slow in cases {
+            assert_eq!(run_paths(&mut Preferences::default(), 3, (0, 60_000), slow), []);
+        }
+        // Of two nodes nobody can say whose path it is.
+        assert_eq!(run_paths(&mut Preferences::default(), 2, (0, 60_000), |_, _, _| 60_000), []);
+    }
+
+    #[test]
+    fn a_path_that_is_slow_every_other_second_does_not_flap() {
+        let mut preferences = Preferences::default();
+        let first = run_paths(&mut preferences, 3, (0, 20_000), |_, one, other| {
+            if one == 1 || other == 1 { 60_000 } else { 500 }
+        });
+        assert_eq!(first, [(10_000, vec![1])]);
+        let every_other = |now_ms: u64, one, other| {
+            let late = (one == 1 || other == 1) && (now_ms / 1000).is_multiple_of(2);
+            if late { 60_000 } else { 500 }
+        };
+        assert_eq!(run_paths(&mut preferences, 3, (20_000, 600_000), every_other), []);
     }
 
     #[test]

@@ -408,7 +408,12 @@ impl Coordinator for Member {
             standings.heard_rate(node, request.snapshot_bytes_per_second);
             standings.heard_room(node, request.short_of_room);
             let vitals = Vitals { sync_us: request.log_sync_us, stalled: request.log_stalled };
-            standings.preferences.heard(node, vitals, clock::boot_us() / 1000);
+            let now_ms = clock::boot_us() / 1000;
+            standings.preferences.heard(node, vitals, now_ms);
+            let paths = request.paths.iter().map(|path| (NodeId(path.node_id), path.round_trip_us));
+            let nodes = &state.map().nodes;
+            let known = paths.filter(|(peer, _)| nodes.contains_key(peer));
+            standings.preferences.heard_paths(node, known, now_ms);
         }
         figures::hear(self, node, told);
         recovery::hear(self, node, request.replicas);

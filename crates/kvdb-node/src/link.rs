@@ -378,6 +378,12 @@ fn heartbeat(
         uptime_ms: kvdb_runtime::clock::now().boot_us.saturating_sub(own.incarnation) / 1000,
         log_sync_us: drive.log_health().sync_us(kvdb_runtime::clock::boot_us()),
         log_stalled: drive.log_health().is_wary(),
+        paths: own
+            .contacts
+            .round_trips_us(kvdb_runtime::clock::boot_us())
+            .into_iter()
+            .map(|(node, round_trip_us)| proto::PeerPath { node_id: node.0, round_trip_us })
+            .collect(),
         impossible: impossible
             .iter()
             .map(|(id, why)| proto::TaskProblem { operator_id: id.0, why: why.clone() })

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod listen;
 pub mod logging;
 pub mod map;
+mod means;
 pub mod meter;
 pub mod pace;
 pub mod peers;

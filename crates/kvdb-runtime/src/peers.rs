@@ -6,6 +6,7 @@
 use crate::clock;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
 use crate::start::{Met, Open};
+use crate::means::Means;
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};
@@ -45,6 +46,8 @@ const MOST_SAID: usize = 16;
 const HELLO: Duration = Duration::from_secs(2);
 /// A peer that isn't reached for so long is warned of.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks at how long messages to a peer and back take.
+const PING_EVERY: Duration = Duration::from_millis(500);
 /// Chunks of a snapshot between disk and network.
 const SNAPSHOT_QUEUE: usize = 8;
 
@@ -59,6 +62,9 @@ struct Contact {
     /// Where it was reached last.
     at: Option<String>,
     is_reached: bool,
+    /// When the ping under way was sent, by the boot clock.
+    asked_us: Option<u64>,
+    round_trips: Means,
 }
 
 impl Contacts {
@@ -72,13 +78,48 @@ impl Contacts {
         self.peers.lock().iter().map(|(peer, contact)| (*peer, contact.is_reached)).collect()
     }
 
+    /// How long messages to peers and back take lately, in microseconds, as far as is known.
+    pub fn round_trips_us(&self, now_us: u64) -> Vec<(NodeId, u64)> {
+        let peers = self.peers.lock();
+        let figure = |(peer, contact): (&NodeId, &Contact)| {
+            let under_way = contact.asked_us.map(|asked_us| now_us.saturating_sub(asked_us));
+            (*peer, contact.round_trips.figure(now_us, under_way.unwrap_or_default()))
+        };
+        peers.iter().map(figure).filter(|(_, round_trip_us)| *round_trip_us > 0).collect()
+    }
+
     fn reached(&self, peer: NodeId, address: &str) {
-        let contact = Contact { at: Some(address.to_owned()), is_reached: true };
-        self.peers.lock().insert(peer, contact);
+        let mut peers = self.peers.lock();
+        let contact = peers.entry(peer).or_default();
+        (contact.at, contact.is_reached) = (Some(address.to_owned()), true);
     }
 
     fn missed(&self, peer: NodeId) {
-        self.peers.lock().entry(peer).or_default().is_reached = false;
+        let mut peers = self.peers.lock();
+        let contact = peers.entry(peer).or_default();
+        (contact.is_reached, contact.asked_us) = (false, None);
+    }
+
+    /// Returns whether a ping may be sent now: one is under way at a time.
+    fn asks(&self, peer: NodeId, now_us: u64) -> bool {
+        let mut peers = self.peers.lock();
+        let contact = peers.entry(peer).or_default();
+        let asks = contact.is_reached && contact.asked_us.is_none();
+        if asks {
+            contact.asked_us = Some(now_us);
+        }
+        asks
+    }
+
+    /// The ping that was sent at `asked_us` was answered.
+    fn answered(&self, peer: NodeId, asked_us: u64, now_us: u64) {
+        let mut peers = self.peers.lock();
+        let Some(contact) = peers.get_mut(&peer) else { return };
+        if contact.asked_us == Some(asked_us) {
+            contact.asked_us = None;
+            // None at all would mean that nothing is known.
+            contact.round_trips.note(now_us, now_us.saturating_sub(asked_us).max(1));
+        }
     }
 }
 
@@ -332,8 +373,17 @@ async fn stream_to(
         })?;
     let mut answers = answer.into_inner();
     let mut batches = Vec::new();
+    let mut pings = tokio::time::interval(PING_EVERY);
+    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = pings.tick() => {
+                let now_us = clock::boot_us();
+                if neighbourhood.contacts.asks(to, now_us) {
+                    let ping = proto::PeerFrame { frame: Some(peer_frame::Frame::Ping(now_us)) };
+                    frames.send(ping).await.map_err(|_| "the stream has closed")?;
+                }
+            }
             // What piled up while the stream was busy shares a frame.
             count = queue.recv_many(&mut batches, BATCHES_PER_FRAME) => {
                 if count == 0 {
@@ -348,6 +398,9 @@ async fn stream_to(
                 Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Room(room)) })) => {
                     drive.room().peer_is(to, room.short);
                     peer_wary(drive, to, room.wary);
+                }
+                Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Pong(asked_us)) })) => {
+                    neighbourhood.contacts.answered(to, asked_us, clock::boot_us());
                 }
                 Ok(Some(frame)) => {
                     if let Some(peer_frame::Frame::Hello(hello)) = frame.frame {
@@ -561,9 +614,17 @@ async fn hear(
             }
             () = answers.closed() => return,
         };
-        let Ok(Some(proto::PeerFrame { frame: Some(peer_frame::Frame::Messages(batch)) })) = frame
-        else {
-            return;
+        let Ok(Some(proto::PeerFrame { frame: Some(frame) })) = frame else { return };
+        let batch = match frame {
+            peer_frame::Frame::Messages(batch) => batch,
+            peer_frame::Frame::Ping(number) => {
+                let pong = proto::PeerFrame { frame: Some(peer_frame::Frame::Pong(number)) };
+                if answers.send(Ok(pong)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            _ => return,
         };
         let wall_ms = batch.wall_ms;
         // This process may have vouched for a newer start meanwhile.
@@ -664,6 +725,24 @@ mod tests {
         let mut message = Message::default();
         message.set_context(vec![7; bytes].into());
         PeerMessage { shard: ShardId(3), message }
+    }
+
+    #[test]
+    fn a_path_is_as_slow_as_its_pings_and_as_what_is_under_way() {
+        let (contacts, peer) = (Contacts::default(), NodeId(2));
+        assert!(!contacts.asks(peer, 1_000_000), "it isn't reached");
+        contacts.reached(peer, "a:1");
+        assert!(contacts.asks(peer, 1_000_000));
+        assert!(!contacts.asks(peer, 1_500_000), "one is under way");
+        contacts.answered(peer, 7, 1_600_000);
+        contacts.answered(peer, 1_000_000, 1_040_000);
+        assert_eq!(contacts.round_trips_us(1_100_000), [(peer, 40_000)]);
+        assert!(contacts.asks(peer, 2_000_000));
+        assert_eq!(contacts.round_trips_us(4_000_000), [(peer, 1_020_000)]);
+        // What breaks has no answer: that is told otherwise.
+        contacts.missed(peer);
+        assert_eq!(contacts.round_trips_us(4_000_000), [(peer, 40_000)]);
+        assert_eq!(contacts.address(peer).as_deref(), Some("a:1"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) applied_commands: Counter,
     pub(crate) proposals: Counter,
     pub(crate) reads: Counter,
+    pub(crate) reads_by_lease: Counter,
     rejections: Family<Cause, Counter>,
     pub(crate) elections_won: Counter,
     pub(crate) role_changes: Counter,
@@ -86,6 +87,11 @@ impl Metrics {
             ("kvdb_applied_commands", "Commands applied", &self.applied_commands),
             ("kvdb_raft_proposals", "Commands proposed to the groups here", &self.proposals),
             ("kvdb_raft_reads", "Strong reads that asked for leadership", &self.reads),
+            (
+                "kvdb_raft_reads_by_lease",
+                "Those of them that a lease answered, so that no other replica was asked",
+                &self.reads_by_lease,
+            ),
             (
                 "kvdb_raft_elections_won",
                 "Times that a replica here became the leader of its shard",

@@ -370,6 +370,7 @@ impl Drive {
         let covered = view.permit.covers(crate::clock::boot_us());
         if covered {
             self.shared.metrics.reads.inc();
+            self.shared.metrics.reads_by_lease.inc();
             self.shared.changes.count_reads(shard, 1);
         }
         covered
