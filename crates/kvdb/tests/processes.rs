@@ -607,7 +607,7 @@ fn every_role_tells_what_it_does() {
     ] {
         assert!(gateway.contains(name), "{name} in {gateway}");
     }
-    let nodes: Vec<_> = cluster.nodes.iter().map(metrics).collect();
+    let nodes: Vec<_> = cluster.nodes.iter().map(support::metrics).collect();
     // Whichever node leads the key's shard has counted it.
     for name in [
         "kvdb_requests_total{method=\"put\",result=\"OK\"}",
@@ -631,7 +631,7 @@ fn every_role_tells_what_it_does() {
         "kvdb_map_version",
         "kvdb_engine_flushes_total",
     ];
-    let coordinators: Vec<_> = cluster.coordinators.iter().map(metrics).collect();
+    let coordinators: Vec<_> = cluster.coordinators.iter().map(support::metrics).collect();
     for text in nodes.iter().chain(&coordinators) {
         for name in of_all {
             assert!(text.contains(name), "{name} in {text}");
