@@ -13,6 +13,7 @@ use kvdb_control::{
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::clock_memory;
 use kvdb_runtime::cluster_time::{self, ClusterTime};
 use kvdb_runtime::coordinators;
 use kvdb_runtime::dial::{self, Introduction};
@@ -183,6 +184,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let make_machine = move || ControlMachine::new(machine_view.clone());
     let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
     directory.log_has_begun()?;
+    if let Some(now_ms) = clock_memory::begin(&time, &config.data) {
+        drive.cluster_time_is(now_ms);
+    }
 
     let group = || drive.views().get(ShardId::CONTROL).and_then(|view| view.descriptor.clone());
     if let Some(group) = group() {
@@ -252,6 +256,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         coordinators: Arc::new(move || naming.all_addresses()),
         met: Met::default(),
     };
+    tokio::spawn(clock_memory::keep(time.clone(), config.data.clone(), shutdown.clone()));
     tokio::spawn(follow_time(member.clone(), time, shutdown.clone()));
 
     let services = [

@@ -8,6 +8,7 @@ use crate::{history, link, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
+use kvdb_runtime::clock_memory;
 use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::{self, Introduction};
@@ -182,6 +183,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     };
     let (drive, threads, outgoing) = Drive::start(drive_config, || NoControl, &mut registry)?;
     directory.log_has_begun()?;
+    if let Some(now_ms) = clock_memory::begin(&time, &config.data) {
+        drive.cluster_time_is(now_ms);
+    }
 
     let map = ClusterMap::default();
     if let Some(remembered) = link::load_map(&directory) {
@@ -233,6 +237,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         discovery::describing(&services).await.map_err(NodeError::Config)?;
     let stop = Shutdown::default();
     let stopping = stop.clone();
+    tokio::spawn(clock_memory::keep(time.clone(), config.data.clone(), stop.clone()));
     tokio::spawn(sweep::run(access.clone(), stop.clone()));
     tokio::spawn(history::run(drive.clone(), map.clone(), stop.clone()));
     tokio::spawn(room::hand_over_when_full(drive.clone(), stop.clone()));

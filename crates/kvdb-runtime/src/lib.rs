@@ -5,6 +5,7 @@
 //! core.
 
 pub mod clock;
+pub mod clock_memory;
 pub mod cluster_time;
 pub mod coordinators;
 pub mod dial;

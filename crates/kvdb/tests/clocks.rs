@@ -276,6 +276,29 @@ fn nodes_that_all_start_again_with_a_wrong_clock_among_them_go_on() {
     cluster.until("it is gone", |cluster| cluster.get("short").is_empty());
 }
 
+/// They can't agree on the time, but the boot clock has gone on.
+#[test]
+fn two_nodes_that_disagree_after_a_restart_of_everything_go_on_at_once() {
+    let mut cluster = Cluster::start();
+    let note = cluster.data_of("n1").join("clock");
+    cluster.until("the time is written down", |_| note.exists());
+    put_for(&cluster, "hour", HOUR_MS as u64);
+    std::fs::write(cluster.nodes[0].clock(), (8 * HOUR_MS).to_string()).unwrap();
+    cluster.parts().for_each(support::Part::kill);
+    cluster.nodes.pop();
+    cluster.parts().for_each(support::Part::start);
+    cluster.until("a key can be written", |cluster| {
+        cluster.kvdb(&["put", "again", "1"]).status.success()
+    });
+    assert_eq!(cluster.get("hour"), "v");
+    // Who has to wait for the clocks to agree doesn't say so.
+    for name in ["n1", "n2", "c1", "c2", "c3"] {
+        let log = cluster.folder.path().join(format!("{name}.log"));
+        let log = std::fs::read_to_string(log).unwrap();
+        assert!(log.contains("cluster time is known from before the restart"), "{name}: {log}");
+    }
+}
+
 /// What a client that speaks Redis's protocol is answered.
 fn redis(address: &str, words: &[&str]) -> String {
     use std::io::{BufRead, BufReader, Write};
