@@ -10,8 +10,8 @@ use crate::state::ControlState;
 use bytes::Bytes;
 use kvdb_model::task::left;
 use kvdb_model::{
-    MembershipEpoch, NodeId, NodeStatus, OperatorId, RecoveryPlan, Replica, Role, ShardDescriptor,
-    ShardId, ShardRecord, ShardTask, SplitPlan, Work,
+    MembershipEpoch, NodeId, NodeStatus, OperatorId, RecoveryPlan, Replica, ReplicaId, Role,
+    ShardDescriptor, ShardId, ShardRecord, ShardTask, SplitPlan, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +152,25 @@ impl OperatorKind {
             | OperatorKind::ForceRecover { shard, .. } => Some(*shard),
             _ => None,
         }
+    }
+
+    /// The replicas that were known when its goal was chosen.
+    fn members(&self) -> Vec<ReplicaId> {
+        match self {
+            OperatorKind::Replicas { from, .. } => {
+                from.iter().map(|replica| replica.replica_id).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it is to keep a replica that isn't there any more. An earlier operation that was given up
+    /// may still have been at work when the goal was chosen.
+    pub(crate) fn keeps_one_that_is_gone(&self, descriptor: &ShardDescriptor) -> bool {
+        let OperatorKind::Replicas { from, goal, .. } = self else { return false };
+        let is_there = |id| descriptor.replica(id).is_some();
+        let was_there = |id| from.iter().any(|replica| replica.replica_id == id);
+        goal.iter().map(|replica| replica.replica_id).any(|id| was_there(id) && !is_there(id))
     }
 
     /// The node that it empties.
@@ -350,7 +369,7 @@ impl ControlState {
         let of_survivors = self.running().filter_map(|operator| match &operator.kind {
             OperatorKind::ForceRecover { shard, plan, .. } if plan.replica.node_id == node => {
                 let work = Work::ForceRecover(plan.clone());
-                Some(ShardTask { operator: operator.id, shard: *shard, work })
+                Some(ShardTask { operator: operator.id, shard: *shard, work, members: vec![] })
             }
             _ => None,
         });
@@ -366,7 +385,8 @@ impl ControlState {
                 OperatorKind::Split { plan, .. } => Work::Split(plan.clone()),
                 _ => return None,
             };
-            return Some(ShardTask { operator: operator.id, shard, work });
+            let members = operator.kind.members();
+            return Some(ShardTask { operator: operator.id, shard, work, members });
         }
         if descriptor.replicas.iter().all(|replica| replica.role == Role::Voter) {
             return None;
@@ -374,7 +394,8 @@ impl ControlState {
         // What an operator that was called off has left: no newcomer stays.
         let mut goal = left(&descriptor.replicas);
         goal.retain(|replica| replica.role == Role::Voter);
-        Some(ShardTask { operator: OperatorId(0), shard, work: Work::Replicas(goal) })
+        let members = descriptor.replicas.iter().map(|replica| replica.replica_id).collect();
+        Some(ShardTask { operator: OperatorId(0), shard, work: Work::Replicas(goal), members })
     }
 
     pub(crate) fn start_operator(

@@ -270,6 +270,9 @@ impl Round<'_> {
         } else if late_ms > operator.time_limit_ms {
             let why = format!("not done within {} s", operator.time_limit_ms / 1000);
             self.finish(operator.id, Some(why));
+        } else if operator.kind.keeps_one_that_is_gone(&record.descriptor) {
+            let why = "a replica that it was to keep was removed meanwhile";
+            self.finish(operator.id, Some(why.to_owned()));
         } else if let Some(lost) = self.lost_target(operator) {
             self.finish(operator.id, Some(lost));
         }

@@ -32,6 +32,42 @@ fn a_replica_moves_and_the_record_says_how() {
     assert!(operator.ended_ms >= operator.started_ms && operator.reason == "a test");
 }
 
+/// An operation was given up while a leader was still at it, and the next one was planned by what was
+/// reported before.
+#[test]
+fn a_replica_that_was_removed_meanwhile_is_not_brought_back() {
+    let mut cluster = Cluster::new(&["", "", "", ""], 1);
+    let shard = ShardId(1);
+    let here = cluster.shards[&shard].replicas.clone();
+    let leader = cluster.leaders[&shard];
+    let gone = *here.iter().rfind(|replica| replica.node_id != leader).unwrap();
+    let free = (1..=4).map(NodeId).find(|node| here.iter().all(|one| one.node_id != *node));
+    let free = free.unwrap();
+    let moved = OperatorRequest::Move { shard, from: gone.node_id, to: free };
+    let first = cluster.start(moved).unwrap();
+    cluster.work();
+    cluster.report();
+    let now_ms = cluster.now_ms;
+    cluster.apply(ControlCommand::CancelOperator { id: first, now_ms }).unwrap();
+    let nodes = vec![leader, gone.node_id, free];
+    let request = OperatorRequest::SetReplicas { shard, nodes, membership_epoch: None };
+    let second = cluster.start(request).unwrap();
+
+    // The leader has gone on with what it was asked before.
+    let descriptor = cluster.shards.get_mut(&shard).unwrap();
+    descriptor.replicas.retain(|replica| replica.replica_id != gone.replica_id);
+    descriptor.replicas.iter_mut().for_each(|replica| replica.role = Role::Voter);
+    descriptor.membership_epoch = MembershipEpoch(descriptor.membership_epoch.0 + 2);
+    cluster.work();
+    assert!(cluster.shards[&shard].replica(gone.replica_id).is_none(), "nothing is done");
+    cluster.report();
+    cluster.plan();
+    let why = "a replica that it was to keep was removed meanwhile".to_owned();
+    assert_eq!(cluster.outcome(second), &OperatorState::Failed(why));
+    cluster.settle();
+    assert!(cluster.shards[&shard].replica(gone.replica_id).is_none());
+}
+
 #[test]
 fn wrong_replica_sets_are_refused_and_change_nothing() {
     let mut cluster = Cluster::new(&["", "", "", ""], 2);

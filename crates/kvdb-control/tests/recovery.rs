@@ -114,7 +114,8 @@ fn the_survivors_node_is_told_though_nobody_leads_and_old_epochs_are_left_far_be
     let id = force(&mut state, 2, &[1, 3]).unwrap();
     assert!(state.tasks_of(NodeId(1)).is_empty(), "the last leader is gone");
     let tasks = state.tasks_of(NodeId(2));
-    let [ShardTask { operator, shard: SHARD, work: Work::ForceRecover(plan) }] = &tasks[..] else {
+    let [ShardTask { operator, shard: SHARD, work: Work::ForceRecover(plan), .. }] = &tasks[..]
+    else {
         panic!("{tasks:?}");
     };
     assert_eq!(*operator, id);

@@ -121,12 +121,14 @@ async fn look(member: &Member) {
 
 /// What operators need next, and which new ones are due.
 fn plan(member: &Member, state: &ControlState) -> Vec<ControlCommand> {
+    // How long operations take isn't judged by a wall clock, which may be wrong.
+    let Some(cluster_ms) = member.time.now_ms() else { return vec![] };
     let now_ms = clock::now().boot_us / 1000;
     let mut silent_ms = member.liveness.lock().silent_ms(now_ms);
     // One that can't be reached is of as little use as one that is silent.
     silent_ms.extend(member.liveness.lock().reach.missed_ms(now_ms));
     let observed = Observed {
-        now_ms: member.time.now_or_wall_ms(),
+        now_ms: cluster_ms,
         silent_ms,
         impossible: std::mem::take(&mut *member.impossible.lock()),
         loads: member.standings.lock().loads(state.map()),

@@ -5,8 +5,8 @@ use kvdb_control::{
     ControlCommand, ControlResponse, ControlState, Operator, OperatorKind, OperatorRequest,
     OperatorState,
 };
-use kvdb_model::{MembershipEpoch, NodeId, OperatorId, ShardId};
-use kvdb_wire::proto;
+use kvdb_model::{MembershipEpoch, NodeId, OperatorId, Refusal, ShardId};
+use kvdb_wire::{proto, status_of};
 use tonic::{Response, Status};
 
 /// Why an operator was started, if nothing was said.
@@ -44,7 +44,7 @@ impl Member {
             request,
             reason: ASKED_FOR.to_owned(),
             parent: None,
-            now_ms: self.time.now_or_wall_ms(),
+            now_ms: self.now_ms()?,
             time_limit_ms: self.planner.config.time_limit_ms,
         };
         match self.propose(command).await? {
@@ -66,8 +66,15 @@ impl Member {
         }
     }
 
+    /// Cluster time: operations are timed by no wall clock.
+    fn now_ms(&self) -> Result<u64, Status> {
+        let reason = "the coordinators are finding out what time it is; try again in a moment";
+        let unknown = Refusal::ShardUnavailable { shard_id: ShardId::CONTROL, reason };
+        self.time.now_ms().ok_or_else(|| status_of(&unknown))
+    }
+
     pub(crate) async fn cancel(&self, id: OperatorId) -> Result<(), Status> {
-        let command = ControlCommand::CancelOperator { id, now_ms: self.time.now_or_wall_ms() };
+        let command = ControlCommand::CancelOperator { id, now_ms: self.now_ms()? };
         self.propose(command).await.map(|_| ())
     }
 }

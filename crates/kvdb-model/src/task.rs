@@ -24,6 +24,22 @@ pub struct ShardTask {
     pub shard: ShardId,
     /// What.
     pub work: Work,
+    /// The members that the coordinators knew when they chose the goal.
+    pub members: Vec<ReplicaId>,
+}
+
+impl ShardTask {
+    /// Whether its goal keeps a replica that was removed meanwhile: a replica never comes back under
+    /// its number, and would be waited for in vain. The coordinators find another goal as soon as they
+    /// hear of it.
+    pub fn is_outdated(&self, descriptor: &ShardDescriptor) -> bool {
+        let Work::Replicas(goal) = &self.work else { return false };
+        let is_gone = |replica: &Replica| {
+            self.members.contains(&replica.replica_id)
+                && descriptor.replica(replica.replica_id).is_none()
+        };
+        goal.iter().any(is_gone)
+    }
 }
 
 /// The goal of a task.
@@ -345,6 +361,27 @@ mod tests {
             (true, false) => voters(to) == voters(from),
             (true, true) => false,
         }
+    }
+
+    #[test]
+    fn a_goal_that_keeps_a_replica_which_was_removed_meanwhile_is_outdated() {
+        let goal = vec![voter(1, 1), voter(2, 2), voter(4, 104)];
+        let task = |members: &[u64]| ShardTask {
+            operator: OperatorId(1),
+            shard: ShardId(1),
+            work: Work::Replicas(goal.clone()),
+            members: members.iter().map(|id| ReplicaId(*id)).collect(),
+        };
+        let descriptor = ShardDescriptor {
+            shard_id: ShardId(1),
+            keyspace_id: crate::KeyspaceId(1),
+            range: KeyRange::ALL,
+            range_epoch: RangeEpoch(1),
+            membership_epoch: MembershipEpoch(5),
+            replicas: vec![voter(1, 1), voter(3, 3)],
+        };
+        assert!(task(&[1, 2, 3]).is_outdated(&descriptor), "2 is gone");
+        assert!(!task(&[1, 3]).is_outdated(&descriptor), "2 and 104 are to come");
     }
 
     proptest! {

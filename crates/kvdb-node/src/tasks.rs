@@ -23,6 +23,9 @@ pub(crate) async fn carry_out(drive: &Drive, tasks: Vec<ShardTask>) -> Impossibl
     for task in tasks {
         let group = groups.get(&task.shard).filter(|group| group.role == ReplicaRole::Leader);
         let Some(group) = group else { continue };
+        if group.descriptor.as_ref().is_some_and(|descriptor| task.is_outdated(descriptor)) {
+            continue;
+        }
         match steps::next(group, &task.work) {
             // It would hand leadership back; the operator waits until there is room.
             Ok(Some(input)) if leads_to_full_disk(drive, group, &input) => {}

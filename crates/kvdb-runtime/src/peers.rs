@@ -5,8 +5,8 @@
 
 use crate::clock;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
-use crate::start::{Met, Open};
 use crate::means::Means;
+use crate::start::{Met, Open};
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};

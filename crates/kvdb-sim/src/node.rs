@@ -13,7 +13,7 @@ use kvdb_engine::Engine;
 use kvdb_model::task::is_removed;
 use kvdb_model::{
     ClusterId, Command, HistoryLimits, HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, Step, Work, next_step,
+    ShardMap, ShardRecord, ShardTask, Step, Work, next_step,
 };
 use kvdb_replication::Input;
 use kvdb_store::{MembershipChange, View};
@@ -279,7 +279,7 @@ impl World {
             return;
         }
         let map = core.control.with(|view| view.state.map().clone());
-        let cluster_ms = self.look_at_clocks(place, &map);
+        let known_ms = self.look_at_clocks(place, &map);
         let Some(core) = &self.processes[place].core else { return };
         let now_ms = self.processes[place].now(self.now_us).boot_us / 1000;
         let mut commands = Vec::new();
@@ -293,6 +293,13 @@ impl World {
         let judged = judged.into_iter();
         commands
             .extend(judged.map(|(node, status)| ControlCommand::SetNodeStatus { node, status }));
+        // What is under way isn't judged by a wall clock.
+        let Some(cluster_ms) = known_ms else {
+            for command in commands {
+                self.propose_control(place, &command, Ticket::Nobody);
+            }
+            return;
+        };
         let observed = Observed {
             now_ms: cluster_ms,
             silent_ms: self.liveness[place].silent_ms(now_ms),
@@ -313,13 +320,13 @@ impl World {
     }
 
     /// What time it is, as the leading coordinator makes it out.
-    fn look_at_clocks(&mut self, place: Place, map: &ShardMap) -> u64 {
+    fn look_at_clocks(&mut self, place: Place, map: &ShardMap) -> Option<u64> {
         let now = self.processes[place].now(self.now_us);
-        let Some(core) = &mut self.processes[place].core else { return 0 };
+        let core = self.processes[place].core.as_mut()?;
         // As a coordinator does, who catches up first: it may not know its nodes yet.
         let status = core.host.status(ShardId::CONTROL);
         if status.is_none_or(|status| status.applied != status.last_index) {
-            return core.clock.now_ms(now.boot_us).unwrap_or(now.wall_ms);
+            return core.clock.now_ms(now.boot_us);
         }
         let logged = core.shards.get(&ShardId::CONTROL).map(|open| open.last_version().millis());
         core.clock.keep_only(|node| map.nodes.contains_key(&node));
@@ -329,7 +336,7 @@ impl World {
         if let Some(cluster_ms) = cluster_ms {
             self.feed(place, Input::ClusterTime(cluster_ms));
         }
-        cluster_ms.unwrap_or(now.wall_ms)
+        cluster_ms
     }
 
     /// An operator who is never content.
@@ -390,7 +397,11 @@ impl World {
     /// The next step of each task, for shards that are led here.
     fn do_tasks(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
-        for task in core.asked.clone() {
+        let outdated = |task: &ShardTask| {
+            core.shards.get(&task.shard).is_some_and(|open| task.is_outdated(open.descriptor()))
+        };
+        let asked: Vec<_> = core.asked.iter().filter(|task| !outdated(task)).cloned().collect();
+        for task in asked {
             let impossible = self.do_step(place, task.shard, &task.work).err();
             if let Some(core) = &mut self.processes[place].core {
                 core.impossible.extend(impossible.map(|why| (task.operator, why)));

@@ -30,7 +30,9 @@ pub fn shard_task_to(task: &ShardTask) -> proto::ShardTask {
             term: plan.term.0,
         }),
     };
-    proto::ShardTask { operator_id: task.operator.0, shard_id: task.shard.0, work: Some(work) }
+    let member_ids = task.members.iter().map(|member| member.0).collect();
+    let (operator_id, shard_id) = (task.operator.0, task.shard.0);
+    proto::ShardTask { operator_id, shard_id, member_ids, work: Some(work) }
 }
 
 /// A task from protobuf.
@@ -60,7 +62,9 @@ pub fn shard_task_from(task: proto::ShardTask) -> Result<ShardTask, FieldError> 
             term: Term(plan.term),
         }),
     };
-    Ok(ShardTask { operator: OperatorId(task.operator_id), shard: ShardId(task.shard_id), work })
+    let members = task.member_ids.into_iter().map(ReplicaId).collect();
+    let (operator, shard) = (OperatorId(task.operator_id), ShardId(task.shard_id));
+    Ok(ShardTask { operator, shard, work, members })
 }
 
 #[cfg(test)]
@@ -92,14 +96,15 @@ mod tests {
             }),
         ];
         for work in works {
-            let task = ShardTask { operator: OperatorId(3), shard: ShardId(2), work };
+            let members = vec![ReplicaId(1), ReplicaId(9)];
+            let task = ShardTask { operator: OperatorId(3), shard: ShardId(2), work, members };
             assert_eq!(shard_task_from(shard_task_to(&task)), Ok(task));
         }
     }
 
     #[test]
     fn work_that_is_not_known_is_refused() {
-        let task = proto::ShardTask { operator_id: 1, shard_id: 1, work: None };
+        let task = proto::ShardTask { operator_id: 1, shard_id: 1, ..Default::default() };
         assert!(shard_task_from(task).is_err());
     }
 }

@@ -88,14 +88,12 @@ fn a_leader_behind_a_slow_path_is_named_and_hands_over_and_gets_nothing_back_whi
     let nodes = nodes["nodes"].as_array().unwrap();
     let node = nodes.iter().find(|node| node["address"] == *advertised).unwrap();
     let slow = node["node_id"].as_u64().unwrap();
-    for shard in ["1", "2"] {
+    for shard in [1_u64, 2] {
         cluster.until("it leads", |cluster| {
-            cluster.kvdb(&["admin", "set-leader", shard, &slow.to_string()]);
+            cluster.kvdb(&["admin", "set-leader", &shard.to_string(), &slow.to_string()]);
             let shards = cluster.json(&["admin", "shards", "--json"]).unwrap();
             let shards = shards["shards"].as_array().unwrap().clone();
-            shards
-                .iter()
-                .any(|one| one["shard_id"].to_string() == shard && one["leader_node_id"] == slow)
+            shards.iter().any(|one| one["shard_id"] == shard && one["leader_node_id"] == slow)
         });
     }
     assert_eq!(reasons(&cluster), []);

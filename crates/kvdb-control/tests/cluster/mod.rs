@@ -97,6 +97,9 @@ impl Cluster {
             }
             for task in self.state.tasks_of(node) {
                 let Some(descriptor) = self.shards.get(&task.shard).cloned() else { continue };
+                if task.is_outdated(&descriptor) {
+                    continue;
+                }
                 let own = descriptor.replica_on(node).expect("a leader has a replica").replica_id;
                 match next_step(&task.work, &descriptor, own, &|_| true) {
                     Step::Done | Step::Wait(_) => {}
