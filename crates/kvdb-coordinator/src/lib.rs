@@ -3,10 +3,11 @@
 //! `machine` plugs the cluster state machine into the shard; `view` is what of it the service
 //! reads and watches; `service` answers; `duties` is what only the leader does; `members` is who
 //! belongs to the group, `reach` where they and the nodes are, `starts`
-//! which process of a node counts, and `founders` what each remembers of
+//! which process of a node counts, `copies` which process of a coordinator does, and `founders` what each remembers of
 //! its beginning; `run` puts them together.
 
 mod clocks;
+mod copies;
 mod duties;
 mod figures;
 mod founders;

@@ -5,7 +5,7 @@ use crate::machine::ControlMachine;
 use crate::metrics::ClusterFigures;
 use crate::service::{Member, PoorLeader};
 use crate::view::View;
-use crate::{duties, members, reach};
+use crate::{copies, duties, members, reach};
 use kvdb_control::{
     Beginning, ControlState, CoordinatorRecord, Coordinators, Liveness, LivenessConfig,
     MustNotBegin, Planner, PlannerConfig, first_descriptor,
@@ -26,7 +26,7 @@ use kvdb_runtime::meter::Meter;
 use kvdb_runtime::pace::SNAPSHOT_BYTES_PER_SECOND;
 use kvdb_runtime::peers::{self, Contacts, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::Met;
+use kvdb_runtime::start::{Met, Start, until_replaced};
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::coordinator_server::{self, CoordinatorServer};
 use kvdb_wire::proto::{identity_server, peer_server};
@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 /// How long a stopping leader waits for its successor.
 const HAND_OVER: Duration = Duration::from_secs(1);
@@ -84,6 +85,9 @@ pub enum CoordinatorError {
     /// A new group's volume.
     #[error(transparent)]
     Engine(#[from] kvdb_runtime::drive::VolumeError),
+    /// It isn't the one that counts, or has lost what it has promised.
+    #[error("this coordinator must not go on: {0}")]
+    MustNotGoOn(String),
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -146,6 +150,10 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let http_listener = listen::bind_unless_off("HTTP", config.http.as_deref()).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Coordinator, node_id)?;
     let known = directory.identity();
+    let (start, succession) = Start::begin(&directory)?;
+    let own_start = (start.number, start.nonce);
+    let start = Arc::new(Mutex::new(start));
+    let met = Met::open(&config.data);
 
     let mut registry = Registry::default();
     let map_version = Gauge::<i64>::default();
@@ -182,7 +190,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         held: false,
     };
     let make_machine = move || ControlMachine::new(machine_view.clone());
-    let (drive, threads, outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
+    let (drive, threads, mut outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
     directory.log_has_begun()?;
     if let Some(now_ms) = clock_memory::begin(&time, &config.data) {
         drive.cluster_time_is(now_ms);
@@ -227,7 +235,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         impossible: Arc::default(),
     };
     let (finding, knowing, hearing) = (member.clone(), member.clone(), member.clone());
-    let admitted = Arc::new(AtomicBool::new(has_replica));
+    let admitted = Arc::new(AtomicBool::new(false));
+    let (refuse, mut refusals) = mpsc::channel(4);
+    let refused = refuse.clone();
     let neighbourhood = Neighbourhood {
         addresses_of: Arc::new(move |id| finding.addresses_of(id)),
         address: own.clone(),
@@ -235,15 +245,14 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         token_of: Arc::new(move |id| knowing.token_of(id)),
         introduced: Arc::new(move |id, address| hearing.hear_address(id, address)),
         contacts: member.contacts.clone(),
-        start: (0, 0),
-        met: Met::default(),
-        refused: Arc::new(|_| {}),
+        start: own_start,
+        met: met.clone(),
+        refused: Arc::new(move |why| _ = refused.try_send(why)),
         cluster_id: Arc::new(RwLock::new(known.cluster_id)),
         coordinator: true,
         incarnation: kvdb_runtime::clock::now().boot_us,
         admitted: admitted.clone(),
     };
-    tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
     tokio::spawn(members::keep_addresses(member.clone(), shutdown.clone()));
     tokio::spawn(reach::dial_all(member.clone(), shutdown.clone()));
@@ -254,7 +263,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         known: Arc::new(RwLock::new((known.cluster_id, node_id))),
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.all_addresses()),
-        met: Met::default(),
+        met: met.clone(),
     };
     tokio::spawn(clock_memory::keep(time.clone(), config.data.clone(), shutdown.clone()));
     tokio::spawn(follow_time(member.clone(), time, shutdown.clone()));
@@ -291,7 +300,35 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         "coordinator runs"
     );
 
-    if !admitted.load(Ordering::Relaxed) {
+    let starting = copies::Starting {
+        member: member.clone(),
+        cluster_id: known.cluster_id,
+        address: own.clone(),
+        start: start.clone(),
+    };
+    readiness.wait_for("cluster", "the other coordinators haven't been heard yet");
+    let heard = tokio::select! {
+        heard = starting.until_heard(succession, &config.data) => Some(heard),
+        () = was_removed(&member) => return Err(MustNotBegin::Removed(node_id).into()),
+        () = shutdown.wait() => None,
+    };
+    match heard {
+        Some(Ok(())) => start.lock().takes_part(&config.data, true)?,
+        Some(Err(why)) => return Err(CoordinatorError::MustNotGoOn(why)),
+        None => return Ok(()),
+    }
+    admitted.store(has_replica, Ordering::Release);
+    if has_replica {
+        tracing::info!(id = config.id, "takes part in the group of coordinators");
+    }
+    // What it would have said is stale by now.
+    while outgoing.try_recv().is_ok() {}
+    tokio::spawn(peers::run(drive.clone(), neighbourhood.clone(), outgoing));
+    tokio::spawn(starting.introduce(refuse.clone(), stop.clone()));
+    tokio::spawn(met.keep(stop.clone()));
+    let (watched, data) = (start.clone(), config.data.clone());
+    tokio::spawn(async move { refuse.send(until_replaced(watched, data).await).await });
+    if !has_replica {
         readiness.wait_for("cluster", "the other coordinators have not been reached yet");
         let beginning = tokio::select! {
             beginning = member.begin() => beginning?,
@@ -304,6 +341,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let mut roles = drive.role_changes();
     // Not from one change to the next: a member that was removed may be busy with elections that it
     // can't win.
+    let mut refused = None;
     let mut wondering = tokio::time::interval(WONDER_EVERY);
     wondering.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -330,13 +368,18 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
                     return Err(MustNotBegin::Removed(node_id).into());
                 }
             }
+            Some(why) = refusals.recv() => {
+                refused = Some(why);
+                break;
+            }
             () = shutdown.wait() => break,
         }
     }
 
     // Leadership is handed over first, so that nobody has to wait for a timeout.
     let has_others = group().is_some_and(|group| group.replicas.len() > 1);
-    if config.hands_over && has_others {
+    // One that doesn't count any more has nothing to say.
+    if config.hands_over && has_others && refused.is_none() {
         let _ = drive.submit(Input::TransferAll);
         let mut roles = drive.role_changes();
         let handed_over = async { while member.leads() && roles.changed().await.is_ok() {} };
@@ -350,6 +393,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     }
     let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
     tracing::info!("coordinator has stopped");
+    if let Some(why) = refused {
+        return Err(CoordinatorError::MustNotGoOn(why));
+    }
+    // Only now nothing more is written.
+    start.lock().ends(&config.data)?;
     Ok(())
 }
 
@@ -375,6 +423,18 @@ async fn follow_time(member: Member, time: ClusterTime, shutdown: Shutdown) {
     };
     let heard = move |now_ms| informed.cluster_time_is(now_ms);
     cluster_time::follow(coordinators, process, time, has_leader, heard, shutdown).await;
+}
+
+/// Waits until the others say that it isn't in their group any more.
+async fn was_removed(member: &Member) {
+    let mut wondering = tokio::time::interval(WONDER_EVERY);
+    wondering.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        wondering.tick().await;
+        if member.may_be_removed() && member.is_removed().await {
+            return;
+        }
+    }
 }
 
 /// Takes part from now on.

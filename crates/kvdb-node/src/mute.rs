@@ -22,7 +22,7 @@ use kvdb_runtime::drive::Drive;
 use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::Identity;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::{Start, Succession};
+use kvdb_runtime::start::{Start, Succession, until_replaced};
 use kvdb_wire::proto;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -38,8 +38,6 @@ const COORDINATORS_FIRST: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// Between two rounds of telling the others of this start.
 const INTRODUCE_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks at the data directory.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Reasons that are told in the log, at most.
 const MOST_SAID: usize = 64;
 
@@ -202,6 +200,10 @@ impl Mute<'_> {
     /// Asks those who haven't vouched yet. Returns whether a majority of the other voters of each group
     /// has.
     async fn ask(&self, round: &mut Round, succeeds: bool, only_asks: bool) -> bool {
+        if !only_asks && let Err(error) = self.start.lock().spends_number(&self.config.data) {
+            self.say(&mut round.said, error.to_string());
+            return false;
+        }
         let asked = self.asked(succeeds, only_asks);
         let all = self.others();
         let untold: BTreeSet<NodeId> = all
@@ -216,7 +218,8 @@ impl Mute<'_> {
             async move {
                 let address =
                     address.ok_or_else(|| format!("node {node}: its address isn't known"))?;
-                let found = dial::ask_to_vouch(&address, asked).await?;
+                let vouched = dial::ask_to_vouch(&address, asked).await;
+                let found = vouched.map_err(|why| why.to_string())?;
                 match found == node {
                     true => Ok(node),
                     false => Err(format!("{address} is node {found}, not {node}")),
@@ -236,6 +239,7 @@ impl Mute<'_> {
         let start = self.start.lock();
         Vouching {
             cluster_id: self.identity.cluster_id,
+            coordinator: false,
             node: self.identity.node_id,
             said: Said {
                 number: start.number,
@@ -262,6 +266,7 @@ pub(crate) async fn introduce(
     let said = Said { number: start.number, nonce: start.nonce, synced: None, address };
     let introduction = Vouching {
         cluster_id: identity.cluster_id,
+        coordinator: false,
         node: identity.node_id,
         said,
         shown: Vec::new(),
@@ -290,27 +295,18 @@ pub(crate) async fn introduce(
     }
 }
 
-/// Looks whether the data directory is still the one that this process has begun in.
+/// Ends the node if its data directory is replaced under it.
 pub(crate) async fn watch_directory(
     start: Arc<Mutex<Start>>,
     data: std::path::PathBuf,
     refuse: mpsc::Sender<NodeError>,
     shutdown: Shutdown,
 ) {
-    let mut interval = tokio::time::interval(LOOK_EVERY);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = interval.tick() => {}
-            () = shutdown.wait() => return,
-        }
-        let (start, data) = (start.lock().clone(), data.clone());
-        // The disk may hang.
-        let looking = tokio::task::spawn_blocking(move || start.is_there(&data));
-        if let Ok(Err(why)) = looking.await {
+    tokio::select! {
+        why = until_replaced(start, data) => {
             let _ = refuse.send(NodeError::MustNotGoOn(why)).await;
-            return;
         }
+        () = shutdown.wait() => {}
     }
 }
 

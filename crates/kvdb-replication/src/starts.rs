@@ -14,6 +14,8 @@
 use kvdb_model::{NodeId, Role, ShardDescriptor, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Nonces of starts before it that a start shows, at most.
+pub const MOST_SHOWN: usize = 16;
 /// A process that was heard so lately is asked to be stopped before another one takes its place. It is
 /// only politeness: what is safe doesn't depend on time.
 const LATELY_US: u64 = 3_000_000;
@@ -76,6 +78,20 @@ impl Known {
     }
 }
 
+/// Why a start isn't vouched for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotVouched {
+    /// Nothing is known of its process.
+    #[error("{0}")]
+    NeverMet(String),
+    /// Its directory is older than what is known.
+    #[error("{0}")]
+    Older(String),
+    /// Not now.
+    #[error("{0}")]
+    Waits(String),
+}
+
 /// What is to be done before a start is heard or vouched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
@@ -136,27 +152,30 @@ impl Starts {
         shown: &[u128],
         succeeds: bool,
         now_us: u64,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotVouched> {
         let Some(known) = self.known.get(&node) else {
-            return Err(format!("number {node} was never met here"));
+            return Err(NotVouched::NeverMet(format!("number {node} was never met here")));
         };
-        known.check_synced(node, said.synced.unwrap_or_default())?;
+        known.check_synced(node, said.synced.unwrap_or_default()).map_err(NotVouched::Older)?;
         if known.nonce == said.nonce {
             return Ok(());
         }
-        let is_shown = shown.contains(&known.nonce);
+        // Of one that was met long ago the list says nothing any more; its number does.
+        let is_long_ago = shown.len() >= MOST_SHOWN && known.number < said.number;
+        let is_shown = shown.contains(&known.nonce) || is_long_ago;
         if known.number >= said.number || !is_shown {
             let other = match known.heard_us {
                 0 => String::new(),
                 _ => format!(": {}", known.words(node, now_us)),
             };
-            return Err(format!(
+            return Err(NotVouched::Older(format!(
                 "number {node} has been started since from another copy of its data directory{other}"
-            ));
+            )));
         }
         let silent_us = now_us.saturating_sub(known.heard_us);
         if !succeeds && known.open > 0 && silent_us < LATELY_US {
-            return Err(format!("{}: stop that one first", known.words(node, now_us)));
+            let other = known.words(node, now_us);
+            return Err(NotVouched::Waits(format!("{other}: stop that one first")));
         }
         Ok(())
     }
@@ -172,7 +191,7 @@ impl Starts {
         shown: &[u128],
         succeeds: bool,
         now_us: u64,
-    ) -> Result<Then, String> {
+    ) -> Result<Then, NotVouched> {
         self.may_vouch(node, said, shown, succeeds, now_us)?;
         let same = self.known.get(&node).filter(|known| known.nonce == said.nonce);
         if same.is_some_and(|known| known.is_kept) {
@@ -302,15 +321,13 @@ mod tests {
         let vouch = |starts: &mut Starts, number, nonce, shown: &[u128]| {
             starts.vouch(NODE, &said(number, nonce, 5), shown, false, 2_000_000)
         };
-        assert!(vouch(&mut starts, 1, 10, &[]).unwrap_err().contains("never met"));
+        assert!(matches!(vouch(&mut starts, 1, 10, &[]), Err(NotVouched::NeverMet(_))));
         assert_eq!(starts.meet(NODE, &said(1, 10, 5), 1), Ok(Then::Keep));
         starts.opens(NODE, 1);
         assert!(starts.hears(NODE, 1, 5, 1_500_000));
         let refused = vouch(&mut starts, 2, 20, &[10]).unwrap_err();
-        assert_eq!(
-            refused,
-            "another process of number 3 runs at host:1 and was heard 0.5 s ago: stop that one first"
-        );
+        let words = "another process of number 3 runs at host:1 and was heard 0.5 s ago: stop that one first";
+        assert_eq!(refused, NotVouched::Waits(words.to_owned()));
         // One whose process before is gone needn't wait, however lately that was heard; nor one whose
         // process before hasn't been heard for a while.
         let second = said(2, 20, 5);

@@ -4,9 +4,9 @@
 //! the coordinators are, if it knows: a process that looks for them where they were finds them so.
 
 use crate::identity;
-use crate::start::{MOST_SHOWN, Met};
+use crate::start::Met;
 use kvdb_model::{ClusterId, NodeId};
-use kvdb_replication::starts::Said;
+use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said};
 use kvdb_wire::proto::identify_response::Role;
 use kvdb_wire::proto::identity_client::IdentityClient;
 use kvdb_wire::proto::identity_server::{Identity, IdentityServer};
@@ -98,11 +98,24 @@ pub async fn identify(
     Ok(Found { cluster_id, id: NodeId(answer.id), role, token, coordinators })
 }
 
+/// Why nobody has vouched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unvouched {
+    /// There was no answer.
+    #[error("{0}")]
+    Unreached(String),
+    /// The answer.
+    #[error("{0}: {1}")]
+    Refused(String, NotVouched),
+}
+
 /// What is asked of others when a process starts: see [`ask_to_vouch`].
 #[derive(Clone, Debug)]
 pub struct Vouching {
     /// The cluster.
     pub cluster_id: ClusterId,
+    /// Coordinators and nodes number themselves apart.
+    pub coordinator: bool,
     /// Whose start it is.
     pub node: NodeId,
     /// The start.
@@ -122,7 +135,7 @@ pub struct Vouching {
 ///
 /// # Errors
 /// Why it doesn't.
-pub async fn ask_to_vouch(address: &str, asked: &Vouching) -> Result<NodeId, String> {
+pub async fn ask_to_vouch(address: &str, asked: &Vouching) -> Result<NodeId, Unvouched> {
     let bytes = |nonce: u128| bytes::Bytes::copy_from_slice(&nonce.to_be_bytes());
     let request = proto::VouchRequest {
         cluster_id: cluster_id_to(asked.cluster_id),
@@ -135,18 +148,24 @@ pub async fn ask_to_vouch(address: &str, asked: &Vouching) -> Result<NodeId, Str
         address: asked.said.address.clone(),
         succeeds: asked.succeeds,
         only_asks: asked.only_asks,
+        coordinator: asked.coordinator,
     };
-    let endpoint = transport::endpoint(address).map_err(|error| error.to_string())?;
+    let unreached = |why: String| Unvouched::Unreached(format!("{address}: {why}"));
+    let endpoint = transport::endpoint(address).map_err(|error| unreached(error.to_string()))?;
     let mut client = IdentityClient::new(endpoint.connect_lazy());
     let answer = tokio::time::timeout(PATIENCE, client.vouch(Request::new(request)))
         .await
-        .map_err(|_| format!("{address} doesn't answer"))?
-        .map_err(|status| format!("{address}: {}", status.message()))?
+        .map_err(|_| unreached("it doesn't answer".to_owned()))?
+        .map_err(|status| unreached(status.message().to_owned()))?
         .into_inner();
-    match answer.why_not.is_empty() {
-        true => Ok(NodeId(answer.node_id)),
-        false => Err(format!("{address}: {}", answer.why_not)),
-    }
+    let why = answer.why_not;
+    let refused = match proto::vouch_response::Refusal::try_from(answer.refusal) {
+        _ if why.is_empty() => return Ok(NodeId(answer.node_id)),
+        Ok(proto::vouch_response::Refusal::NeverMet) => NotVouched::NeverMet(why),
+        Ok(proto::vouch_response::Refusal::Older) => NotVouched::Older(why),
+        _ => NotVouched::Waits(why),
+    };
+    Err(Unvouched::Refused(address.to_owned(), refused))
 }
 
 fn usable(addresses: Vec<String>) -> Vec<String> {
@@ -204,22 +223,35 @@ impl Identity for Introduction {
         let said = Said {
             number: request.start_number,
             nonce: token_from("nonce", &request.nonce).map_err(bad)?,
-            // Who only introduces itself says it beside what its streams say.
-            synced: (!request.is_heard).then_some(request.synced),
+            synced: Some(request.synced),
             address: if usable { request.address } else { String::new() },
         };
         let met = self.met.clone();
-        let vouched = match theirs == cluster_id {
-            true => tokio::task::spawn_blocking(move || match request.is_heard {
-                true => met.meet(node, &said),
+        let role =
+            if request.coordinator { identity::Role::Coordinator } else { identity::Role::Node };
+        let vouched = if theirs != cluster_id {
+            Err(NotVouched::Waits(format!("this is cluster {cluster_id}, not {theirs}")))
+        } else if self.role != Some(role) {
+            Err(NotVouched::Waits(format!("this is no {role}")))
+        } else {
+            // The disk may hang.
+            let vouching = tokio::task::spawn_blocking(move || match request.is_heard {
+                true => {
+                    let met_before = met.meet(node, &Said { synced: None, ..said.clone() });
+                    met_before.map(|()| met.hears(node, &said)).map_err(NotVouched::Older)
+                }
                 false => met.vouch(node, &said, &shown, request.succeeds, request.only_asks),
-            })
-            .await
-            .map_err(|error| Status::internal(error.to_string()))?,
-            false => Err(format!("this is cluster {cluster_id}, not {theirs}")),
+            });
+            vouching.await.map_err(|error| Status::internal(error.to_string()))?
         };
-        let why_not = vouched.err().unwrap_or_default();
-        Ok(Response::new(proto::VouchResponse { node_id: own.0, why_not }))
+        let refusal = match &vouched {
+            Ok(()) => proto::vouch_response::Refusal::None,
+            Err(NotVouched::NeverMet(_)) => proto::vouch_response::Refusal::NeverMet,
+            Err(NotVouched::Older(_)) => proto::vouch_response::Refusal::Older,
+            Err(NotVouched::Waits(_)) => proto::vouch_response::Refusal::Waits,
+        } as i32;
+        let why_not = vouched.err().map(|why| why.to_string()).unwrap_or_default();
+        Ok(Response::new(proto::VouchResponse { node_id: own.0, why_not, refusal }))
     }
 
     async fn identify(

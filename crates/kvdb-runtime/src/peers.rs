@@ -44,6 +44,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_SAID: usize = 16;
 /// Longest that a peer may take to say hello back.
 const HELLO: Duration = Duration::from_secs(2);
+/// As often as that in a row a peer must say that this process isn't the one that counts.
+const REFUSED_FOR_GOOD: u32 = 3;
 /// A peer that isn't reached for so long is warned of.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks at how long messages to a peer and back take.
@@ -295,14 +297,15 @@ async fn feed_peer(
     let mut pause = FIRST_PAUSE;
     let mut said = HashSet::new();
     let mut tried = 0;
+    let mut aborted = 0;
     let mut since = Instant::now();
     loop {
         let addresses = (neighbourhood.addresses_of)(to);
         let address = addresses.get(tried % addresses.len().max(1));
         let result = match address {
             Some(address) => {
-                let streaming =
-                    stream_to(&drive, &neighbourhood, (to, address), &mut queue, &mut pause);
+                let state = (&mut pause, &mut aborted);
+                let streaming = stream_to(&drive, &neighbourhood, (to, address), &mut queue, state);
                 streaming.await.map_err(|why| format!("at {address}: {why}"))
             }
             None => Err("its address is not known".to_owned()),
@@ -351,7 +354,7 @@ async fn stream_to(
     neighbourhood: &Neighbourhood,
     (to, address): (NodeId, &str),
     queue: &mut mpsc::Receiver<Vec<PeerMessage>>,
-    pause: &mut Duration,
+    (pause, aborted): (&mut Duration, &mut u32),
 ) -> Result<(), String> {
     let channel = connect(address).await?;
     let mut client = PeerClient::new(channel)
@@ -366,7 +369,9 @@ async fn stream_to(
         .await
         .map_err(|_| "it doesn't say hello back")?
         .map_err(|status| {
-            if status.code() == Code::Aborted {
+            // It may have heard meanwhile, by another way, what this process was to tell it here.
+            *aborted = if status.code() == Code::Aborted { *aborted + 1 } else { 0 };
+            if *aborted >= REFUSED_FOR_GOOD {
                 (neighbourhood.refused)(status.message().to_owned());
             }
             status.message().to_owned()

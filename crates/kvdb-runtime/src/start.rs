@@ -1,7 +1,7 @@
 //! Which start of its data directory a process is, and which starts of others it has met.
 //!
 //! `START`, in each data directory: crc32c (u32 LE) over the rest, then number (u64) and nonce (u128)
-//! of the last start, the nonce that was accepted last (u128), where the last start has run that took
+//! of the last start, whether others may have heard of it (u8), the nonce that was accepted last (u128), where the last start has run that took
 //! part (boot id (u128), lock file (u64), machine (u128)) and whether it has ended in order (u8), and how
 //! many (u8) and which nonces (u128 each) are shown; big endian. `MET`: crc32c, then node (u64), number
 //! (u64), nonce (u128) and last synced frame (u64) of the newest start of each process that was met.
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::identity::{DataDirectory, IdentityError, Role, replace};
 use crate::shutdown::Shutdown;
 use kvdb_model::NodeId;
-use kvdb_replication::starts::{Said, Starts, Then};
+use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said, Starts, Then};
 use parking_lot::Mutex;
 use std::fs;
 use std::io;
@@ -25,11 +25,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Nonces that are shown: of the starts before this one.
-pub(crate) const MOST_SHOWN: usize = 16;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// What tells one machine from another, whenever it is booted.
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
+/// Between two looks at the data directory.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is written down how far the logs of others are synced.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -76,10 +76,11 @@ impl Place {
 /// A start of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// Rises with each.
+    /// Rises with each of which others may have heard: one that was refused gives its number back.
     pub number: u64,
     /// Drawn for this start.
     pub nonce: u128,
+    is_spent: bool,
     /// Nonces of the starts before it, that which was accepted last among them.
     pub shown: Vec<u128>,
     /// The nonce that the coordinators have accepted last.
@@ -125,14 +126,36 @@ impl Start {
     fn after(before: Option<Start>, nonce: u128, here: Place) -> Self {
         let Some(mut start) = before else {
             let (shown, heard) = (Vec::new(), Place::default());
-            return Start { number: 1, nonce, shown, accepted: 0, here, heard, has_ended: false };
+            return Start {
+                number: 1,
+                nonce,
+                is_spent: false,
+                shown,
+                accepted: 0,
+                here,
+                heard,
+                has_ended: false,
+            };
         };
+        let number = start.number + u64::from(start.is_spent);
         start.shown.push(start.nonce);
         if start.shown.len() > MOST_SHOWN {
             let oldest = start.shown.iter().position(|nonce| *nonce != start.accepted);
             start.shown.remove(oldest.unwrap_or_default());
         }
-        Start { number: start.number + 1, nonce, here, ..start }
+        Start { number, nonce, is_spent: false, here, ..start }
+    }
+
+    /// Others are to turn older starts away for it, from now on.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn spends_number(&mut self, directory: &Path) -> Result<(), IdentityError> {
+        if self.is_spent {
+            return Ok(());
+        }
+        self.is_spent = true;
+        self.write(&directory.join("START"))
     }
 
     /// It takes part from now on; `accepted` by the coordinators, or by the word of others alone.
@@ -141,6 +164,7 @@ impl Start {
     /// [`IdentityError::Io`].
     pub fn takes_part(&mut self, directory: &Path, accepted: bool) -> Result<(), IdentityError> {
         self.heard = self.here;
+        self.is_spent = true;
         self.has_ended = false;
         if accepted {
             self.accepted = self.nonce;
@@ -204,6 +228,7 @@ impl Start {
     fn write(&self, path: &Path) -> Result<(), IdentityError> {
         let mut content = self.number.to_be_bytes().to_vec();
         content.extend(self.nonce.to_be_bytes());
+        content.push(u8::from(self.is_spent));
         content.extend(self.accepted.to_be_bytes());
         content.extend(self.heard.boot.to_be_bytes());
         content.extend(self.heard.file.to_be_bytes());
@@ -218,6 +243,8 @@ impl Start {
     fn decode(content: &[u8]) -> Option<Self> {
         let mut rest = checked(content)?;
         let (number, nonce) = (u64_of(&mut rest)?, u128_of(&mut rest)?);
+        let (spent, after) = rest.split_first()?;
+        rest = after;
         let (accepted, boot) = (u128_of(&mut rest)?, u128_of(&mut rest)?);
         let (file, machine) = (u64_of(&mut rest)?, u128_of(&mut rest)?);
         let (ended, rest) = rest.split_first()?;
@@ -226,6 +253,7 @@ impl Start {
         rest.is_empty().then_some(Start {
             number,
             nonce,
+            is_spent: *spent != 0,
             shown,
             accepted,
             here: Place::default(),
@@ -268,6 +296,21 @@ fn u128_of(rest: &mut &[u8]) -> Option<u128> {
     let (raw, after) = rest.split_first_chunk::<16>()?;
     *rest = after;
     Some(u128::from_be_bytes(*raw))
+}
+
+/// Waits until a data directory isn't the one any more that a start has begun in, and says so.
+pub async fn until_replaced(start: Arc<Mutex<Start>>, data: PathBuf) -> String {
+    let mut interval = tokio::time::interval(LOOK_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let (start, data) = (start.lock().clone(), data.clone());
+        // The disk may hang.
+        let looking = tokio::task::spawn_blocking(move || start.is_there(&data));
+        if let Ok(Err(why)) = looking.await {
+            return why;
+        }
+    }
 }
 
 /// The newest starts of peers that were met ([`Starts`]), in a file. Clones share them.
@@ -337,6 +380,12 @@ impl Met {
         self.keep_what_is_new(then)
     }
 
+    /// A start that was met has told, beside its streams, how far its log is synced.
+    pub fn hears(&self, node: NodeId, said: &Said) {
+        let synced = said.synced.unwrap_or_default();
+        self.starts.lock().hears(node, said.number, synced, clock::boot_us());
+    }
+
     /// As [`Starts::vouch`]; as [`Starts::may_vouch`] if it `only_asks`. May wait for the disk.
     ///
     /// # Errors
@@ -348,13 +397,13 @@ impl Met {
         shown: &[u128],
         succeeds: bool,
         only_asks: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotVouched> {
         let now_us = clock::boot_us();
         if only_asks {
             return self.starts.lock().may_vouch(node, said, shown, succeeds, now_us);
         }
         let then = self.starts.lock().vouch(node, said, shown, succeeds, now_us)?;
-        self.keep_what_is_new(then)
+        self.keep_what_is_new(then).map_err(NotVouched::Waits)
     }
 
     fn keep_what_is_new(&self, then: Then) -> Result<(), String> {
@@ -432,10 +481,13 @@ mod tests {
         assert_eq!((first.number, succession), (1, Succession::SamePlace));
         assert!(first.shown.is_empty());
         first.takes_part(folder.path(), true).unwrap();
-        let (second, _) = begin(folder.path());
+        let (mut second, _) = begin(folder.path());
+        second.spends_number(folder.path()).unwrap();
         let (third, succession) = begin(folder.path());
         assert_eq!(third.shown, [first.nonce, second.nonce]);
         assert_eq!((third.number, succession), (3, Succession::SamePlace));
+        // Of the third nobody has heard.
+        assert_eq!(begin(folder.path()).0.number, 3);
         let last = (0..40).fold(third, |_, _| begin(folder.path()).0);
         assert_eq!((last.shown.len(), last.shown[0]), (MOST_SHOWN, first.nonce));
     }

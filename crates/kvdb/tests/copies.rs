@@ -273,3 +273,50 @@ fn all_nodes_start_again_without_any_coordinator() {
     cluster.until("it is back", |cluster| log(&cluster.nodes[0]).matches("node runs").count() == 3);
     assert!(holds(&cluster, "1"));
 }
+
+#[test]
+fn an_older_copy_of_a_coordinators_directory_is_refused_and_does_not_vote() {
+    let mut cluster = Cluster::start();
+    let (data, older) = (cluster.data_of("c3"), cluster.data_of("c3-older"));
+    cluster.coordinators[2].kill();
+    copy(&data, &older);
+    cluster.coordinators[2].start();
+    let runs = |part: &Part| log(part).matches("takes part in the group of coordinators").count();
+    cluster.until("it is back", |cluster| runs(&cluster.coordinators[2]) == 1);
+    cluster.until("something is decided", |cluster| {
+        cluster.kvdb(&["admin", "create-keyspace", "late"]).status.success()
+    });
+    // Followers hear of each other what the leader needn't tell them: with either of them it is found.
+    for absent in [0, 1] {
+        cluster.coordinators[2].kill();
+        copy(&older, &data);
+        cluster.coordinators[absent].kill();
+        cluster.coordinators[2].start();
+        ends_with(&mut cluster.coordinators[2], 4);
+        let said = log(&cluster.coordinators[2]);
+        assert!(said.contains("this coordinator must not go on: "), "{said}");
+        assert_eq!(runs(&cluster.coordinators[2]), 1, "{said}");
+        cluster.coordinators[absent].start();
+        cluster.until("coordinators decide again", |cluster| {
+            let made = cluster.kvdb(&["admin", "create-keyspace", &format!("after{absent}")]);
+            // An answer may have been lost.
+            made.status.success() || String::from_utf8_lossy(&made.stderr).contains("exists")
+        });
+    }
+}
+
+#[test]
+fn all_coordinators_start_again_and_take_part() {
+    let mut cluster = Cluster::start();
+    cluster.coordinators.iter_mut().for_each(Part::kill);
+    cluster.coordinators.iter_mut().for_each(Part::start);
+    cluster.until("they decide", |cluster| {
+        cluster.kvdb(&["admin", "create-keyspace", "late"]).status.success()
+    });
+    // With one of them gone as well.
+    cluster.coordinators.iter_mut().for_each(Part::kill);
+    cluster.coordinators[1..].iter_mut().for_each(Part::start);
+    cluster.until("two of them decide", |cluster| {
+        cluster.kvdb(&["admin", "create-keyspace", "later"]).status.success()
+    });
+}
