@@ -14,10 +14,10 @@ use crate::run::{NodeConfig, NodeError};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use kvdb_model::{NodeId, ShardId};
-use kvdb_replication::starts::{Others, Said};
+use kvdb_replication::starts::{NotVouched, Others, Said};
 use kvdb_router::Routes;
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::dial::{self, Vouching};
+use kvdb_runtime::dial::{self, Unvouched, Vouching};
 use kvdb_runtime::drive::Drive;
 use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::Identity;
@@ -34,6 +34,8 @@ use tonic::{Code, Status};
 
 /// The coordinators are given so long before peers are asked.
 const COORDINATORS_FIRST: Duration = Duration::from_millis(500);
+/// Peers are given so long to object to a start.
+const OBJECTIONS: Duration = Duration::from_millis(300);
 /// Between two rounds of asking peers.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// Between two rounds of telling the others of this start.
@@ -72,9 +74,12 @@ impl Mute<'_> {
     ///
     /// # Errors
     /// Why it must not take part.
-    pub(crate) async fn until_heard(&self, succession: Succession) -> Result<Heard, String> {
+    pub(crate) async fn until_heard(&self, succession: Succession) -> Result<Heard, NodeError> {
         if succession == Succession::Elsewhere {
             return self.until_heard_elsewhere().await;
+        }
+        if let Some(objection) = self.objection().await {
+            return Err(objection);
         }
         let shown = self.shown();
         let is_refused = AtomicBool::new(false);
@@ -87,7 +92,7 @@ impl Mute<'_> {
                 &shown,
                 &is_refused,
             ) => {
-                registered.map_err(|status| self.words(&status))?;
+                registered.map_err(|status| self.refused(&status))?;
                 true
             }
             () = async {
@@ -104,7 +109,7 @@ impl Mute<'_> {
 
     /// The process before may be alive. Nobody is turned away for this start before it is sure that
     /// enough others would vouch for it.
-    async fn until_heard_elsewhere(&self) -> Result<Heard, String> {
+    async fn until_heard_elsewhere(&self) -> Result<Heard, NodeError> {
         let lone = self.lone();
         let (start, moved) = (self.start.lock().clone(), self.config.moved);
         let mut said = BTreeSet::new();
@@ -114,7 +119,7 @@ impl Mute<'_> {
             let by_coordinators = match asking.await {
                 Ok(()) => true,
                 Err(status) if status.code() == Code::InvalidArgument => {
-                    return Err(self.words(&status));
+                    return Err(self.refused(&status));
                 }
                 Err(status) if status.code() == Code::FailedPrecondition => {
                     self.say(&mut said, status.message().to_owned());
@@ -146,7 +151,7 @@ impl Mute<'_> {
                 &shown,
                 &is_refused,
             );
-            registering.await.map_err(|status| self.words(&status))?;
+            registering.await.map_err(|status| self.refused(&status))?;
         }
         let mut round = Round::default();
         while !self.ask(&mut round, by_coordinators, false).await {
@@ -171,8 +176,31 @@ impl Mute<'_> {
         start_to(&self.start.lock(), self.drive.synced())
     }
 
-    fn words(&self, status: &Status) -> String {
-        format!("{} (its directory: {})", status.message(), self.config.data.display())
+    fn refused(&self, status: &Status) -> NodeError {
+        let data = self.config.data.display();
+        NodeError::Refused(format!("{} (its directory: {data})", status.message()))
+    }
+
+    /// Who of the other voters knows that the directory is older than what it has told. The coordinators
+    /// may not: a start that was vouched for without them says nothing to them until it is accepted.
+    async fn objection(&self) -> Option<NodeError> {
+        let nodes: BTreeSet<NodeId> =
+            self.others().into_iter().flat_map(|others| others.nodes).collect();
+        let (asked, routes) = (self.asked(true, true), self.routes.load_full());
+        let asking = nodes.into_iter().filter_map(|node| routes.address(node).cloned()).map(|at| {
+            let asked = &asked;
+            async move {
+                let answer = dial::ask_to_vouch(&at, asked);
+                tokio::time::timeout(OBJECTIONS, answer).await.ok()?.err()
+            }
+        });
+        let answers = join_all(asking).await;
+        answers.into_iter().flatten().find_map(|why| match why {
+            Unvouched::Refused(at, NotVouched::Older(why)) => {
+                Some(NodeError::MustNotGoOn(format!("{why} (as {at} knows)")))
+            }
+            _ => None,
+        })
     }
 
     fn say(&self, said: &mut BTreeSet<String>, why: String) {

@@ -279,7 +279,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
                 http.iter().for_each(JoinHandle::abort);
                 let _ = tokio::task::spawn_blocking(move || threads.stop()).await;
                 return match other {
-                    Some(Err(why)) => Err(NodeError::Refused(why)),
+                    Some(Err(why)) => Err(why),
                     _ => Ok(()),
                 };
             }

@@ -320,3 +320,40 @@ fn all_coordinators_start_again_and_take_part() {
         cluster.kvdb(&["admin", "create-keyspace", "later"]).status.success()
     });
 }
+
+#[test]
+fn what_a_node_did_without_coordinators_its_peers_remember() {
+    let mut cluster = Cluster::start();
+    write(&cluster, "0");
+    cluster.nodes[2].kill();
+    let (data, older) = (cluster.data_of("n3"), cluster.data_of("n3-older"));
+    copy(&data, &older);
+    cluster.coordinators.iter_mut().for_each(Part::kill);
+    cluster.nodes[2].start();
+    cluster
+        .until("it is heard", |cluster| log(&cluster.nodes[2]).matches("node runs").count() == 2);
+    write(&cluster, "1");
+    cluster.nodes[2].kill();
+    // In its place, with the same lock file: as a disk that is put back to a snapshot.
+    for entry in std::fs::read_dir(&data).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path).unwrap(),
+            false if path.ends_with("LOCK") => {}
+            false => std::fs::remove_file(path).unwrap(),
+        }
+    }
+    std::fs::remove_file(older.join("LOCK")).unwrap();
+    let from = format!("{}/.", older.display());
+    assert!(Command::new("cp").args(["-r", &from]).arg(&data).status().unwrap().success());
+    cluster.coordinators.iter_mut().for_each(Part::start);
+    cluster.until("coordinators decide again", |cluster| {
+        let made = cluster.kvdb(&["admin", "create-keyspace", "late"]);
+        made.status.success() || String::from_utf8_lossy(&made.stderr).contains("exists")
+    });
+    cluster.nodes[2].start();
+    ends_with(&mut cluster.nodes[2], 4);
+    let said = log(&cluster.nodes[2]);
+    assert!(said.contains("this node must not go on: "), "{said}");
+    assert!(holds(&cluster, "1"));
+}
