@@ -105,6 +105,13 @@ class Maker:
     def key(self):
         return self.random.choice(KEYS[:3] if self.chance(0.7) else KEYS)
 
+    def hash_key(self):
+        """Mostly one that holds a hash."""
+        return self.key() if self.chance(0.15) else TAG + self.pick(b"h1", b"h2")
+
+    def field(self):
+        return self.pick(b"f1", b"f2", b"f3", b"", b"\x00\xff", b"a-longer-field-name", b"%d" % self.random.randrange(30))
+
     def number(self):
         if self.chance(0.04):
             return self.random.choice(BAD_NUMBERS)
@@ -198,7 +205,7 @@ class Maker:
 
     def command(self, inside):
         """A command; `inside` a transaction only those that may be there."""
-        k, v, n = self.key, self.value, self.number
+        k, v, n, h, f = self.key, self.value, self.number, self.hash_key, self.field
         every = [
             lambda: [b"SET", k(), v()] + self.options(b"NX", b"XX", b"GET", b"KEEPTTL", Maker.lifetime, Maker.lifetime),
             lambda: [b"SET", k(), v()],
@@ -243,6 +250,15 @@ class Maker:
             lambda: [b"RESTORE", k(), self.pick(b"0", b"0", b"500000", b"-1", b"x"), self.dump()] + self.options(b"REPLACE", lambda self: [b"IDLETIME", self.number()], lambda self: [b"FREQ", self.number()], b"nonsense"),
             lambda: [b"RESTORE", k(), self.moment(True), self.dump(), b"ABSTTL"] + self.options(b"REPLACE"),
             lambda: [b"OBJECT", self.pick(b"IDLETIME", b"FREQ", b"nonsense"), k()],
+            lambda: [self.pick(b"HSET", b"HSET", b"HMSET", b"hset"), h()] + [word for _ in range(self.random.randrange(1, 4)) for word in (f(), v())],
+            lambda: [b"HSETNX", h(), f(), v()],
+            lambda: [self.pick(b"HGET", b"HEXISTS", b"HSTRLEN"), h(), f()],
+            lambda: [self.pick(b"HMGET", b"HDEL"), h()] + [f() for _ in range(self.random.randrange(1, 4))],
+            lambda: [self.pick(b"HLEN", b"HGETALL", b"HKEYS", b"HVALS"), h()],
+            lambda: [b"HINCRBY", h(), f(), n()],
+            lambda: [b"HINCRBYFLOAT", h(), f(), self.random.choice(FLOATS)],
+            lambda: [b"HSCAN", h(), self.pick(b"0", b"0", b"0", b"x", b""), b"COUNT", self.pick(b"100000", b"100000", b"0", b"x")] + self.options(lambda self: [b"MATCH", self.pick(b"*", b"f*", b"[a-g]?")], b"bad", most=1),
+            lambda: [self.pick(b"DEL", b"TYPE", b"GET", b"EXPIRE", b"PERSIST", b"APPEND", b"STRLEN"), h()] + self.options(b"100000", most=1),
             lambda: [b"ECHO", v()],
             lambda: [b"PING"] + [v() for _ in range(self.random.choice([0, 0, 1, 2]))],
             lambda: [b"SELECT", self.pick(b"0", b"0", b"16", b"-1", b"x", b"")],
@@ -329,6 +345,14 @@ def ordered(answer):
     return (mark, sorted(content, key=repr)) if mark in "*~" and content is not None else answer
 
 
+def paired(answer):
+    """Fields and values, in whatever order they came."""
+    mark, content = answer
+    if mark == "*" and content is not None:
+        content = list(zip(content[::2], content[1::2]))
+    return (mark, sorted(content, key=repr)) if mark in "*%" and content is not None else answer
+
+
 def without_id(answer):
     mark, content = answer
     if mark == "*" and content:
@@ -345,6 +369,16 @@ def allowed(words, redis, kvdb):
         return abs(redis[1] - kvdb[1]) <= EXPIRY[name] and (redis[1] < 0) == (kvdb[1] < 0)
     if name == b"KEYS":
         return ordered(redis) == ordered(kvdb)
+    if name in (b"HKEYS", b"HVALS"):
+        # In no order.
+        return ordered(redis) == ordered(kvdb)
+    if name == b"HGETALL":
+        return paired(redis) == paired(kvdb)
+    if name == b"HSCAN" and redis[0] == kvdb[0] == "*":
+        return redis[1][0] == kvdb[1][0] and paired(redis[1][1]) == paired(kvdb[1][1])
+    if name == b"DUMP":
+        # Strings alone.
+        return kvdb[0] == "-" and kvdb[1].startswith(b"WRONGTYPE")
     if name == b"SCAN" and redis[0] == kvdb[0] == "*":
         return redis[1][0] == kvdb[1][0] and ordered(redis[1][1]) == ordered(kvdb[1][1])
     if name == b"CLIENT" and words[1].upper() in (b"LIST", b"INFO") and redis[0] == kvdb[0] != "-":

@@ -10,7 +10,7 @@ use kvdb_control::{
     OperatorRequest, Planner, Reason, Since, Standings, Vitals, decode_result,
 };
 use kvdb_model::{
-    Command, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
+    EntryCommand, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
@@ -145,7 +145,7 @@ impl Member {
         self.check_leader()?;
         // An invalid one needn't enter the log; it is checked again when it is applied.
         self.view.state().validate(&command).map_err(|error| invalid(&error))?;
-        let bytes = Command::Control(command.to_bytes()).to_bytes();
+        let bytes = EntryCommand::Control(command.to_bytes()).to_bytes();
         let outcome = self
             .outcome(|ticket| Input::Propose {
                 shard: ShardId::CONTROL,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kvdb_control::{ControlCommand, decode_result, encode_result};
 use kvdb_model::codec::{Reader, Writer};
-use kvdb_model::{Command, EntryPayload, ShardDescriptor};
+use kvdb_model::{EntryCommand, EntryPayload, ShardDescriptor};
 use kvdb_store::MembershipChange;
 
 /// The first byte chooses what the rest is.
@@ -49,7 +49,7 @@ fn payload(bytes: Bytes) {
 }
 
 fn command(bytes: Bytes) {
-    let Ok(read) = Command::decode(bytes) else { return };
+    let Ok(read) = EntryCommand::decode(bytes) else { return };
     let _ = read.version_count();
-    assert_eq!(Command::decode(read.to_bytes()).as_ref(), Ok(&read));
+    assert_eq!(EntryCommand::decode(read.to_bytes()).as_ref(), Ok(&read));
 }

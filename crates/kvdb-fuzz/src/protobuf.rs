@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kvdb_model::Limits;
-use kvdb_wire::{proto, requests};
+use kvdb_wire::{execute, proto, requests};
 use prost::Message;
 
 /// The first byte chooses which message the rest is.
@@ -39,7 +39,15 @@ pub fn protobuf(data: &[u8]) {
             let _ = requests::check_scan(&scan, &limits);
         }),
         8 => with(rest, |batch: proto::NodeBatchRequest| {
-            let _ = batch.operations.len();
+            use proto::node_operation::Operation;
+            for operation in batch.operations.into_iter().filter_map(|asked| asked.operation) {
+                let Operation::Execute(asked) = operation else { continue };
+                let Ok(write) = execute::write_from(asked.write, &limits) else { continue };
+                for operation in &write.operations {
+                    let _ = kvdb_store::check(operation, &limits);
+                    let _ = kvdb_store::on_nothing(operation);
+                }
+            }
         }),
         9 => with(rest, |frame: proto::PeerFrame| {
             if let Some(proto::peer_frame::Frame::Messages(messages)) = frame.frame {

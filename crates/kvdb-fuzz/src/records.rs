@@ -4,11 +4,13 @@ use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, MemoryEngine};
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Action, Command, EntryKind, EntryPayload, KeyRange, KeyspaceId, LogEntry, MembershipEpoch,
-    NodeId, Operation, RangeEpoch, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId,
-    Term, Version, VolumeId, Write,
+    EntryCommand, EntryKind, EntryPayload, KeyRange, KeyspaceId, LogEntry, MembershipEpoch, NodeId,
+    Operation, RangeEpoch, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId, Term,
+    Version, VolumeId, Write,
 };
-use kvdb_store::{NoControl, OpenError, Shard, View, digest};
+use kvdb_store::keys::Expiry;
+use kvdb_store::string::Set;
+use kvdb_store::{Command as _, NoControl, OpenError, Shard, View, digest};
 use std::sync::Arc;
 
 pub(crate) const REPLICA: ReplicaId = ReplicaId(10);
@@ -57,13 +59,10 @@ pub(crate) fn open(engine: &MemoryEngine) -> Result<Shard<NoControl>, OpenError>
 }
 
 /// A write with a request id.
-pub(crate) fn a_write() -> Command {
-    let put = |key: &'static [u8], value: &'static [u8], ttl_ms| Operation {
-        key: Bytes::from_static(key),
-        item: 0,
-        action: Action::Put { value: Bytes::from_static(value), ttl_ms },
-        condition: None,
-        return_previous: true,
+pub(crate) fn a_write() -> EntryCommand {
+    let put = |key: &'static [u8], value: &'static [u8], ttl_ms| {
+        let set = Set { value: Bytes::from_static(value), expiry: Expiry::after(ttl_ms) };
+        Operation { return_previous: true, ..set.on(Bytes::from_static(key)) }
     };
     let request = RequestTag {
         client_id: Bytes::from_static(b"client"),
@@ -72,7 +71,7 @@ pub(crate) fn a_write() -> Command {
         valid_until: kvdb_model::ValidUntil::Time(2_000_000),
     };
     let operations = vec![put(b"key", b"value", Some(60_000)), put(b"other", b"", None)];
-    Command::Write(Write { epoch: EPOCH, atomic: true, request: Some(request), operations })
+    EntryCommand::Write(Write { epoch: EPOCH, atomic: true, request: Some(request), operations })
 }
 
 /// A shard in which something was written.

@@ -5,9 +5,7 @@
 //! that was stamped with a wrong guess is refused before anything is done; it is then stamped anew.
 //! The gateway's wall clock has no part in it, but for the very first guess.
 
-use kvdb_model::{ShardId, ShardTimes, ValidUntil};
-use kvdb_wire::proto;
-use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_model::{RequestTag, ShardId, ShardTimes, ValidUntil};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,13 +54,13 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Stamps the id of a write, if it is one of the gateway's own.
-    pub(crate) fn put_on(&mut self, asked: &mut Asked, age_ms: impl FnOnce() -> u64) {
-        let Some(id) = request_id_of(asked) else { return };
-        if id.valid_until_ms == 0 && id.valid_until_age_ms == 0 {
-            id.valid_until_age_ms =
-                *self.until_age_ms.get_or_insert_with(|| age_ms().saturating_add(VALID_MS));
+    /// The id of a write as it is sent: with this validity, if it is one of the gateway's own.
+    fn put_on(&mut self, tag: &RequestTag, age_ms: impl FnOnce() -> u64) -> RequestTag {
+        if tag.valid_until != UNSTAMPED {
+            return tag.clone();
         }
+        let until_ms = self.until_age_ms.get_or_insert_with(|| age_ms().saturating_add(VALID_MS));
+        RequestTag { valid_until: ValidUntil::Age(*until_ms), ..tag.clone() }
     }
 
     /// Whether the request goes under an id of the gateway's own.
@@ -83,14 +81,17 @@ impl Stamp {
     }
 }
 
-fn request_id_of(asked: &mut Asked) -> Option<&mut proto::RequestId> {
-    match asked {
-        Asked::Put(put) => put.request_id.as_mut(),
-        Asked::Delete(delete) => delete.request_id.as_mut(),
-        Asked::Increment(increment) => increment.request_id.as_mut(),
-        Asked::BatchWrite(batch) => batch.request_id.as_mut(),
-        Asked::StringWrite(write) => write.request_id.as_mut(),
-        Asked::Get(_) | Asked::BatchGet(_) | Asked::Scan(_) | Asked::ReadMany(_) => None,
+/// Stamps the ids of one try of a request.
+pub(crate) struct Stamping<'a> {
+    pub(crate) stamp: &'a mut Stamp,
+    /// How old the shard is that the try goes to.
+    pub(crate) age_ms: &'a dyn Fn() -> u64,
+}
+
+impl Stamping<'_> {
+    /// The id as it is sent.
+    pub(crate) fn tag(&mut self, tag: &RequestTag) -> RequestTag {
+        self.stamp.put_on(tag, self.age_ms)
     }
 }
 
@@ -99,13 +100,12 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn asked(valid_until_ms: u64) -> Asked {
-        let request_id = Some(proto::RequestId { valid_until_ms, ..Default::default() });
-        Asked::Delete(proto::NodeDeleteRequest { request_id, ..Default::default() })
+    fn tag(valid_until: ValidUntil) -> RequestTag {
+        RequestTag { client_id: "c".into(), sequence: 1, acked_below: 0, valid_until }
     }
 
-    fn stamp_of(asked: &mut Asked) -> u64 {
-        request_id_of(asked).map_or(0, |id| id.valid_until_age_ms)
+    fn stamped(stamp: &mut Stamp, age_ms: u64) -> ValidUntil {
+        stamp.put_on(&tag(UNSTAMPED), || age_ms).valid_until
     }
 
     #[test]
@@ -121,28 +121,22 @@ mod tests {
     #[test]
     fn a_stamp_stays_until_it_is_known_to_be_wrong() {
         let mut stamp = Stamp::default();
-        let mut first = asked(0);
-        stamp.put_on(&mut first, || 1000);
-        assert_eq!(stamp_of(&mut first), 1000 + VALID_MS);
-        let mut again = asked(0);
-        stamp.put_on(&mut again, || 2000);
-        assert_eq!(stamp_of(&mut again), 1000 + VALID_MS, "the same on every try");
+        assert_eq!(stamped(&mut stamp, 1000), ValidUntil::Age(1000 + VALID_MS));
+        let again = stamped(&mut stamp, 2000);
+        assert_eq!(again, ValidUntil::Age(1000 + VALID_MS), "the same on every try");
         assert!(!stamp.was_wrong(ShardTimes { time_ms: 1500, age_ms: 1500 }));
         let years_ms = 50 * 365 * 86_400_000;
         for age_ms in [years_ms, 1000] {
             assert!(stamp.was_wrong(ShardTimes { time_ms: age_ms, age_ms }));
-            let mut third = asked(0);
-            stamp.put_on(&mut third, || 0);
-            assert_eq!(stamp_of(&mut third), age_ms + VALID_MS);
+            assert_eq!(stamped(&mut stamp, 0), ValidUntil::Age(age_ms + VALID_MS));
         }
     }
 
     #[test]
     fn a_clients_own_id_is_left_alone() {
         let mut stamp = Stamp::default();
-        let mut own = asked(77);
-        stamp.put_on(&mut own, || 1000);
-        assert_eq!(stamp_of(&mut own), 0);
+        let own = tag(ValidUntil::Time(77));
+        assert_eq!(stamp.put_on(&own, || 1000), own);
         assert!(!stamp.was_wrong(ShardTimes { time_ms: 1_000_000, age_ms: 1_000_000 }));
     }
 }

@@ -6,18 +6,21 @@
 //! an unknown outcome is answered from the request window instead of being carried out twice.
 //! Only a deadline ends the rounds.
 
+use crate::ages::Stamping;
 use crate::route::{Gateway, Nature, Place};
 use crate::service::{Freshness, Identified, other_kind};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream;
-use kvdb_model::{Keyspace, Operation, Refusal, RequestTag, RetryClass, ShardId};
+use kvdb_model::{
+    Keyspace, Operation, OperationOutcome, Refusal, RequestTag, RetryClass, ShardId, Write,
+};
 use kvdb_router::{Failure, Next, RequestMachine, Route};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::{
-    client_tag_from, proto, refusal_from_proto, refusal_to_proto, requests, transport,
+    client_tag_from, execute, proto, refusal_from_proto, refusal_to_proto, requests, transport,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -61,7 +64,7 @@ fn is_elsewhere(refusal: &Refusal) -> bool {
 
 /// An operation of a batch.
 struct Item {
-    routing_key: Bytes,
+    /// With its routing key.
     operation: Operation,
     /// Which of the batch's request ids it goes under; chosen once.
     id: Option<usize>,
@@ -71,7 +74,7 @@ struct Item {
 
 /// What a group came to: by place in the batch.
 struct Written {
-    results: Vec<(usize, proto::BatchWriteResult)>,
+    outcomes: Vec<(usize, OperationOutcome)>,
     is_unsure: bool,
 }
 
@@ -138,7 +141,7 @@ impl Gateway {
         deadline: Instant,
     ) -> Vec<(usize, proto::BatchGetResult)> {
         let keys: Vec<Bytes> = places.iter().map(|place| request.keys[*place].clone()).collect();
-        let build = |route: &Route| {
+        let build = |route: &Route, _: Stamping<'_>| {
             Asked::BatchGet(proto::NodeBatchGetRequest {
                 shard_id: route.shard_id.0,
                 epoch: route.epoch.0,
@@ -176,59 +179,106 @@ impl Gateway {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
         let own = client_tag_from(request.request_id.clone(), &self.limits)?;
         let operations = requests::batch_operations(request.operations, &self.limits)?;
-        let results = if request.atomic {
+        let outcomes = if request.atomic {
             self.write_together(&keyspace, operations, own, deadline).await?
         } else {
             self.write_each(&keyspace, operations, own, deadline).await?
         };
+        let mut results: Vec<_> = outcomes.into_iter().map(requests::batch_result).collect();
+        requests::omit_previous_beyond(&mut results, self.limits.request_max_bytes);
         Ok(proto::BatchWriteResponse { results })
     }
 
-    /// Operations that stand alone: a result for each.
-    pub(crate) async fn write_each(
+    /// One operation on a user key.
+    pub(crate) async fn write_one(
+        &self,
+        keyspace: &Keyspace,
+        operation: Operation,
+        own: Option<RequestTag>,
+        deadline: Instant,
+    ) -> OperationOutcome {
+        let operation = self.with_routing_key(keyspace, operation)?;
+        let id = self.identify(own, &operation.key);
+        let place = Place::At(&operation.key);
+        let mut is_unsure = false;
+        let mut rounds = None;
+        loop {
+            let build = |route: &Route, stamping: Stamping<'_>| {
+                execute_on(route, vec![operation.clone()], false, &id.tag, stamping)
+            };
+            let asked = self.ask(place, Nature::TaggedWrite, deadline, build).await?;
+            is_unsure |= asked.is_unsure;
+            let outcome = outcomes_of(asked.answer, 1)?.pop().ok_or_else(other_kind)?;
+            let refusal = match outcome {
+                Err(refusal) if is_elsewhere(&refusal) => refusal,
+                mut outcome => {
+                    stay_unsure(is_unsure, &mut outcome);
+                    return outcome;
+                }
+            };
+            self.learn_from(&refusal);
+            let rounds = rounds.get_or_insert_with(|| Rounds::new(self, deadline, true));
+            if !rounds.next(self, refusal).await {
+                return Err(if is_unsure { unsure() } else { Refusal::DeadlineExceeded });
+            }
+        }
+    }
+
+    /// An operation with its routing key.
+    fn with_routing_key(
+        &self,
+        keyspace: &Keyspace,
+        operation: Operation,
+    ) -> Result<Operation, Refusal> {
+        let key = self.routing_key(keyspace, &operation.key)?;
+        Ok(Operation { key, ..operation }.sealed())
+    }
+
+    /// Operations that stand alone: an outcome for each.
+    async fn write_each(
         &self,
         keyspace: &Keyspace,
         operations: Vec<Operation>,
         own: Option<RequestTag>,
         deadline: Instant,
-    ) -> Result<Vec<proto::BatchWriteResult>, Refusal> {
+    ) -> Result<Vec<OperationOutcome>, Refusal> {
         let mut items = self.items_of(keyspace, operations)?;
         let mut ids: Vec<Identified> = Vec::new();
-        let mut results = vec![proto::BatchWriteResult::default(); items.len()];
+        let mut outcomes: Vec<OperationOutcome> =
+            items.iter().map(|_| Err(Refusal::DeadlineExceeded)).collect();
         let mut open: Vec<usize> = (0..items.len()).collect();
         let mut rounds = Rounds::new(self, deadline, true);
         while !open.is_empty() {
             let groups = self.write_groups(&mut items, &open, own.as_ref(), &mut ids);
-            let writes = groups.iter().map(|(id, places)| {
-                self.write_group(keyspace, &items, places, &ids[*id], deadline)
-            });
+            let writes = groups
+                .iter()
+                .map(|(id, places)| self.write_group(&items, places, &ids[*id], deadline));
             let written = join_all(writes).await;
             open.clear();
             let mut elsewhere = None;
-            for Written { results: answered, is_unsure } in written {
-                for (place, result) in answered {
+            for Written { outcomes: answered, is_unsure } in written {
+                for (place, outcome) in answered {
                     items[place].is_unsure |= is_unsure;
-                    let refusal = result.refusal.clone().map(refusal_from_proto);
-                    if let Some(refusal) = refusal.filter(is_elsewhere) {
-                        self.learn_from(&refusal);
-                        elsewhere = Some(refusal);
+                    if let Err(refusal) = &outcome
+                        && is_elsewhere(refusal)
+                    {
+                        self.learn_from(refusal);
+                        elsewhere = Some(refusal.clone());
                         open.push(place);
                     }
-                    results[place] = result;
+                    outcomes[place] = outcome;
                 }
             }
             if let Some(refusal) = elsewhere
                 && !rounds.next(self, refusal).await
             {
-                let late = Some(refusal_to_proto(&Refusal::DeadlineExceeded));
-                open.drain(..).for_each(|place| results[place].refusal = late.clone());
+                open.drain(..).for_each(|place| outcomes[place] = Err(Refusal::DeadlineExceeded));
             }
         }
-        for (item, result) in items.iter().zip(&mut results) {
-            stay_unsure(item, result);
+        for (item, outcome) in items.iter().zip(&mut outcomes) {
+            stay_unsure(item.is_unsure, outcome);
         }
-        requests::omit_previous_beyond(&mut results, self.limits.request_max_bytes);
-        Ok(results)
+        Ok(outcomes)
     }
 
     fn items_of(
@@ -237,8 +287,8 @@ impl Gateway {
         operations: Vec<Operation>,
     ) -> Result<Vec<Item>, Refusal> {
         let item = |operation: Operation| {
-            let routing_key = self.routing_key(keyspace, &operation.key)?;
-            Ok(Item { routing_key, operation, id: None, is_unsure: false })
+            let operation = self.with_routing_key(keyspace, operation)?;
+            Ok(Item { operation, id: None, is_unsure: false })
         };
         operations.into_iter().map(item).collect()
     }
@@ -268,19 +318,19 @@ impl Gateway {
         own: Option<&RequestTag>,
         ids: &mut Vec<Identified>,
     ) -> Vec<(usize, Vec<usize>)> {
-        let shards = self.grouped(open.iter().map(|place| (*place, &items[*place].routing_key)));
+        let shards = self.grouped(open.iter().map(|place| (*place, &items[*place].operation.key)));
         let mut groups = Vec::new();
         for places in shards.into_values() {
             let mut by_id: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
             let mut new = None;
             for place in places {
-                let Item { id, routing_key, .. } = &mut items[place];
+                let Item { id, operation, .. } = &mut items[place];
                 let id = *id.get_or_insert_with(|| {
                     *new.get_or_insert_with(|| match own {
                         // All go under the caller's own.
                         Some(_) if !ids.is_empty() => 0,
                         _ => {
-                            ids.push(self.identify(own.cloned(), routing_key));
+                            ids.push(self.identify(own.cloned(), &operation.key));
                             ids.len() - 1
                         }
                     })
@@ -294,31 +344,27 @@ impl Gateway {
 
     async fn write_group(
         &self,
-        keyspace: &Keyspace,
         items: &[Item],
         places: &[usize],
         id: &Identified,
         deadline: Instant,
     ) -> Written {
-        let operations = places.iter().map(|place| &items[*place].operation);
-        let request = node_batch(keyspace, operations, false, id);
-        let place = Place::At(&items[places[0]].routing_key);
-        let build = |route: &Route| routed(&request, route);
-        let (answered, is_unsure) =
-            match self.ask(place, Nature::TaggedWrite, deadline, build).await {
-                Ok(asked) => match asked.answer {
-                    Answer::BatchWrite(answer) if answer.results.len() == places.len() => {
-                        (Ok(answer.results), asked.is_unsure)
-                    }
-                    _ => (Err(other_kind()), true),
-                },
-                Err(refusal) => (Err(refusal), false),
-            };
-        let results = answered.unwrap_or_else(|refusal| {
-            let refusal = Some(refusal_to_proto(&refusal));
-            vec![proto::BatchWriteResult { refusal, ..Default::default() }; places.len()]
-        });
-        Written { results: places.iter().copied().zip(results).collect(), is_unsure }
+        let operations = || places.iter().map(|place| items[*place].operation.clone()).collect();
+        let place = Place::At(&items[places[0]].operation.key);
+        let build = |route: &Route, stamping: Stamping<'_>| {
+            execute_on(route, operations(), false, &id.tag, stamping)
+        };
+        let asked = self.ask(place, Nature::TaggedWrite, deadline, build).await;
+        let (answered, is_unsure) = match asked {
+            Ok(asked) => match outcomes_of(asked.answer, places.len()) {
+                Ok(outcomes) => (Ok(outcomes), asked.is_unsure),
+                Err(refusal) => (Err(refusal), true),
+            },
+            Err(refusal) => (Err(refusal), false),
+        };
+        let outcomes = answered
+            .unwrap_or_else(|refusal| places.iter().map(|_| Err(refusal.clone())).collect());
+        Written { outcomes: places.iter().copied().zip(outcomes).collect(), is_unsure }
     }
 
     /// All operations or none.
@@ -328,29 +374,31 @@ impl Gateway {
         operations: Vec<Operation>,
         own: Option<RequestTag>,
         deadline: Instant,
-    ) -> Result<Vec<proto::BatchWriteResult>, Refusal> {
+    ) -> Result<Vec<OperationOutcome>, Refusal> {
         let items = self.items_of(keyspace, operations)?;
-        let shards_of = || items.iter().map(|item| self.shard_of(&item.routing_key));
+        let shards_of = || items.iter().map(|item| self.shard_of(&item.operation.key));
         let shards: BTreeSet<ShardId> = shards_of().collect();
         // One that comes again under its caller's id may have been carried out when its keys were
         // on one shard still: both sides of a split know the answer.
         if shards.len() > 1 && own.is_none() {
             return Err(Refusal::CrossShard { shards: shards.into_iter().collect() });
         }
-        let id = self.identify(own, &items[0].routing_key);
-        let operations = items.iter().map(|item| &item.operation);
-        let request = node_batch(keyspace, operations, true, &id);
+        let id = self.identify(own, &items[0].operation.key);
+        let operations = || items.iter().map(|item| item.operation.clone()).collect();
         let mut rounds = Rounds::new(self, deadline, true);
         let mut is_unsure = false;
         loop {
-            let place = Place::At(&items[0].routing_key);
-            let build = |route: &Route| routed(&request, route);
+            let place = Place::At(&items[0].operation.key);
+            let build = |route: &Route, stamping: Stamping<'_>| {
+                execute_on(route, operations(), true, &id.tag, stamping)
+            };
             let asked = self.ask(place, Nature::TaggedWrite, deadline, build).await?;
             is_unsure |= asked.is_unsure;
-            let Answer::BatchWrite(answer) = asked.answer else { return Err(other_kind()) };
-            let refusal = answer.results.iter().find_map(|result| result.refusal.clone());
-            let refusal = refusal.map(refusal_from_proto).filter(is_elsewhere);
-            let Some(refusal) = refusal else { return Ok(answer.results) };
+            let outcomes = outcomes_of(asked.answer, items.len())?;
+            let refusal = outcomes.iter().find_map(|outcome| outcome.as_ref().err());
+            let Some(refusal) = refusal.filter(|refusal| is_elsewhere(refusal)).cloned() else {
+                return Ok(outcomes);
+            };
             self.learn_from(&refusal);
             let shards: BTreeSet<ShardId> = shards_of().collect();
             if matches!(refusal, Refusal::ShardMoved { .. }) && shards.len() > 1 {
@@ -365,47 +413,40 @@ impl Gateway {
     }
 }
 
-fn node_batch<'a>(
-    keyspace: &Keyspace,
-    operations: impl Iterator<Item = &'a Operation> + Clone,
+/// A write for the shard that it is routed to.
+pub(crate) fn execute_on(
+    route: &Route,
+    operations: Vec<Operation>,
     atomic: bool,
-    id: &Identified,
-) -> proto::NodeBatchWriteRequest {
-    let items = operations.clone().map(|operation| operation.item).collect();
-    let operations = operations
-        .filter_map(|operation| requests::write_operation_to(operation, operation.key.clone()))
-        .collect();
-    proto::NodeBatchWriteRequest {
-        shard_id: 0,
-        epoch: 0,
-        keyspace_id: keyspace.keyspace_id.0,
-        operations,
-        atomic,
-        request_id: Some(id.request_id.clone()),
-        items,
-    }
+    tag: &RequestTag,
+    mut stamping: Stamping<'_>,
+) -> Asked {
+    let request = Some(stamping.tag(tag));
+    let write = Write { epoch: route.epoch, atomic, request, operations };
+    Asked::Execute(execute::execute_request(route.shard_id, write))
 }
 
-fn routed(request: &proto::NodeBatchWriteRequest, route: &Route) -> Asked {
-    Asked::BatchWrite(proto::NodeBatchWriteRequest {
-        shard_id: route.shard_id.0,
-        epoch: route.epoch.0,
-        ..request.clone()
-    })
+/// What each of `count` operations came to.
+pub(crate) fn outcomes_of(answer: Answer, count: usize) -> Result<Vec<OperationOutcome>, Refusal> {
+    match answer {
+        Answer::Execute(answer) if answer.results.len() == count => {
+            Ok(answer.results.into_iter().map(execute::outcome_from).collect())
+        }
+        _ => Err(other_kind()),
+    }
 }
 
 fn unsure() -> Refusal {
     Refusal::OutcomeUnknown { reason: "an earlier try may have been carried out" }
 }
 
-/// A refusal doesn't settle an item whose earlier try may have been carried out, unless it comes
+/// A refusal doesn't settle an operation whose earlier try may have been carried out, unless it comes
 /// from the request window itself.
-fn stay_unsure(item: &Item, result: &mut proto::BatchWriteResult) {
-    let Some(refusal) = result.refusal.clone().filter(|_| item.is_unsure) else { return };
-    let refusal = refusal_from_proto(refusal);
+fn stay_unsure(is_unsure: bool, outcome: &mut OperationOutcome) {
+    let Err(refusal) = outcome else { return };
     let settles = matches!(refusal, Refusal::RequestIdReused { .. } | Refusal::WrongValue(_));
-    if !settles && refusal.class() != RetryClass::OutcomeUnknown {
-        result.refusal = Some(refusal_to_proto(&unsure()));
+    if is_unsure && !settles && refusal.class() != RetryClass::OutcomeUnknown {
+        *refusal = unsure();
     }
 }
 
@@ -468,26 +509,13 @@ mod tests {
 
     #[test]
     fn only_the_request_window_settles_what_was_unsure() {
-        let item = |is_unsure| Item {
-            routing_key: Bytes::new(),
-            operation: requests::delete_operation(
-                "k".into(),
-                None,
-                false,
-                &kvdb_model::Limits::default(),
-            )
-            .unwrap(),
-            id: None,
-            is_unsure,
-        };
         let code = |is_unsure, refusal: &Refusal| {
-            let refusal = Some(refusal_to_proto(refusal));
-            let mut result = proto::BatchWriteResult { refusal, ..Default::default() };
-            stay_unsure(&item(is_unsure), &mut result);
-            result.refusal.unwrap().code
+            let mut outcome = Err(refusal.clone());
+            stay_unsure(is_unsure, &mut outcome);
+            outcome.map_err(|refusal| refusal.code())
         };
-        assert_eq!(code(false, &Refusal::DeadlineExceeded), "DEADLINE_EXCEEDED");
-        assert_eq!(code(true, &Refusal::DeadlineExceeded), "OUTCOME_UNKNOWN");
-        assert_eq!(code(true, &Refusal::WrongValue("no number")), "WRONG_VALUE");
+        assert_eq!(code(false, &Refusal::DeadlineExceeded), Err("DEADLINE_EXCEEDED"));
+        assert_eq!(code(true, &Refusal::DeadlineExceeded), Err("OUTCOME_UNKNOWN"));
+        assert_eq!(code(true, &Refusal::WrongValue("no number")), Err("WRONG_VALUE"));
     }
 }

@@ -1,7 +1,7 @@
 //! One request, through routing and retries, to its answer or its end.
 
 use crate::admission::Admission;
-use crate::ages::{Ages, Stamp};
+use crate::ages::{Ages, Stamp, Stamping};
 use crate::figures::KeyspaceFigures;
 use crate::lanes::Lanes;
 use crate::link::{Heard, Links};
@@ -147,13 +147,13 @@ impl Gateway {
     }
 
     /// Carries a request out by `deadline`. `build` makes the operation for the shard that it is
-    /// routed to.
+    /// routed to, and has its id stamped.
     pub(crate) async fn ask(
         &self,
         place: Place<'_>,
         nature: Nature,
         deadline: Instant,
-        build: impl Fn(&Route) -> Asked,
+        build: impl Fn(&Route, Stamping<'_>) -> Asked,
     ) -> Result<Answered, Refusal> {
         let started = Instant::now();
         let seed = self.seeds.fetch_add(1, Ordering::Relaxed);
@@ -180,8 +180,8 @@ impl Gateway {
                     continue;
                 }
             };
-            let mut asked = build(&route);
-            stamp.put_on(&mut asked, || self.age_of(route.shard_id));
+            let age_ms = || self.age_of(route.shard_id);
+            let asked = build(&route, Stamping { stamp: &mut stamp, age_ms: &age_ms });
             let asked = self.links.ask(&route.address, seed as usize, asked);
             let asked = self.until_another_leads(place, &route, asked);
             let result = match tokio::time::timeout_at(deadline.into(), asked).await {
@@ -353,10 +353,10 @@ impl Gateway {
     }
 }
 
-/// Why a batch was refused, if that is because of its id: then no part of it was carried out.
+/// Why a write was refused, if that is because of its id: then no part of it was carried out.
 fn expired_as_a_whole(answer: &Answer) -> Option<Refusal> {
-    let Answer::BatchWrite(batch) = answer else { return None };
-    let code = |result: &proto::BatchWriteResult| {
+    let Answer::Execute(batch) = answer else { return None };
+    let code = |result: &proto::OperationResult| {
         result.refusal.as_ref().is_some_and(|refusal| refusal.code == EXPIRED)
     };
     let first = batch.results.first()?.refusal.clone()?;
@@ -414,14 +414,14 @@ mod tests {
 
     #[test]
     fn a_batch_has_expired_only_if_all_of_it_has() {
-        let result = |code: &str| proto::BatchWriteResult {
+        let result = |code: &str| proto::OperationResult {
             refusal: (!code.is_empty())
                 .then(|| proto::Refusal { code: code.to_owned(), ..Default::default() }),
             ..Default::default()
         };
         let answer = |codes: &[&str]| {
             let results = codes.iter().map(|code| result(code)).collect();
-            Answer::BatchWrite(proto::BatchWriteResponse { results })
+            Answer::Execute(proto::NodeExecuteResponse { results })
         };
         let refusal = expired_as_a_whole(&answer(&[EXPIRED, EXPIRED]));
         assert_eq!(refusal.map(|refusal| refusal.code()), Some(EXPIRED));

@@ -134,7 +134,7 @@ async fn walk(
         let place =
             if request.reverse { Place::Before(&range.end) } else { Place::At(&range.start) };
         let deadline = Instant::now() + PAGE_PATIENCE;
-        let asked = gateway.ask(place, Nature::Read, deadline, |route| page.ask(route)).await?;
+        let asked = gateway.ask(place, Nature::Read, deadline, |route, _| page.ask(route)).await?;
         let route = asked.route;
         let Answer::Scan(answer) = asked.answer else { return Err(other_kind()) };
         left -= (answer.items.len() as u64).min(left);

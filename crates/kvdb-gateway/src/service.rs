@@ -1,6 +1,7 @@
 //! The `Kv` service.
 
 use crate::admission::{Admitted, weight_of};
+use crate::ages::Stamping;
 use crate::figures::Figures;
 use crate::route::{Gateway, Nature, Place};
 use crate::{scan, watch};
@@ -9,7 +10,7 @@ use kvdb_model::{Keyspace, Refusal, RequestTag, ShardId};
 use kvdb_wire::proto::kv_server::Kv;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{client_tag_from, proto, refusal_from_proto, requests, status_of};
+use kvdb_wire::{client_tag_from, proto, requests, status_of};
 use prost::Message;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,9 +42,9 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// A request id as it goes to a node: the caller's own, or one of a lane.
+/// A request id: the caller's own, or one of a lane.
 pub(crate) struct Identified {
-    pub(crate) request_id: proto::RequestId,
+    pub(crate) tag: RequestTag,
     _lane: Option<crate::lanes::Ticket>,
 }
 
@@ -113,16 +114,12 @@ impl Gateway {
     }
 
     pub(crate) fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
-        let given = own.map(|tag| requests::request_id_to(&tag));
-        match given {
-            Some(request_id) => Identified { request_id, _lane: None },
-            None => {
-                let shard =
-                    self.find(Place::At(key), None).map_or(ShardId(0), |route| route.shard_id);
-                let lane = self.lanes.begin(shard);
-                Identified { request_id: requests::request_id_to(&lane.tag), _lane: Some(lane) }
-            }
+        if let Some(tag) = own {
+            return Identified { tag, _lane: None };
         }
+        let shard = self.find(Place::At(key), None).map_or(ShardId(0), |route| route.shard_id);
+        let lane = self.lanes.begin(shard);
+        Identified { tag: lane.tag.clone(), _lane: Some(lane) }
     }
 
     pub(crate) fn routing_key(&self, keyspace: &Keyspace, key: &[u8]) -> Result<Bytes, Refusal> {
@@ -143,7 +140,7 @@ impl Gateway {
             max_staleness_ms: request.max_staleness_ms,
             min_version: request.min_version,
         };
-        let build = |route: &kvdb_router::Route| {
+        let build = |route: &kvdb_router::Route, _: Stamping<'_>| {
             Asked::Get(proto::NodeGetRequest {
                 shard_id: route.shard_id.0,
                 epoch: route.epoch.0,
@@ -167,28 +164,16 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::PutResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
-        let routing_key = self.routing_key(&keyspace, &request.key)?;
-        self.limits.check_value(&request.value)?;
-        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
-        let identified = self.identify(own, &routing_key);
-        let build = |route: &kvdb_router::Route| {
-            Asked::Put(proto::NodePutRequest {
-                shard_id: route.shard_id.0,
-                epoch: route.epoch.0,
-                keyspace_id: keyspace.keyspace_id.0,
-                key: request.key.clone(),
-                value: request.value.clone(),
-                ttl_ms: request.ttl_ms,
-                condition: request.condition.clone(),
-                return_previous: request.return_previous,
-                request_id: Some(identified.request_id.clone()),
-            })
-        };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
-        {
-            Answer::Put(answer) => Ok(answer),
-            _ => Err(other_kind()),
-        }
+        let own = client_tag_from(request.request_id, &self.limits)?;
+        let operation = requests::put_operation(
+            request.key,
+            request.value,
+            request.ttl_ms,
+            request.condition,
+            request.return_previous,
+            &self.limits,
+        )?;
+        self.write_one(&keyspace, operation, own, deadline).await.map(requests::put_response)
     }
 
     async fn delete_one(
@@ -197,28 +182,16 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::DeleteResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
-        let routing_key = self.routing_key(&keyspace, &request.key)?;
-        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
-        let identified = self.identify(own, &routing_key);
-        let build = |route: &kvdb_router::Route| {
-            Asked::Delete(proto::NodeDeleteRequest {
-                shard_id: route.shard_id.0,
-                epoch: route.epoch.0,
-                keyspace_id: keyspace.keyspace_id.0,
-                key: request.key.clone(),
-                condition: request.condition.clone(),
-                return_previous: request.return_previous,
-                request_id: Some(identified.request_id.clone()),
-            })
-        };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
-        {
-            Answer::Delete(answer) => Ok(answer),
-            _ => Err(other_kind()),
-        }
+        let own = client_tag_from(request.request_id, &self.limits)?;
+        let operation = requests::delete_operation(
+            request.key,
+            request.condition,
+            request.return_previous,
+            &self.limits,
+        )?;
+        self.write_one(&keyspace, operation, own, deadline).await.map(requests::delete_response)
     }
 
-    /// Travels as a batch of one: nodes have no message of its own for it.
     async fn expire_one(
         &self,
         request: proto::ExpireRequest,
@@ -233,16 +206,8 @@ impl Gateway {
             request.return_previous,
             &self.limits,
         )?;
-        let mut results = self.write_each(&keyspace, vec![operation], own, deadline).await?;
-        let result = results.pop().ok_or_else(other_kind)?;
-        match result.refusal {
-            Some(refusal) => Err(refusal_from_proto(refusal)),
-            None => Ok(proto::ExpireResponse {
-                applied: result.applied,
-                version: result.version,
-                previous: result.previous,
-            }),
-        }
+        let result = self.write_one(&keyspace, operation, own, deadline).await?;
+        Ok(requests::expire_response(result))
     }
 
     async fn increment_one(
@@ -251,24 +216,9 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::IncrementResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
-        let routing_key = self.routing_key(&keyspace, &request.key)?;
-        let own = client_tag_from(request.request_id.clone(), &self.limits)?;
-        let identified = self.identify(own, &routing_key);
-        let build = |route: &kvdb_router::Route| {
-            Asked::Increment(proto::NodeIncrementRequest {
-                shard_id: route.shard_id.0,
-                epoch: route.epoch.0,
-                keyspace_id: keyspace.keyspace_id.0,
-                key: request.key.clone(),
-                delta: request.delta,
-                request_id: Some(identified.request_id.clone()),
-            })
-        };
-        match self.ask(Place::At(&routing_key), Nature::TaggedWrite, deadline, build).await?.answer
-        {
-            Answer::Increment(answer) => Ok(answer),
-            _ => Err(other_kind()),
-        }
+        let own = client_tag_from(request.request_id, &self.limits)?;
+        let operation = requests::increment_operation(request.key, request.delta, &self.limits)?;
+        self.write_one(&keyspace, operation, own, deadline).await.map(requests::increment_response)
     }
 }
 

@@ -2,17 +2,18 @@
 //!
 //! A log entry packs the commands of many requests. Each has its own version: the entry's
 //! [`EntryPayload::version`] plus the number of versions that the commands before it take up
-//! ([`Command::version_count`]); the operations of an atomic batch share one. Decoding shares the
+//! ([`EntryCommand::version_count`]); the operations of an atomic batch share one. Decoding shares the
 //! entry's allocation: keys and values are never copied.
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::history::HistoryPolicy;
 use crate::id::RangeEpoch;
 use crate::refusal::Refusal;
-use crate::string_action::StringAction;
+use crate::reply::Reply;
 use crate::task::SplitPlan;
 use crate::version::Version;
 use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3;
 
 /// The identity of a write that is retried: the same on every retry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,57 +61,98 @@ pub struct Write {
     pub operations: Vec<Operation>,
 }
 
-/// One change of one key.
+/// A command's number: which it is, for good. The upper byte is its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u16);
+
+/// A command, encoded by whoever asks for it. Nobody on its way reads the arguments but to check
+/// them; the same bytes are applied. What they mean stands in `kvdb-store`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// Which command.
+    pub id: CommandId,
+    /// Which encoding of its arguments.
+    pub format: u8,
+    /// The encoded arguments. Keys aren't among them: see [`Operation::others`].
+    pub args: Bytes,
+}
+
+/// One command on one key, or on several of one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
     /// The routing key.
     pub key: Bytes,
+    /// The routing keys that the command touches beside `key`, in its own order.
+    pub others: Vec<Bytes>,
     /// Its place in the client's request; with the [`RequestTag`] it identifies the operation,
     /// however the request is regrouped on a retry.
     pub item: u32,
     /// What to do.
-    pub action: Action,
+    pub body: Body,
     /// When to do it; always if `None`.
     pub condition: Option<Condition>,
     /// Whether the answer holds what was there before.
     pub return_previous: bool,
+    /// Whether an atomic write is called off if this fails. Commands of a Redis transaction aren't:
+    /// one that fails leaves the others alone.
+    pub required: bool,
+    /// Tells it from another operation under the same id; made by who encodes it first
+    /// ([`Operation::fingerprint`]), 0 until then.
+    pub sealed: u64,
 }
 
-/// What an operation does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Sets the value; it expires `ttl_ms` after its version's milliseconds, or never.
-    Put {
-        /// The new value.
-        value: Bytes,
-        /// Milliseconds to live.
-        ttl_ms: Option<u64>,
-    },
-    /// Removes the key.
-    Delete,
-    /// Adds to a counter that is stored as decimal text; an absent key counts as 0.
-    Increment {
-        /// What to add.
-        delta: i64,
-    },
-    /// A command of the Redis protocol.
-    String(StringAction),
-    /// Leaves the value as it is; it expires `ttl_ms` after this write's version's milliseconds, or
-    /// never. Not applied if the key isn't there.
-    Expire {
-        /// Milliseconds to live.
-        ttl_ms: Option<u64>,
-    },
-}
-
-impl Action {
-    /// Whether it stores nothing and may remove something: what a full disk still takes.
-    pub fn frees_space(&self) -> bool {
-        match self {
-            Action::Delete => true,
-            Action::String(action) => action.frees_space(),
-            Action::Put { .. } | Action::Increment { .. } | Action::Expire { .. } => false,
+impl Operation {
+    /// A command on a key, required, under no condition.
+    pub fn new(key: Bytes, body: Body) -> Self {
+        Operation {
+            key,
+            others: vec![],
+            item: 0,
+            body,
+            condition: None,
+            return_previous: false,
+            required: true,
+            sealed: 0,
         }
+    }
+
+    /// The same, sealed with its fingerprint as encoding it would.
+    #[must_use]
+    pub fn sealed(self) -> Self {
+        Operation { sealed: self.fingerprint(), ..self }
+    }
+
+    /// All keys that it touches.
+    pub fn keys(&self) -> impl Iterator<Item = &Bytes> + Clone {
+        std::iter::once(&self.key).chain(&self.others)
+    }
+
+    /// What tells it from another operation under the same id: a hash (XXH3) of all that it is, its
+    /// place in the request excepted. Where it was sealed, the hash that was made then: a front of
+    /// another version may encode the same command in another way.
+    pub fn fingerprint(&self) -> u64 {
+        if self.sealed != 0 {
+            return self.sealed;
+        }
+        let mut hash = Xxh3::new();
+        let mut part = |tag: u8, bytes: &[u8]| {
+            hash.update(&[tag]);
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        let flags = u8::from(self.return_previous) | u8::from(self.required) << 1;
+        part(flags, &self.key);
+        self.others.iter().for_each(|key| part(0, key));
+        part(1, &self.body.id.0.to_le_bytes());
+        part(self.body.format, &self.body.args);
+        match &self.condition {
+            None => part(0, &[]),
+            Some(Condition::IfAbsent) => part(1, &[]),
+            Some(Condition::IfPresent) => part(2, &[]),
+            Some(Condition::IfVersion(version)) => part(3, &version.0.to_le_bytes()),
+            Some(Condition::IfValue(value)) => part(4, value),
+        }
+        hash.digest().max(1)
     }
 }
 
@@ -129,7 +171,7 @@ pub enum Condition {
 
 /// One command of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum EntryCommand {
     /// A client's write.
     Write(Write),
     /// Nothing but its version: lets shard time reach the present, so that keys expire.
@@ -142,13 +184,22 @@ pub enum Command {
     Reclaim(Vec<Bytes>),
     /// Begins, ends or bounds the shard's change history, unless it has heard of a later decision.
     History(HistoryPolicy),
+    /// Frees elements of a collection that was removed or overwritten.
+    Free {
+        /// The routing key that it had.
+        key: Bytes,
+        /// Which life of the key is over.
+        incarnation: u64,
+        /// Those before this place, or all that are left.
+        end: Option<Bytes>,
+    },
 }
 
-impl Command {
+impl EntryCommand {
     /// How many consecutive versions the command takes up.
     pub fn version_count(&self) -> u64 {
         match self {
-            Command::Write(write) if !write.atomic => write.operations.len() as u64,
+            EntryCommand::Write(write) if !write.atomic => write.operations.len() as u64,
             _ => 1,
         }
     }
@@ -157,27 +208,33 @@ impl Command {
     pub fn to_bytes(&self) -> Bytes {
         let mut out = Writer::with_capacity(self.size_hint());
         match self {
-            Command::Write(write) => {
+            EntryCommand::Write(write) => {
                 out.u8(1);
                 write.encode(&mut out);
             }
-            Command::AdvanceTime => out.u8(2),
-            Command::Control(bytes) => {
+            EntryCommand::AdvanceTime => out.u8(2),
+            EntryCommand::Control(bytes) => {
                 out.u8(3);
                 out.bytes(bytes);
             }
-            Command::Split(plan) => {
+            EntryCommand::Split(plan) => {
                 out.u8(4);
                 plan.encode(&mut out);
             }
-            Command::Reclaim(keys) => {
+            EntryCommand::Reclaim(keys) => {
                 out.u8(5);
                 out.varint(keys.len() as u64);
                 keys.iter().for_each(|key| out.bytes(key));
             }
-            Command::History(policy) => {
+            EntryCommand::History(policy) => {
                 out.u8(6);
                 policy.encode(&mut out);
+            }
+            EntryCommand::Free { key, incarnation, end } => {
+                out.u8(if end.is_some() { 8 } else { 7 });
+                out.bytes(key);
+                out.varint(*incarnation);
+                end.iter().for_each(|end| out.bytes(end));
             }
         }
         out.finish()
@@ -185,33 +242,41 @@ impl Command {
 
     fn size_hint(&self) -> usize {
         match self {
-            Command::Write(write) => {
+            EntryCommand::Write(write) => {
                 64 + write.operations.iter().map(Operation::size_bytes).sum::<usize>()
             }
-            Command::AdvanceTime => 1,
-            Command::History(_) => 32,
-            Command::Control(bytes) => bytes.len() + 11,
-            Command::Split(plan) => plan.at.len() + 64,
-            Command::Reclaim(keys) => 8 + keys.iter().map(|key| key.len() + 5).sum::<usize>(),
+            EntryCommand::AdvanceTime => 1,
+            EntryCommand::History(_) => 32,
+            EntryCommand::Free { key, end, .. } => {
+                key.len() + end.as_ref().map_or(0, Bytes::len) + 16
+            }
+            EntryCommand::Control(bytes) => bytes.len() + 11,
+            EntryCommand::Split(plan) => plan.at.len() + 64,
+            EntryCommand::Reclaim(keys) => 8 + keys.iter().map(|key| key.len() + 5).sum::<usize>(),
         }
     }
 
     /// Reads one command; it must take up the whole input.
     ///
     /// # Errors
-    /// [`DecodeError`] for anything that [`Command::to_bytes`] doesn't write.
+    /// [`DecodeError`] for anything that [`EntryCommand::to_bytes`] doesn't write.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(bytes);
         let command = match input.u8()? {
-            1 => Command::Write(Write::decode(&mut input)?),
-            2 => Command::AdvanceTime,
-            3 => Command::Control(input.bytes()?),
-            4 => Command::Split(SplitPlan::decode(&mut input)?),
+            1 => EntryCommand::Write(Write::decode(&mut input)?),
+            2 => EntryCommand::AdvanceTime,
+            3 => EntryCommand::Control(input.bytes()?),
+            4 => EntryCommand::Split(SplitPlan::decode(&mut input)?),
             5 => {
                 let count = input.count(1)?;
-                Command::Reclaim((0..count).map(|_| input.bytes()).collect::<Result<_, _>>()?)
+                EntryCommand::Reclaim((0..count).map(|_| input.bytes()).collect::<Result<_, _>>()?)
             }
-            6 => Command::History(HistoryPolicy::decode(&mut input)?),
+            6 => EntryCommand::History(HistoryPolicy::decode(&mut input)?),
+            tag @ 7..=8 => {
+                let (key, incarnation) = (input.bytes()?, input.varint()?);
+                let end = if tag == 8 { Some(input.bytes()?) } else { None };
+                EntryCommand::Free { key, incarnation, end }
+            }
             other => return Err(DecodeError::unknown_tag("command", other)),
         };
         input.end()?;
@@ -258,7 +323,7 @@ impl Write {
         } else {
             None
         };
-        let count = input.count(4)?;
+        let count = input.count(OPERATION_LEAST_BYTES)?;
         let mut operations = Vec::with_capacity(count);
         for _ in 0..count {
             operations.push(Operation::decode(input)?);
@@ -267,100 +332,95 @@ impl Write {
     }
 }
 
+const CONDITION_NONE: u8 = 0;
 const CONDITION_ABSENT: u8 = 1;
 const CONDITION_PRESENT: u8 = 2;
 const CONDITION_VERSION: u8 = 3;
 const CONDITION_VALUE: u8 = 4;
 
+const RETURN_PREVIOUS: u8 = 8;
+const REQUIRED: u8 = 16;
+const OTHERS: u8 = 32;
+const CONDITION: u8 = 7;
+
+/// The shortest operation: an empty key, no condition, an empty body.
+const OPERATION_LEAST_BYTES: usize = 14;
+
 impl Operation {
     /// Roughly how many bytes the operation takes up in a log entry.
     pub fn size_bytes(&self) -> usize {
-        let value = match &self.action {
-            Action::Put { value, .. } => value.len(),
-            Action::String(action) => action.size_bytes(),
-            _ => 0,
-        };
         let condition = match &self.condition {
             Some(Condition::IfValue(value)) => value.len(),
             _ => 0,
         };
-        self.key.len() + value + condition + 24
+        let others: usize = self.others.iter().map(|key| key.len() + 4).sum();
+        self.key.len() + others + self.body.args.len() + condition + 32
     }
 
     fn encode(&self, out: &mut Writer) {
         out.bytes(&self.key);
         out.varint(u64::from(self.item));
-        out.u8(u8::from(self.return_previous));
+        let condition = match &self.condition {
+            None => CONDITION_NONE,
+            Some(Condition::IfAbsent) => CONDITION_ABSENT,
+            Some(Condition::IfPresent) => CONDITION_PRESENT,
+            Some(Condition::IfVersion(_)) => CONDITION_VERSION,
+            Some(Condition::IfValue(_)) => CONDITION_VALUE,
+        };
+        out.u8(condition
+            | u8::from(self.return_previous) * RETURN_PREVIOUS
+            | u8::from(self.required) * REQUIRED
+            | u8::from(!self.others.is_empty()) * OTHERS);
+        out.u64(self.fingerprint());
         match &self.condition {
-            None => out.u8(0),
-            Some(Condition::IfAbsent) => out.u8(CONDITION_ABSENT),
-            Some(Condition::IfPresent) => out.u8(CONDITION_PRESENT),
-            Some(Condition::IfVersion(version)) => {
-                out.u8(CONDITION_VERSION);
-                out.u64(version.0);
-            }
-            Some(Condition::IfValue(value)) => {
-                out.u8(CONDITION_VALUE);
-                out.bytes(value);
-            }
+            Some(Condition::IfVersion(version)) => out.u64(version.0),
+            Some(Condition::IfValue(value)) => out.bytes(value),
+            _ => {}
         }
-        match &self.action {
-            Action::Put { value, ttl_ms: None } => {
-                out.u8(1);
-                out.bytes(value);
-            }
-            Action::Put { value, ttl_ms: Some(ttl_ms) } => {
-                out.u8(2);
-                out.varint(*ttl_ms);
-                out.bytes(value);
-            }
-            Action::Delete => out.u8(3),
-            Action::Increment { delta } => {
-                out.u8(4);
-                out.signed(*delta);
-            }
-            Action::String(action) => {
-                out.u8(5);
-                action.encode(out);
-            }
-            Action::Expire { ttl_ms: None } => out.u8(6),
-            Action::Expire { ttl_ms: Some(ttl_ms) } => {
-                out.u8(7);
-                out.varint(*ttl_ms);
-            }
+        if !self.others.is_empty() {
+            out.varint(self.others.len() as u64);
+            self.others.iter().for_each(|key| out.bytes(key));
         }
+        out.u8((self.body.id.0 >> 8) as u8);
+        out.u8(self.body.id.0 as u8);
+        out.u8(self.body.format);
+        out.bytes(&self.body.args);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let key = input.bytes()?;
         let item = input.varint_u32()?;
-        let return_previous = match input.u8()? {
-            0 => false,
-            1 => true,
-            other => return Err(DecodeError::unknown_tag("operation flags", other)),
-        };
-        let condition = match input.u8()? {
-            0 => None,
+        let flags = input.u8()?;
+        if flags & !(CONDITION | RETURN_PREVIOUS | REQUIRED | OTHERS) != 0 {
+            return Err(DecodeError::unknown_tag("operation flags", flags));
+        }
+        let sealed = input.u64()?;
+        let condition = match flags & CONDITION {
+            CONDITION_NONE => None,
             CONDITION_ABSENT => Some(Condition::IfAbsent),
             CONDITION_PRESENT => Some(Condition::IfPresent),
             CONDITION_VERSION => Some(Condition::IfVersion(Version(input.u64()?))),
             CONDITION_VALUE => Some(Condition::IfValue(input.bytes()?)),
             other => return Err(DecodeError::unknown_tag("condition", other)),
         };
-        let action = match input.u8()? {
-            1 => Action::Put { value: input.bytes()?, ttl_ms: None },
-            2 => {
-                let ttl_ms = Some(input.varint()?);
-                Action::Put { value: input.bytes()?, ttl_ms }
-            }
-            3 => Action::Delete,
-            4 => Action::Increment { delta: input.signed()? },
-            5 => Action::String(StringAction::decode(input)?),
-            6 => Action::Expire { ttl_ms: None },
-            7 => Action::Expire { ttl_ms: Some(input.varint()?) },
-            other => return Err(DecodeError::unknown_tag("action", other)),
+        let others = if flags & OTHERS != 0 {
+            let count = input.count(1)?;
+            (0..count).map(|_| input.bytes()).collect::<Result<_, _>>()?
+        } else {
+            vec![]
         };
-        Ok(Operation { key, item, action, condition, return_previous })
+        let id = CommandId(u16::from_be_bytes([input.u8()?, input.u8()?]));
+        let body = Body { id, format: input.u8()?, args: input.bytes()? };
+        Ok(Operation {
+            key,
+            others,
+            item,
+            body,
+            condition,
+            return_previous: flags & RETURN_PREVIOUS != 0,
+            required: flags & REQUIRED != 0,
+            sealed,
+        })
     }
 }
 
@@ -374,7 +434,7 @@ pub struct EntryPayload {
     /// By how many milliseconds shard time was put forward at this entry, beyond what had passed.
     /// The shard's age goes on as if it hadn't been.
     pub jump_ms: u64,
-    /// Encoded [`Command`]s, in order.
+    /// Encoded [`EntryCommand`]s, in order.
     pub commands: Vec<Bytes>,
 }
 
@@ -456,10 +516,8 @@ pub struct WriteResult {
     pub version: Version,
     /// What was there before, where it was asked for and something was there.
     pub previous: Option<Previous>,
-    /// The new value of a counter, or another number that a string action answers with.
-    pub counter: Option<i64>,
-    /// Bytes that a string action answers with.
-    pub reply: Option<Bytes>,
+    /// What the command answers with beside that: the new value of a counter, for instance.
+    pub reply: Reply,
     /// There is more to the answer, but it was too large to be kept for a retry, or to be sent.
     pub left_out: bool,
     /// Answered from the request window: an earlier try of the same request had been applied.
@@ -479,32 +537,29 @@ mod tests {
     }
 
     fn any_operation() -> impl Strategy<Value = Operation> {
-        let action = prop_oneof![
-            (any_bytes(), any::<Option<u64>>())
-                .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
-            Just(Action::Delete),
-            any::<i64>().prop_map(|delta| Action::Increment { delta }),
-            crate::string_action::tests::any_string_action().prop_map(Action::String),
-            any::<Option<u64>>().prop_map(|ttl_ms| Action::Expire { ttl_ms }),
-        ];
+        let body = (any::<u16>(), any::<u8>(), any_bytes()).prop_map(|(id, format, args)| Body {
+            id: CommandId(id),
+            format,
+            args,
+        });
         let condition = prop::option::of(prop_oneof![
             Just(Condition::IfAbsent),
             Just(Condition::IfPresent),
             any::<u64>().prop_map(|version| Condition::IfVersion(Version(version))),
             any_bytes().prop_map(Condition::IfValue),
         ]);
-        (any_bytes(), any::<u32>(), action, condition, any::<bool>()).prop_map(
-            |(key, item, action, condition, return_previous)| Operation {
-                key,
-                item,
-                action,
-                condition,
-                return_previous,
+        let keys = prop::collection::vec(any_bytes(), 1..4);
+        (keys, any::<u32>(), body, condition, any::<[bool; 2]>()).prop_map(
+            |(mut keys, item, body, condition, [return_previous, required])| {
+                let key = keys.pop().unwrap_or_default();
+                let operation = Operation::new(key, body);
+                Operation { others: keys, item, condition, return_previous, required, ..operation }
+                    .sealed()
             },
         )
     }
 
-    fn any_command() -> impl Strategy<Value = Command> {
+    fn any_command() -> impl Strategy<Value = EntryCommand> {
         let request = prop::option::of(
             (any_bytes(), any::<u64>(), any::<u64>(), any::<[u64; 2]>()).prop_map(
                 |(client_id, sequence, acked_below, [by_age, ms])| RequestTag {
@@ -521,18 +576,25 @@ mod tests {
         prop_oneof![
             (any::<u64>(), any::<bool>(), request, prop::collection::vec(any_operation(), 1..5))
                 .prop_map(|(epoch, atomic, request, operations)| {
-                    Command::Write(Write { epoch: RangeEpoch(epoch), atomic, request, operations })
+                    EntryCommand::Write(Write {
+                        epoch: RangeEpoch(epoch),
+                        atomic,
+                        request,
+                        operations,
+                    })
                 }),
-            Just(Command::AdvanceTime),
-            any_bytes().prop_map(Command::Control),
-            prop::collection::vec(any_bytes(), 0..4).prop_map(Command::Reclaim),
+            Just(EntryCommand::AdvanceTime),
+            any_bytes().prop_map(EntryCommand::Control),
+            prop::collection::vec(any_bytes(), 0..4).prop_map(EntryCommand::Reclaim),
+            (any_bytes(), any::<u64>(), prop::option::of(any_bytes()))
+                .prop_map(|(key, incarnation, end)| EntryCommand::Free { key, incarnation, end }),
             (any::<u64>(), prop::option::of((any::<u64>(), 1..u64::MAX))).prop_map(
                 |(revision, limits)| {
                     let limits = limits.map(|(max_age_ms, max_bytes)| crate::HistoryLimits {
                         max_age_ms,
                         max_bytes,
                     });
-                    Command::History(HistoryPolicy { revision, limits })
+                    EntryCommand::History(HistoryPolicy { revision, limits })
                 }
             ),
             (any_bytes(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
@@ -540,7 +602,7 @@ mod tests {
                     let node_id = crate::id::NodeId(node);
                     let replica_id = crate::id::ReplicaId(child);
                     let role = crate::descriptor::Role::Voter;
-                    Command::Split(SplitPlan {
+                    EntryCommand::Split(SplitPlan {
                         at,
                         child: crate::id::ShardId(child),
                         replicas: vec![crate::descriptor::Replica { node_id, replica_id, role }],
@@ -553,22 +615,17 @@ mod tests {
 
     #[test]
     fn lists_of_the_shortest_things_survive_encoding() {
-        let operation = Operation {
-            key: Bytes::new(),
-            item: 0,
-            action: Action::Delete,
-            condition: None,
-            return_previous: false,
-        };
+        let body = Body { id: CommandId(1), format: 1, args: Bytes::new() };
+        let operation = Operation::new(Bytes::new(), body).sealed();
         let write = Write {
             epoch: RangeEpoch(1),
             atomic: false,
             request: None,
             operations: vec![operation; 3],
         };
-        for command in [Command::Write(write), Command::Reclaim(vec![Bytes::new(); 3])] {
+        for command in [EntryCommand::Write(write), EntryCommand::Reclaim(vec![Bytes::new(); 3])] {
             let encoded = command.to_bytes();
-            assert_eq!(Command::decode(encoded.clone()), Ok(command));
+            assert_eq!(EntryCommand::decode(encoded.clone()), Ok(command));
             let commands = vec![Bytes::new(); 3];
             let payload =
                 EntryPayload { version: Version(1), version_count: 1, jump_ms: 0, commands };
@@ -576,14 +633,67 @@ mod tests {
         }
     }
 
+    #[test]
+    fn operations_that_differ_anywhere_have_different_fingerprints() {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut count = 0;
+        let conditions = [
+            None,
+            Some(Condition::IfAbsent),
+            Some(Condition::IfPresent),
+            Some(Condition::IfVersion(Version(1))),
+            Some(Condition::IfVersion(Version(2))),
+            Some(Condition::IfValue(Bytes::new())),
+            Some(Condition::IfValue("a".into())),
+        ];
+        for (id, format, args) in [(1, 1, ""), (2, 1, ""), (1, 2, ""), (1, 1, "a"), (257, 1, "")] {
+            for condition in &conditions {
+                for (key, others) in [("k", vec![]), ("ka", vec![]), ("k", vec!["a".into()])] {
+                    for flags in 0..4 {
+                        count += 1;
+                        let body = Body { id: CommandId(id), format, args: args.into() };
+                        let operation = Operation {
+                            others: others.clone(),
+                            condition: condition.clone(),
+                            return_previous: flags & 1 != 0,
+                            required: flags & 2 != 0,
+                            ..Operation::new(key.into(), body)
+                        };
+                        assert_eq!(operation.fingerprint(), operation.clone().sealed().sealed);
+                        seen.insert(operation.fingerprint());
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), count);
+    }
+
+    #[test]
+    fn a_fingerprint_that_was_made_by_another_front_stays() {
+        let body = Body { id: CommandId(1), format: 2, args: "x".into() };
+        let operation = Operation { sealed: 7, ..Operation::new("k".into(), body) };
+        let write = Write {
+            epoch: RangeEpoch(1),
+            atomic: false,
+            request: None,
+            operations: vec![operation],
+        };
+        let Ok(EntryCommand::Write(back)) =
+            EntryCommand::decode(EntryCommand::Write(write).to_bytes())
+        else {
+            panic!("a write is a write");
+        };
+        assert_eq!(back.operations[0].fingerprint(), 7);
+    }
+
     proptest! {
         #[test]
         fn entries_survive_encoding(version in any::<u32>(), jump_ms in any::<u64>(), commands in prop::collection::vec(any_command(), 1..5)) {
             let payload = EntryPayload {
                 version: Version(u64::from(version)),
-                version_count: commands.iter().map(Command::version_count).sum(),
+                version_count: commands.iter().map(EntryCommand::version_count).sum(),
                 jump_ms,
-                commands: commands.iter().map(Command::to_bytes).collect(),
+                commands: commands.iter().map(EntryCommand::to_bytes).collect(),
             };
             let bytes = payload.to_bytes();
             let peeked = EntryPayload::peek_time(&bytes).unwrap();
@@ -591,13 +701,13 @@ mod tests {
             let back = EntryPayload::decode(bytes).unwrap();
             prop_assert_eq!(&back, &payload);
             for (encoded, command) in back.commands.into_iter().zip(commands) {
-                prop_assert_eq!(Command::decode(encoded).unwrap(), command);
+                prop_assert_eq!(EntryCommand::decode(encoded).unwrap(), command);
             }
         }
 
         #[test]
         fn junk_commands_never_panic(junk in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Command::decode(Bytes::from(junk));
+            let _ = EntryCommand::decode(Bytes::from(junk));
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod log;
 pub mod map;
 pub mod planted;
 pub mod refusal;
-pub mod string_action;
+pub mod reply;
 pub mod task;
 pub mod time;
 pub mod unavailable;
@@ -28,8 +28,8 @@ pub mod version;
 pub mod wrong_value;
 
 pub use command::{
-    Action, Command, Condition, EntryPayload, Operation, OperationOutcome, Previous, RequestTag,
-    ValidUntil, Write, WriteResult,
+    Body, CommandId, Condition, EntryCommand, EntryPayload, Operation, OperationOutcome, Previous,
+    RequestTag, ValidUntil, Write, WriteResult,
 };
 pub use descriptor::{Replica, Role, ShardDescriptor};
 pub use history::{HistoryLimits, HistoryPolicy};
@@ -41,9 +41,7 @@ pub use map::{
     DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
 };
 pub use refusal::{Refusal, RetryClass};
-pub use string_action::{
-    BitFieldStep, BitOperation, BitRange, Expiry, ExpiryRule, Overflow, StringAction,
-};
+pub use reply::Reply;
 pub use task::{RecoveryPlan, ShardTask, SplitPlan, Step, Work, next_step};
 pub use time::{ClusterClock, ShardTimes, TimeMark};
 pub use version::{HybridClock, Version};

@@ -36,11 +36,14 @@ pub enum Bug {
     FrontClockInIds,
     JumpExpiresIds,
     HiddenByWallClock,
+    IncarnationReused,
+    LiveElementsFreed,
+    DeadElementsRead,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 32] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -70,6 +73,9 @@ impl Bug {
         Bug::FrontClockInIds,
         Bug::JumpExpiresIds,
         Bug::HiddenByWallClock,
+        Bug::IncarnationReused,
+        Bug::LiveElementsFreed,
+        Bug::DeadElementsRead,
     ];
 
     /// What is wrong, in a few words.
@@ -105,6 +111,9 @@ impl Bug {
             Bug::FrontClockInIds => "a front makes request ids by its own wall clock",
             Bug::JumpExpiresIds => "a request id ends because shard time was put forward",
             Bug::HiddenByWallClock => "a read hides what has expired by its wall clock",
+            Bug::IncarnationReused => "a collection gets the number of an earlier life",
+            Bug::LiveElementsFreed => "elements are freed whatever life they are of",
+            Bug::DeadElementsRead => "a read of elements takes those of an earlier life",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

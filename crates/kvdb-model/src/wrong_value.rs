@@ -14,8 +14,32 @@ pub const TOO_LONG: &str = "the value would be longer than 8 MiB";
 /// A change of a key that must exist.
 pub const NO_SUCH_KEY: &str = "the key does not exist";
 
+/// A command on a key that holds another type.
+pub const WRONG_TYPE: &str = "the key holds another type of value";
+/// An increment of a field that isn't a decimal integer of 64 bits.
+pub const FIELD_NOT_A_NUMBER: &str = "the value of the field is not an integer";
+/// A decimal increment of a field that isn't a decimal number.
+pub const FIELD_NOT_A_FLOAT: &str = "the value of the field is not a decimal number";
+/// A read of more than one answer holds.
+pub const REPLY_TOO_LARGE: &str = "the reply would be larger than 8 MiB; read it in parts";
+/// A copy of more than one command may copy.
+pub const TOO_MANY_ELEMENTS: &str =
+    "the key has more than 100,000 elements: too many to be copied or renamed in one command";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 6] = [NOT_A_NUMBER, OVERFLOW, NOT_A_FLOAT, NOT_FINITE, TOO_LONG, NO_SUCH_KEY];
+pub const ALL: [&str; 11] = [
+    NOT_A_NUMBER,
+    OVERFLOW,
+    NOT_A_FLOAT,
+    NOT_FINITE,
+    TOO_LONG,
+    NO_SUCH_KEY,
+    WRONG_TYPE,
+    FIELD_NOT_A_NUMBER,
+    FIELD_NOT_A_FLOAT,
+    REPLY_TOO_LARGE,
+    TOO_MANY_ELEMENTS,
+];
 
 /// The one with this text.
 pub fn known(text: &str) -> Option<&'static str> {

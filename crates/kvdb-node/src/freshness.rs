@@ -7,7 +7,7 @@
 //! new versions; its leader then lets time pass, but only while somebody asks.
 
 use crate::access::Access;
-use kvdb_model::{Command, RangeEpoch, Refusal, ShardId, Version};
+use kvdb_model::{EntryCommand, RangeEpoch, Refusal, ShardId, Version};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::Ticket;
 use kvdb_wire::{proto, requests};
@@ -133,7 +133,7 @@ impl Access {
             asked.retain(|_, last| now - *last < TIME_EVERY);
             asked.insert(shard, now);
         }
-        let command = Command::AdvanceTime.to_bytes();
+        let command = EntryCommand::AdvanceTime.to_bytes();
         let ticket = Ticket::nobody();
         // Under overload freshness can wait.
         let _ = self.drive.submit(Input::Propose { shard, command, version_count: 1, ticket });

@@ -4,7 +4,7 @@
 //! whenever either changes, and proposes what is new. Decisions are numbered: an old map undoes
 //! nothing.
 
-use kvdb_model::{Command, HistoryPolicy, ShardId};
+use kvdb_model::{EntryCommand, HistoryPolicy, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_runtime::map::ClusterMap;
@@ -52,7 +52,7 @@ fn due(drive: &Drive, map: &ClusterMap) -> Vec<(ShardId, HistoryPolicy)> {
 
 async fn decide(drive: &Drive, shard: ShardId, policy: HistoryPolicy) -> bool {
     let (ticket, receiver) = Ticket::oneshot();
-    let command = Command::History(policy).to_bytes();
+    let command = EntryCommand::History(policy).to_bytes();
     if drive.submit(Input::Propose { shard, command, version_count: 1, ticket }).is_err() {
         return false;
     }

@@ -40,16 +40,17 @@ impl Begun {
     pub(crate) fn new(asked: &Asked, at: Instant) -> Self {
         let (method, kind) = match asked {
             Asked::Get(_) => ("get", Kind::Read),
-            Asked::Put(_) => ("put", Kind::Write),
-            Asked::Delete(_) => ("delete", Kind::Write),
-            Asked::Increment(_) => ("increment", Kind::Write),
             Asked::BatchGet(_) => ("batch_get", Kind::Read),
-            Asked::BatchWrite(_) => ("batch_write", Kind::Write),
             Asked::Scan(_) => ("scan", Kind::Read),
-            Asked::ReadMany(_) => ("read_many", Kind::Read),
-            Asked::StringWrite(_) => ("string_write", Kind::Write),
+            Asked::Query(_) => ("query", Kind::Read),
+            Asked::Execute(_) => ("execute", Kind::Write),
         };
         Begun { method, kind, at }
+    }
+
+    /// A write by a method of its own.
+    pub(crate) fn write(method: &'static str, at: Instant) -> Self {
+        Begun { method, kind: Kind::Write, at }
     }
 }
 

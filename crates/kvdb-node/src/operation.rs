@@ -4,16 +4,18 @@ use crate::access::Access;
 use crate::freshness::Freshness;
 use bytes::Bytes;
 use kvdb_engine::Snapshot;
+use kvdb_model::wrong_value::WRONG_TYPE;
 use kvdb_model::{
-    Action, Command, KeyRange, KeyspaceId, Operation, RangeEpoch, Refusal, RequestTag, ShardId,
-    ShardTimes, ValidUntil, Version, VolumeId, Write, WriteResult, unavailable,
+    EntryCommand, KeyRange, KeyspaceId, Operation, OperationOutcome, Partitioning, RangeEpoch,
+    Refusal, RequestTag, ShardId, ShardTimes, ValidUntil, Version, VolumeId, Write, slot_of,
+    unavailable,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::drive::{Outcome, ShardView, Ticket, fatal};
 use kvdb_store::{ReadError, Record, ScanRequest, View};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, refusal_to_proto, request_tag_from, requests, strings};
+use kvdb_wire::{execute, proto, refusal_to_proto, requests};
 use std::sync::Arc;
 
 const PAGE_ITEMS: usize = 1000;
@@ -35,39 +37,26 @@ pub(crate) enum Pending {
         shard: ShardId,
         wanted: Box<Wanted>,
     },
-    Put {
-        shard: ShardId,
-    },
-    Delete {
-        shard: ShardId,
-    },
-    Increment {
-        shard: ShardId,
-    },
-    BatchWrite {
-        shard: ShardId,
-    },
     Scan {
         shard: ShardId,
         page: Box<Page>,
     },
-    ReadMany {
+    Query {
         shard: ShardId,
-        reads: Box<Reads>,
+        query: Box<Query>,
     },
-    /// With the places of operations that were refused at once.
-    StringWrite {
+    /// With the places of commands that were refused at once.
+    Execute {
         shard: ShardId,
         refused: Vec<(usize, Refusal)>,
     },
 }
 
-/// Reads of one shard that are asked for together.
-pub(crate) struct Reads {
+/// Commands of one shard that change nothing.
+pub(crate) struct Query {
     epoch: RangeEpoch,
-    /// Routing keys, and whether only the head is wanted.
-    keys: Vec<(Bytes, bool)>,
-    max_bytes: u64,
+    operations: Vec<Operation>,
+    max_bytes: usize,
 }
 
 impl Pending {
@@ -75,12 +64,8 @@ impl Pending {
         match self {
             Pending::Get { shard, .. }
             | Pending::BatchGet { shard, .. }
-            | Pending::Put { shard }
-            | Pending::Delete { shard }
-            | Pending::Increment { shard }
-            | Pending::BatchWrite { shard }
-            | Pending::ReadMany { shard, .. }
-            | Pending::StringWrite { shard, .. }
+            | Pending::Query { shard, .. }
+            | Pending::Execute { shard, .. }
             | Pending::Scan { shard, .. } => *shard,
         }
     }
@@ -140,13 +125,9 @@ pub(crate) fn shard_of(asked: &Asked) -> ShardId {
     ShardId(match asked {
         Asked::Get(asked) => asked.shard_id,
         Asked::BatchGet(asked) => asked.shard_id,
-        Asked::Put(asked) => asked.shard_id,
-        Asked::Delete(asked) => asked.shard_id,
-        Asked::Increment(asked) => asked.shard_id,
-        Asked::BatchWrite(asked) => asked.shard_id,
         Asked::Scan(asked) => asked.shard_id,
-        Asked::ReadMany(asked) => asked.shard_id,
-        Asked::StringWrite(asked) => asked.shard_id,
+        Asked::Query(asked) => asked.shard_id,
+        Asked::Execute(asked) => asked.shard_id,
     })
 }
 
@@ -206,62 +187,9 @@ impl Access {
         match asked {
             Asked::Get(get) => self.accept_get(get),
             Asked::BatchGet(get) => self.accept_batch_get(get),
-            Asked::Put(put) => {
-                let shard = ShardId(put.shard_id);
-                let operation = requests::put_operation(
-                    put.key,
-                    put.value,
-                    put.ttl_ms,
-                    put.condition,
-                    put.return_previous,
-                    &self.limits,
-                )?;
-                let pending = Pending::Put { shard };
-                self.accept_write(
-                    put.epoch,
-                    put.keyspace_id,
-                    vec![operation],
-                    false,
-                    put.request_id,
-                    pending,
-                )
-            }
-            Asked::Delete(delete) => {
-                let shard = ShardId(delete.shard_id);
-                let operation = requests::delete_operation(
-                    delete.key,
-                    delete.condition,
-                    delete.return_previous,
-                    &self.limits,
-                )?;
-                let pending = Pending::Delete { shard };
-                self.accept_write(
-                    delete.epoch,
-                    delete.keyspace_id,
-                    vec![operation],
-                    false,
-                    delete.request_id,
-                    pending,
-                )
-            }
-            Asked::Increment(increment) => {
-                let shard = ShardId(increment.shard_id);
-                let operation =
-                    requests::increment_operation(increment.key, increment.delta, &self.limits)?;
-                let pending = Pending::Increment { shard };
-                self.accept_write(
-                    increment.epoch,
-                    increment.keyspace_id,
-                    vec![operation],
-                    false,
-                    increment.request_id,
-                    pending,
-                )
-            }
-            Asked::BatchWrite(batch) => self.accept_batch(batch),
             Asked::Scan(scan) => self.accept_scan(scan),
-            Asked::ReadMany(reads) => self.accept_reads(reads),
-            Asked::StringWrite(write) => self.accept_strings(write),
+            Asked::Query(asked) => self.accept_query(asked),
+            Asked::Execute(asked) => self.accept_encoded(asked),
         }
     }
 
@@ -294,88 +222,108 @@ impl Access {
         Ok(Accepted { pending, submit })
     }
 
-    fn accept_batch(&self, batch: proto::NodeBatchWriteRequest) -> Result<Accepted, Refusal> {
-        let mut operations = requests::batch_operations(batch.operations, &self.limits)?;
-        if !batch.items.is_empty() {
-            if batch.items.len() != operations.len() {
-                return Err(Refusal::invalid("items", "must be one an operation, or none"));
-            }
-            for (operation, item) in operations.iter_mut().zip(batch.items) {
-                operation.item = item;
-            }
-        }
-        let pending = Pending::BatchWrite { shard: ShardId(batch.shard_id) };
-        self.accept_write(
-            batch.epoch,
-            batch.keyspace_id,
-            operations,
-            batch.atomic,
-            batch.request_id,
-            pending,
-        )
-    }
-
-    fn accept_reads(&self, asked: proto::NodeReadManyRequest) -> Result<Accepted, Refusal> {
-        strings::check_read(&asked.keys, &self.limits)?;
+    fn accept_query(&self, asked: proto::NodeQueryRequest) -> Result<Accepted, Refusal> {
         let shard = ShardId(asked.shard_id);
-        let epoch = RangeEpoch(asked.epoch);
-        let keys = asked.keys.into_iter().map(|read| {
-            Ok((self.routing_key(shard, asked.keyspace_id, &read.key)?, read.head_only))
-        });
-        let keys = keys.collect::<Result<Vec<_>, Refusal>>()?;
-        let view = self.leader(shard, epoch, keys.first().map_or(&[][..], |(key, _)| key))?;
-        let reads = Box::new(Reads { epoch, keys, max_bytes: asked.max_bytes });
+        let Write { epoch, operations, .. } = execute::write_from(asked.write, &self.limits)?;
+        let mut keyspace = None;
+        operations.iter().try_for_each(|operation| self.check(shard, operation, &mut keyspace))?;
+        let first = operations.first().map(|operation| operation.key.clone());
+        let view = self.leader(shard, epoch, &first.unwrap_or_default())?;
+        let max_bytes = usize::try_from(asked.max_bytes).unwrap_or(usize::MAX);
+        let query = Box::new(Query { epoch, operations, max_bytes });
         let submit = self.strong_read(shard, &view);
-        Ok(Accepted { pending: Pending::ReadMany { shard, reads }, submit })
+        Ok(Accepted { pending: Pending::Query { shard, query }, submit })
     }
 
-    fn accept_strings(&self, asked: proto::NodeStringWriteRequest) -> Result<Accepted, Refusal> {
+    /// A front's write. Commands that can't be read or are beyond a limit are refused alone: those
+    /// beside them are of other callers, maybe. (One that stands for all of an atomic write is the
+    /// exception.) All others go into the log as they came.
+    fn accept_encoded(&self, asked: proto::NodeExecuteRequest) -> Result<Accepted, Refusal> {
         let shard = ShardId(asked.shard_id);
-        let strings::StringOperations { good: mut operations, refused } =
-            strings::string_operations(asked.operations, &self.limits)?;
-        for operation in &mut operations {
-            if let Action::String(action) = &mut operation.action {
-                action.map_other_keys(|key| self.routing_key(shard, asked.keyspace_id, key))?;
+        let mut write = execute::write_from(asked.write.clone(), &self.limits)?;
+        let mut refused = Vec::new();
+        let mut place = 0;
+        let mut keyspace = None;
+        let mut fatal = None;
+        write.operations.retain(|operation| {
+            let checked = self.check(shard, operation, &mut keyspace);
+            if let Err(refusal) = checked {
+                if write.atomic && operation.required {
+                    fatal.get_or_insert(refusal);
+                } else {
+                    refused.push((place, refusal));
+                }
+                place += 1;
+                return false;
+            }
+            place += 1;
+            true
+        });
+        if let Some(refusal) = fatal {
+            return Err(refusal);
+        }
+        if write.operations.is_empty()
+            && let Some((_, refusal)) = refused.pop()
+        {
+            return Err(refusal);
+        }
+        let encoded = refused.is_empty().then_some(asked.write);
+        let submit = self.accept_write(shard, write, encoded)?;
+        Ok(Accepted { pending: Pending::Execute { shard, refused }, submit })
+    }
+
+    /// Checks a command from outside, and that its keys are what the partitioning of their keyspace
+    /// makes: a key in the wrong slot would never be found again. `keyspace` is that of the last one.
+    fn check(
+        &self,
+        shard: ShardId,
+        operation: &Operation,
+        keyspace: &mut Option<(KeyspaceId, Partitioning)>,
+    ) -> Result<(), Refusal> {
+        kvdb_store::check(operation, &self.limits)?;
+        for key in operation.keys() {
+            let malformed = |problem| Refusal::invalid("write", problem);
+            let id = key.first_chunk().ok_or_else(|| malformed("holds a key without keyspace"))?;
+            let id = KeyspaceId(u32::from_be_bytes(*id));
+            let partitioning = match *keyspace {
+                Some((known, partitioning)) if known == id => partitioning,
+                _ => self.partitioning(shard, id)?,
+            };
+            *keyspace = Some((id, partitioning));
+            let (prefix, user_key) = key
+                .split_at_checked(partitioning.prefix_len())
+                .ok_or_else(|| malformed("holds a key without slot"))?;
+            self.limits.check_key(user_key)?;
+            let is_placed = match partitioning {
+                Partitioning::Hash => prefix[size_of::<u32>()..] == slot_of(user_key).to_be_bytes(),
+                Partitioning::Range => true,
+            };
+            if !is_placed {
+                return Err(malformed("holds a key with the slot of another one"));
             }
         }
-        let pending = Pending::StringWrite { shard, refused };
-        self.accept_write(
-            asked.epoch,
-            asked.keyspace_id,
-            operations,
-            asked.atomic,
-            asked.request_id,
-            pending,
-        )
+        Ok(())
     }
 
-    fn accept_write(
+    /// Prepares a write with routing keys, whose commands were checked.
+    pub(crate) fn accept_write(
         &self,
-        epoch: u64,
-        keyspace: u32,
-        mut operations: Vec<Operation>,
-        atomic: bool,
-        request_id: Option<proto::RequestId>,
-        pending: Pending,
-    ) -> Result<Accepted, Refusal> {
-        let shard = pending.shard();
-        let epoch = RangeEpoch(epoch);
-        let request = request_tag_from(request_id, &self.limits)?;
-        for operation in &mut operations {
-            operation.key = self.routing_key(shard, keyspace, &operation.key)?;
-            // Of a batch that isn't atomic each operation is checked on its own when it is
-            // applied; here it is enough that one of them belongs to this replica.
-        }
-        let first = operations.first().map(|operation| operation.key.clone()).unwrap_or_default();
-        let view = self.leader(shard, epoch, &first)?;
-        self.check_room(&view, &operations)?;
-        if let Some(tag) = &request {
+        shard: ShardId,
+        write: Write,
+        encoded: Option<Bytes>,
+    ) -> Result<Submit, Refusal> {
+        // Of a write that isn't atomic each command is checked on its own when it is applied; here it
+        // is enough that one of them belongs to this replica.
+        let first = write.operations.first().map(|operation| operation.key.clone());
+        let view = self.leader(shard, write.epoch, &first.unwrap_or_default())?;
+        self.check_room(&view, &write.operations)?;
+        if let Some(tag) = &write.request {
             check_request_early(tag, view.times())?;
         }
-        let command = Command::Write(Write { epoch, atomic, request, operations });
+        let command = EntryCommand::Write(write);
         let version_count = command.version_count();
-        let submit = Submit::Propose { shard, command: command.to_bytes(), version_count };
-        Ok(Accepted { pending, submit })
+        let command = encoded.unwrap_or_else(|| command.to_bytes());
+        Ok(Submit::Propose { shard, command, version_count })
     }
 
     fn accept_scan(&self, scan: proto::NodeScanRequest) -> Result<Accepted, Refusal> {
@@ -430,39 +378,29 @@ impl Access {
             Pending::Get { .. } => self.read(pending),
             Pending::BatchGet { shard, wanted } => self.batch_get(shard, wanted),
             Pending::Scan { shard, page } => self.scan(shard, page),
-            Pending::ReadMany { shard, reads } => self.read_many(shard, reads),
-            Pending::StringWrite { refused, .. } => {
-                let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
-                let outcomes = strings::with_refused(outcomes, refused);
-                let results = strings::string_results(outcomes);
-                let response = proto::NodeStringWriteResponse { results };
-                Ok(Finished::Answer(Answer::StringWrite(response)))
-            }
-            Pending::Put { .. } => {
-                let response = requests::put_response(self.only(outcome)?);
-                Ok(Finished::Answer(Answer::Put(response)))
-            }
-            Pending::Delete { .. } => {
-                let response = requests::delete_response(self.only(outcome)?);
-                Ok(Finished::Answer(Answer::Delete(response)))
-            }
-            Pending::Increment { .. } => {
-                let response = requests::increment_response(self.only(outcome)?);
-                Ok(Finished::Answer(Answer::Increment(response)))
-            }
-            Pending::BatchWrite { .. } => {
-                let Outcome::Written(outcomes) = outcome else { return Err(unexpected()) };
-                let told = |outcome: Result<WriteResult, Refusal>| {
-                    requests::batch_result(outcome.map_err(|refusal| self.with_siblings(refusal)))
-                };
-                let mut results: Vec<_> = outcomes.into_iter().map(told).collect();
-                requests::omit_previous_beyond(&mut results, self.limits.request_max_bytes);
-                Ok(Finished::Answer(Answer::BatchWrite(proto::BatchWriteResponse { results })))
+            Pending::Query { shard, query } => self.query(shard, query),
+            Pending::Execute { refused, .. } => {
+                let mut outcomes = self.written(outcome)?;
+                for (place, refusal) in refused {
+                    outcomes.insert(place.min(outcomes.len()), Err(refusal));
+                }
+                Ok(Finished::Answer(Answer::Execute(execute::results_to(outcomes))))
             }
         }
     }
 
-    fn rejected(&self, shard_id: ShardId, why: Rejection) -> Refusal {
+    /// What each command of a write came to.
+    pub(crate) fn written(&self, outcome: Outcome) -> Result<Vec<OperationOutcome>, Refusal> {
+        let Outcome::Written(mut outcomes) = outcome else { return Err(unexpected()) };
+        for outcome in &mut outcomes {
+            if let Err(refusal) = outcome {
+                *refusal = self.with_siblings(refusal.clone());
+            }
+        }
+        Ok(outcomes)
+    }
+
+    pub(crate) fn rejected(&self, shard_id: ShardId, why: Rejection) -> Refusal {
         match why {
             Rejection::NotLeader(_) | Rejection::NoSuchShard | Rejection::Superseded => {
                 self.not_leader(shard_id)
@@ -506,6 +444,7 @@ impl Access {
             return Ok(Finished::NeedsTime(pending));
         }
         let record = found.record.filter(|_| !found.expires_by_clock);
+        check_type(record.as_ref())?;
         let response = self.get_response(record, head_only, view.last_version());
         Ok(Finished::Answer(Answer::Get(response)))
     }
@@ -530,26 +469,17 @@ impl Access {
         response
     }
 
-    fn read_many(&self, shard: ShardId, reads: Box<Reads>) -> Result<Finished, Refusal> {
+    fn query(&self, shard: ShardId, query: Box<Query>) -> Result<Finished, Refusal> {
         let reader = self.reader(shard)?;
-        let failed = |error| self.unread(shard, error);
-        let view = reader.view().map_err(failed)?;
-        let now_ms = reader.now_ms();
-        let mut results = Vec::with_capacity(reads.keys.len());
-        let mut size = 0;
-        for (key, head_only) in &reads.keys {
-            let found = view.get(reads.epoch, key, now_ms).map_err(failed)?;
-            if found.expires_by_clock {
-                return Ok(Finished::NeedsTime(Pending::ReadMany { shard, reads }));
-            }
-            let response = self.get_response(found.record, *head_only, view.last_version());
-            size += strings::read_size(&response.value);
-            results.push(response);
-            if size >= reads.max_bytes {
-                break;
-            }
+        let Query { epoch, operations, max_bytes } = &*query;
+        let outcomes = reader
+            .view()
+            .and_then(|view| view.query(*epoch, operations, reader.now_ms(), *max_bytes))
+            .map_err(|error| self.unread(shard, error))?;
+        match outcomes {
+            Some(outcomes) => Ok(Finished::Answer(Answer::Query(execute::results_to(outcomes)))),
+            None => Ok(Finished::NeedsTime(Pending::Query { shard, query })),
         }
-        Ok(Finished::Answer(Answer::ReadMany(proto::NodeReadManyResponse { results })))
     }
 
     /// All keys from one snapshot. What isn't here, or has no room, has its own refusal.
@@ -583,7 +513,13 @@ impl Access {
             if found.expires_by_clock && wanted.fresh.is_linearizable() {
                 return Ok(Finished::NeedsTime(Pending::BatchGet { shard, wanted }));
             }
-            if let Some(record) = found.record.filter(|_| !found.expires_by_clock) {
+            let record = found.record.filter(|_| !found.expires_by_clock);
+            if let Err(refusal) = check_type(record.as_ref()) {
+                result.refusal = Some(refusal_to_proto(&refusal));
+                results.push(result);
+                continue;
+            }
+            if let Some(record) = record {
                 let value = if wanted.head_only { Bytes::new() } else { record.value };
                 if value.len() > left {
                     let limit_bytes = wanted.max_bytes as u64;
@@ -627,6 +563,7 @@ impl Access {
                 value: item.record.value,
                 version: item.record.version.0,
                 expires_at_ms: item.record.expires_at_ms,
+                r#type: kvdb_wire::type_to(item.record.kind),
             })
             .collect();
         let resume = resume.unwrap_or_default();
@@ -635,14 +572,6 @@ impl Access {
 }
 
 impl Access {
-    fn only(&self, outcome: Outcome) -> Result<WriteResult, Refusal> {
-        let outcome = match outcome {
-            Outcome::Written(mut outcomes) => outcomes.pop().unwrap_or_else(|| Err(unexpected())),
-            _ => Err(unexpected()),
-        };
-        outcome.map_err(|refusal| self.with_siblings(refusal))
-    }
-
     pub(crate) fn unread(&self, shard_id: ShardId, error: ReadError) -> Refusal {
         match error {
             ReadError::Refused(refusal) => self.with_siblings(refusal),
@@ -655,6 +584,14 @@ impl Access {
     }
 }
 
+/// That a key holds a string, if it is there.
+fn check_type(record: Option<&Record>) -> Result<(), Refusal> {
+    match record {
+        Some(record) if record.string().is_none() => Err(Refusal::WrongValue(WRONG_TYPE)),
+        _ => Ok(()),
+    }
+}
+
 /// A front's own id that is refused here was made of a wrong guess of the shard's age, and nothing has
 /// been done: the front makes another one.
 fn check_request_early(tag: &RequestTag, times: ShardTimes) -> Result<(), Refusal> {
@@ -662,6 +599,6 @@ fn check_request_early(tag: &RequestTag, times: ShardTimes) -> Result<(), Refusa
     if is_of_front && times.time_ms > 0 { kvdb_store::check_request(tag, times) } else { Ok(()) }
 }
 
-fn unexpected() -> Refusal {
+pub(crate) fn unexpected() -> Refusal {
     Refusal::OutcomeUnknown { reason: "the shard gave an answer of another kind" }
 }

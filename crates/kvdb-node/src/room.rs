@@ -9,6 +9,7 @@ use kvdb_model::{NodeId, Operation, Refusal, ReplicaId, Role, ShardDescriptor, S
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Drive, Level, ShardView};
 use kvdb_runtime::shutdown::Shutdown;
+use kvdb_store::{Effect, effect_of};
 use std::time::Duration;
 
 /// How often leadership is offered again while a disk stays full.
@@ -26,7 +27,7 @@ impl Access {
         let others = other_voters(descriptor, own).map(|(node, _)| node);
         let may = match self.drive.room().of_shard(others) {
             Level::Ample => true,
-            Level::Low => operations.iter().all(|operation| operation.action.frees_space()),
+            Level::Low => operations.iter().all(|operation| effect_of(operation) <= Effect::Free),
             Level::Out => false,
         };
         let shard_id = descriptor.shard_id;

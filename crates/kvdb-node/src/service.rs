@@ -2,15 +2,18 @@
 
 use crate::access::Access;
 use crate::metrics::Begun;
-use crate::operation::{Accepted, Behind, Finished, Pending, shard_of};
+use crate::operation::{Accepted, Behind, Finished, Pending, shard_of, unexpected};
 use crate::stream;
-use kvdb_model::{Command, Refusal, ShardId, unavailable};
+use kvdb_model::{
+    EntryCommand, Operation, OperationOutcome, RangeEpoch, Refusal, ShardId, Write, WriteResult,
+    unavailable,
+};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, Ticket};
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
 use kvdb_wire::proto::node_server::Node;
-use kvdb_wire::{proto, status_about, status_of};
+use kvdb_wire::{proto, request_tag_from, requests, status_about, status_of};
 use std::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -78,7 +81,7 @@ impl Access {
     /// Lets shard time reach the present, so that no later leader brings an expired key back.
     pub(crate) async fn advance_time(&self, shard: ShardId) -> Result<(), Refusal> {
         let (ticket, receiver) = Ticket::oneshot();
-        let command = Command::AdvanceTime.to_bytes();
+        let command = EntryCommand::AdvanceTime.to_bytes();
         let input = Input::Propose { shard, command, version_count: 1, ticket };
         self.drive.submit(input).map_err(|_| overloaded())?;
         match receiver.await.map_err(|_| stopping())? {
@@ -114,6 +117,78 @@ pub(crate) fn stopping() -> Refusal {
     Refusal::OutcomeUnknown { reason: "the node stops" }
 }
 
+/// Which shard a caller's write with user keys goes to.
+#[derive(Clone, Copy)]
+struct Target {
+    method: &'static str,
+    shard: ShardId,
+    epoch: RangeEpoch,
+    keyspace: u32,
+}
+
+impl Target {
+    fn new(method: &'static str, shard: u64, epoch: u64, keyspace: u32) -> Self {
+        Target { method, shard: ShardId(shard), epoch: RangeEpoch(epoch), keyspace }
+    }
+}
+
+/// The operations of a batch with the places that its caller has given them.
+fn numbered(mut operations: Vec<Operation>, items: Vec<u32>) -> Result<Vec<Operation>, Refusal> {
+    if !items.is_empty() && items.len() != operations.len() {
+        return Err(Refusal::invalid("items", "must be one an operation, or none"));
+    }
+    for (operation, item) in operations.iter_mut().zip(items) {
+        operation.item = item;
+    }
+    Ok(operations)
+}
+
+impl Access {
+    /// Carries out a write that comes with user keys: what gateways send is encoded already.
+    async fn write(
+        &self,
+        target: Target,
+        operations: Result<Vec<Operation>, Refusal>,
+        atomic: bool,
+        request_id: Option<proto::RequestId>,
+    ) -> Result<Vec<OperationOutcome>, Status> {
+        let begun = Begun::write(target.method, Instant::now());
+        let written = async {
+            let mut operations = operations?;
+            for operation in &mut operations {
+                operation.key = self.routing_key(target.shard, target.keyspace, &operation.key)?;
+            }
+            let request = request_tag_from(request_id, &self.limits)?;
+            let write = Write { epoch: target.epoch, atomic, request, operations };
+            let submit = self.accept_write(target.shard, write, None)?;
+            let (ticket, receiver) = Ticket::oneshot();
+            let input = submit.input(ticket).ok_or_else(unexpected)?;
+            self.drive.submit(input).map_err(|_| overloaded())?;
+            match receiver.await.map_err(|_| stopping())? {
+                Outcome::Rejected(why) => Err(self.rejected(target.shard, why)),
+                outcome => self.written(outcome),
+            }
+        };
+        let written = written.await;
+        self.metrics.answered(begun, written.as_ref().err());
+        written.map_err(|refusal| status_about(&refusal, target.shard))
+    }
+
+    async fn write_one<T>(
+        &self,
+        target: Target,
+        operation: Result<Operation, Refusal>,
+        request_id: Option<proto::RequestId>,
+        response: fn(WriteResult) -> T,
+    ) -> Result<Response<T>, Status> {
+        let operations = operation.map(|operation| vec![operation]);
+        let mut outcomes = self.write(target, operations, false, request_id).await?;
+        let outcome = outcomes.pop().unwrap_or_else(|| Err(unexpected()));
+        let result = outcome.map_err(|refusal| status_about(&refusal, target.shard))?;
+        Ok(Response::new(response(result)))
+    }
+}
+
 macro_rules! one {
     ($self:ident, $request:ident, $kind:ident) => {{
         let asked = Asked::$kind($request.into_inner());
@@ -141,28 +216,56 @@ impl Node for Access {
         &self,
         request: Request<proto::NodePutRequest>,
     ) -> Result<Response<proto::PutResponse>, Status> {
-        one!(self, request, Put)
+        let put = request.into_inner();
+        let target = Target::new("put", put.shard_id, put.epoch, put.keyspace_id);
+        let operation = requests::put_operation(
+            put.key,
+            put.value,
+            put.ttl_ms,
+            put.condition,
+            put.return_previous,
+            &self.limits,
+        );
+        self.write_one(target, operation, put.request_id, requests::put_response).await
     }
 
     async fn delete(
         &self,
         request: Request<proto::NodeDeleteRequest>,
     ) -> Result<Response<proto::DeleteResponse>, Status> {
-        one!(self, request, Delete)
+        let delete = request.into_inner();
+        let target = Target::new("delete", delete.shard_id, delete.epoch, delete.keyspace_id);
+        let operation = requests::delete_operation(
+            delete.key,
+            delete.condition,
+            delete.return_previous,
+            &self.limits,
+        );
+        self.write_one(target, operation, delete.request_id, requests::delete_response).await
     }
 
     async fn increment(
         &self,
         request: Request<proto::NodeIncrementRequest>,
     ) -> Result<Response<proto::IncrementResponse>, Status> {
-        one!(self, request, Increment)
+        let asked = request.into_inner();
+        let target = Target::new("increment", asked.shard_id, asked.epoch, asked.keyspace_id);
+        let operation = requests::increment_operation(asked.key, asked.delta, &self.limits);
+        self.write_one(target, operation, asked.request_id, requests::increment_response).await
     }
 
     async fn batch_write(
         &self,
         request: Request<proto::NodeBatchWriteRequest>,
     ) -> Result<Response<proto::BatchWriteResponse>, Status> {
-        one!(self, request, BatchWrite)
+        let batch = request.into_inner();
+        let target = Target::new("batch_write", batch.shard_id, batch.epoch, batch.keyspace_id);
+        let operations = requests::batch_operations(batch.operations, &self.limits);
+        let operations = operations.and_then(|operations| numbered(operations, batch.items));
+        let outcomes = self.write(target, operations, batch.atomic, batch.request_id).await?;
+        let mut results: Vec<_> = outcomes.into_iter().map(requests::batch_result).collect();
+        requests::omit_previous_beyond(&mut results, self.limits.request_max_bytes);
+        Ok(Response::new(proto::BatchWriteResponse { results }))
     }
 
     async fn scan(

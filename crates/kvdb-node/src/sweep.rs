@@ -7,11 +7,11 @@
 
 use crate::access::Access;
 use bytes::Bytes;
-use kvdb_model::{Command, ShardId};
+use kvdb_model::{EntryCommand, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_store::SweepPage;
+use kvdb_store::{GarbagePage, SweepPage};
 use std::time::Duration;
 
 /// Pause between two looks at what is due.
@@ -42,6 +42,9 @@ pub(crate) async fn run(access: Access, shutdown: Shutdown) {
 
 async fn sweep(access: &Access, shard: ShardId) {
     let Some(changes) = access.drive.changes().get(shard) else { return };
+    if changes.take_garbage() && free_garbage(access, shard).await.is_none() {
+        changes.note_garbage();
+    }
     if !changes.may_have_expired(access.times(shard).time_ms) {
         return;
     }
@@ -50,6 +53,24 @@ async fn sweep(access: &Access, shard: ShardId) {
         // It couldn't be finished: look again later, if it is still ours.
         changes.note_expiry(0);
     }
+}
+
+/// Frees the elements of collections that are over; `None` if it was cut short.
+async fn free_garbage(access: &Access, shard: ShardId) -> Option<()> {
+    while let Some(GarbagePage { key, incarnation, end }) = garbage(access, shard).await? {
+        free(access, shard, EntryCommand::Free { key, incarnation, end }).await?;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Some(())
+}
+
+async fn garbage(access: &Access, shard: ShardId) -> Option<Option<GarbagePage>> {
+    let access = access.clone();
+    let read = move || {
+        let page = access.reader(shard).ok()?.view().and_then(|view| view.garbage(PAGE_RECORDS));
+        page.map_err(|error| access.unread(shard, error)).ok()
+    };
+    tokio::task::spawn_blocking(read).await.ok()?
 }
 
 /// One look through a shard; `None` if it was cut short.
@@ -69,7 +90,8 @@ async fn sweep_through(access: &Access, shard: ShardId, changes: &ShardChanges) 
             };
             let count = expired.iter().take_while(fits).count().max(1);
             let rest = expired.split_off(count.min(expired.len()));
-            free(access, shard, std::mem::replace(&mut expired, rest)).await?;
+            let keys = std::mem::replace(&mut expired, rest);
+            free(access, shard, EntryCommand::Reclaim(keys)).await?;
         }
         from = match page.next {
             Some(next) => next,
@@ -90,9 +112,9 @@ async fn page(access: &Access, shard: ShardId, from: Bytes) -> Option<SweepPage>
     tokio::task::spawn_blocking(read).await.ok()?
 }
 
-async fn free(access: &Access, shard: ShardId, keys: Vec<Bytes>) -> Option<()> {
+async fn free(access: &Access, shard: ShardId, command: EntryCommand) -> Option<()> {
     let (ticket, receiver) = Ticket::oneshot();
-    let command = Command::Reclaim(keys).to_bytes();
+    let command = command.to_bytes();
     access.drive.submit(Input::Propose { shard, command, version_count: 1, ticket }).ok()?;
     match receiver.await.ok()? {
         Outcome::Reclaimed(freed) => {

@@ -158,6 +158,7 @@ fn event_to(event: ChangeEvent, prefix_len: usize) -> proto::WatchEvent {
         Some(record) => proto::WatchEvent {
             kind: Kind::Put.into(),
             key,
+            r#type: kvdb_wire::type_to(record.kind),
             value: record.value,
             version,
             expires_at_ms: record.expires_at_ms,
@@ -168,6 +169,7 @@ fn event_to(event: ChangeEvent, prefix_len: usize) -> proto::WatchEvent {
             value: Bytes::new(),
             version,
             expires_at_ms: 0,
+            r#type: String::new(),
         },
     }
 }

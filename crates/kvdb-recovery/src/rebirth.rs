@@ -13,7 +13,8 @@
 
 use kvdb_engine::{Engine, EngineError};
 use kvdb_model::{
-    Command, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor, VolumeId,
+    EntryCommand, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor,
+    VolumeId,
 };
 use kvdb_replication::{LogTail, Rebirth};
 use kvdb_store::{ApplyError, Machine, OpenError, Shard, SnapshotWriter};
@@ -120,7 +121,7 @@ fn splits(entry: &LogEntry, shard: &ShardDescriptor) -> bool {
     }
     let Ok(payload) = EntryPayload::decode(entry.data.clone()) else { return false };
     payload.commands.into_iter().any(|command| {
-        matches!(Command::decode(command), Ok(Command::Split(plan)) if plan.apply_to(shard).is_some())
+        matches!(EntryCommand::decode(command), Ok(EntryCommand::Split(plan)) if plan.apply_to(shard).is_some())
     })
 }
 
@@ -131,10 +132,12 @@ mod tests {
     use kvdb_engine::MemoryEngine;
     use kvdb_model::log::INITIAL_POSITION;
     use kvdb_model::{
-        Action, KeyRange, KeyspaceId, LogIndex, LogPosition, MembershipEpoch, NodeId, Operation,
-        Replica, ReplicaId, Role, ShardId, SplitPlan, Term, Version, Write,
+        KeyRange, KeyspaceId, LogIndex, LogPosition, MembershipEpoch, NodeId, Replica, ReplicaId,
+        Role, ShardId, SplitPlan, Term, Version, Write,
     };
-    use kvdb_store::{MembershipChange, NoControl, View};
+    use kvdb_store::keys::Expiry;
+    use kvdb_store::string::Set;
+    use kvdb_store::{Command as _, MembershipChange, NoControl, View};
 
     const OLD: ReplicaId = ReplicaId(11);
     const EPOCH: RangeEpoch = RangeEpoch(3);
@@ -159,7 +162,7 @@ mod tests {
         LogEntry { index, term: Term(6), kind, data, context }
     }
 
-    fn normal(number: u64, command: &Command) -> LogEntry {
+    fn normal(number: u64, command: &EntryCommand) -> LogEntry {
         let payload = EntryPayload {
             version: Version::from_millis(1_000_000 + number),
             version_count: command.version_count(),
@@ -170,16 +173,10 @@ mod tests {
     }
 
     fn put(number: u64, key: &'static str, epoch: RangeEpoch) -> LogEntry {
-        let action = Action::Put { value: Bytes::from_static(b"v"), ttl_ms: None };
-        let operation = Operation {
-            key: Bytes::from_static(key.as_bytes()),
-            item: 0,
-            action,
-            condition: None,
-            return_previous: false,
-        };
+        let set = Set { value: Bytes::from_static(b"v"), expiry: Expiry::Never };
+        let operation = set.on(Bytes::from_static(key.as_bytes()));
         let write = Write { epoch, atomic: false, request: None, operations: vec![operation] };
-        normal(number, &Command::Write(write))
+        normal(number, &EntryCommand::Write(write))
     }
 
     struct Survivor {
@@ -271,7 +268,7 @@ mod tests {
             membership_epoch: before.membership_epoch,
         };
         let entries = vec![
-            normal(2, &Command::Split(plan)),
+            normal(2, &EntryCommand::Split(plan)),
             // Acknowledged by whoever had applied the split.
             put(3, "d", EPOCH.next()),
             entry(4, EntryKind::ConfChange, Bytes::new(), change.to_bytes(&before)),

@@ -1,10 +1,10 @@
 //! Reading arguments, and what to say when they are wrong.
 
-use crate::number::{parse_i64, parse_u64};
+use crate::number::{parse_i64, parse_u64, parse_unsigned_loosely};
 use crate::plan::Plan;
 use crate::reply::Reply;
 use bytes::Bytes;
-use kvdb_model::Expiry;
+use kvdb_store::keys::Expiry;
 
 /// What a command's arguments come to.
 pub type Planned = Result<Plan, Reply>;
@@ -132,4 +132,12 @@ pub fn bit_offset(text: &[u8]) -> Result<u64, Reply> {
     parse_u64(text)
         .filter(|offset| *offset < 1 << 32)
         .ok_or_else(|| Reply::error("bit offset is not an integer or out of range"))
+}
+
+/// A cursor of a walk.
+///
+/// # Errors
+/// For anything but a number.
+pub(crate) fn parse_cursor(text: &[u8]) -> Result<u64, Reply> {
+    parse_unsigned_loosely(text).ok_or_else(|| Reply::error("invalid cursor"))
 }

@@ -4,10 +4,9 @@ use crate::args::{Planned, bit_offset, integer, is, syntax, upper};
 use crate::number::{parse_i64, parse_u64, span};
 use crate::plan::{Plan, change};
 use crate::reply::Reply;
-use crate::strings::value_of;
+use crate::strings::integer_of;
 use bytes::Bytes;
-use kvdb_model::string_action::bitfield_answers;
-use kvdb_model::{BitFieldStep, BitOperation, BitRange, Overflow, StringAction};
+use kvdb_store::bits::{BitField, BitFieldStep, BitOp, BitOperation, BitRange, Overflow, SetBit};
 
 fn bit_at(value: &[u8], at: usize) -> bool {
     value.get(at / 8).is_some_and(|byte| byte >> (7 - at % 8) & 1 == 1)
@@ -20,15 +19,13 @@ pub(crate) fn setbit(args: &[Bytes]) -> Planned {
         b"1" => true,
         _ => return Err(Reply::error("bit is not an integer or out of range")),
     };
-    Ok(Plan::write(args[1].clone(), StringAction::SetBit { offset, bit }, |result| {
-        Reply::Integer(result.counter.unwrap_or_default())
-    }))
+    Ok(Plan::write(args[1].clone(), &SetBit { offset, bit }, integer_of))
 }
 
 pub(crate) fn getbit(args: &[Bytes]) -> Planned {
     let offset = bit_offset(&args[2])?;
-    Ok(Plan::read(args[1].clone(), move |found, _| {
-        Reply::flag(bit_at(&value_of(found).unwrap_or_default(), offset as usize))
+    Ok(Plan::read(args[1].clone(), move |found| {
+        Reply::flag(bit_at(&found.unwrap_or_default(), offset as usize))
     }))
 }
 
@@ -103,8 +100,8 @@ pub(crate) fn bitcount(args: &[Bytes]) -> Planned {
         Ok(part) => part,
         Err(plan) => return Ok(plan),
     };
-    Ok(Plan::read(args[1].clone(), move |found, _| {
-        let value = value_of(found).unwrap_or_default();
+    Ok(Plan::read(args[1].clone(), move |found| {
+        let value = found.unwrap_or_default();
         Reply::Integer(part.of(&value).map_or(0, |range| count(&value, range) as i64))
     }))
 }
@@ -131,8 +128,8 @@ pub(crate) fn bitpos(args: &[Bytes]) -> Planned {
         Ok(part) => part,
         Err(plan) => return Ok(plan),
     };
-    Ok(Plan::read(args[1].clone(), move |found, _| {
-        let Some(value) = value_of(found) else { return Reply::Integer(missing) };
+    Ok(Plan::read(args[1].clone(), move |found| {
+        let Some(value) = found else { return Reply::Integer(missing) };
         Reply::Integer(position(&value, wanted, part))
     }))
 }
@@ -167,10 +164,8 @@ pub(crate) fn bitop(args: &[Bytes]) -> Planned {
     if operation == BitOperation::Not && sources.len() != 1 {
         return Err(Reply::error("BITOP NOT must be called with a single source key."));
     }
-    let action = StringAction::BitOp { operation, sources };
-    Ok(Plan::one(change(args[2].clone(), action), |result, _| {
-        Reply::Integer(result.counter.unwrap_or_default())
-    }))
+    let step = change(args[2].clone(), &BitOp { operation }).and(sources);
+    Ok(Plan::one(step, |result, _| integer_of(result)))
 }
 
 fn bit_range(kind: &[u8], offset: &[u8]) -> Result<BitRange, Reply> {
@@ -235,11 +230,13 @@ fn only_reads(steps: &[BitFieldStep]) -> bool {
 }
 
 fn bit_fields(key: &Bytes, steps: Vec<BitFieldStep>) -> Planned {
-    Ok(Plan::write(key.clone(), StringAction::BitField { steps }, |result| {
-        let answers = bitfield_answers(result.reply.take().unwrap_or_default()).unwrap_or_default();
-        Reply::Array(
-            answers.into_iter().map(|answer| answer.map_or(Reply::Nil, Reply::Integer)).collect(),
-        )
+    Ok(Plan::write(key.clone(), &BitField { steps }, |result| {
+        let kvdb_model::Reply::List(answers) = &result.reply else {
+            return Reply::Array(vec![]);
+        };
+        let answer =
+            |answer: &kvdb_model::Reply| answer.integer().map_or(Reply::Nil, Reply::Integer);
+        Reply::Array(answers.iter().map(answer).collect())
     }))
 }
 
@@ -260,8 +257,8 @@ pub(crate) fn bitfield_ro(args: &[Bytes]) -> Planned {
 }
 
 fn read_fields(key: &Bytes, steps: Vec<BitFieldStep>) -> Planned {
-    Ok(Plan::read(key.clone(), move |found, _| {
-        let value = value_of(found).unwrap_or_default();
+    Ok(Plan::read(key.clone(), move |found| {
+        let value = found.unwrap_or_default();
         let read = steps.into_iter().filter_map(|step| match step {
             BitFieldStep::Get(range) => Some(Reply::Integer(read_number(&value, range))),
             _ => None,

@@ -5,21 +5,22 @@ use crate::args::{
     integer, syntax, upper,
 };
 use crate::dump;
-use crate::number::parse_i64;
-use crate::plan::{Plan, change, change_if, look};
+use crate::plan::{Plan, change, change_if, look, value_of};
 use crate::reply::Reply;
 use crate::session::{DATABASES, Session};
-use crate::strings::value_of;
 use crate::subcommands;
 use bytes::Bytes;
-use kvdb_model::{Condition, Expiry, ExpiryRule, Previous, StringAction, WriteResult};
+use kvdb_model::{Condition, WriteResult};
+use kvdb_store::Type;
+use kvdb_store::keys::{Copy, Delete, Encoding, Expiry, ExpiryRule, Rename, SetExpiry};
+use kvdb_store::string::Set;
 
 fn count_applied(results: &mut [WriteResult]) -> Reply {
     Reply::Integer(results.iter().filter(|result| result.applied).count() as i64)
 }
 
 pub(crate) fn del(args: &[Bytes]) -> Planned {
-    let steps = args[1..].iter().map(|key| change(key.clone(), StringAction::Remove)).collect();
+    let steps = args[1..].iter().map(|key| change(key.clone(), &Delete)).collect();
     Ok(Plan::new(steps, |results, _| count_applied(results)))
 }
 
@@ -30,18 +31,18 @@ pub(crate) fn exists(args: &[Bytes]) -> Planned {
 
 pub(crate) fn kind(args: &[Bytes]) -> Planned {
     Ok(Plan::one(look(args[1].clone()), |result, _| {
-        Reply::Simple(if result.applied { "string" } else { "none" })
+        Reply::Simple(about(result).map_or("none", |(kind, _)| kind))
     }))
 }
 
 pub(crate) fn rename(args: &[Bytes]) -> Planned {
-    let action = StringAction::Rename { to: args[2].clone(), only_absent: false };
-    Ok(Plan::write(args[1].clone(), action, |_| Reply::OK))
+    let step = change(args[1].clone(), &Rename { only_absent: false });
+    Ok(Plan::one(step.and(vec![args[2].clone()]), |_, _| Reply::OK))
 }
 
 pub(crate) fn renamenx(args: &[Bytes]) -> Planned {
-    let action = StringAction::Rename { to: args[2].clone(), only_absent: true };
-    Ok(Plan::write(args[1].clone(), action, |result| Reply::flag(result.applied)))
+    let step = change(args[1].clone(), &Rename { only_absent: true });
+    Ok(Plan::one(step.and(vec![args[2].clone()]), |result, _| Reply::flag(result.applied)))
 }
 
 pub(crate) fn copy(session: &Session, args: &[Bytes]) -> Planned {
@@ -68,8 +69,9 @@ pub(crate) fn copy(session: &Session, args: &[Bytes]) -> Planned {
     if args[1] == args[2] {
         return Err(Reply::error("source and destination objects are the same"));
     }
-    let action = StringAction::Copy { to: args[2].clone(), only_absent };
-    let step = change_if(args[1].clone(), action, Some(Condition::IfPresent), false);
+    let copy = Copy { only_absent };
+    let step = change_if(args[1].clone(), &copy, Some(Condition::IfPresent), false);
+    let step = step.and(vec![args[2].clone()]);
     Ok(Plan::one(step, |result, _| Reply::flag(result.applied)))
 }
 
@@ -105,8 +107,8 @@ fn expire_with(args: &[Bytes], command: &'static str, unit: TimeUnit) -> Planned
     if rule.has(ExpiryRule::GT) && rule.has(ExpiryRule::LT) {
         return Err(Reply::error("GT and LT options at the same time are not compatible"));
     }
-    let action = StringAction::SetExpiry { expiry: expiry(command, &args[2], unit)?, rule };
-    Ok(Plan::write(args[1].clone(), action, |result| Reply::flag(result.applied)))
+    let action = SetExpiry { expiry: expiry(command, &args[2], unit)?, rule };
+    Ok(Plan::write(args[1].clone(), &action, |result| Reply::flag(result.applied)))
 }
 
 pub(crate) fn expire(args: &[Bytes]) -> Planned {
@@ -126,22 +128,31 @@ pub(crate) fn pexpireat(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn persist(args: &[Bytes]) -> Planned {
-    let action = StringAction::SetExpiry { expiry: Expiry::Never, rule: ExpiryRule::ALWAYS };
-    Ok(Plan::write(args[1].clone(), action, |result| Reply::flag(result.applied)))
+    // A key that never expired stays as it is.
+    let action = SetExpiry { expiry: Expiry::Never, rule: ExpiryRule::XX };
+    Ok(Plan::write(args[1].clone(), &action, |result| Reply::flag(result.applied)))
+}
+
+/// What a look at a key has found: its type, and when it expires.
+fn about(result: &WriteResult) -> Option<(&'static str, i64)> {
+    let kvdb_model::Reply::List(about) = &result.reply else { return None };
+    let [kind, expires_at_ms] = &about[..] else { return None };
+    let kind = Type::from_code(u8::try_from(kind.integer()?).ok()?)?;
+    Some((kind.name(), expires_at_ms.integer()?))
 }
 
 /// -2 if the key isn't there, -1 if it never expires.
-fn remaining(found: Option<Previous>, of: impl Fn(i64) -> i64) -> Reply {
-    Reply::Integer(match found {
+fn remaining(result: &WriteResult, of: impl Fn(i64) -> i64) -> Reply {
+    Reply::Integer(match about(result) {
         None => -2,
-        Some(found) if found.expires_at_ms == 0 => -1,
-        Some(found) => of(i64::try_from(found.expires_at_ms).unwrap_or(i64::MAX)),
+        Some((_, 0)) => -1,
+        Some((_, expires_at_ms)) => of(expires_at_ms),
     })
 }
 
 fn ask_expiry(args: &[Bytes], of: impl Fn(i64, i64) -> i64 + Send + 'static) -> Planned {
     Ok(Plan::one(look(args[1].clone()), move |result, now| {
-        remaining(result.previous.take(), |at| of(at, now as i64))
+        remaining(result, |at| of(at, now as i64))
     }))
 }
 
@@ -162,8 +173,8 @@ pub(crate) fn pexpiretime(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn dump_key(args: &[Bytes]) -> Planned {
-    Ok(Plan::read(args[1].clone(), |found, _| {
-        Reply::bulk_or_nil(value_of(found).map(|value| dump::of_string(&value)))
+    Ok(Plan::read(args[1].clone(), |found| {
+        Reply::bulk_or_nil(found.map(|value| dump::of_string(&value)))
     }))
 }
 
@@ -198,8 +209,8 @@ pub(crate) fn restore(args: &[Bytes]) -> Planned {
         Err(error) => return Ok(Plan::failing(args[1].clone(), busy(), error)),
     };
     let condition = (!replace).then_some(Condition::IfAbsent);
-    let action = StringAction::Set { value: value.into(), expiry };
-    let step = change_if(args[1].clone(), action, condition, false);
+    let action = Set { value: value.into(), expiry };
+    let step = change_if(args[1].clone(), &action, condition, false);
     Ok(Plan::one(step, move |result, _| if result.applied { Reply::OK } else { busy() }))
 }
 
@@ -230,10 +241,9 @@ pub(crate) fn object(args: &[Bytes]) -> Planned {
     };
     let no_key = || Reply::Nil;
     match upper(&args[1]).as_str() {
-        "ENCODING" => Ok(Plan::read(key, move |found, _| match value_of(found) {
-            None => no_key(),
-            Some(value) => Reply::text(encoding(&value)),
-        })),
+        "ENCODING" => {
+            Ok(Plan::one(change(key, &Encoding), |result, _| Reply::bulk_or_nil(value_of(result))))
+        }
         "REFCOUNT" => Ok(Plan::one(look(key), move |result, _| match result.applied {
             true => Reply::Integer(1),
             false => no_key(),
@@ -248,14 +258,5 @@ pub(crate) fn object(args: &[Bytes]) -> Planned {
             );
             Ok(Plan::failing(key, error, no_key()))
         }
-    }
-}
-
-/// How Redis would keep it.
-fn encoding(value: &[u8]) -> &'static str {
-    match value.len() {
-        _ if parse_i64(value).is_some() => "int",
-        ..=44 => "embstr",
-        _ => "raw",
     }
 }

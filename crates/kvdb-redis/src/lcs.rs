@@ -1,9 +1,8 @@
 //! `LCS`: the longest common subsequence of two strings.
 
 use crate::args::{Options, Planned, syntax};
-use crate::plan::{Plan, read};
+use crate::plan::{Plan, read, value_of};
 use crate::reply::Reply;
-use crate::strings::value_of;
 use bytes::Bytes;
 
 /// Most cells of the table (four bytes each) that the algorithm fills: bounds memory and time.
@@ -34,8 +33,7 @@ pub(crate) fn lcs(args: &[Bytes]) -> Planned {
     }
     let steps = vec![read(args[1].clone()), read(args[2].clone())];
     Ok(Plan::new(steps, move |results, _| {
-        let mut values =
-            results.iter_mut().map(|result| value_of(result.previous.take()).unwrap_or_default());
+        let mut values = results.iter().map(|result| value_of(result).unwrap_or_default());
         let (left, right) = (values.next().unwrap_or_default(), values.next().unwrap_or_default());
         answer(&left, &right, wanted)
     }))

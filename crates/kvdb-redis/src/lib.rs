@@ -13,6 +13,7 @@ pub mod compatibility;
 mod describe;
 mod dump;
 pub mod glob;
+mod hashes;
 mod keys;
 mod lcs;
 pub mod number;
@@ -25,7 +26,7 @@ mod strings;
 mod subcommands;
 pub mod table;
 
-pub use plan::{Plan, Wish};
+pub use plan::Plan;
 pub use reply::Reply;
 pub use resp::{Parser, ProtocolError, Request};
 pub use session::{Job, Part, Session, Step, Transaction, Watched};

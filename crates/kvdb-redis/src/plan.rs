@@ -2,35 +2,37 @@
 
 use crate::reply::Reply;
 use bytes::Bytes;
-use kvdb_model::{Condition, Previous, Refusal, StringAction, WriteResult, wrong_value};
+use kvdb_model::{Body, Condition, Refusal, WriteResult, wrong_value};
+use kvdb_store::Command;
+use kvdb_store::keys::{Check, Look};
+use kvdb_store::string::Get;
 
-/// One key, and what is wanted of it.
+/// One command of a shard, on one key or several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The user key.
     pub key: Bytes,
-    /// What is wanted.
-    pub wish: Wish,
+    /// The user keys that the command touches beside it.
+    pub others: Vec<Bytes>,
+    /// What to do.
+    pub body: Body,
+    /// When to do it.
+    pub condition: Option<Condition>,
+    /// Whether the answer holds what was there before.
+    pub return_previous: bool,
 }
 
-/// What is wanted of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// Its value, or (`head_only`) version and expiry alone. The answer is
-    /// [`WriteResult::previous`].
-    Read {
-        /// Leave the value out.
-        head_only: bool,
-    },
-    /// A change, or a look at it that must keep its place among changes.
-    Write {
-        /// What to do.
-        action: StringAction,
-        /// When to do it.
-        condition: Option<Condition>,
-        /// Whether the answer holds what was there before.
-        return_previous: bool,
-    },
+impl Step {
+    /// The same, with other keys.
+    #[must_use]
+    pub fn and(self, others: Vec<Bytes>) -> Self {
+        Step { others, ..self }
+    }
+
+    /// Whether its failure calls the whole transaction off: a check alone, the others go on.
+    pub fn is_required(&self) -> bool {
+        Check::is(&self.body)
+    }
 }
 
 /// Makes the answer; the second argument is the clock in milliseconds since 1970.
@@ -61,20 +63,17 @@ impl Plan {
     }
 
     /// A plan of one read.
-    pub fn read(
-        key: Bytes,
-        finish: impl FnOnce(Option<Previous>, u64) -> Reply + Send + 'static,
-    ) -> Self {
-        Self::one(read(key), |result, now| finish(result.previous.take(), now))
+    pub fn read(key: Bytes, finish: impl FnOnce(Option<Bytes>) -> Reply + Send + 'static) -> Self {
+        Self::one(read(key), |result, _| finish(value_of(result)))
     }
 
     /// A plan of one change.
     pub fn write(
         key: Bytes,
-        action: StringAction,
+        command: &impl Command,
         finish: impl FnOnce(&mut WriteResult) -> Reply + Send + 'static,
     ) -> Self {
-        Self::one(change(key, action), |result, _| finish(result))
+        Self::one(change(key, command), |result, _| finish(result))
     }
 
     /// A plan of one step.
@@ -108,29 +107,34 @@ impl Plan {
     }
 }
 
-/// A step that reads.
+/// A step that reads a string.
 pub fn read(key: Bytes) -> Step {
-    Step { key, wish: Wish::Read { head_only: false } }
+    change(key, &Get { strings_only: false })
 }
 
-/// A step that looks whether a key is there, and until when.
+/// A step that looks whether a key is there, of which type, and until when.
 pub fn look(key: Bytes) -> Step {
-    Step { key, wish: Wish::Read { head_only: true } }
+    change(key, &Look)
 }
 
-/// A step that changes, whatever is there.
-pub fn change(key: Bytes, action: StringAction) -> Step {
-    change_if(key, action, None, false)
+/// The string that a step has read.
+pub(crate) fn value_of(result: &WriteResult) -> Option<Bytes> {
+    result.reply.bytes().cloned()
 }
 
-/// A step that changes.
+/// A step of a command, whatever is there.
+pub fn change(key: Bytes, command: &impl Command) -> Step {
+    change_if(key, command, None, false)
+}
+
+/// A step of a command.
 pub fn change_if(
     key: Bytes,
-    action: StringAction,
+    command: &impl Command,
     condition: Option<Condition>,
     return_previous: bool,
 ) -> Step {
-    Step { key, wish: Wish::Write { action, condition, return_previous } }
+    Step { key, others: vec![], body: command.body(), condition, return_previous }
 }
 
 fn left_out() -> Reply {
@@ -142,6 +146,9 @@ fn left_out() -> Reply {
 /// A refusal in Redis's words, where it has any.
 pub fn refused(refusal: &Refusal) -> Reply {
     match refusal {
+        Refusal::WrongValue(wrong_value::WRONG_TYPE) => Reply::Error(
+            "WRONGTYPE Operation against a key holding the wrong kind of value".to_owned(),
+        ),
         Refusal::WrongValue(why) => Reply::error(match *why {
             wrong_value::NOT_A_NUMBER => "value is not an integer or out of range",
             wrong_value::OVERFLOW => "increment or decrement would overflow",
@@ -151,6 +158,8 @@ pub fn refused(refusal: &Refusal) -> Reply {
                 "string exceeds maximum allowed size (proto-max-bulk-len)"
             }
             wrong_value::NO_SUCH_KEY => "no such key",
+            wrong_value::FIELD_NOT_A_NUMBER => "hash value is not an integer",
+            wrong_value::FIELD_NOT_A_FLOAT => "hash value is not a float",
             other => other,
         }),
         Refusal::CrossShard { .. } => Reply::Error(

@@ -1,7 +1,7 @@
 //! Commands about the connection and the server, and what they say.
 
-use crate::args::{Options, integer, is, syntax, upper, wrong_number};
-use crate::number::{parse_i64, parse_unsigned_loosely};
+use crate::args::{Options, integer, is, parse_cursor, syntax, upper, wrong_number};
+use crate::number::parse_i64;
 use crate::reply::Reply;
 use crate::session::{DATABASES, Job, Scan, Session, Step};
 use crate::{compatibility, describe, glob, subcommands};
@@ -276,8 +276,8 @@ pub(crate) fn scan(_: &mut Session, args: &[Bytes]) -> Step {
 }
 
 fn parse_scan(args: &[Bytes]) -> Result<Scan, Reply> {
-    let cursor = parse_unsigned_loosely(&args[1]).ok_or_else(|| Reply::error("invalid cursor"))?;
-    let mut scan = Scan { cursor, pattern: None, count: 10, nothing: false };
+    let cursor = parse_cursor(&args[1])?;
+    let mut scan = Scan { cursor, pattern: None, count: 10, kind: None };
     let mut options = Options::after(args, 2);
     while let Some(word) = options.word() {
         match word.as_str() {
@@ -286,7 +286,9 @@ fn parse_scan(args: &[Bytes]) -> Result<Scan, Reply> {
                 count => scan.count = count as usize,
             },
             "MATCH" => scan.pattern = Some(options.value()?.clone()).filter(|text| text != "*"),
-            "TYPE" => scan.nothing = !is(options.value()?, "string"),
+            "TYPE" => {
+                scan.kind = Some(String::from_utf8_lossy(options.value()?).to_ascii_lowercase())
+            }
             _ => return Err(syntax()),
         }
     }

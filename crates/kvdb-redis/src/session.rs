@@ -71,8 +71,8 @@ pub struct Scan {
     pub pattern: Option<Bytes>,
     /// About how many keys to look at.
     pub count: usize,
-    /// No key has the type that is asked for.
-    pub nothing: bool,
+    /// Only keys of this type.
+    pub kind: Option<String>,
 }
 
 /// A part of a transaction.

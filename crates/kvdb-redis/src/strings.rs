@@ -5,30 +5,28 @@ use crate::args::{
     wrong_number,
 };
 use crate::number::span;
-use crate::plan::{Plan, Step, change, change_if, read};
+use crate::plan::{Plan, Step, change, change_if, value_of};
 use crate::reply::Reply;
 use bytes::Bytes;
 use kvdb_model::limits::FLOAT_TEXT_MAX_BYTES;
-use kvdb_model::{Condition, Expiry, ExpiryRule, Previous, StringAction, WriteResult};
-
-pub(crate) fn value_of(previous: Option<Previous>) -> Option<Bytes> {
-    previous.map(|previous| previous.value)
-}
+use kvdb_model::{Condition, WriteResult};
+use kvdb_store::keys::{Check, Delete, Expiry, ExpiryRule, SetExpiry};
+use kvdb_store::string::{Append, Get, Increment, IncrementFloat, Set, SetRange};
 
 fn previous_value(result: &mut WriteResult) -> Reply {
-    Reply::bulk_or_nil(value_of(result.previous.take()))
+    Reply::bulk_or_nil(result.previous.take().map(|previous| previous.value))
 }
 
-fn counter(result: &mut WriteResult) -> Reply {
-    Reply::Integer(result.counter.unwrap_or_default())
+pub(crate) fn integer_of(result: &mut WriteResult) -> Reply {
+    Reply::Integer(result.reply.integer().unwrap_or_default())
 }
 
-fn set_always(value: &Bytes) -> StringAction {
-    StringAction::Set { value: value.clone(), expiry: Expiry::Never }
+fn set_always(value: &Bytes) -> Set {
+    Set { value: value.clone(), expiry: Expiry::Never }
 }
 
 pub(crate) fn get(args: &[Bytes]) -> Planned {
-    Ok(Plan::read(args[1].clone(), |found, _| Reply::bulk_or_nil(value_of(found))))
+    Ok(Plan::read(args[1].clone(), |found| Reply::bulk_or_nil(found)))
 }
 
 /// How long a key lives, as options say it: not looked at until all of them are understood.
@@ -85,18 +83,19 @@ pub(crate) fn set(args: &[Bytes]) -> Planned {
         }
     }
     let expiry = lifetime.expiry("set")?.unwrap_or(Expiry::Never);
-    let action = StringAction::Set { value: args[2].clone(), expiry };
-    Ok(Plan::one(change_if(args[1].clone(), action, condition, get), move |result, _| match result
-        .applied
-    {
-        _ if get => previous_value(result),
-        true => Reply::OK,
-        false => Reply::Nil,
-    }))
+    let action = Set { value: args[2].clone(), expiry };
+    Ok(Plan::one(
+        change_if(args[1].clone(), &action, condition, get),
+        move |result, _| match result.applied {
+            _ if get => previous_value(result),
+            true => Reply::OK,
+            false => Reply::Nil,
+        },
+    ))
 }
 
 pub(crate) fn setnx(args: &[Bytes]) -> Planned {
-    let step = change_if(args[1].clone(), set_always(&args[2]), Some(Condition::IfAbsent), false);
+    let step = change_if(args[1].clone(), &set_always(&args[2]), Some(Condition::IfAbsent), false);
     Ok(Plan::one(step, |result, _| Reply::flag(result.applied)))
 }
 
@@ -109,17 +108,17 @@ pub(crate) fn psetex(args: &[Bytes]) -> Planned {
 }
 
 fn set_expiring(args: &[Bytes], expiry: Expiry) -> Planned {
-    let action = StringAction::Set { value: args[3].clone(), expiry };
-    Ok(Plan::write(args[1].clone(), action, |_| Reply::OK))
+    let action = Set { value: args[3].clone(), expiry };
+    Ok(Plan::write(args[1].clone(), &action, |_| Reply::OK))
 }
 
 pub(crate) fn getset(args: &[Bytes]) -> Planned {
-    let step = change_if(args[1].clone(), set_always(&args[2]), None, true);
+    let step = change_if(args[1].clone(), &set_always(&args[2]), None, true);
     Ok(Plan::one(step, |result, _| previous_value(result)))
 }
 
 pub(crate) fn getdel(args: &[Bytes]) -> Planned {
-    let step = change_if(args[1].clone(), StringAction::Remove, None, true);
+    let step = change_if(args[1].clone(), &Delete, None, true);
     Ok(Plan::one(step, |result, _| previous_value(result)))
 }
 
@@ -135,15 +134,18 @@ pub(crate) fn getex(args: &[Bytes]) -> Planned {
         // A key that isn't there comes first.
         Err(error) => return Ok(Plan::failing(args[1].clone(), error, Reply::Nil)),
     };
-    let action = StringAction::SetExpiry { expiry, rule: ExpiryRule::ALWAYS };
-    let step = change_if(args[1].clone(), action, None, true);
+    // A key that never expired stays as it is.
+    let rule = if expiry == Expiry::Never { ExpiryRule::XX } else { ExpiryRule::ALWAYS };
+    let action = SetExpiry { expiry, rule };
+    let step = change_if(args[1].clone(), &action, None, true);
     Ok(Plan::one(step, |result, _| previous_value(result)))
 }
 
 pub(crate) fn mget(args: &[Bytes]) -> Planned {
-    let steps = args[1..].iter().cloned().map(read).collect();
-    Ok(Plan::new(steps, |results, _| {
-        Reply::Array(results.iter_mut().map(previous_value).collect())
+    // What isn't a string counts as missing.
+    let step = |key: &Bytes| change(key.clone(), &Get { strings_only: true });
+    Ok(Plan::new(args[1..].iter().map(step).collect(), |results, _| {
+        Reply::Array(results.iter().map(|result| Reply::bulk_or_nil(value_of(result))).collect())
     }))
 }
 
@@ -159,7 +161,7 @@ fn pairs<'a>(args: &'a [Bytes], command: &str) -> Result<Vec<(&'a Bytes, &'a Byt
 pub(crate) fn mset(args: &[Bytes]) -> Planned {
     let steps = pairs(args, "mset")?
         .into_iter()
-        .map(|(key, value)| change(key.clone(), set_always(value)))
+        .map(|(key, value)| change(key.clone(), &set_always(value)))
         .collect();
     Ok(Plan::new(steps, |_, _| Reply::OK))
 }
@@ -167,10 +169,9 @@ pub(crate) fn mset(args: &[Bytes]) -> Planned {
 /// Looks that no key is there, then sets them all; nothing if one is.
 pub(crate) fn msetnx(args: &[Bytes]) -> Planned {
     let pairs = pairs(args, "msetnx")?;
-    let check =
-        |key: &Bytes| change_if(key.clone(), StringAction::Check, Some(Condition::IfAbsent), false);
+    let check = |key: &Bytes| change_if(key.clone(), &Check, Some(Condition::IfAbsent), false);
     let checks = pairs.iter().map(|(key, _)| check(key));
-    let sets = pairs.iter().map(|(key, value)| change((*key).clone(), set_always(value)));
+    let sets = pairs.iter().map(|(key, value)| change((*key).clone(), &set_always(value)));
     let steps: Vec<Step> = checks.chain(sets).collect();
     let applied =
         |results: &mut [WriteResult], _| Reply::flag(results.iter().all(|result| result.applied));
@@ -178,19 +179,19 @@ pub(crate) fn msetnx(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn append(args: &[Bytes]) -> Planned {
-    Ok(Plan::write(args[1].clone(), StringAction::Append { value: args[2].clone() }, counter))
+    Ok(Plan::write(args[1].clone(), &Append { value: args[2].clone() }, integer_of))
 }
 
 pub(crate) fn strlen(args: &[Bytes]) -> Planned {
-    Ok(Plan::read(args[1].clone(), |found, _| {
-        Reply::Integer(found.map_or(0, |found| found.value.len() as i64))
+    Ok(Plan::read(args[1].clone(), |found| {
+        Reply::Integer(found.map_or(0, |value| value.len() as i64))
     }))
 }
 
 pub(crate) fn getrange(args: &[Bytes]) -> Planned {
     let (start, end) = (integer(&args[2])?, integer(&args[3])?);
-    Ok(Plan::read(args[1].clone(), move |found, _| {
-        let value = value_of(found).unwrap_or_default();
+    Ok(Plan::read(args[1].clone(), move |found| {
+        let value = found.unwrap_or_default();
         Reply::Bulk(
             span(value.len(), start, end).map_or(Bytes::new(), |(from, to)| value.slice(from..to)),
         )
@@ -200,12 +201,12 @@ pub(crate) fn getrange(args: &[Bytes]) -> Planned {
 pub(crate) fn setrange(args: &[Bytes]) -> Planned {
     let offset =
         u64::try_from(integer(&args[2])?).map_err(|_| Reply::error("offset is out of range"))?;
-    let action = StringAction::SetRange { offset, value: args[3].clone() };
-    Ok(Plan::write(args[1].clone(), action, counter))
+    let action = SetRange { offset, value: args[3].clone() };
+    Ok(Plan::write(args[1].clone(), &action, integer_of))
 }
 
 fn increment(key: &Bytes, delta: i64) -> Planned {
-    Ok(Plan::write(key.clone(), StringAction::Increment { delta }, counter))
+    Ok(Plan::write(key.clone(), &Increment { delta }, integer_of))
 }
 
 pub(crate) fn incr(args: &[Bytes]) -> Planned {
@@ -230,6 +231,8 @@ pub(crate) fn incrbyfloat(args: &[Bytes]) -> Planned {
     if args[2].len() > FLOAT_TEXT_MAX_BYTES {
         return Err(Reply::error("value is not a valid float"));
     }
-    let action = StringAction::IncrementFloat { delta: args[2].clone() };
-    Ok(Plan::write(args[1].clone(), action, |result| Reply::bulk_or_nil(result.reply.take())))
+    let action = IncrementFloat { delta: args[2].clone() };
+    Ok(Plan::write(args[1].clone(), &action, |result| {
+        Reply::bulk_or_nil(result.reply.bytes().cloned())
+    }))
 }

@@ -3,7 +3,7 @@
 use crate::args::is;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, keys, lcs, server, strings};
+use crate::{args::Planned, bits, hashes, keys, lcs, server, strings};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -168,7 +168,22 @@ commands! {
     "getex" -2 CHANGE_FAST ONE "string" Keys(strings::getex) "The value of a key, and sets its expiry" "";
     "getrange" 4 READ ONE "string" Keys(strings::getrange) "A part of a string" "";
     "getset" 3 GROW_FAST ONE "string" Keys(strings::getset) "Sets a key, and answers with what was there" "";
+    "hdel" -3 CHANGE_FAST ONE "hash" Keys(hashes::hdel) "Removes fields of a hash" "";
     "hello" -1 ALWAYS NONE "connection" Local(server::hello) "Chooses the protocol's version" "";
+    "hexists" 3 READ_FAST ONE "hash" Keys(hashes::hexists) "Whether a hash has a field" "";
+    "hget" 3 READ_FAST ONE "hash" Keys(hashes::hget) "The value of a field" "";
+    "hgetall" 2 READ ONE "hash" Keys(hashes::hgetall) "All fields and values of a hash" "in no order; refused above 8 MiB: HSCAN reads it in parts";
+    "hincrby" 4 GROW_FAST ONE "hash" Keys(hashes::hincrby) "Adds a number to a field" "";
+    "hincrbyfloat" 4 GROW_FAST ONE "hash" Keys(hashes::hincrbyfloat) "Adds a decimal number to a field" "in floats of 80 bits, as INCRBYFLOAT";
+    "hkeys" 2 READ ONE "hash" Keys(hashes::hkeys) "All fields of a hash" "in no order; refused above 8 MiB, values included";
+    "hlen" 2 READ_FAST ONE "hash" Keys(hashes::hlen) "How many fields a hash has" "";
+    "hmget" -3 READ_FAST ONE "hash" Keys(hashes::hmget) "The values of fields" "refused above 8 MiB";
+    "hmset" -4 GROW_FAST ONE "hash" Keys(hashes::hmset) "Sets fields of a hash" "";
+    "hscan" -3 READ ONE "hash" Keys(hashes::hscan) "Walks through the fields of a hash" "of small ones too it tells about COUNT a call";
+    "hset" -4 GROW_FAST ONE "hash" Keys(hashes::hset) "Sets fields of a hash" "";
+    "hsetnx" 4 GROW_FAST ONE "hash" Keys(hashes::hsetnx) "Sets a field that is not there" "";
+    "hstrlen" 3 READ_FAST ONE "hash" Keys(hashes::hstrlen) "The length of the value of a field" "";
+    "hvals" 2 READ ONE "hash" Keys(hashes::hvals) "All values of a hash" "in no order; refused above 8 MiB, names included";
     "incr" 2 GROW_FAST ONE "string" Keys(strings::incr) "Adds 1 to a counter" "";
     "incrby" 3 GROW_FAST ONE "string" Keys(strings::incrby) "Adds a number to a counter" "";
     "incrbyfloat" 3 GROW_FAST ONE "string" Keys(strings::incrbyfloat) "Adds a decimal number" "atomic; in floats of 80 bits, as Redis on x86-64, on every machine";

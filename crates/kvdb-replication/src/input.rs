@@ -73,9 +73,9 @@ pub enum Input<T> {
     Propose {
         /// The shard.
         shard: ShardId,
-        /// An encoded [`kvdb_model::Command`].
+        /// An encoded [`kvdb_model::EntryCommand`].
         command: Bytes,
-        /// Its [`kvdb_model::Command::version_count`].
+        /// Its [`kvdb_model::EntryCommand::version_count`].
         version_count: u64,
         /// Comes back in [`crate::ApplyTask::Entries`] or [`crate::Effect::Refused`].
         ticket: T,

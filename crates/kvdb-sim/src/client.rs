@@ -10,12 +10,17 @@ use bytes::Bytes;
 use kvdb_checker::{
     Answer, Call as Checked, ClientId, Condition as CheckedCondition, OpId, Time, Written,
 };
+use kvdb_model::Reply as Typed;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    Action, Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, ShardId, ShardTimes,
+    Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, ShardId, ShardTimes,
     ValidUntil, Version, Write,
 };
 use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
+use kvdb_store::Command;
+use kvdb_store::hash;
+use kvdb_store::keys::{Delete, Expiry};
+use kvdb_store::string::{Increment, Set};
 use std::collections::BTreeMap;
 
 /// Keys that are put, deleted, compared; few, so that clients meet.
@@ -26,6 +31,13 @@ const COUNTERS: u64 = 5;
 const FLEETING: u64 = 6;
 /// Of 1000 operations, how many are on these.
 const EXPIRING: u64 = 150;
+/// Of 1000 puts, how many leave a hash.
+const HASHES: u64 = 300;
+/// Fields of one that lies in its key's record, and of one that doesn't.
+const SMALL_HASH: u64 = 4;
+const LARGE_HASH: u64 = 135;
+/// The field that says how many others there are.
+const COUNT_FIELD: &str = "count";
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
@@ -98,7 +110,8 @@ struct Current {
 #[derive(Clone)]
 enum What {
     Get,
-    Write(Operation),
+    /// All of them or none; what the last one comes to is the answer.
+    Write(Vec<Operation>),
 }
 
 /// Folds news of the map into a cache.
@@ -125,9 +138,33 @@ pub(crate) fn expires(routing_key: &[u8]) -> bool {
     (0..FLEETING).any(|number| routing_key.ends_with(fleeting(number).as_bytes()))
 }
 
-fn operation(action: Action, condition: Option<Condition>) -> What {
-    let (key, item, return_previous) = (Bytes::new(), 0, false);
-    What::Write(Operation { key, item, action, condition, return_previous })
+fn operation(command: &impl Command, condition: Option<Condition>) -> What {
+    What::Write(vec![Operation { condition, ..command.on(Bytes::new()) }])
+}
+
+/// A hash in the place of whatever is there: so many fields, each of which holds the value, and one
+/// that says how many they are. A reader that sees them all sees a value; see [`value_of_hash`].
+fn a_hash(value: &str, fields: u64) -> What {
+    let field = |number| (Bytes::from(format!("{number}")), Bytes::from(value.to_owned()));
+    let mut all: Vec<_> = (0..fields).map(field).collect();
+    all.push((COUNT_FIELD.into(), Bytes::from(fields.to_string())));
+    let set = hash::Set { fields: all, only_new: false };
+    What::Write(vec![Delete.on(Bytes::new()), set.on(Bytes::new())])
+}
+
+/// The value that a whole hash stands for; anything else is told as it is, and no writer ever wrote
+/// that.
+pub(crate) fn value_of_hash(reply: &Typed) -> Bytes {
+    let torn = || Bytes::from(format!("a torn hash: {reply:?}"));
+    let Typed::List(part) = reply else { return torn() };
+    let [_, Typed::Map(pairs)] = &part[..] else { return torn() };
+    let is_count = |field: &Typed| field.bytes().is_some_and(|field| field == COUNT_FIELD);
+    let (count, fields): (Vec<_>, Vec<_>) = pairs.iter().partition(|(field, _)| is_count(field));
+    let told = count.first().and_then(|(_, count)| count.bytes());
+    let Some((_, Typed::Bytes(value))) = fields.first() else { return torn() };
+    let is_whole = told.is_some_and(|told| told == &fields.len().to_string())
+        && fields.iter().all(|(_, other)| other.bytes() == Some(value));
+    if is_whole { value.clone() } else { torn() }
 }
 
 fn counter(number: u64) -> String {
@@ -177,8 +214,8 @@ impl Client {
             _ => Some(self.dice.between(10, 1_500)),
         };
         let value = format!("{}.{}", self.id, self.sequence);
-        let action = Action::Put { value: Bytes::from(value.clone()), ttl_ms };
-        (key, Asked::Put { value, ttl_ms }, operation(action, None))
+        let set = Set { value: Bytes::from(value.clone()), expiry: Expiry::after(ttl_ms) };
+        (key, Asked::Put { value, ttl_ms }, operation(&set, None))
     }
 
     fn choose_lasting(&mut self) -> (Checked, Bytes, What) {
@@ -191,22 +228,26 @@ impl Client {
         let user_key = Bytes::from(key.clone());
         // Values are written once each, so that a read says whose write it saw.
         let value = format!("{}.{}", self.id, self.sequence);
-        let put = || Action::Put { value: Bytes::from(value.clone()), ttl_ms: None };
+        let put = Set { value: Bytes::from(value.clone()), expiry: Expiry::Never };
         let (checked, what) = match (counts, self.dice.below(10)) {
             (_, 0..=3) => (Checked::get(key.as_str()), What::Get),
-            (true, _) => (
-                Checked::increment(key.as_str(), 1),
-                operation(Action::Increment { delta: 1 }, None),
-            ),
-            (false, 4..=6) => (Checked::put(key.as_str(), value.as_str()), operation(put(), None)),
-            (false, 7) => (Checked::delete(key.as_str()), operation(Action::Delete, None)),
+            (true, _) => {
+                (Checked::increment(key.as_str(), 1), operation(&Increment { delta: 1 }, None))
+            }
+            (false, 4..=5) if self.dice.chance(HASHES) => {
+                let most = if self.dice.chance(500) { LARGE_HASH } else { SMALL_HASH };
+                let fields = self.dice.between(most - 2, most);
+                (Checked::put(key.as_str(), value.as_str()), a_hash(&value, fields))
+            }
+            (false, 4..=6) => (Checked::put(key.as_str(), value.as_str()), operation(&put, None)),
+            (false, 7) => (Checked::delete(key.as_str()), operation(&Delete, None)),
             (false, 8) => (
                 Checked::put_if(key.as_str(), value.as_str(), CheckedCondition::IfAbsent),
-                operation(put(), Some(Condition::IfAbsent)),
+                operation(&put, Some(Condition::IfAbsent)),
             ),
             (false, _) => (
                 Checked::put_if(key.as_str(), value.as_str(), CheckedCondition::IfPresent),
-                operation(put(), Some(Condition::IfPresent)),
+                operation(&put, Some(Condition::IfPresent)),
             ),
         };
         (checked, user_key, what)
@@ -332,14 +373,17 @@ impl World {
         }
         let ask = match &current.what {
             What::Get => Ask::Get { epoch: route.epoch, key: current.routing_key.clone() },
-            What::Write(operation) => Ask::Write(Write {
+            What::Write(operations) => Ask::Write(Write {
                 epoch: route.epoch,
-                atomic: false,
+                atomic: operations.len() > 1,
                 request: Some(current.tag.clone()),
-                operations: vec![Operation {
-                    key: current.routing_key.clone(),
-                    ..operation.clone()
-                }],
+                operations: (0..)
+                    .zip(operations)
+                    .map(|(item, operation)| {
+                        let key = current.routing_key.clone();
+                        Operation { key, item, ..operation.clone() }
+                    })
+                    .collect(),
             }),
         };
         let left_us = (current.began_us + DEADLINE_MS * 1000).saturating_sub(now_us);
@@ -433,12 +477,13 @@ impl World {
                 };
                 self.recorder.ok(op, answer, now);
             }
-            (What::Write(_), Ok(Found::Written(result))) => {
+            (What::Write(operations), Ok(Found::Written(result))) => {
                 let version = kvdb_checker::Version(result.version.0);
+                let counts = operations.iter().any(|operation| operation.body.id == Increment::ID);
                 let answer = Answer::Written(Written {
                     applied: Some(result.applied),
                     previous: None,
-                    counter: result.counter,
+                    counter: result.reply.integer().filter(|_| counts),
                     version: result.applied.then_some(version),
                 });
                 self.recorder.ok(op, answer, now);

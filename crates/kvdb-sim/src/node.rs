@@ -12,11 +12,14 @@ use kvdb_control::{
 use kvdb_engine::Engine;
 use kvdb_model::task::is_removed;
 use kvdb_model::{
-    ClusterId, Command, HistoryLimits, HistoryPolicy, NodeId, ReplicaId, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, ShardTask, Step, Work, next_step,
+    ClusterId, EntryCommand, HistoryLimits, HistoryPolicy, NodeId, ReplicaId, ShardDescriptor,
+    ShardId, ShardMap, ShardRecord, ShardTask, Step, Work, next_step,
 };
 use kvdb_replication::Input;
-use kvdb_store::{MembershipChange, View};
+use kvdb_store::{GarbagePage, MembershipChange, View};
+
+/// Elements that are freed in one entry: fewer than a large hash has.
+const GARBAGE_AT_ONCE: usize = 50;
 
 const HEARTBEAT_US: u64 = 500_000;
 const DUTY_US: u64 = 250_000;
@@ -122,7 +125,7 @@ impl World {
                 {
                     return self.answer_client(place, from, attempt, shard, Err(refusal));
                 }
-                let command = Command::Write(write);
+                let command = EntryCommand::Write(write);
                 let version_count = command.version_count();
                 Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
             }
@@ -218,7 +221,7 @@ impl World {
         command: &ControlCommand,
         ticket: Ticket,
     ) {
-        let command = Command::Control(command.to_bytes());
+        let command = EntryCommand::Control(command.to_bytes());
         let version_count = command.version_count();
         let input = Input::Propose {
             shard: ShardId::CONTROL,
@@ -252,20 +255,33 @@ impl World {
     fn free_expired(&mut self, place: Place) {
         let Some(core) = &self.processes[place].core else { return };
         let mut expired = Vec::new();
+        let mut garbage = Vec::new();
         for (shard, open) in core.shards.iter().filter(|(shard, _)| core.leads(**shard)) {
             let Ok(snapshot) = open.engine_snapshot() else { continue };
             let now_ms = self.shard_times(place, *shard).time_ms;
-            let page = View::new(&*snapshot, open.replica())
-                .and_then(|view| view.sweep(&Bytes::new(), now_ms, 1000));
+            let view = View::new(&*snapshot, open.replica());
+            match view.as_ref().map(|view| view.garbage(GARBAGE_AT_ONCE)) {
+                Ok(Ok(page)) => garbage.extend(page.map(|page| (*shard, page))),
+                Ok(Err(error)) => self.checks.violations.push(error.to_string()),
+                // The same is told below.
+                Err(_) => {}
+            }
+            let page = view.and_then(|view| view.sweep(&Bytes::new(), now_ms, 1000));
             match page {
                 Ok(page) if !page.expired.is_empty() => expired.push((*shard, page.expired)),
                 Ok(_) => {}
                 Err(error) => self.checks.violations.push(error.to_string()),
             }
         }
+        for (shard, GarbagePage { key, incarnation, end }) in garbage {
+            *self.faults.entry("elements freed").or_default() += 1;
+            let command = EntryCommand::Free { key, incarnation, end }.to_bytes();
+            let ticket = Ticket::Nobody;
+            self.feed(place, Input::Propose { shard, command, version_count: 1, ticket });
+        }
         for (shard, keys) in expired {
             *self.faults.entry("expired keys freed").or_default() += 1;
-            let (command, ticket) = (Command::Reclaim(keys).to_bytes(), Ticket::Nobody);
+            let (command, ticket) = (EntryCommand::Reclaim(keys).to_bytes(), Ticket::Nobody);
             self.feed(place, Input::Propose { shard, command, version_count: 1, ticket });
         }
     }
@@ -439,7 +455,7 @@ impl World {
             Step::HandOver(to) => Input::TransferLeader { shard, to: Some(to) },
             Step::Split(_) if self.answers_lost_first(place) => return Ok(()),
             Step::Split(plan) => {
-                let command = Command::Split(plan);
+                let command = EntryCommand::Split(plan);
                 let version_count = command.version_count();
                 Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
             }
@@ -469,7 +485,7 @@ impl World {
             let is_on = revision == 0 || self.dice.below(4) > 0;
             let policy = HistoryPolicy { revision: revision + 1, limits: is_on.then_some(limits) };
             *self.faults.entry("history decided").or_default() += 1;
-            let command = Command::History(policy).to_bytes();
+            let command = EntryCommand::History(policy).to_bytes();
             let ticket = Ticket::Nobody;
             self.feed(place, Input::Propose { shard, command, version_count: 1, ticket });
         }

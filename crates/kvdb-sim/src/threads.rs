@@ -1,24 +1,28 @@
 //! What the threads of a process do: log, apply, maintenance, and carrying out what the
 //! replication host wants.
 
-use crate::client::expires;
+use crate::client::{expires, value_of_hash};
 use crate::machine::SimMachine;
 use crate::network::Place;
 use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
 use crate::process::{Core, Taken, Ticket};
 use crate::world::{Event, World};
+use bytes::Bytes;
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
+use kvdb_model::RangeEpoch;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    Command, LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, ShardTimes, VolumeId,
+    EntryCommand, LogIndex, LogPosition, NodeId, Refusal, ReplicaId, ShardId, ShardTimes, VolumeId,
 };
 use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole, SplitFrom,
 };
-use kvdb_store::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View, left_behind};
+use kvdb_store::{
+    Born, ChunkReader, Command as _, CommandOutcome, Shard, SnapshotWriter, View, hash, left_behind,
+};
 use kvdb_wal::volumes_to_flush;
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
@@ -367,9 +371,15 @@ impl World {
             let view = View::new(&*snapshot, open.replica()).map_err(|error| error.to_string())?;
             match view.get(epoch, &key, now_ms) {
                 Ok(read) if read.expires_by_clock => Ok(None),
-                Ok(read) => Ok(Some(Ok(Found::Record(
-                    read.record.map(|record| (record.value, record.version)),
-                )))),
+                Ok(read) => match read.record {
+                    Some(record) if record.string().is_none() => {
+                        hash_at(&view, epoch, &key, now_ms)
+                            .map(|value| Some(Ok(Found::Record(Some((value, record.version))))))
+                    }
+                    record => Ok(Some(Ok(Found::Record(
+                        record.map(|record| (record.value, record.version)),
+                    )))),
+                },
                 Err(kvdb_store::ReadError::Refused(refusal)) => Ok(Some(Err(refusal))),
                 Err(error) => Err(error.to_string()),
             }
@@ -389,7 +399,7 @@ impl World {
             }
             // Nobody is told that it is gone before a majority knows.
             Ok(None) => {
-                let command = Command::AdvanceTime.to_bytes();
+                let command = EntryCommand::AdvanceTime.to_bytes();
                 let input = Input::Propose { shard, command, version_count: 1, ticket };
                 self.feed_later(place, input);
             }
@@ -639,4 +649,13 @@ fn applied(
     membership: Vec<ConfOutcome>,
 ) -> Input<Ticket> {
     Input::Applied { shard, replica, position, membership }
+}
+
+/// What a hash stands for: see [`value_of_hash`].
+fn hash_at(view: &View<'_>, epoch: RangeEpoch, key: &Bytes, now_ms: u64) -> Result<Bytes, String> {
+    let scan = hash::Scan { cursor: 0, most: 0 }.on(key.clone());
+    let read = view.query(epoch, &[scan], now_ms, usize::MAX).map_err(|error| error.to_string())?;
+    let outcome = read.into_iter().flatten().next().ok_or("it expires while it is read")?;
+    let result = outcome.map_err(|refusal| refusal.to_string())?;
+    Ok(value_of_hash(&result.reply))
 }

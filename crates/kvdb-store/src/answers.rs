@@ -4,8 +4,7 @@
 //! format (u8)  1
 //! keep_until (u64)  acked_below (varint)  number of answers (varint)
 //! each: item (varint)  fingerprint (u64)  flags (u8)
-//!       version (u64)  [previous: version (u64), expires_at_ms (varint), value]  [counter (signed)]
-//!       [reply]
+//!       version (u64)  [previous: version (u64), expires_at_ms (varint), value]  [reply]
 //!       or, for a wrong value, its code (u8)
 //! ```
 //!
@@ -15,20 +14,19 @@
 //! be counted with. Refusals for other reasons (epoch, room, window) aren't answers: the operation
 //! was not tried.
 
+use crate::keys;
 use crate::layout::{Kind, record_key};
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value;
 use kvdb_model::{
-    Action, Condition, Operation, OperationOutcome, Previous, Refusal, ReplicaId, Version,
-    WriteResult,
+    Operation, OperationOutcome, Previous, Refusal, ReplicaId, Reply, Version, WriteResult,
 };
-use xxhash_rust::xxh3::Xxh3;
 
 /// Longest client id that fits a key.
 pub(crate) const CLIENT_ID_MAX_BYTES: usize = u8::MAX as usize;
 /// Longest previous value that is kept for a retry; the answer of a longer one is repeated
-/// without it.
+/// without it. What was taken away, not overwritten, is kept whole: it is nowhere else.
 pub(crate) const PREVIOUS_MAX_BYTES: usize = 1024;
 
 /// What an operation came to, and what tells it from another one under the same id.
@@ -47,7 +45,8 @@ impl Answer {
             Ok(result) => {
                 let mut kept = result.clone();
                 let long = |previous: &Previous| previous.value.len() > PREVIOUS_MAX_BYTES;
-                kept.left_out = kept.previous.as_ref().is_some_and(long);
+                let taken = keys::Delete::is(&operation.body);
+                kept.left_out = !taken && kept.previous.as_ref().is_some_and(long);
                 if kept.left_out {
                     kept.previous = None;
                 }
@@ -56,7 +55,7 @@ impl Answer {
             Err(Refusal::WrongValue(why)) => Err(*why),
             Err(_) => return None,
         };
-        Some(Answer { item: operation.item, fingerprint: fingerprint(operation), outcome })
+        Some(Answer { item: operation.item, fingerprint: operation.fingerprint(), outcome })
     }
 
     /// The answer for a retry.
@@ -122,10 +121,9 @@ impl Request {
 
 const APPLIED: u8 = 1;
 const HAS_PREVIOUS: u8 = 2;
-const HAS_COUNTER: u8 = 4;
-const HAS_REPLY: u8 = 8;
-const LEFT_OUT: u8 = 16;
-const RESULT_FLAGS: u8 = APPLIED | HAS_PREVIOUS | HAS_COUNTER | HAS_REPLY | LEFT_OUT;
+const HAS_REPLY: u8 = 4;
+const LEFT_OUT: u8 = 8;
+const RESULT_FLAGS: u8 = APPLIED | HAS_PREVIOUS | HAS_REPLY | LEFT_OUT;
 const WRONG_VALUE: u8 = 32;
 
 impl Answer {
@@ -141,8 +139,7 @@ impl Answer {
         };
         out.u8((u8::from(result.applied) * APPLIED)
             | (u8::from(result.previous.is_some()) * HAS_PREVIOUS)
-            | (u8::from(result.counter.is_some()) * HAS_COUNTER)
-            | (u8::from(result.reply.is_some()) * HAS_REPLY)
+            | (u8::from(result.reply != Reply::None) * HAS_REPLY)
             | (u8::from(result.left_out) * LEFT_OUT));
         out.u64(result.version.0);
         if let Some(previous) = &result.previous {
@@ -150,11 +147,8 @@ impl Answer {
             out.varint(previous.expires_at_ms);
             out.bytes(&previous.value);
         }
-        if let Some(counter) = result.counter {
-            out.signed(counter);
-        }
-        if let Some(reply) = &result.reply {
-            out.bytes(reply);
+        if result.reply != Reply::None {
+            result.reply.encode(out);
         }
     }
 
@@ -187,13 +181,11 @@ fn decode_result(input: &mut Reader, flags: u8) -> Result<WriteResult, DecodeErr
     } else {
         None
     };
-    let counter = if flags & HAS_COUNTER != 0 { Some(input.signed()?) } else { None };
-    let reply = if flags & HAS_REPLY != 0 { Some(input.bytes()?) } else { None };
+    let reply = if flags & HAS_REPLY != 0 { Reply::decode(input)? } else { Reply::None };
     Ok(WriteResult {
         applied: flags & APPLIED != 0,
         version,
         previous,
-        counter,
         reply,
         left_out: flags & LEFT_OUT != 0,
         deduplicated: false,
@@ -226,41 +218,6 @@ pub(crate) fn parse_suffix(suffix: Bytes) -> Result<(Bytes, u64), DecodeError> {
     Ok((client, u64::from_be_bytes(sequence)))
 }
 
-/// A hash (XXH3) of all that an operation is, its place in the request excepted.
-pub(crate) fn fingerprint(operation: &Operation) -> u64 {
-    let mut hash = Xxh3::new();
-    let text = |hash: &mut Xxh3, tag: u8, bytes: &[u8]| {
-        hash.update(&[tag]);
-        hash.update(&(bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    text(&mut hash, u8::from(operation.return_previous), &operation.key);
-    match &operation.action {
-        Action::Put { value, ttl_ms: None } => text(&mut hash, 1, value),
-        Action::Put { value, ttl_ms: Some(ttl_ms) } => {
-            text(&mut hash, 2, value);
-            hash.update(&ttl_ms.to_le_bytes());
-        }
-        Action::Delete => hash.update(&[3]),
-        Action::Increment { delta } => text(&mut hash, 4, &delta.to_le_bytes()),
-        Action::String(action) => {
-            let mut encoded = Writer::with_capacity(action.size_bytes());
-            action.encode(&mut encoded);
-            text(&mut hash, 5, encoded.as_slice());
-        }
-        Action::Expire { ttl_ms: None } => hash.update(&[6]),
-        Action::Expire { ttl_ms: Some(ttl_ms) } => text(&mut hash, 7, &ttl_ms.to_le_bytes()),
-    }
-    match &operation.condition {
-        None => hash.update(&[0]),
-        Some(Condition::IfAbsent) => hash.update(&[1]),
-        Some(Condition::IfPresent) => hash.update(&[2]),
-        Some(Condition::IfVersion(version)) => text(&mut hash, 3, &version.0.to_le_bytes()),
-        Some(Condition::IfValue(value)) => text(&mut hash, 4, value),
-    }
-    hash.digest()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,16 +233,20 @@ mod tests {
                 },
             ),
         );
-        let reply = prop::option::of(prop::collection::vec(any::<u8>(), 0..9));
+        let reply = prop_oneof![
+            Just(Reply::None),
+            Just(Reply::Nil),
+            any::<i64>().prop_map(Reply::Integer),
+            prop::collection::vec(any::<i64>().prop_map(Reply::Integer), 0..5)
+                .prop_map(Reply::List),
+        ];
         let left_out = any::<bool>();
-        let numbers = (any::<u64>(), any::<Option<i64>>());
-        let result = (any::<bool>(), numbers, previous, reply, left_out).prop_map(
-            |(applied, (version, counter), previous, reply, left_out)| WriteResult {
+        let result = (any::<bool>(), any::<u64>(), previous, reply, left_out).prop_map(
+            |(applied, version, previous, reply, left_out)| WriteResult {
                 applied,
                 version: Version(version),
                 previous,
-                counter,
-                reply: reply.map(Bytes::from),
+                reply,
                 left_out,
                 deduplicated: false,
             },
@@ -337,51 +298,5 @@ mod tests {
             let _ = Request::decode(Bytes::from(framed));
             let _ = parse_suffix(Bytes::from(junk));
         }
-    }
-
-    #[test]
-    fn operations_that_differ_anywhere_have_different_fingerprints() {
-        let put = |value: &'static str, ttl_ms| Action::Put { value: value.into(), ttl_ms };
-        let mut seen = std::collections::BTreeSet::new();
-        let actions = [
-            put("", None),
-            put("", Some(0)),
-            put("", Some(9)),
-            put("a", None),
-            Action::Delete,
-            Action::Increment { delta: 1 },
-            Action::Increment { delta: -1 },
-            Action::String(kvdb_model::StringAction::Read),
-            Action::String(kvdb_model::StringAction::Increment { delta: 1 }),
-            Action::Expire { ttl_ms: None },
-            Action::Expire { ttl_ms: Some(9) },
-        ];
-        let conditions = [
-            None,
-            Some(Condition::IfAbsent),
-            Some(Condition::IfPresent),
-            Some(Condition::IfVersion(Version(1))),
-            Some(Condition::IfVersion(Version(2))),
-            Some(Condition::IfValue(Bytes::new())),
-            Some(Condition::IfValue("a".into())),
-        ];
-        let mut count = 0;
-        for action in &actions {
-            for condition in &conditions {
-                for key in ["k", "ka"] {
-                    for return_previous in [false, true] {
-                        count += 1;
-                        seen.insert(fingerprint(&Operation {
-                            key: key.into(),
-                            item: 0,
-                            action: action.clone(),
-                            condition: condition.clone(),
-                            return_previous,
-                        }));
-                    }
-                }
-            }
-        }
-        assert_eq!(seen.len(), count);
     }
 }

@@ -1,32 +1,29 @@
 //! Applying committed entries: data, applied index, request window and descriptor in one engine
 //! batch.
 //!
-//! Entries of a run see what earlier ones did through an overlay ([`Run`]); the overlay and the
+//! Entries of a run see what earlier ones did through an [`Overlay`]; the overlay and the
 //! records beside it become one batch at the end of the run, or earlier where the batch would get
 //! large, but only ever between entries. How entries are grouped into runs can't be seen in the
 //! result: every decision depends on the entries and the state alone.
 
-use crate::effect::{Change, Effect, effect_of, needs_current, unapplied};
-use crate::history::{Pending, Store};
-use crate::layout::{Kind, data_key, record_key, routing_key_of};
+use crate::layout::{Kind, record_key};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
 use crate::recent::ChangeEvent;
-use crate::record::{Record, RecordDamage};
+use crate::record::RecordDamage;
 use crate::seal::seal;
 use crate::sessions::{Room, reused};
 use crate::shard::{OpenError, Shard};
 use crate::split::Born;
+use crate::tx::Overlay;
 use bytes::Bytes;
-use kvdb_engine::{Batch, Engine, EngineError, SequenceNumber, Snapshot};
+use kvdb_engine::{Batch, EngineError, SequenceNumber};
 use kvdb_model::codec::DecodeError;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    Action, Command, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
-    OperationOutcome, RangeEpoch, Refusal, ReplicaId, RequestTag, ShardDescriptor, StringAction,
-    Version, VolumeId, Write,
+    CommandId, EntryCommand, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
+    OperationOutcome, RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, Write,
 };
-use rustc_hash::FxHashMap;
 use thiserror::Error;
 
 /// Requests whose window has passed, dropped with each entry at most. More than an entry adds on
@@ -55,6 +52,17 @@ pub enum ApplyError {
         index: LogIndex,
         /// Why.
         source: DecodeError,
+    },
+    /// The header of a collection that a command needed can't be read.
+    #[error("the header of a collection can't be read: {0}")]
+    Collection(DecodeError),
+    /// A committed entry holds a command that this binary doesn't know. A node never proposes one.
+    #[error("command {} in format {format} is not known to this version: it needs a newer one", id.0)]
+    UnknownCommand {
+        /// Its number.
+        id: CommandId,
+        /// The encoding of its arguments.
+        format: u8,
     },
 }
 
@@ -108,6 +116,8 @@ pub struct Applied {
     pub sequence: Option<SequenceNumber>,
     /// What was changed, in order.
     pub events: Vec<ChangeEvent>,
+    /// Elements were left that nobody reads any more: see [`crate::View::garbage`].
+    pub made_garbage: bool,
 }
 
 impl<M: Machine> Shard<M> {
@@ -125,28 +135,34 @@ impl<M: Machine> Shard<M> {
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut sequence = None;
         let mut events = Vec::new();
-        let mut run = None;
+        let mut made_garbage = false;
+        let mut run: Option<Overlay> = None;
         for entry in entries {
             let current = match &mut run {
                 Some(run) => run,
-                none => none.insert(Run::start(&*self.engine, self.volume)?),
+                none => {
+                    none.insert(Overlay::start(&*self.engine, self.volume, self.state.incarnation)?)
+                }
             };
             outcomes.push(self.apply_entry(current, entry)?);
-            if current.size_bytes >= BATCH_BYTES {
+            made_garbage |= current.changes.made_garbage;
+            if current.changes.size_bytes >= BATCH_BYTES {
                 sequence = self.finish(run.take(), &mut events)?;
             }
         }
         sequence = self.finish(run, &mut events)?.or(sequence);
-        Ok(Applied { entries: outcomes, position: self.state.applied, sequence, events })
+        let position = self.state.applied;
+        Ok(Applied { entries: outcomes, position, sequence, events, made_garbage })
     }
 
     fn finish(
         &mut self,
-        run: Option<Run>,
+        run: Option<Overlay>,
         events: &mut Vec<ChangeEvent>,
     ) -> Result<Option<SequenceNumber>, ApplyError> {
         let Some(mut run) = run else { return Ok(None) };
-        events.append(&mut run.events);
+        events.append(&mut run.changes.events);
+        self.state.incarnation = run.changes.incarnation;
         if has(Bug::AppliedAheadOfData) {
             let mut ahead = Batch::default();
             self.state.write(self.replica, &mut ahead);
@@ -158,7 +174,11 @@ impl<M: Machine> Shard<M> {
         Ok(Some(self.engine.write(self.volume, batch)?))
     }
 
-    fn apply_entry(&mut self, run: &mut Run, entry: &LogEntry) -> Result<EntryOutcome, ApplyError> {
+    fn apply_entry(
+        &mut self,
+        run: &mut Overlay,
+        entry: &LogEntry,
+    ) -> Result<EntryOutcome, ApplyError> {
         assert_eq!(
             entry.index,
             self.state.applied.index.next(),
@@ -184,14 +204,14 @@ impl<M: Machine> Shard<M> {
                 outcome.commands = self.apply_payload(run, payload, entry.index)?;
             }
         }
-        run.size_bytes += entry.data.len();
+        run.changes.size_bytes += entry.data.len();
         self.state.applied = LogPosition { index: entry.index, term: entry.term };
         Ok(outcome)
     }
 
     fn apply_payload(
         &mut self,
-        run: &mut Run,
+        run: &mut Overlay,
         payload: EntryPayload,
         index: LogIndex,
     ) -> Result<Vec<CommandOutcome>, ApplyError> {
@@ -203,25 +223,32 @@ impl<M: Machine> Shard<M> {
         self.state.time.jumped_ms = time.jumped_ms;
         let mut outcomes = Vec::with_capacity(payload.commands.len());
         for bytes in payload.commands {
-            let command = Command::decode(bytes)
+            let command = EntryCommand::decode(bytes)
                 .map_err(|source| ApplyError::Unreadable { index, source })?;
             let next = version.plus(command.version_count());
             outcomes.push(match command {
-                Command::Write(write) => {
+                EntryCommand::Write(write) => {
                     CommandOutcome::Written(self.apply_write(run, &write, version)?)
                 }
-                Command::AdvanceTime => CommandOutcome::TimeAdvanced(version),
-                Command::Control(command) => self.apply_control(run, &command, version),
-                Command::Split(plan) => {
+                EntryCommand::AdvanceTime => CommandOutcome::TimeAdvanced(version),
+                EntryCommand::Control(command) => self.apply_control(run, &command, version),
+                EntryCommand::Split(plan) => {
                     // The child gets what was done before.
                     self.remember_changes(run);
                     let born = self.apply_split(&plan, version, run)?;
                     CommandOutcome::Split(born.map(Box::new))
                 }
-                Command::Reclaim(keys) => {
+                EntryCommand::Reclaim(keys) => {
                     CommandOutcome::Reclaimed(self.apply_reclaim(run, &keys, version)?)
                 }
-                Command::History(policy) => {
+                EntryCommand::Free { key, incarnation, end } => {
+                    let is_here = self.state.descriptor.range.contains(&key);
+                    CommandOutcome::Reclaimed(match is_here {
+                        true => run.free_elements(&key, incarnation, end.as_deref())?,
+                        false => 0,
+                    })
+                }
+                EntryCommand::History(policy) => {
                     self.remember_changes(run);
                     let from_birth = from_birth && run.told == 0;
                     self.history.decide(policy, version, from_birth);
@@ -240,29 +267,23 @@ impl<M: Machine> Shard<M> {
     }
 
     /// Adds to the history what was done since the last time.
-    fn remember_changes(&mut self, run: &mut Run) {
-        let events = &run.events[run.told..];
-        run.size_bytes += self.history.add(events, &mut run.history);
-        run.told = run.events.len();
+    fn remember_changes(&mut self, run: &mut Overlay) {
+        let events = &run.changes.events[run.told..];
+        run.changes.size_bytes += self.history.add(events, &mut run.history);
+        run.told = run.changes.events.len();
     }
 
     /// Whoever proposed it has seen these records expired; what has been written since stays.
     fn apply_reclaim(
         &self,
-        run: &mut Run,
+        run: &mut Overlay,
         keys: &[Bytes],
         version: Version,
     ) -> Result<u64, ApplyError> {
         let mut freed = 0;
         for routing_key in keys {
-            let key = data_key(routing_key);
-            if self.state.descriptor.range.contains(routing_key)
-                && run.stored(&key)?.is_some_and(|record| {
-                    record.is_expired(version) || has(Bug::FreedThoughWritten)
-                })
-            {
-                run.change(key, version, Change::Remove);
-                freed += 1;
+            if self.state.descriptor.range.contains(routing_key) {
+                freed += u64::from(run.reclaim(routing_key, version)?);
             }
         }
         Ok(freed)
@@ -270,14 +291,14 @@ impl<M: Machine> Shard<M> {
 
     fn apply_control(
         &mut self,
-        run: &mut Run,
+        run: &mut Overlay,
         command: &Bytes,
         version: Version,
     ) -> CommandOutcome {
         let outcome = self.machine.apply(command, version);
         for (key, value) in outcome.changes {
             let stored = value.map(|value| seal(Kind::Control, &key, &value));
-            run.size_bytes += stored.as_ref().map_or(0, Bytes::len);
+            run.changes.size_bytes += stored.as_ref().map_or(0, Bytes::len);
             run.records.changes.push((record_key(self.replica, Kind::Control, &key), stored));
         }
         CommandOutcome::Controlled(outcome.result)
@@ -285,10 +306,11 @@ impl<M: Machine> Shard<M> {
 
     fn apply_write(
         &mut self,
-        run: &mut Run,
+        run: &mut Overlay,
         write: &Write,
         version: Version,
     ) -> Result<Vec<OperationOutcome>, ApplyError> {
+        run.begin();
         let age = self.state.age_at(version);
         let room = match &write.request {
             Some(tag) => match self.sessions.admit(tag, version, age) {
@@ -312,7 +334,7 @@ impl<M: Machine> Shard<M> {
     /// Each operation for itself, each with a version of its own.
     fn apply_one_by_one(
         &self,
-        run: &mut Run,
+        run: &mut Overlay,
         write: &Write,
         version: Version,
         room: Room,
@@ -335,7 +357,7 @@ impl<M: Machine> Shard<M> {
     /// All operations or none, all with one version. Later ones see what earlier ones did.
     fn apply_together(
         &self,
-        run: &mut Run,
+        run: &mut Overlay,
         write: &Write,
         version: Version,
         room: Room,
@@ -348,18 +370,17 @@ impl<M: Machine> Shard<M> {
                 return Ok(refuse_all(write, &refusal));
             }
         }
-        let undo = run.remember_changes(write);
+        let savepoint = run.savepoint();
         let mut outcomes = Vec::with_capacity(write.operations.len());
         for operation in &write.operations {
             outcomes.push(run.carry_out(operation, version)?);
         }
         let failed = write.operations.iter().zip(&outcomes).any(failed);
         if failed {
-            run.undo(undo);
+            run.roll_back(savepoint);
             for (operation, outcome) in write.operations.iter().zip(&mut outcomes) {
                 if let Ok(result) = outcome {
-                    let current = run.current(&data_key(&operation.key), version)?;
-                    *result = unapplied(operation, current.as_ref());
+                    *result = run.unapplied(operation, version)?;
                 }
             }
         }
@@ -393,8 +414,7 @@ impl<M: Machine> Shard<M> {
     }
 
     fn may_change(&self, write: &Write, operation: &Operation, room: Room) -> Result<(), Refusal> {
-        check_range(&self.state.descriptor, write.epoch, &operation.key)?;
-        for key in other_keys(operation) {
+        for key in operation.keys() {
             check_range(&self.state.descriptor, write.epoch, key)?;
         }
         room.check()
@@ -405,23 +425,14 @@ fn refuse_all(write: &Write, refusal: &Refusal) -> Vec<OperationOutcome> {
     write.operations.iter().map(|_| Err(refusal.clone())).collect()
 }
 
-fn other_keys(operation: &Operation) -> &[Bytes] {
-    match &operation.action {
-        Action::String(action) => action.other_keys(),
-        _ => &[],
-    }
-}
-
-/// Whether an operation makes its batch fail. (Deleting what isn't there doesn't, unless there
-/// was a condition; and of the string actions only a check does.)
+/// Whether an operation calls its atomic write off. (Deleting what isn't there doesn't, unless there
+/// was a condition.)
 fn failed((operation, outcome): (&Operation, &OperationOutcome)) -> bool {
-    if matches!(&operation.action, Action::String(action) if *action != StringAction::Check) {
-        return false;
-    }
-    match outcome {
-        Ok(result) => operation.condition.is_some() && !result.applied,
-        Err(_) => true,
-    }
+    operation.required
+        && match outcome {
+            Ok(result) => operation.condition.is_some() && !result.applied,
+            Err(_) => true,
+        }
 }
 
 /// Whether a request that was routed under `epoch` may touch `key` of this shard.
@@ -444,135 +455,4 @@ pub(crate) fn check_range(
         return Err(Refusal::ShardMoved { shard_id, new_node_hint: None, descriptors });
     }
     Ok(())
-}
-
-/// A run under way: what is changed but not written yet.
-pub(crate) struct Run {
-    before: Box<dyn Snapshot>,
-    /// By data key; the last change of each.
-    changed: FxHashMap<Bytes, Change>,
-    /// Replica records.
-    pub(crate) records: Batch,
-    /// History records.
-    history: Pending,
-    /// All changes, in order.
-    events: Vec<ChangeEvent>,
-    /// How many of them the history has been told.
-    told: usize,
-    size_bytes: usize,
-}
-
-/// How a run was before a batch.
-struct Undo {
-    /// The changes of the batch's keys, last key first.
-    changed: Vec<(Bytes, Option<Change>)>,
-    events: usize,
-}
-
-impl Run {
-    fn start(engine: &dyn Engine, volume: VolumeId) -> Result<Self, EngineError> {
-        Ok(Run {
-            before: engine.snapshot_of_lasting(volume)?,
-            changed: FxHashMap::default(),
-            records: Batch::default(),
-            history: Pending::new(),
-            events: Vec::new(),
-            told: 0,
-            size_bytes: 0,
-        })
-    }
-
-    pub(crate) fn history_store(&mut self, replica: ReplicaId) -> Store<'_> {
-        let (before, pending) = (&*self.before, &mut self.history);
-        Store { replica, before, pending, batch: &mut self.records }
-    }
-
-    /// The record that is there, expired or not.
-    fn stored(&self, data_key: &Bytes) -> Result<Option<Record>, ApplyError> {
-        Ok(match self.changed.get(data_key) {
-            Some(Change::Set(record)) => Some(record.clone()),
-            Some(Change::Remove) => None,
-            None => match self.before.get(data_key)? {
-                Some(stored) => Some(Record::decode(&data_key[1..], &stored)?),
-                None => None,
-            },
-        })
-    }
-
-    /// The record that is there at shard time `now`.
-    fn current(&self, data_key: &Bytes, now: Version) -> Result<Option<Record>, ApplyError> {
-        Ok(self.stored(data_key)?.filter(|record| !record.is_expired(now)))
-    }
-
-    fn change(&mut self, data_key: Bytes, version: Version, change: Change) {
-        let record = match &change {
-            Change::Set(record) => Some(record.clone()),
-            Change::Remove => None,
-        };
-        let routing_key = routing_key_of(&data_key);
-        self.events.push(ChangeEvent { version, routing_key, record });
-        self.changed.insert(data_key, change);
-    }
-
-    fn carry_out(
-        &mut self,
-        operation: &Operation,
-        version: Version,
-    ) -> Result<OperationOutcome, ApplyError> {
-        let key = data_key(&operation.key);
-        let current = if needs_current(operation) { self.current(&key, version)? } else { None };
-        let mut others = Vec::new();
-        for other in other_keys(operation) {
-            others.push(self.current(&data_key(other), version)?);
-        }
-        Ok(match effect_of(operation, current.as_ref(), &others, version) {
-            Ok(Effect { result, change, also }) => {
-                if let Some(change) = change {
-                    self.change(key, version, change);
-                }
-                if let Some((other, change)) = also {
-                    self.change(data_key(&other), version, change);
-                }
-                Ok(result)
-            }
-            Err(refusal) => Err(refusal),
-        })
-    }
-
-    fn remember_changes(&self, write: &Write) -> Undo {
-        let before = |key: &Bytes| {
-            let key = data_key(key);
-            let change = self.changed.get(&key).cloned();
-            (key, change)
-        };
-        let keys = |operation| other_keys(operation).iter().rev().chain([&operation.key]);
-        let changed = write.operations.iter().rev().flat_map(keys).map(before).collect();
-        Undo { changed, events: self.events.len() }
-    }
-
-    fn undo(&mut self, undo: Undo) {
-        self.events.truncate(undo.events);
-        for (key, before) in undo.changed {
-            match before {
-                Some(change) => self.changed.insert(key, change),
-                None => self.changed.remove(&key),
-            };
-        }
-    }
-
-    fn into_batch(self, replica: ReplicaId) -> Batch {
-        let mut batch = self.records;
-        batch.changes.reserve(self.changed.len() + self.history.len() + 2);
-        for (suffix, stored) in self.history {
-            batch.put(record_key(replica, Kind::History, &suffix), stored);
-        }
-        for (key, change) in self.changed {
-            let stored = match change {
-                Change::Set(record) => Some(record.encode(&key[1..])),
-                Change::Remove => None,
-            };
-            batch.changes.push((key, stored));
-        }
-        batch
-    }
 }

@@ -17,11 +17,11 @@
 //! version up to which changes are missing: whoever asks for older ones is told of a gap.
 //!
 //! Left out: whether a keyspace has a history (the coordinators say so, and the leader's node has it
-//! proposed as [`kvdb_model::Command::History`]).
+//! proposed as [`kvdb_model::EntryCommand::History`]).
 
 use crate::layout::{Kind, kind_range, record_key, suffix_of};
 use crate::recent::ChangeEvent;
-use crate::record::Record;
+use crate::record::{Record, Type};
 use crate::seal::{seal, unseal};
 use crate::shard::OpenError;
 use bytes::Bytes;
@@ -307,7 +307,7 @@ fn encode(events: &[ChangeEvent]) -> Bytes {
         match &event.record {
             Some(record) => {
                 debug_assert_eq!(record.version, event.version, "a change makes its record");
-                out.u8(SET);
+                out.u8(SET + record.kind as u8);
                 out.varint(record.expires_at_ms);
                 out.bytes(&record.value);
             }
@@ -328,8 +328,12 @@ fn decode(content: Bytes) -> Result<Vec<ChangeEvent>, DecodeError> {
         let (version, routing_key) = (Version(last), input.bytes()?);
         let record = match input.u8()? {
             REMOVED => None,
-            SET => Some(Record { version, expires_at_ms: input.varint()?, value: input.bytes()? }),
-            other => return Err(DecodeError::unknown_tag("change", other)),
+            code => {
+                let kind = code.checked_sub(SET).and_then(Type::from_code);
+                let kind = kind.ok_or(DecodeError::unknown_tag("change", code))?;
+                let (expires_at_ms, value) = (input.varint()?, input.bytes()?);
+                Some(Record { version, expires_at_ms, kind, value })
+            }
         };
         events.push(ChangeEvent { version, routing_key, record });
     }

@@ -2,21 +2,31 @@
 //!
 //! ```text
 //! 'd' routing key                                      a data record (`record`)
+//! 'e' routing key, incarnation (u64 BE), place         an element of a collection (`collection`)
+//! 'g' routing key, incarnation (u64 BE)                that the elements of this life are to be freed
 //! 'r' replica id (u64 BE)  0                           the replica's state (`shard`)
 //! 'r' replica id (u64 BE)  1 client id, sequence       a request of the window (`answers`)
 //! 'r' replica id (u64 BE)  2 key                       a record of the coordinators' machine
 //! 'r' replica id (u64 BE)  3 version, part             changes that are kept for watchers (`history`)
 //! ```
 //!
-//! Data comes first, so that a snapshot is the data in the range followed by the replica's
-//! records, ascending. In a snapshot, in digests and under checksums the replica id is left out
+//! Routing keys of elements and garbage are escaped and terminated, so that none begins with another
+//! and a range of routing keys is a range of them too; those of data aren't, so that a scan of keys
+//! meets no elements. What is kept under keys comes first: a snapshot is that of the range followed
+//! by the replica's records, ascending. In a snapshot, in digests and under checksums the replica id is left out
 //! (the *neutral* key); the receiver of a snapshot puts in its own, which keeps the order.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::{KeyRange, ReplicaId, key::prefix_end};
 
 const DATA: u8 = b'd';
+const ELEMENT: u8 = b'e';
+const GARBAGE: u8 = b'g';
 const REPLICA: u8 = b'r';
+/// Ends an escaped routing key: below every byte that can follow inside one.
+const TERMINATOR: [u8; 2] = [0, 1];
+/// What a zero byte inside an escaped routing key is followed by.
+const ESCAPED: u8 = 0xff;
 /// Bytes in front of the kind of a replica record: tag and replica id.
 const REPLICA_PREFIX_BYTES: usize = 9;
 
@@ -51,6 +61,90 @@ pub(crate) fn data_key(routing_key: &[u8]) -> Bytes {
 /// The routing key inside a data key.
 pub(crate) fn routing_key_of(data_key: &Bytes) -> Bytes {
     data_key.slice(1..)
+}
+
+/// Appends a routing key so that no other begins with it, in the same order.
+fn put_escaped(key: &mut BytesMut, routing_key: &[u8]) {
+    for byte in routing_key {
+        key.put_u8(*byte);
+        if *byte == 0 {
+            key.put_u8(ESCAPED);
+        }
+    }
+}
+
+fn incarnation_prefix(tag: u8, routing_key: &[u8], incarnation: u64, room: usize) -> BytesMut {
+    let mut key = BytesMut::with_capacity(routing_key.len() + 16 + room);
+    key.put_u8(tag);
+    put_escaped(&mut key, routing_key);
+    key.put_slice(&TERMINATOR);
+    key.put_u64(incarnation);
+    key
+}
+
+/// The key of an element: of which key, in which of its lives, and which one.
+pub(crate) fn element_key(routing_key: &[u8], incarnation: u64, place: &[u8]) -> Bytes {
+    let mut key = incarnation_prefix(ELEMENT, routing_key, incarnation, place.len());
+    key.put_slice(place);
+    key.freeze()
+}
+
+/// All elements of a key in one of its lives.
+pub(crate) fn element_range(routing_key: &[u8], incarnation: u64) -> KeyRange {
+    KeyRange::with_prefix(&incarnation_prefix(ELEMENT, routing_key, incarnation, 0))
+}
+
+/// Where an element key's place begins, among elements of the same key and life.
+pub(crate) fn element_prefix_len(routing_key: &[u8], incarnation: u64) -> usize {
+    incarnation_prefix(ELEMENT, routing_key, incarnation, 0).len()
+}
+
+/// The key of what says that a life of a key is over, and its elements are to be freed.
+pub(crate) fn garbage_key(routing_key: &[u8], incarnation: u64) -> Bytes {
+    incarnation_prefix(GARBAGE, routing_key, incarnation, 0).freeze()
+}
+
+/// Routing key and incarnation of a garbage key.
+pub(crate) fn parse_garbage(key: &[u8]) -> Option<(Bytes, u64)> {
+    let rest = key.strip_prefix(&[GARBAGE])?;
+    let mut routing_key = BytesMut::with_capacity(rest.len());
+    let mut bytes = rest.iter();
+    loop {
+        match *bytes.next()? {
+            0 => match *bytes.next()? {
+                ESCAPED => routing_key.put_u8(0),
+                1 => break,
+                _ => return None,
+            },
+            byte => routing_key.put_u8(byte),
+        }
+    }
+    let incarnation = u64::from_be_bytes(bytes.as_slice().try_into().ok()?);
+    Some((routing_key.freeze(), incarnation))
+}
+
+fn escaped_range(tag: u8, range: &KeyRange) -> KeyRange {
+    let bound = |routing_key: &[u8]| {
+        let mut key = BytesMut::with_capacity(routing_key.len() + 9);
+        key.put_u8(tag);
+        put_escaped(&mut key, routing_key);
+        key.freeze()
+    };
+    let end = match range.end.is_empty() {
+        true => Bytes::copy_from_slice(&[tag + 1]),
+        false => bound(&range.end),
+    };
+    KeyRange { start: bound(&range.start), end }
+}
+
+/// The garbage of a range of routing keys.
+pub(crate) fn garbage_range(range: &KeyRange) -> KeyRange {
+    escaped_range(GARBAGE, range)
+}
+
+/// All that is kept under a range of routing keys, ascending: data, elements, garbage.
+pub(crate) fn kept_under(range: &KeyRange) -> [KeyRange; 3] {
+    [data_range(range), escaped_range(ELEMENT, range), garbage_range(range)]
 }
 
 /// The data of a range of routing keys.
@@ -117,7 +211,7 @@ pub(crate) fn to_neutral(key: &Bytes) -> Bytes {
 /// A key of a snapshot, for its new owner; `None` for a key that no snapshot holds.
 pub(crate) fn from_neutral(neutral: &Bytes, replica: ReplicaId) -> Option<Bytes> {
     match *neutral.first()? {
-        DATA => Some(neutral.clone()),
+        DATA | ELEMENT | GARBAGE => Some(neutral.clone()),
         REPLICA if neutral.len() > 1 => {
             let mut key = replica_prefix(replica, neutral.len() - 1);
             key.put_slice(&neutral[1..]);
@@ -161,6 +255,36 @@ mod tests {
                 prop_assert_eq!(replica_range(ReplicaId(to)).contains(key), !is_data);
                 prop_assert_eq!(data_range(&KeyRange::ALL).contains(key), is_data);
             }
+        }
+
+        #[test]
+        fn all_that_is_kept_under_a_key_is_in_the_ranges_that_hold_it(
+            start in prop::collection::vec(0u8..3, 0..3),
+            end in prop::collection::vec(0u8..3, 0..3),
+            key in prop::collection::vec(0u8..3, 0..4),
+            place in prop::collection::vec(any::<u8>(), 0..4),
+            incarnation in any::<u64>(),
+        ) {
+            let range = KeyRange::new(start, end);
+            let element = element_key(&key, incarnation, &place);
+            let garbage = garbage_key(&key, incarnation);
+            let [data, elements, garbages] = kept_under(&range);
+            let inside = range.contains(&key);
+            prop_assert_eq!(elements.contains(&element), inside);
+            prop_assert_eq!(garbages.contains(&garbage), inside);
+            prop_assert!(!data.contains(&element) && !elements.contains(&garbage));
+            prop_assert_eq!(&element[element_prefix_len(&key, incarnation)..], &place[..]);
+            prop_assert_eq!(parse_garbage(&garbage), Some((key.clone().into(), incarnation)));
+        }
+
+        #[test]
+        fn elements_of_two_keys_never_mix(
+            keys in prop::collection::vec(prop::collection::vec(prop::sample::select(vec![0u8, 1, 255]), 0..4), 2),
+            place in prop::collection::vec(any::<u8>(), 0..4),
+        ) {
+            let element = element_key(&keys[0], 7, &place);
+            prop_assert_eq!(element_range(&keys[1], 7).contains(&element), keys[0] == keys[1]);
+            prop_assert!(!element_range(&keys[0], 8).contains(&element));
         }
 
         #[test]

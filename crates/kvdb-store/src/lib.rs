@@ -14,8 +14,8 @@
 //! - A write with a request id takes effect once (`sessions`).
 //! - A record carries a checksum over key and content: damage is found before it is served.
 //!
-//! Reading order: [`Shard`] for what a replica is, `apply` for the way of an entry, `effect` for
-//! what an operation does, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
+//! Reading order: [`Shard`] for what a replica is, [`command`] for what a command is, its families
+//! ([`keys`], [`string`], [`bits`], [`hash`]), [`Tx`] for what it sees, `apply` for the way of an entry, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
 //! travels, `split` for how it becomes two, [`Measure`] for where, [`Recent`] for what watchers are
 //! told, `history` for what they are told of the past. Left out: who may propose, and when a read may
 //! be served (`kvdb-replication`); when a volume is flushed or deleted (the runtime). The
@@ -24,10 +24,12 @@
 
 mod answers;
 mod apply;
-mod bits;
-mod decimal;
-mod effect;
+pub mod bits;
+mod collection;
+pub mod command;
+pub mod hash;
 mod history;
+pub mod keys;
 mod layout;
 mod machine;
 mod measure;
@@ -40,19 +42,22 @@ mod sessions;
 mod shard;
 mod snapshot;
 mod split;
-mod string_effect;
+pub mod string;
+mod tx;
 
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
+pub use command::{Command, Effect, check, effect_of};
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use measure::Measure;
 pub use membership::MembershipChange;
 pub use read::{
-    ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage, View, get,
-    scan,
+    GarbagePage, ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage,
+    View, get, scan,
 };
 pub use recent::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
-pub use record::{Record, RecordDamage};
+pub use record::{Record, RecordDamage, Type};
 pub use sessions::check_request;
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};
 pub use split::{Born, is_in, left_behind, replicas_in};
+pub use tx::{Collection, Tx, on_nothing};

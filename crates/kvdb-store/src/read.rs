@@ -5,17 +5,22 @@
 //! between. Whether the shard may serve a strong read now (leadership, applied index) is for
 //! replication to say, before the snapshot is taken.
 
-use crate::apply::check_range;
+use crate::apply::{ApplyError, check_range};
 use crate::history::{self, History};
-use crate::layout::{data_key, data_range, routing_key_of};
+use crate::layout::{
+    data_key, data_range, element_prefix_len, element_range, garbage_range, parse_garbage,
+    routing_key_of,
+};
 use crate::recent::{ChangePage, WatchQuery};
 use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
+use crate::tx::Reading;
 use bytes::Bytes;
 use kvdb_engine::{EngineError, SequenceNumber, Snapshot};
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
-    KeyRange, LogPosition, RangeEpoch, Refusal, ReplicaId, ShardDescriptor, Version, VolumeId,
+    KeyRange, LogPosition, Operation, OperationOutcome, RangeEpoch, Refusal, ReplicaId,
+    ShardDescriptor, Version, VolumeId,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
@@ -44,6 +49,9 @@ pub enum ReadError {
     /// The replica's own record is damaged.
     #[error(transparent)]
     State(#[from] OpenError),
+    /// A command can't be carried out on what is stored.
+    #[error(transparent)]
+    Command(#[from] ApplyError),
 }
 
 /// What a read found.
@@ -52,7 +60,7 @@ pub struct ReadResult {
     /// The record, unless it is absent or has expired by shard time.
     pub record: Option<Record>,
     /// It has expired by what shard time is here by now, not yet by what is applied: commit a
-    /// [`kvdb_model::Command::AdvanceTime`] and read again before saying that it is gone, so that
+    /// [`kvdb_model::EntryCommand::AdvanceTime`] and read again before saying that it is gone, so that
     /// no later leader can bring it back.
     pub expires_by_clock: bool,
 }
@@ -84,7 +92,7 @@ pub struct ScanRequest {
 pub struct ScannedItem {
     /// Its routing key.
     pub routing_key: Bytes,
-    /// The record; its value is empty if only keys were asked for.
+    /// The record; its value is empty if only keys were asked for, or it isn't a string.
     pub record: Record,
 }
 
@@ -109,6 +117,17 @@ pub struct SweepPage {
     pub soonest_ms: Option<u64>,
     /// The routing key to go on from, or `None` at the end of the shard.
     pub next: Option<Bytes>,
+}
+
+/// Elements that are to be freed: see [`kvdb_model::EntryCommand::Free`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GarbagePage {
+    /// The routing key that they belonged to.
+    pub key: Bytes,
+    /// In which life of the key.
+    pub incarnation: u64,
+    /// The place at which others follow, if there are more.
+    pub end: Option<Bytes>,
 }
 
 /// One replica as of one engine snapshot. Make one for all reads that can share it: making it
@@ -205,6 +224,58 @@ impl<'a> View<'a> {
         Ok(ReadResult { record, expires_by_clock })
     }
 
+    /// Carries out commands that change nothing, that were routed under `epoch`, in order, until their
+    /// replies take up `max_bytes`; at least one. `now_ms` is as in [`View::get`]. `None` if a key has
+    /// expired by the clock alone: see [`ReadResult::expires_by_clock`].
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn query(
+        &self,
+        epoch: RangeEpoch,
+        operations: &[Operation],
+        now_ms: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<OperationOutcome>>, ReadError> {
+        let mut reading = Reading::new(self.snapshot, self.state.time.version, now_ms);
+        let mut outcomes = Vec::with_capacity(operations.len());
+        let mut size = 0;
+        for operation in operations {
+            for key in operation.keys() {
+                check_range(&self.state.descriptor, epoch, key)?;
+            }
+            let outcome = reading.carry_out(operation)?;
+            size += outcome.as_ref().map_or(64, |result| result.reply.size_bytes() + 32);
+            outcomes.push(outcome);
+            if size >= max_bytes {
+                break;
+            }
+        }
+        Ok((!reading.expires_by_clock()).then_some(outcomes))
+    }
+
+    /// Looks for elements of collections that are over, at most so many, all of one key. They are freed
+    /// by an [`kvdb_model::EntryCommand::Free`]; `None` if there are none.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn garbage(&self, most: usize) -> Result<Option<GarbagePage>, ReadError> {
+        if self.state.incarnation == 0 {
+            return Ok(None);
+        }
+        let range = garbage_range(&self.state.descriptor.range);
+        let Some(first) = self.snapshot.scan(&range, false).next().transpose()? else {
+            return Ok(None);
+        };
+        let Some((key, incarnation)) = parse_garbage(&first.0) else { return Ok(None) };
+        let prefix = element_prefix_len(&key, incarnation);
+        let elements = self.snapshot.scan(&element_range(&key, incarnation), false);
+        let end = elements.skip(most).next().transpose()?;
+        // Not a slice of the engine's block, which may be large.
+        let end = end.map(|(element, _)| Bytes::copy_from_slice(&element[prefix..]));
+        Ok(Some(GarbagePage { key, incarnation, end }))
+    }
+
     /// The changes that a watcher is to be told next, from the shard's history; `None` if it keeps
     /// none. The page tells up to where it has looked: to shard time, if nothing is left.
     ///
@@ -275,7 +346,7 @@ impl<'a> View<'a> {
             if record.is_expired(self.state.time.version) {
                 continue;
             }
-            if request.keys_only {
+            if request.keys_only || record.string().is_none() {
                 record.value = Bytes::new();
             }
             page.expires_by_clock |= is_past(&record, request.now_ms);
@@ -287,7 +358,7 @@ impl<'a> View<'a> {
 
     /// Looks for records that have expired at `now_ms` (milliseconds since 1970), from a routing
     /// key on, at `max_examined` records and no more. They are freed by a
-    /// [`kvdb_model::Command::Reclaim`].
+    /// [`kvdb_model::EntryCommand::Reclaim`].
     ///
     /// # Errors
     /// [`ReadError`].

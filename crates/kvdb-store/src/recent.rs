@@ -213,8 +213,12 @@ mod tests {
     const EPOCH: RangeEpoch = RangeEpoch(1);
 
     fn event(version: u64, key: u8) -> ChangeEvent {
-        let record =
-            Record { version: Version(version), expires_at_ms: 0, value: Bytes::from(vec![key]) };
+        let record = Record {
+            version: Version(version),
+            expires_at_ms: 0,
+            kind: crate::record::Type::String,
+            value: Bytes::from(vec![key]),
+        };
         let record = (!version.is_multiple_of(3)).then_some(record);
         ChangeEvent { version: Version(version), routing_key: Bytes::from(vec![key]), record }
     }

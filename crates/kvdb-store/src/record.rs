@@ -1,11 +1,13 @@
 //! Data records.
 //!
 //! ```text
-//! crc32c (u32)   over the routing key and all that follows
-//! format (u8)    1
-//! type (u8)      0 = string; others are for the element records of collections
-//! version (u64)  expires_at_ms (u64, 0 = never)  payload
+//! crc32c (u32)    over the routing key and all that follows
+//! format (u8)     2
+//! type (u8)       see [`Type`]; 128 is added if it expires
+//! version (u64)   [expires_at_ms (u64)]  payload
 //! ```
+//!
+//! The payload of a string is its value; that of a collection stands in `collection`.
 //!
 //! Numbers are little endian. The checksum covers the key, so that a record which an engine hands
 //! out under the wrong key is damage too.
@@ -14,18 +16,46 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::Version;
 use thiserror::Error;
 
-const FORMAT: u8 = 1;
-const TYPE_STRING: u8 = 0;
-const HEADER_BYTES: usize = 22;
+const FORMAT: u8 = 2;
+const EXPIRES: u8 = 128;
+const HEADER_BYTES: usize = 14;
 
-/// A value with its version and expiry.
+/// What a key holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Type {
+    /// Bytes.
+    #[default]
+    String = 0,
+    /// Fields with a value each.
+    Hash = 1,
+}
+
+impl Type {
+    /// As Redis calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Type::String => "string",
+            Type::Hash => "hash",
+        }
+    }
+
+    /// The one with this number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Type::String, Type::Hash].into_iter().find(|known| *known as u8 == code)
+    }
+}
+
+/// What a key holds, with its version and expiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The version of the write that made it.
     pub version: Version,
     /// Milliseconds since 1970 by shard time; 0 for never.
     pub expires_at_ms: u64,
-    /// The value.
+    /// What it is.
+    pub kind: Type,
+    /// The value of a string; of a collection what its header keeps.
     pub value: Bytes,
 }
 
@@ -40,7 +70,7 @@ pub enum RecordDamage {
     },
     /// It was written by a version that this binary doesn't know.
     #[error(
-        "the record of {record} has format {format}, type {kind}; this binary reads format {FORMAT}, type {TYPE_STRING}"
+        "the record of {record} has format {format}, type {kind}; this binary reads format {FORMAT}, types 0 and 1"
     )]
     Unknown {
         /// Which one.
@@ -58,13 +88,20 @@ impl Record {
         self.expires_at_ms != 0 && self.expires_at_ms <= shard_time.millis()
     }
 
+    /// The value, if it is a string.
+    pub fn string(&self) -> Option<&Bytes> {
+        (self.kind == Type::String).then_some(&self.value)
+    }
+
     pub(crate) fn encode(&self, routing_key: &[u8]) -> Bytes {
-        let mut out = BytesMut::with_capacity(HEADER_BYTES + self.value.len());
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + 8 + self.value.len());
         out.put_u32_le(0);
         out.put_u8(FORMAT);
-        out.put_u8(TYPE_STRING);
+        out.put_u8(self.kind as u8 | u8::from(self.expires_at_ms != 0) * EXPIRES);
         out.put_u64_le(self.version.0);
-        out.put_u64_le(self.expires_at_ms);
+        if self.expires_at_ms != 0 {
+            out.put_u64_le(self.expires_at_ms);
+        }
         out.put_slice(&self.value);
         let crc = checksum(routing_key, &out[4..]);
         out[..4].copy_from_slice(&crc.to_le_bytes());
@@ -77,21 +114,26 @@ impl Record {
         if bytes.len() < HEADER_BYTES {
             return Err(damaged());
         }
-        let number = |at: usize| {
-            let mut raw = [0; 8];
-            raw.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(raw)
-        };
         if checksum(routing_key, &bytes[4..]).to_le_bytes() != bytes[..4] {
             return Err(damaged());
         }
-        if (bytes[4], bytes[5]) != (FORMAT, TYPE_STRING) {
-            return Err(RecordDamage::Unknown { record: name(), format: bytes[4], kind: bytes[5] });
+        let (format, code) = (bytes[4], bytes[5]);
+        let unknown = || RecordDamage::Unknown { record: name(), format, kind: code & !EXPIRES };
+        if format != FORMAT {
+            return Err(unknown());
         }
+        let kind = Type::from_code(code & !EXPIRES).ok_or_else(unknown)?;
+        let number = |at: usize| {
+            let raw = bytes.get(at..at + 8).and_then(|raw| raw.try_into().ok());
+            raw.map(u64::from_le_bytes).ok_or_else(damaged)
+        };
+        let expires = code & EXPIRES != 0;
+        let payload = if expires { HEADER_BYTES + 8 } else { HEADER_BYTES };
         Ok(Record {
-            version: Version(number(6)),
-            expires_at_ms: number(14),
-            value: bytes.slice(HEADER_BYTES..),
+            version: Version(number(6)?),
+            expires_at_ms: if expires { number(HEADER_BYTES)? } else { 0 },
+            kind,
+            value: bytes.slice(payload..),
         })
     }
 }
@@ -104,29 +146,35 @@ fn checksum(routing_key: &[u8], content: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
+    fn string(value: Bytes) -> Record {
+        Record { version: Version(1), expires_at_ms: 0, kind: Type::String, value }
+    }
+
     #[test]
     fn every_flipped_bit_of_a_record_is_found() {
-        let record =
-            Record { version: Version(77), expires_at_ms: 5, value: Bytes::from_static(b"value") };
-        let bytes = record.encode(b"key");
-        assert_eq!(Record::decode(b"key", &bytes).unwrap(), record);
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.to_vec();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(Record::decode(b"key", &Bytes::from(flipped)).is_err(), "bit {bit}");
+        for expires_at_ms in [0, 5] {
+            let value = Bytes::from_static(b"value");
+            let record = Record { version: Version(77), expires_at_ms, kind: Type::Hash, value };
+            let bytes = record.encode(b"key");
+            assert_eq!(Record::decode(b"key", &bytes).unwrap(), record);
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(Record::decode(b"key", &Bytes::from(flipped)).is_err(), "bit {bit}");
+            }
         }
     }
 
     #[test]
     fn a_record_under_another_key_is_damage() {
-        let record = Record { version: Version(1), expires_at_ms: 0, value: Bytes::new() };
+        let record = string(Bytes::new());
         assert!(Record::decode(b"other", &record.encode(b"key")).is_err());
     }
 
     #[test]
     fn formats_and_types_of_later_versions_are_refused_by_name() {
-        for (place, value) in [(4, FORMAT + 1), (5, TYPE_STRING + 1)] {
-            let record = Record { version: Version(1), expires_at_ms: 0, value: Bytes::new() };
+        for (place, value) in [(4, FORMAT + 1), (5, Type::Hash as u8 + 1)] {
+            let record = string(Bytes::new());
             let mut bytes = record.encode(b"key").to_vec();
             bytes[place] = value;
             let crc = checksum(b"key", &bytes[4..]);

@@ -30,7 +30,7 @@
 //! they can't differ between replicas or be configured.
 
 use crate::answers::{
-    Answer, CLIENT_ID_MAX_BYTES, Request, fingerprint, parse_suffix, request_key, request_suffix,
+    Answer, CLIENT_ID_MAX_BYTES, Request, parse_suffix, request_key, request_suffix,
 };
 use crate::layout::{Kind, kind_range, suffix_of};
 use crate::seal::{seal, unseal};
@@ -198,7 +198,7 @@ impl Sessions {
     pub(crate) fn find(&self, tag: &RequestTag, operation: &Operation) -> Option<OperationOutcome> {
         let held = self.clients.get(&tag.client_id)?.requests.get(&tag.sequence)?;
         let answer = held.request.find(operation.item)?;
-        if answer.fingerprint != fingerprint(operation) {
+        if answer.fingerprint != operation.fingerprint() {
             return Some(Err(reused(tag)));
         }
         Some(answer.repeated())

@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(crate) applied: LogPosition,
     pub(crate) time: TimeMark,
     pub(crate) descriptor: ShardDescriptor,
+    /// The last one given to a collection that has elements; 0 if there never was any here.
+    pub(crate) incarnation: u64,
 }
 
 impl State {
@@ -32,21 +34,23 @@ impl State {
 
     fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(128);
-        out.u8(2);
+        out.u8(3);
         out.u64(self.applied.index.0);
         out.u64(self.applied.term.0);
         out.u64(self.time.version.0);
         out.u64(self.time.jumped_ms);
+        out.varint(self.incarnation);
         self.descriptor.encode(&mut out);
         out.finish()
     }
 
     fn decode(content: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(content);
-        input.version("replica state", 2)?;
+        input.version("replica state", 3)?;
         let state = State {
             applied: LogPosition { index: LogIndex(input.u64()?), term: Term(input.u64()?) },
             time: TimeMark { version: Version(input.u64()?), jumped_ms: input.u64()? },
+            incarnation: input.varint()?,
             descriptor: ShardDescriptor::decode(&mut input)?,
         };
         input.end()?;
@@ -214,7 +218,7 @@ fn born(
     let mut input = Reader::new(birth.clone());
     let descriptor = ShardDescriptor::decode(&mut input)?;
     input.end()?;
-    let state = State { applied: start, time: TimeMark::default(), descriptor };
+    let state = State { applied: start, time: TimeMark::default(), descriptor, incarnation: 0 };
     let mut batch = Batch::default();
     state.write(replica, &mut batch);
     engine.write(volume, batch)?;

@@ -11,7 +11,7 @@
 //! unknown format, without the replica's state or without its end is refused; since an ingestion
 //! that ends in an error leaves nothing, so does such a stream.
 
-use crate::layout::{Kind, data_range, from_neutral, is_neutral_state, replica_range, to_neutral};
+use crate::layout::{Kind, from_neutral, is_neutral_state, kept_under, replica_range, to_neutral};
 use crate::shard::{OpenError, State};
 use bytes::Bytes;
 use kvdb_engine::{EngineError, Item, Snapshot};
@@ -58,9 +58,9 @@ fn items_of<'a>(
     replica: ReplicaId,
     state: &State,
 ) -> Box<dyn Iterator<Item = Item> + Send + 'a> {
-    let data = snapshot.scan(&data_range(&state.descriptor.range), false);
-    let records = snapshot.scan(&replica_range(replica), false);
-    Box::new(data.chain(records))
+    let kept = kept_under(&state.descriptor.range);
+    let ranges = kept.into_iter().chain([replica_range(replica)]);
+    Box::new(ranges.flat_map(move |range| snapshot.scan(&range, false)))
 }
 
 /// Turns an engine snapshot into chunks.

@@ -7,10 +7,11 @@
 //! A flush therefore takes the split as a whole or not at all: after a crash a volume has the
 //! child's state exactly if the parent's state in it is past the split.
 
-use crate::apply::{ApplyError, Run};
-use crate::layout::{all_replicas, data_range, replica_of, replica_range};
+use crate::apply::ApplyError;
+use crate::layout::{all_replicas, kept_under, replica_of, replica_range};
 use crate::machine::Machine;
 use crate::shard::{OpenError, Shard, State};
+use crate::tx::Overlay;
 use kvdb_engine::Snapshot;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
@@ -35,14 +36,16 @@ impl<M: Machine> Shard<M> {
         &mut self,
         plan: &SplitPlan,
         version: Version,
-        run: &mut Run,
+        run: &mut Overlay,
     ) -> Result<Option<Born>, ApplyError> {
         let Some((parent, child)) = plan.apply_to(&self.state.descriptor) else { return Ok(None) };
         let own = parent.replica(self.replica).map(|own| own.node_id);
         let Some(replica) = own.and_then(|node| child.replica_on(node)) else { return Ok(None) };
         let replica = replica.replica_id;
         let time = TimeMark { version, ..self.state.time };
-        let state = State { applied: INITIAL_POSITION, time, descriptor: child.clone() };
+        let incarnation = run.changes.incarnation;
+        let descriptor = child.clone();
+        let state = State { applied: INITIAL_POSITION, time, descriptor, incarnation };
         state.write(replica, &mut run.records);
         if !has(Bug::WindowLostInSplit) {
             self.sessions.copy_to(replica, &mut run.records);
@@ -82,6 +85,6 @@ pub fn replicas_in(
 
 /// What a replica leaves behind in a volume that others go on using: ranges of engine keys that
 /// nobody reads any more.
-pub fn left_behind(replica: ReplicaId, range: &KeyRange) -> [KeyRange; 2] {
-    [data_range(range), replica_range(replica)]
+pub fn left_behind(replica: ReplicaId, range: &KeyRange) -> impl Iterator<Item = KeyRange> {
+    kept_under(range).into_iter().chain([replica_range(replica)])
 }

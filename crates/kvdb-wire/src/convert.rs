@@ -399,6 +399,14 @@ pub fn client_tag_from(
     Ok(tag)
 }
 
+/// What a key holds, as a message tells it: nothing for a string.
+pub fn type_to(kind: kvdb_store::Type) -> String {
+    match kind {
+        kvdb_store::Type::String => String::new(),
+        other => other.name().to_owned(),
+    }
+}
+
 /// A condition, if there is one.
 ///
 /// # Errors

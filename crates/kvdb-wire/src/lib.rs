@@ -5,10 +5,10 @@
 
 mod convert;
 pub mod discovery;
+pub mod execute;
 mod pack;
 mod refusal;
 pub mod requests;
-pub mod strings;
 mod tasks;
 mod too_large;
 pub mod transport;
@@ -18,6 +18,7 @@ pub use convert::{
     descriptor_to, history_from, history_to, map_change_from, map_change_to, map_delta_from,
     map_delta_to, node_status_from, node_status_to, partitioning_from, partitioning_to,
     previous_to, request_tag_from, role_from, role_to, shard_map_from, shard_map_to, token_from,
+    type_to,
 };
 pub use pack::pack;
 pub use refusal::{

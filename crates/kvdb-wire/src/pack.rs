@@ -28,11 +28,11 @@ pub fn pack<M: Message>(items: Vec<M>) -> Vec<Vec<M>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::ReadKey;
+    use crate::proto::ScanItem;
 
     #[test]
     fn items_keep_their_order_and_messages_their_bound() {
-        let item = |length: usize| ReadKey { key: vec![1; length].into(), head_only: false };
+        let item = |length: usize| ScanItem { key: vec![1; length].into(), ..Default::default() };
         let sizes = [10, 3 << 20, 20, 1 << 20, 1 << 20, 30];
         let packed = pack(sizes.into_iter().map(item).collect());
         let lengths: Vec<Vec<usize>> = packed
@@ -40,6 +40,6 @@ mod tests {
             .map(|message| message.iter().map(|item| item.key.len()).collect())
             .collect();
         assert_eq!(lengths, [vec![10, 3 << 20], vec![20, 1 << 20, 1 << 20], vec![30]]);
-        assert!(pack::<ReadKey>(vec![]).is_empty());
+        assert!(pack::<ScanItem>(vec![]).is_empty());
     }
 }

@@ -5,7 +5,10 @@ use crate::convert::{condition_from, previous_to};
 use crate::proto;
 use crate::refusal::refusal_to_proto;
 use bytes::Bytes;
-use kvdb_model::{Action, Limits, Operation, OperationOutcome, Refusal, ValidUntil, WriteResult};
+use kvdb_model::{Limits, Operation, OperationOutcome, Refusal, ValidUntil, WriteResult};
+use kvdb_store::Command;
+use kvdb_store::keys::{Delete, Expiry, ExpiryRule, SetExpiry};
+use kvdb_store::string::{Increment, Set};
 
 /// A client's operation, checked, with its *user* key (the routing key depends on the keyspace).
 ///
@@ -19,9 +22,8 @@ pub fn put_operation(
     return_previous: bool,
     limits: &Limits,
 ) -> Result<Operation, Refusal> {
-    limits.check_value(&value)?;
-    let action = Action::Put { value, ttl_ms: (ttl_ms != 0).then_some(ttl_ms) };
-    operation(key, action, condition, return_previous, limits)
+    let set = Set { value, expiry: expiry(ttl_ms) };
+    operation(key, &set, condition, return_previous, limits)
 }
 
 /// A client's delete, checked.
@@ -34,7 +36,7 @@ pub fn delete_operation(
     return_previous: bool,
     limits: &Limits,
 ) -> Result<Operation, Refusal> {
-    operation(key, Action::Delete, condition, return_previous, limits)
+    operation(key, &Delete, condition, return_previous, limits)
 }
 
 /// A client's increment, checked.
@@ -42,7 +44,7 @@ pub fn delete_operation(
 /// # Errors
 /// [`Refusal::InvalidArgument`] naming field and limit.
 pub fn increment_operation(key: Bytes, delta: i64, limits: &Limits) -> Result<Operation, Refusal> {
-    operation(key, Action::Increment { delta }, None, false, limits)
+    operation(key, &Increment { delta }, None, false, limits)
 }
 
 /// A client's change of an expiry, checked; `ttl_ms` of 0 is for ever.
@@ -56,19 +58,26 @@ pub fn expire_operation(
     return_previous: bool,
     limits: &Limits,
 ) -> Result<Operation, Refusal> {
-    let action = Action::Expire { ttl_ms: (ttl_ms != 0).then_some(ttl_ms) };
-    operation(key, action, condition, return_previous, limits)
+    let set_expiry = SetExpiry { expiry: expiry(ttl_ms), rule: ExpiryRule::ALWAYS };
+    operation(key, &set_expiry, condition, return_previous, limits)
+}
+
+/// Milliseconds to live, or 0 for ever.
+fn expiry(ttl_ms: u64) -> Expiry {
+    Expiry::after((ttl_ms != 0).then_some(ttl_ms))
 }
 
 fn operation(
     key: Bytes,
-    action: Action,
+    command: &impl Command,
     condition: Option<proto::Condition>,
     return_previous: bool,
     limits: &Limits,
 ) -> Result<Operation, Refusal> {
     limits.check_key(&key)?;
-    Ok(Operation { key, item: 0, action, condition: condition_from(condition)?, return_previous })
+    command.check(limits)?;
+    let condition = condition_from(condition)?;
+    Ok(Operation { condition, return_previous, ..command.on(key) })
 }
 
 /// Longest name of a keyspace, in bytes.
@@ -232,28 +241,6 @@ fn batch_operation(write: proto::WriteOperation, limits: &Limits) -> Result<Oper
     }
 }
 
-/// An operation as the wire has it, with its user key; `None` for an increment or a string
-/// action, which have messages of their own.
-pub fn write_operation_to(operation: &Operation, user_key: Bytes) -> Option<proto::WriteOperation> {
-    use proto::write_operation::Action as Kind;
-    let action = match &operation.action {
-        Action::Put { value, ttl_ms } => {
-            Kind::Put(proto::PutAction { value: value.clone(), ttl_ms: ttl_ms.unwrap_or(0) })
-        }
-        Action::Delete => Kind::Delete(proto::DeleteAction {}),
-        Action::Expire { ttl_ms } => {
-            Kind::Expire(proto::ExpireAction { ttl_ms: ttl_ms.unwrap_or(0) })
-        }
-        Action::Increment { .. } | Action::String(_) => return None,
-    };
-    Some(proto::WriteOperation {
-        key: user_key,
-        action: Some(action),
-        condition: operation.condition.as_ref().map(condition_to),
-        return_previous: operation.return_previous,
-    })
-}
-
 /// A condition as protobuf.
 pub fn condition_to(condition: &kvdb_model::Condition) -> proto::Condition {
     use kvdb_model::Condition;
@@ -302,10 +289,19 @@ pub fn delete_response(result: WriteResult) -> proto::DeleteResponse {
     }
 }
 
+/// The answer of a change of an expiry.
+pub fn expire_response(result: WriteResult) -> proto::ExpireResponse {
+    proto::ExpireResponse {
+        applied: result.applied,
+        version: result.version.0,
+        previous: result.previous.map(previous_to),
+    }
+}
+
 /// The answer of an increment.
 pub fn increment_response(result: WriteResult) -> proto::IncrementResponse {
     proto::IncrementResponse {
-        value: result.counter.unwrap_or_default(),
+        value: result.reply.integer().unwrap_or_default(),
         version: result.version.0,
     }
 }
@@ -345,45 +341,10 @@ pub fn omit_previous_beyond(results: &mut [proto::BatchWriteResult], max_bytes: 
 mod tests {
     use super::*;
     use crate::request_tag_from;
-    use kvdb_model::{Condition, RequestTag, Version};
+    use kvdb_model::RequestTag;
     use proptest::prelude::*;
 
-    fn any_bytes(least: usize) -> impl Strategy<Value = Bytes> {
-        prop::collection::vec(any::<u8>(), least..40).prop_map(Bytes::from)
-    }
-
-    fn any_write() -> impl Strategy<Value = Operation> {
-        let action = prop_oneof![
-            (any_bytes(0), prop::option::of(1u64..))
-                .prop_map(|(value, ttl_ms)| Action::Put { value, ttl_ms }),
-            Just(Action::Delete),
-            prop::option::of(1u64..).prop_map(|ttl_ms| Action::Expire { ttl_ms }),
-        ];
-        let condition = prop::option::of(prop_oneof![
-            Just(Condition::IfAbsent),
-            Just(Condition::IfPresent),
-            any::<u64>().prop_map(|version| Condition::IfVersion(Version(version))),
-            any_bytes(0).prop_map(Condition::IfValue),
-        ]);
-        (any_bytes(1), action, condition, any::<bool>()).prop_map(
-            |(key, action, condition, return_previous)| Operation {
-                key,
-                item: 0,
-                action,
-                condition,
-                return_previous,
-            },
-        )
-    }
-
     proptest! {
-        #[test]
-        fn writes_survive_the_way_over_the_wire(mut writes in prop::collection::vec(any_write(), 1..5)) {
-            for (write, item) in writes.iter_mut().zip(0..) { write.item = item; }
-            let sent = writes.iter().map(|write| write_operation_to(write, write.key.clone()).unwrap()).collect();
-            prop_assert_eq!(batch_operations(sent, &Limits::default()).unwrap(), writes);
-        }
-
         #[test]
         fn request_ids_survive_the_way_over_the_wire(client in "[a-z0-9-]{1,64}", sequence in any::<u64>(), acked in any::<u64>(), by_age in any::<bool>(), ms in 1u64..) {
             let valid_until = if by_age { ValidUntil::Age(ms) } else { ValidUntil::Time(ms) };
@@ -391,12 +352,6 @@ mod tests {
             let back = request_tag_from(Some(request_id_to(&tag)), &Limits::default());
             prop_assert_eq!(back, Ok(Some(tag)));
         }
-    }
-
-    #[test]
-    fn an_increment_is_no_operation_of_a_batch() {
-        let increment = increment_operation("k".into(), 1, &Limits::default()).unwrap();
-        assert_eq!(write_operation_to(&increment, "k".into()), None);
     }
 
     #[test]

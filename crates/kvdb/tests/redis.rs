@@ -96,6 +96,17 @@ impl Client {
         String::from_utf8_lossy(&answer[..count]).into_owned()
     }
 
+    /// The next line of an answer, whole.
+    fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') {
+            self.0.read_exact(&mut byte).unwrap();
+            line.push(byte[0]);
+        }
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
     /// All that comes until the server closes the connection. (It may be reset where it was still
     /// sending.)
     fn rest(mut self) -> String {
@@ -299,4 +310,66 @@ fn a_transaction_over_shards_is_refused_and_one_on_a_shard_is_carried_out() {
     assert_eq!(client.ask("set {t}a 9"), "+QUEUED\r\n");
     assert_eq!(client.ask("exec"), "*-1\r\n");
     assert_eq!(client.ask("get {t}a"), "$1\r\n2\r\n");
+}
+
+/// Fields and values in an answer, sorted: they come in no order.
+fn fields_of(answer: &str) -> Vec<(String, String)> {
+    let words: Vec<&str> =
+        answer.lines().filter(|line| !line.starts_with(['*', '$', '%'])).collect();
+    let mut pairs: Vec<_> =
+        words.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect();
+    pairs.sort();
+    pairs
+}
+
+#[test]
+fn a_hash_small_or_large_is_whole_and_leaves_nothing_to_the_next_one_of_its_name() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for count in [3, 500] {
+        let fields: Vec<String> = (0..count).map(|n| format!("field{n:03} value{n:03}")).collect();
+        assert_eq!(
+            client.ask(&format!("hset {{h}}a {}", fields.join(" "))),
+            format!(":{count}\r\n")
+        );
+        assert_eq!(client.ask("hlen {h}a"), format!(":{count}\r\n"));
+        assert_eq!(client.ask("hget {h}a field002"), "$8\r\nvalue002\r\n");
+        let all: Vec<(String, String)> =
+            (0..count).map(|n| (format!("field{n:03}"), format!("value{n:03}"))).collect();
+        client.send(b"hgetall {h}a\r\n");
+        let mut seen = String::new();
+        for _ in 0..=4 * count {
+            seen.push_str(&client.line());
+        }
+        assert_eq!(fields_of(&seen), all);
+        let mut walked = Vec::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            client.send(format!("hscan {{h}}a {cursor} count 20\r\n").as_bytes());
+            assert_eq!(client.line(), "*2\r\n");
+            client.line();
+            cursor = client.line().trim().to_owned();
+            let words: usize = client.line()[1..].trim().parse().unwrap();
+            let part: String = (0..2 * words).map(|_| client.line()).collect();
+            walked.extend(fields_of(&part));
+            if cursor == "0" {
+                break;
+            }
+        }
+        walked.sort();
+        assert_eq!(walked, all, "each field came once");
+        assert_eq!(client.ask("rename {h}a {h}b"), "+OK\r\n");
+        assert_eq!(client.ask("type {h}b"), "+hash\r\n");
+        assert!(client.ask("get {h}b").starts_with("-WRONGTYPE"));
+        assert_eq!(client.ask("del {h}b"), ":1\r\n");
+        assert_eq!(client.ask("hset {h}b other x"), ":1\r\n");
+        assert_eq!(client.ask("hlen {h}b"), ":1\r\n");
+        assert_eq!(client.ask("del {h}b"), ":1\r\n");
+    }
+    let scanned = client.ask("hincrby {h}c n 7");
+    assert_eq!(scanned, ":7\r\n");
+    client.ask("set {h}s x");
+    client.send(b"scan 0 type hash count 100000\r\n");
+    let lines: Vec<String> = (0..6).map(|_| client.line()).collect();
+    assert_eq!(&lines[3..], ["*1\r\n", "$4\r\n", "{h}c\r\n"], "{lines:?}");
 }

@@ -9,14 +9,16 @@ use kvdb_engine_lsm::{LsmConfig, LsmEngine};
 use kvdb_model::key::slot_start;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Action, Command, EntryKind, EntryPayload, HistoryPolicy, KeyRange, Keyspace, KeyspaceId,
-    LogEntry, LogIndex, LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus,
-    Operation, Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor,
-    ShardId, ShardMap, ShardRecord, Term, Version, VolumeId, WalRecord, Write,
+    EntryCommand, EntryKind, EntryPayload, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, LogEntry,
+    LogIndex, LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus,
+    Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor, ShardId,
+    ShardMap, ShardRecord, Term, Version, VolumeId, WalRecord, Write,
 };
 use kvdb_redis::Parser;
 use kvdb_router::{MapCache, Routes};
-use kvdb_store::{NoControl, Shard};
+use kvdb_store::keys::Expiry;
+use kvdb_store::string::Set;
+use kvdb_store::{Command as _, NoControl, Shard};
 use kvdb_wal::{Disk, Wal, WalConfig};
 use std::hint::black_box;
 use std::path::Path;
@@ -111,35 +113,29 @@ impl Routing {
     }
 }
 
-fn put(number: u64) -> Command {
-    let value = Bytes::from(vec![number as u8; VALUE_BYTES]);
-    Command::Write(Write {
+fn put(number: u64) -> EntryCommand {
+    let set = Set { value: vec![number as u8; VALUE_BYTES].into(), expiry: Expiry::Never };
+    EntryCommand::Write(Write {
         epoch: RangeEpoch(1),
         atomic: false,
         request: None,
-        operations: vec![Operation {
-            key: routing_key(number),
-            item: 0,
-            action: Action::Put { value, ttl_ms: None },
-            condition: None,
-            return_previous: false,
-        }],
+        operations: vec![set.on(routing_key(number))],
     })
 }
 
-fn payload(commands: &[Command], version: u64) -> Bytes {
+fn payload(commands: &[EntryCommand], version: u64) -> Bytes {
     let payload = EntryPayload {
         version: Version::from_millis(version),
-        version_count: commands.iter().map(Command::version_count).sum(),
+        version_count: commands.iter().map(EntryCommand::version_count).sum(),
         jump_ms: 0,
-        commands: commands.iter().map(Command::to_bytes).collect(),
+        commands: commands.iter().map(EntryCommand::to_bytes).collect(),
     };
     payload.to_bytes()
 }
 
 /// Packs 16 puts into an entry and takes them out of it again.
 pub struct Codec {
-    commands: Vec<Command>,
+    commands: Vec<EntryCommand>,
 }
 
 impl Codec {
@@ -151,7 +147,7 @@ impl Codec {
         let bytes = payload(black_box(&self.commands), 1);
         let read = EntryPayload::decode(bytes).expect("it was just packed");
         for command in read.commands {
-            black_box(Command::decode(command).expect("it was just packed"));
+            black_box(EntryCommand::decode(command).expect("it was just packed"));
         }
     }
 }
@@ -184,7 +180,7 @@ impl<D: Disk> Append<D> {
             birth: descriptor(0, 1).to_bytes(),
         };
         wal.append(&[created]).expect("the disk has room");
-        let commands: Vec<Command> = (0..OPERATIONS as u64).map(put).collect();
+        let commands: Vec<EntryCommand> = (0..OPERATIONS as u64).map(put).collect();
         Append { wal, data: payload(&commands, 1), index: INITIAL_POSITION.index }
     }
 
@@ -206,7 +202,7 @@ pub struct Apply {
     engine: Arc<dyn Engine>,
     shard: Shard<NoControl>,
     index: LogIndex,
-    commands: Vec<Vec<Command>>,
+    commands: Vec<Vec<EntryCommand>>,
 }
 
 impl Apply {

@@ -372,7 +372,7 @@ impl kv_server::Kv for Fake {
                 key: key.clone(),
                 value: if request.keys_only { Bytes::new() } else { value.clone() },
                 version: *version,
-                expires_at_ms: 0,
+                ..Default::default()
             };
             wanted.take(limit).map(item).collect()
         };

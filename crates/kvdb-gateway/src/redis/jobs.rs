@@ -9,11 +9,12 @@ use crate::route::Place;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use kvdb_model::{Condition, Keyspace, Refusal, StringAction, Version, WriteResult};
+use kvdb_model::{Condition, Keyspace, Refusal, Version, WriteResult};
 use kvdb_redis::args::is;
 use kvdb_redis::plan::{change, change_if, look, refused};
 use kvdb_redis::session::{DATABASES, Job, Part, Scan, Transaction, Watched};
 use kvdb_redis::{Plan, Reply, glob};
+use kvdb_store::keys::{Check, Delete};
 use kvdb_wire::proto;
 use std::time::{Duration, Instant};
 use tonic::{Code, Request};
@@ -279,7 +280,7 @@ fn check(watched: Watched) -> kvdb_redis::plan::Step {
         0 => Condition::IfAbsent,
         version => Condition::IfVersion(Version(version)),
     };
-    change_if(watched.key, StringAction::Check, Some(condition), false)
+    change_if(watched.key, &Check, Some(condition), false)
 }
 
 async fn remove(
@@ -288,7 +289,7 @@ async fn remove(
     keys: Vec<Bytes>,
 ) -> Result<(), Refusal> {
     let count = keys.len();
-    let steps = keys.into_iter().map(|key| change(key, StringAction::Remove)).collect();
+    let steps = keys.into_iter().map(|key| change(key, &Delete)).collect();
     let mut wave = Wave::new(gateway, keyspace, steps);
     wave.start().await;
     wave.take(0..count).into_iter().try_for_each(|outcome| outcome.map(|_| ()))

@@ -5,6 +5,7 @@
 //! a slot at a time; only a slot with many keys (those of one hash tag) is cut by the hash. A key
 //! that is there from the start of a walk to its end is seen: its place never changes.
 
+use crate::ages::Stamping;
 use crate::route::{Gateway, Nature, Place};
 use crate::service::other_kind;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use kvdb_model::key::slot_start;
 use kvdb_model::{KeyRange, Keyspace, Partitioning, Refusal, SLOT_COUNT, slot_of};
 use kvdb_redis::session::Scan;
 use kvdb_redis::{Reply, glob};
+use kvdb_store::Type;
 use kvdb_wire::proto;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
@@ -67,11 +69,22 @@ pub(crate) struct Pages<'a> {
     gateway: &'a Gateway,
     keyspace: &'a Keyspace,
     range: KeyRange,
+    /// Only keys of this type.
+    kind: Option<&'a str>,
 }
 
 impl<'a> Pages<'a> {
     pub(crate) fn new(gateway: &'a Gateway, keyspace: &'a Keyspace, range: KeyRange) -> Self {
-        Pages { gateway, keyspace, range: range.intersection(&whole(keyspace)) }
+        Pages { gateway, keyspace, range: range.intersection(&whole(keyspace)), kind: None }
+    }
+
+    fn of(self, kind: Option<&'a str>) -> Self {
+        Pages { kind, ..self }
+    }
+
+    fn wants(&self, item: &proto::ScanItem) -> bool {
+        let kind = if item.r#type.is_empty() { Type::String.name() } else { &item.r#type };
+        self.kind.is_none_or(|wanted| wanted == kind)
     }
 
     /// The next page, which may be empty before the end.
@@ -81,7 +94,7 @@ impl<'a> Pages<'a> {
         }
         let deadline = Instant::now() + PATIENCE;
         let range = self.range.clone();
-        let build = |route: &kvdb_router::Route| {
+        let build = |route: &kvdb_router::Route, _: Stamping<'_>| {
             Asked::Scan(proto::NodeScanRequest {
                 shard_id: route.shard_id.0,
                 epoch: route.epoch.0,
@@ -101,7 +114,8 @@ impl<'a> Pages<'a> {
         self.range.start = end.clone();
         let ends = answer.items.iter().map(|item| item.expires_at_ms).filter(|end| *end > 0);
         let ends_ms = ends.collect();
-        let keys = answer.items.into_iter().map(|item| item.key).collect();
+        let wanted = answer.items.into_iter().filter(|item| self.wants(item));
+        let keys = wanted.map(|item| item.key).collect();
         Ok(Some(Page { keys, ends_ms, end }))
     }
 
@@ -158,11 +172,10 @@ pub(crate) async fn step(
     let (cursor, keys) = if slot >= SLOT_COUNT {
         (0, vec![])
     } else {
-        walk(gateway, keyspace, slot, hash, asked.count).await?
+        walk(gateway, keyspace, (slot, hash), asked).await?
     };
-    let wanted = |key: &Bytes| {
-        !asked.nothing && asked.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key))
-    };
+    let wanted =
+        |key: &Bytes| asked.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key));
     let keys = keys.into_iter().filter(wanted).map(Reply::Bulk).collect();
     Ok(Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(keys)]))
 }
@@ -170,15 +183,16 @@ pub(crate) async fn step(
 async fn walk(
     gateway: &Gateway,
     keyspace: &Keyspace,
-    slot: u16,
-    hash: u64,
-    count: usize,
+    (slot, hash): (u16, u64),
+    asked: &Scan,
 ) -> Result<(u64, Vec<Bytes>), Refusal> {
+    let count = asked.count;
     if hash > 0 {
-        return inside_slot(gateway, keyspace, slot, hash, count).await;
+        return inside_slot(gateway, keyspace, (slot, hash), asked).await;
     }
     let start = slot_start(keyspace.keyspace_id, slot);
-    let mut pages = Pages::new(gateway, keyspace, KeyRange { start, end: whole(keyspace).end });
+    let range = KeyRange { start, end: whole(keyspace).end };
+    let mut pages = Pages::new(gateway, keyspace, range).of(asked.kind.as_deref());
     let mut keys: Vec<Bytes> = Vec::new();
     for _ in 0..PAGES_PER_SCAN {
         let left = count.saturating_sub(keys.len()).clamp(1, PAGE_KEYS);
@@ -194,7 +208,7 @@ async fn walk(
             keys.retain(|key| slot_of(key) < open);
             return Ok((cursor(open, 0), keys));
         }
-        return inside_slot(gateway, keyspace, slot, 0, count).await;
+        return inside_slot(gateway, keyspace, (slot, 0), asked).await;
     }
     let open = match pages.range.is_empty() {
         true => return Ok((0, keys)),
@@ -204,21 +218,21 @@ async fn walk(
     if open > slot {
         return Ok((cursor(open, 0), keys));
     }
-    inside_slot(gateway, keyspace, slot, 0, count).await
+    inside_slot(gateway, keyspace, (slot, 0), asked).await
 }
 
 /// Keys of one slot, from a hash on: the lowest hashes.
 async fn inside_slot(
     gateway: &Gateway,
     keyspace: &Keyspace,
-    slot: u16,
-    from: u64,
-    count: usize,
+    (slot, from): (u16, u64),
+    asked: &Scan,
 ) -> Result<(u64, Vec<Bytes>), Refusal> {
-    let most = count.clamp(SLOT_KEYS, 10 * SLOT_KEYS);
+    let most = asked.count.clamp(SLOT_KEYS, 10 * SLOT_KEYS);
     let id = keyspace.keyspace_id;
     let end = if slot + 1 == SLOT_COUNT { whole(keyspace).end } else { slot_start(id, slot + 1) };
-    let mut pages = Pages::new(gateway, keyspace, KeyRange { start: slot_start(id, slot), end });
+    let range = KeyRange { start: slot_start(id, slot), end };
+    let mut pages = Pages::new(gateway, keyspace, range).of(asked.kind.as_deref());
     let mut lowest: BTreeMap<u64, Vec<Bytes>> = BTreeMap::new();
     let mut held = 0;
     let mut more = false;

@@ -8,21 +8,19 @@
 //! A batch is sent again under the same request id until it is settled, so each step takes effect
 //! once. After a split its steps go separate ways, each still known by its place in the wave.
 
+use crate::ages::Stamping;
+use crate::batch::{execute_on, outcomes_of};
 use crate::route::{Answered, Gateway, Nature, Place};
 use crate::service::other_kind;
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
-use kvdb_model::wrong_value::NO_SUCH_KEY;
-use kvdb_model::{
-    Action, Condition, Keyspace, Operation, Previous, Refusal, RetryClass, ShardId, StringAction,
-    Version, WriteResult,
-};
-use kvdb_redis::Wish;
+use kvdb_model::{Keyspace, Operation, Refusal, RetryClass, ShardId, WriteResult};
 use kvdb_redis::plan::Step;
 use kvdb_router::Route;
+use kvdb_store::{Effect, command};
+use kvdb_wire::execute;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
-use kvdb_wire::{proto, requests, strings};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -66,15 +64,15 @@ impl<'a> Wave<'a> {
     pub(crate) fn new(gateway: &'a Gateway, keyspace: &'a Keyspace, steps: Vec<Step>) -> Self {
         let mut written = HashSet::new();
         for step in &steps {
-            if let Wish::Write { action, .. } = &step.wish {
+            if effect(step) > Effect::Read || step.is_required() {
                 written.insert(step.key.clone());
-                written.extend(action.other_keys().iter().cloned());
+                written.extend(step.others.iter().cloned());
             }
         }
         let placed = steps
             .into_iter()
             .map(|step| {
-                let writes = matches!(step.wish, Wish::Write { .. }) || written.contains(&step.key);
+                let writes = written.contains(&step.key);
                 let outcome = check(gateway, &step).err().map(Err);
                 let routing_key =
                     keyspace.partitioning.routing_key(keyspace.keyspace_id, &step.key);
@@ -106,8 +104,7 @@ impl<'a> Wave<'a> {
     /// How many steps have changed their key.
     pub(crate) fn changes(&self) -> u64 {
         let changes = |placed: &&Placed| {
-            let changes = matches!(&placed.step.wish, Wish::Write { action, .. }
-                if !matches!(action, StringAction::Check | StringAction::Read));
+            let changes = effect(&placed.step) > Effect::Read;
             changes && matches!(&placed.outcome, Some(Ok(result)) if result.applied)
         };
         self.placed.iter().filter(changes).count() as u64
@@ -121,7 +118,11 @@ impl<'a> Wave<'a> {
     /// Bytes that the steps in a range have come to so far.
     pub(crate) fn size_bytes(&self, range: std::ops::Range<usize>) -> usize {
         let size = |placed: &Placed| match &placed.outcome {
-            Some(Ok(WriteResult { previous: Some(previous), .. })) => previous.value.len() + 32,
+            Some(Ok(WriteResult { previous, reply, .. })) => {
+                previous.as_ref().map_or(0, |previous| previous.value.len())
+                    + reply.size_bytes()
+                    + 32
+            }
             _ => 0,
         };
         self.placed[range].iter().map(size).sum()
@@ -131,7 +132,11 @@ impl<'a> Wave<'a> {
     /// doesn't read its answers would keep all of these.
     pub(crate) fn detach(&mut self) {
         for placed in &mut self.placed {
-            if let Some(Ok(WriteResult { previous: Some(previous), .. })) = &mut placed.outcome {
+            let Some(Ok(WriteResult { previous, reply, .. })) = &mut placed.outcome else {
+                continue;
+            };
+            reply.detach();
+            if let Some(previous) = previous {
                 previous.value = Bytes::copy_from_slice(&previous.value);
             }
         }
@@ -226,16 +231,16 @@ impl<'a> Wave<'a> {
             let here = |route: &Route| -> Vec<usize> {
                 open.iter().copied().filter(|place| self.is_on(*place, route)).collect()
             };
-            let build = |route: &Route| {
+            let build = |route: &Route, stamping: Stamping<'_>| {
                 let operations = here(route).iter().map(|place| self.operation(*place)).collect();
-                self.string_write(route, operations, false, &ticket.tag)
+                execute_on(route, operations, false, &ticket.tag, stamping)
             };
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await;
             match asked {
-                Ok(Answered { answer: Answer::StringWrite(answer), route, now_ms, .. }) => {
+                Ok(Answered { answer: Answer::Execute(answer), route, now_ms, .. }) => {
                     let sent = here(&route);
                     self.answered_at(&sent, now_ms);
-                    let outcomes = answer.results.into_iter().map(strings::string_outcome);
+                    let outcomes = answer.results.into_iter().map(execute::outcome_from);
                     for (place, outcome) in sent.into_iter().zip(outcomes) {
                         if let Err(refusal) = &outcome
                             && refusal.class() == RetryClass::RetryElsewhere
@@ -279,14 +284,10 @@ impl<'a> Wave<'a> {
     /// Whether the other keys of a step are on the shard of its own.
     fn on_one_shard(&self, place: usize) -> Result<(), Refusal> {
         let placed = &self.placed[place];
-        let Wish::Write { action, .. } = &placed.step.wish else { return Ok(()) };
-        let others = action.other_keys();
-        if others.is_empty() {
+        if placed.step.others.is_empty() {
             return Ok(());
         }
-        let keyspace = self.keyspace;
-        let others =
-            others.iter().map(|key| keyspace.partitioning.routing_key(keyspace.keyspace_id, key));
+        let others = placed.step.others.iter().map(|key| self.routing_key(key));
         self.one_shard(others.chain([placed.routing_key.clone()])).map(|_| ())
     }
 
@@ -322,15 +323,14 @@ impl<'a> Wave<'a> {
             (0..self.placed.len()).map(|place| self.operation(place)).collect();
         loop {
             let Some(first) = self.placed.first() else { return Ok(()) };
-            let build =
-                |route: &Route| self.string_write(route, operations.clone(), true, &ticket.tag);
+            let build = |route: &Route, stamping: Stamping<'_>| {
+                execute_on(route, operations.clone(), true, &ticket.tag, stamping)
+            };
             let place = Place::At(&first.routing_key);
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await?;
             let all: Vec<usize> = (0..self.placed.len()).collect();
             self.answered_at(&all, asked.now_ms);
-            let Answer::StringWrite(answer) = asked.answer else { return Err(other_kind()) };
-            let outcomes: Vec<Outcome> =
-                answer.results.into_iter().map(strings::string_outcome).collect();
+            let outcomes = outcomes_of(asked.answer, self.placed.len())?;
             let moved = outcomes.iter().find_map(|outcome| match outcome {
                 // These are about one command alone.
                 Err(Refusal::WrongValue(_) | Refusal::InvalidArgument { .. }) => None,
@@ -349,39 +349,21 @@ impl<'a> Wave<'a> {
         }
     }
 
-    fn operation(&self, place: usize) -> proto::StringOperation {
-        let step = &self.placed[place].step;
-        let (action, condition, return_previous) = match &step.wish {
-            Wish::Read { .. } => (StringAction::Read, None, true),
-            Wish::Write { action, condition, return_previous } => {
-                (action.clone(), condition.clone(), *return_previous)
-            }
-        };
+    fn operation(&self, place: usize) -> Operation {
+        let Placed { step, routing_key, .. } = &self.placed[place];
         let operation = Operation {
-            key: step.key.clone(),
+            others: step.others.iter().map(|key| self.routing_key(key)).collect(),
             item: place as u32,
-            action: Action::String(action),
-            condition,
-            return_previous,
+            condition: step.condition.clone(),
+            return_previous: step.return_previous,
+            required: step.is_required(),
+            ..Operation::new(routing_key.clone(), step.body.clone())
         };
-        strings::string_operation_to(&operation).unwrap_or_default()
+        operation.sealed()
     }
 
-    fn string_write(
-        &self,
-        route: &Route,
-        operations: Vec<proto::StringOperation>,
-        atomic: bool,
-        tag: &kvdb_model::RequestTag,
-    ) -> Asked {
-        Asked::StringWrite(proto::NodeStringWriteRequest {
-            shard_id: route.shard_id.0,
-            epoch: route.epoch.0,
-            keyspace_id: self.keyspace.keyspace_id.0,
-            operations,
-            atomic,
-            request_id: Some(requests::request_id_to(tag)),
-        })
+    fn routing_key(&self, key: &[u8]) -> Bytes {
+        self.keyspace.partitioning.routing_key(self.keyspace.keyspace_id, key)
     }
 
     async fn read_some(&self, range: std::ops::Range<usize>) -> Vec<(usize, Outcome)> {
@@ -402,94 +384,60 @@ impl<'a> Wave<'a> {
             let here = places.iter().copied().filter(|place| self.is_on(*place, route));
             here.take(BATCH_STEPS).collect::<Vec<usize>>()
         };
-        let build = |route: &Route| {
-            let keys = here(route).into_iter().map(|place| self.read_key(place)).collect();
-            Asked::ReadMany(proto::NodeReadManyRequest {
-                shard_id: route.shard_id.0,
-                epoch: route.epoch.0,
-                keyspace_id: self.keyspace.keyspace_id.0,
-                keys,
-                max_bytes,
-            })
+        let build = |route: &Route, _: Stamping<'_>| {
+            let steps = here(route).into_iter().map(|place| self.operation(place)).collect();
+            let query = execute::query_request(route.shard_id, route.epoch, steps, max_bytes);
+            Asked::Query(query)
         };
         let place = Place::At(&self.placed[*first].routing_key);
         match self.gateway.ask(place, Nature::Read, self.deadline, build).await {
-            Ok(Answered { answer: Answer::ReadMany(answer), route, now_ms, .. }) => {
+            Ok(Answered { answer: Answer::Query(answer), route, now_ms, .. }) => {
                 let read = here(&route);
                 self.answered_at(&read, now_ms);
-                read.into_iter().zip(answer.results.into_iter().map(found)).collect()
+                read.into_iter()
+                    .zip(answer.results.into_iter().map(execute::outcome_from))
+                    .collect()
             }
             Ok(_) => vec![(*first, Err(other_kind()))],
             Err(refusal) => places.iter().map(|place| (*place, Err(refusal.clone()))).collect(),
         }
     }
+}
 
-    fn read_key(&self, place: usize) -> proto::ReadKey {
-        let step = &self.placed[place].step;
-        let head_only = matches!(step.wish, Wish::Read { head_only: true });
-        proto::ReadKey { key: step.key.clone(), head_only }
-    }
+/// What a step may do to what is stored.
+fn effect(step: &Step) -> Effect {
+    command::find(&step.body).map_or(Effect::Grow, |row| row.effect)
 }
 
 /// Whether a step may leave something in a database that nothing was ever written to.
 pub(crate) fn makes(step: &Step) -> bool {
-    match &step.wish {
-        Wish::Read { .. } => false,
-        Wish::Write { action, .. } => !matches!(
-            action,
-            StringAction::Read
-                | StringAction::Check
-                | StringAction::Remove
-                | StringAction::SetExpiry { .. }
-                | StringAction::Rename { .. }
-                | StringAction::Copy { .. }
-        ),
-    }
+    effect(step) == Effect::Grow
 }
 
 /// What a step that makes nothing comes to where there are no keys at all.
 pub(crate) fn on_nothing(gateway: &Gateway, step: &Step) -> Outcome {
     check(gateway, step)?;
-    let Wish::Write { action, condition, .. } = &step.wish else {
-        return Ok(WriteResult::default());
-    };
-    match action {
-        StringAction::Rename { .. } => Err(Refusal::WrongValue(NO_SUCH_KEY)),
-        StringAction::Check => {
-            let applied = matches!(condition, None | Some(Condition::IfAbsent));
-            Ok(WriteResult { applied, ..WriteResult::default() })
-        }
-        _ => Ok(WriteResult::default()),
-    }
+    kvdb_store::on_nothing(&bare(step))
 }
 
-fn found(response: proto::GetResponse) -> Outcome {
-    let version = Version(response.version);
-    let previous = response.found.then_some(Previous {
-        value: response.value,
-        version,
-        expires_at_ms: response.expires_at_ms,
-    });
-    Ok(WriteResult { applied: response.found, version, previous, ..WriteResult::default() })
+/// A step as an operation on its user keys.
+fn bare(step: &Step) -> Operation {
+    Operation {
+        others: step.others.clone(),
+        condition: step.condition.clone(),
+        return_previous: step.return_previous,
+        ..Operation::new(step.key.clone(), step.body.clone())
+    }
 }
 
 /// Whether a step keeps to the limits.
 pub(super) fn check(gateway: &Gateway, step: &Step) -> Result<(), Refusal> {
-    gateway.limits.check_key(&step.key)?;
-    let Wish::Write { action, .. } = &step.wish else { return Ok(()) };
-    action.other_keys().iter().try_for_each(|key| gateway.limits.check_key(key))?;
-    match action {
-        StringAction::Set { value, .. }
-        | StringAction::Append { value }
-        | StringAction::SetRange { value, .. } => gateway.limits.check_value(value),
-        _ => Ok(()),
-    }
+    let limits = &gateway.limits;
+    std::iter::once(&step.key).chain(&step.others).try_for_each(|key| limits.check_key(key))?;
+    kvdb_store::check(&bare(step), limits).map(|_| ())
 }
 
 fn size_of(step: &Step) -> usize {
-    let action = match &step.wish {
-        Wish::Write { action, .. } => action.size_bytes(),
-        Wish::Read { .. } => 0,
-    };
-    step.key.len() + action + 32
+    let others: usize = step.others.iter().map(|key| key.len() + 8).sum();
+    step.key.len() + step.body.args.len() + others + 48
 }

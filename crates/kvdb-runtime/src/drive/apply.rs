@@ -147,7 +147,8 @@ impl<M: Machine> Applier<M> {
             self.shared.flushes.note(shard.volume(), id, replica, sequence, applied.position.index);
         }
         self.shared.views.applied(id, replica, applied.position.index);
-        self.shared.changes.applied(id, applied.events, shard.last_version());
+        let (events, last) = (applied.events, shard.last_version());
+        self.shared.changes.applied(id, events, last, applied.made_garbage);
         let volume = shard.volume();
         let mut membership = Vec::new();
         let mut children = Vec::new();

@@ -9,7 +9,7 @@ use kvdb_store::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// Changes of all replicas together. More lets watchers be away for longer, and costs as much
@@ -28,6 +28,8 @@ pub struct ShardChanges {
     /// Strong reads that were allowed, and changes that were applied.
     reads: AtomicU64,
     writes: AtomicU64,
+    /// Elements of collections may be there that nobody reads any more.
+    has_garbage: AtomicBool,
 }
 
 impl ShardChanges {
@@ -37,6 +39,7 @@ impl ShardChanges {
             recent: Mutex::new(recent),
             changed: Notify::new(),
             next_expiry_ms: AtomicU64::new(0),
+            has_garbage: AtomicBool::new(true),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
         })
@@ -63,6 +66,17 @@ impl ShardChanges {
     /// Wakes when there is more to read than before the call.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Whether a look for elements that nobody reads any more may find any; from now on it finds what is
+    /// noted after this.
+    pub fn take_garbage(&self) -> bool {
+        self.has_garbage.swap(false, Ordering::AcqRel)
+    }
+
+    /// Elements that nobody reads any more were left.
+    pub fn note_garbage(&self) {
+        self.has_garbage.store(true, Ordering::Release);
     }
 
     /// Whether a look for expired records may find any at `now_ms`.
@@ -125,7 +139,13 @@ impl Changes {
     }
 
     /// A run of entries was applied.
-    pub(crate) fn applied(&self, shard: ShardId, events: Vec<ChangeEvent>, last: Version) {
+    pub(crate) fn applied(
+        &self,
+        shard: ShardId,
+        events: Vec<ChangeEvent>,
+        last: Version,
+        made_garbage: bool,
+    ) {
         let (known, limit_bytes) = {
             let shards = self.shards.lock();
             let Some(known) = shards.get(&shard).cloned() else { return };
@@ -135,6 +155,9 @@ impl Changes {
             if record.expires_at_ms != 0 {
                 known.note_expiry(record.expires_at_ms);
             }
+        }
+        if made_garbage {
+            known.note_garbage();
         }
         known.writes.fetch_add(events.len() as u64, Ordering::Relaxed);
         known.recent.lock().push(events, last, limit_bytes);

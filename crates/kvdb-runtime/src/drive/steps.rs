@@ -1,7 +1,7 @@
 //! From a goal to what the host is asked next.
 
 use crate::drive::Ticket;
-use kvdb_model::{Command, Step, Work, next_step};
+use kvdb_model::{EntryCommand, Step, Work, next_step};
 use kvdb_replication::{GroupStatus, Input};
 use kvdb_store::MembershipChange;
 
@@ -26,7 +26,7 @@ pub fn next(group: &GroupStatus, work: &Work) -> Result<Option<Input<Ticket>>, &
             Input::ChangeMembership { shard, replicas, context, ticket }
         }
         Step::Split(plan) => {
-            let command = Command::Split(plan);
+            let command = EntryCommand::Split(plan);
             let version_count = command.version_count();
             Input::Propose { shard, command: command.to_bytes(), version_count, ticket }
         }

@@ -1,6 +1,9 @@
 use super::*;
+use crate::command::Command;
+use crate::keys::Expiry;
+use crate::string::Set;
 use kvdb_engine::{Engine, MemoryEngine};
-use kvdb_model::{Action, VolumeId, WriteResult};
+use kvdb_model::{VolumeId, WriteResult};
 use proptest::prelude::*;
 
 const REPLICA: ReplicaId = ReplicaId(9);
@@ -23,13 +26,8 @@ fn at(millis: u64) -> Version {
 }
 
 fn put(item: u32, value: &'static str) -> Operation {
-    Operation {
-        key: "key".into(),
-        item,
-        action: Action::Put { value: value.into(), ttl_ms: None },
-        condition: None,
-        return_previous: false,
-    }
+    let set = Set { value: value.into(), expiry: Expiry::Never };
+    Operation { item, ..set.on("k".into()) }
 }
 
 /// A client's session: `acked_below`, size and requests.

@@ -5,16 +5,16 @@ use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::MemoryEngine;
 use kvdb_model::{
-    Command, HistoryLimits, HistoryPolicy, KeyRange, MembershipEpoch, NodeId, RangeEpoch, Replica,
-    ReplicaId, Role, ShardId, SplitPlan, Version,
+    EntryCommand, HistoryLimits, HistoryPolicy, KeyRange, MembershipEpoch, NodeId, RangeEpoch,
+    Replica, ReplicaId, Role, ShardId, SplitPlan, Version,
 };
 use kvdb_store::{ChangeEvent, ReadError, View, WatchQuery};
 use proptest::prelude::*;
 
 const ENOUGH: HistoryLimits = HistoryLimits { max_age_ms: 3_600_000, max_bytes: 64 << 20 };
 
-fn on(revision: u64, limits: HistoryLimits) -> Command {
-    Command::History(HistoryPolicy { revision, limits: Some(limits) })
+fn on(revision: u64, limits: HistoryLimits) -> EntryCommand {
+    EntryCommand::History(HistoryPolicy { revision, limits: Some(limits) })
 }
 
 /// Everything that is told after a version, a page of about `max_bytes` each; and the gap.
@@ -112,16 +112,16 @@ proptest! {
         let mut all = vec![];
         for (key, is_new_entry) in &before {
             single.log.now_ms += u64::from(*is_new_entry);
-            let (entry, _) = single.log.push(&[Command::Write(write(vec![put(key, "old")]))]);
+            let (entry, _) = single.log.push(&[EntryCommand::Write(write(vec![put(key, "old")]))]);
             all.extend(single.apply(&[entry]).events);
         }
         // The split comes in the same entry as a write, and in the same run.
         let mut commands = vec![];
         if with_split {
-            commands.push(Command::Write(write(vec![put("c", "same entry"), put("p", "too")])));
+            commands.push(EntryCommand::Write(write(vec![put("c", "same entry"), put("p", "too")])));
         }
         let child = ReplicaId(77);
-        commands.push(Command::Split(SplitPlan {
+        commands.push(EntryCommand::Split(SplitPlan {
             at: "m".into(),
             child: ShardId(9),
             replicas: vec![Replica { node_id: NodeId(1), replica_id: child, role: Role::Voter }],
@@ -132,7 +132,7 @@ proptest! {
         let epoch = EPOCH.next();
         for key in &after_split {
             let new = kvdb_model::Write { epoch, ..write(vec![put(key, "new")]) };
-            entries.push(single.log.push(&[Command::Write(new)]).0);
+            entries.push(single.log.push(&[EntryCommand::Write(new)]).0);
         }
         all.extend(single.apply(&entries).events);
         let from = all.get(from).map_or(Version::ZERO, |event| event.version);
@@ -172,7 +172,7 @@ fn a_shard_that_is_not_asked_keeps_nothing_and_one_that_was_begins_there() {
     assert_eq!((events.len(), gap), (1, Some(begun)));
 
     // Off, a change that is missed, and on again: what was kept first is not told any more.
-    let off = Command::History(HistoryPolicy { revision: 2, limits: None });
+    let off = EntryCommand::History(HistoryPolicy { revision: 2, limits: None });
     let (entry, _) = single.log.push(std::slice::from_ref(&off));
     single.apply(&[entry]);
     assert_eq!(told(&single.engine, REPLICA, EPOCH, Version::ZERO, &all, 1), None);

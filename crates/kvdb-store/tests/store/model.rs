@@ -2,10 +2,15 @@
 
 use crate::support::*;
 use bytes::Bytes;
+use kvdb_model::Reply;
+use kvdb_model::codec::Reader;
 use kvdb_model::{
-    Action, Command, Condition, HistoryLimits, HistoryPolicy, Operation, OperationOutcome,
-    Previous, Refusal, Version, Write, WriteResult,
+    Condition, EntryCommand, HistoryLimits, HistoryPolicy, Operation, OperationOutcome, Previous,
+    Refusal, Version, Write, WriteResult,
 };
+use kvdb_store::Command as _;
+use kvdb_store::keys::{Delete, Expiry, SetExpiry};
+use kvdb_store::string::{Increment, Set};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -121,8 +126,8 @@ impl Model {
             Some(Condition::IfVersion(wanted)) => there.is_some_and(|v| v.version == *wanted),
             Some(Condition::IfValue(wanted)) => there.is_some_and(|v| v.value == *wanted),
         };
-        let is_idle =
-            matches!(operation.action, Action::Delete | Action::Expire { .. }) && there.is_none();
+        let action = Action::of(operation);
+        let is_idle = matches!(action, Action::Delete | Action::Expire { .. }) && there.is_none();
         if !holds || is_idle {
             return Ok(self.untouched(operation));
         }
@@ -132,7 +137,7 @@ impl Model {
             previous: previous(operation, there),
             ..WriteResult::default()
         };
-        let after = match &operation.action {
+        let after = match &action {
             Action::Delete => {
                 self.data.remove(&operation.key);
                 return Ok(result);
@@ -142,7 +147,6 @@ impl Model {
                 version,
                 expires_at_ms: ttl_ms.map(|ttl| version.millis() + ttl),
             },
-            Action::String(action) => unreachable!("the model draws no {action:?}"),
             Action::Expire { ttl_ms } => Value {
                 value: there.map(|value| value.value.clone()).unwrap_or_default(),
                 version,
@@ -155,7 +159,7 @@ impl Model {
                     return Err(Refusal::WrongValue(why));
                 };
                 let sum = number + delta;
-                result.counter = Some(sum);
+                result.reply = Reply::Integer(sum);
                 let expires_at_ms = there.and_then(|value| value.expires_at_ms);
                 Value { value: sum.to_string().into(), version, expires_at_ms }
             }
@@ -191,16 +195,54 @@ pub enum Step {
     EntryEnds,
 }
 
+/// What the model draws, as it understands it.
+#[derive(Clone, Debug)]
+enum Action {
+    Put { value: Bytes, ttl_ms: Option<u64> },
+    Delete,
+    Increment { delta: i64 },
+    Expire { ttl_ms: Option<u64> },
+}
+
+impl Action {
+    fn on(self, key: &str) -> Operation {
+        match self {
+            Action::Put { value, ttl_ms } => on(key, Set { value, expiry: Expiry::after(ttl_ms) }),
+            Action::Delete => delete(key),
+            Action::Increment { delta } => increment(key, delta),
+            Action::Expire { ttl_ms } => expire(key, ttl_ms),
+        }
+    }
+
+    /// What an operation was drawn as.
+    fn of(operation: &Operation) -> Self {
+        let input = &mut Reader::new(operation.body.args.clone());
+        let ttl_ms = |expiry| match expiry {
+            Expiry::In(ttl_ms) => Some(ttl_ms),
+            _ => None,
+        };
+        match operation.body.id {
+            Set::ID => {
+                let Set { value, expiry } = Set::decode(input).unwrap();
+                Action::Put { value, ttl_ms: ttl_ms(expiry) }
+            }
+            Delete::ID => Action::Delete,
+            Increment::ID => Action::Increment { delta: Increment::decode(input).unwrap().delta },
+            _ => Action::Expire { ttl_ms: ttl_ms(SetExpiry::decode(input).unwrap().expiry) },
+        }
+    }
+}
+
 fn any_operation() -> impl Strategy<Value = Operation> {
     let key = prop::sample::select(vec!["b", "c", "d", "e"]);
     let value = prop::sample::select(vec!["", "1", "7", "text"]);
     let action = prop_oneof![
-        4 => (value.clone(), prop::option::weighted(0.3, 0u64..200)).prop_map(|(value, ttl_ms)| {
+        4 => (value.clone(), prop::option::weighted(0.3, 1u64..200)).prop_map(|(value, ttl_ms)| {
             Action::Put { value: value.into(), ttl_ms }
         }),
         2 => Just(Action::Delete),
         3 => (-3i64..4).prop_map(|delta| Action::Increment { delta }),
-        1 => prop::option::weighted(0.7, 0u64..200).prop_map(|ttl_ms| Action::Expire { ttl_ms }),
+        1 => prop::option::weighted(0.7, 1u64..200).prop_map(|ttl_ms| Action::Expire { ttl_ms }),
     ];
     let condition = prop::option::weighted(
         0.4,
@@ -215,7 +257,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         ],
     );
     (key, action, condition, any::<bool>()).prop_map(|(key, action, condition, return_previous)| {
-        Operation { action, condition, return_previous, ..put(key, "") }
+        Operation { condition, return_previous, ..action.on(key) }
     })
 }
 
@@ -246,11 +288,11 @@ pub fn any_history() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// The log of a history: entries of the commands between two ends.
-pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
+pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<EntryCommand>>) {
     let mut log = Log::new();
     let mut sent: Vec<Write> = Vec::new();
     let mut contents = vec![vec![]];
-    let mut open: Vec<Command> = vec![];
+    let mut open: Vec<EntryCommand> = vec![];
     let mut revision = 0;
     for step in history {
         match step {
@@ -261,17 +303,17 @@ pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
                     new = tagged(sent.len() as u64, new);
                     sent.push(new.clone());
                 }
-                open.push(Command::Write(new));
+                open.push(EntryCommand::Write(new));
             }
             Step::Retry { which } if !sent.is_empty() => {
-                open.push(Command::Write(which.get(&sent).clone()));
+                open.push(EntryCommand::Write(which.get(&sent).clone()));
             }
-            Step::Retry { .. } => open.push(Command::AdvanceTime),
+            Step::Retry { .. } => open.push(EntryCommand::AdvanceTime),
             Step::Wait { millis } => log.now_ms += millis,
-            Step::Reclaim { keys } => open.push(Command::Reclaim(keys.clone())),
+            Step::Reclaim { keys } => open.push(EntryCommand::Reclaim(keys.clone())),
             Step::History { limits } => {
                 revision += 1;
-                open.push(Command::History(HistoryPolicy { revision, limits: *limits }));
+                open.push(EntryCommand::History(HistoryPolicy { revision, limits: *limits }));
             }
             Step::EntryEnds if open.is_empty() => {
                 log.push_empty();
@@ -283,7 +325,7 @@ pub fn log_of(history: &[Step]) -> (Log, Vec<Vec<Command>>) {
             }
         }
     }
-    open.push(Command::AdvanceTime);
+    open.push(EntryCommand::AdvanceTime);
     log.push(&open);
     contents.push(open);
     contents.remove(0);

@@ -4,26 +4,28 @@ use crate::model::{Model, Value, any_history, log_of};
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
-use kvdb_model::{Command, EntryPayload, KeyRange, ReplicaId, VolumeId};
+use kvdb_model::{EntryCommand, EntryPayload, KeyRange, ReplicaId, VolumeId};
 use kvdb_store::{ChangeEvent, CommandOutcome, EntryOutcome, ScanRequest, digest};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 /// What the model says that each entry comes to.
-fn expected(log: &Log, contents: &[Vec<Command>]) -> (Vec<EntryOutcome>, Model) {
+fn expected(log: &Log, contents: &[Vec<EntryCommand>]) -> (Vec<EntryOutcome>, Model) {
     let mut model = Model::default();
-    let outcome = |(entry, commands): (&kvdb_model::LogEntry, &Vec<Command>)| {
+    let outcome = |(entry, commands): (&kvdb_model::LogEntry, &Vec<EntryCommand>)| {
         let mut outcomes = vec![];
         if !commands.is_empty() {
             let payload = EntryPayload::decode(entry.data.clone()).expect("we made it");
             let mut version = payload.version;
             for command in commands {
                 outcomes.push(match command {
-                    Command::Write(write) => CommandOutcome::Written(model.write(write, version)),
-                    Command::Reclaim(keys) => {
+                    EntryCommand::Write(write) => {
+                        CommandOutcome::Written(model.write(write, version))
+                    }
+                    EntryCommand::Reclaim(keys) => {
                         CommandOutcome::Reclaimed(model.reclaim(keys, version))
                     }
-                    Command::History(_) => CommandOutcome::HistoryDecided,
+                    EntryCommand::History(_) => CommandOutcome::HistoryDecided,
                     _ => CommandOutcome::TimeAdvanced(version),
                 });
                 version = version.plus(command.version_count());
@@ -147,7 +149,7 @@ fn large_runs_become_several_batches_between_entries() {
     let mut log = Log::new();
     let megabyte = "v".repeat(1 << 20);
     for place in 0..10 {
-        log.push(&[Command::Write(write(vec![put(&format!("k{place}"), &megabyte)]))]);
+        log.push(&[EntryCommand::Write(write(vec![put(&format!("k{place}"), &megabyte)]))]);
     }
     let before = engine.stats(VOLUME).unwrap().published.0;
     let applied = shard.apply(&log.entries).unwrap();
@@ -170,15 +172,15 @@ fn large_runs_become_several_batches_between_entries() {
 #[test]
 fn digests_tell_different_states_apart() {
     let mut digests = std::collections::BTreeSet::new();
-    let mut histories: Vec<Vec<Command>> = vec![vec![]];
-    let one = |write| vec![Command::Write(write)];
+    let mut histories: Vec<Vec<EntryCommand>> = vec![vec![]];
+    let one = |write| vec![EntryCommand::Write(write)];
     histories.push(one(write(vec![put("k", "1")])));
     histories.push(one(write(vec![put("k", "2")])));
     histories.push(one(write(vec![put("l", "1")])));
     histories.push(one(write(vec![put_for("k", "1", 9)])));
     histories.push(one(tagged(1, write(vec![put("k", "1")]))));
     histories.push(one(tagged(2, write(vec![put("k", "1")]))));
-    histories.push(vec![Command::AdvanceTime]);
+    histories.push(vec![EntryCommand::AdvanceTime]);
     let count = histories.len();
     for commands in histories {
         let (engine, mut shard) = newborn();

@@ -4,7 +4,7 @@ use crate::model::{any_history, log_of};
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, EngineError, MemoryEngine};
-use kvdb_model::{Command, ReplicaId, VolumeId};
+use kvdb_model::{EntryCommand, ReplicaId, VolumeId};
 use kvdb_store::{ChunkReader, SnapshotWriter, digest};
 use proptest::prelude::*;
 
@@ -53,7 +53,7 @@ fn a_received_shard_goes_on_as_the_sender_does() {
     // A retry of what the sender carried out, and something new.
     let retry = tagged(3, write(vec![put("k03", "value")]));
     let new = write(vec![increment("n", 1)]);
-    let (entry, _) = single.log.push(&[Command::Write(retry), Command::Write(new)]);
+    let (entry, _) = single.log.push(&[EntryCommand::Write(retry), EntryCommand::Write(new)]);
     let theirs = single.shard.apply(std::slice::from_ref(&entry)).unwrap();
     let ours = shard.apply(&[entry]).unwrap();
     assert_eq!(ours.entries, theirs.entries);

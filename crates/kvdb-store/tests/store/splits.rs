@@ -4,9 +4,10 @@ use crate::model::{any_history, any_limits, log_of};
 use crate::support::*;
 use bytes::Bytes;
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
+use kvdb_model::Reply;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Command, HistoryPolicy, KeyRange, LogEntry, MembershipEpoch, NodeId, RangeEpoch, Refusal,
+    EntryCommand, HistoryPolicy, KeyRange, LogEntry, MembershipEpoch, NodeId, RangeEpoch, Refusal,
     Replica, ReplicaId, Role, ShardId, SplitPlan,
 };
 use kvdb_store::{Born, NoControl, Shard, digest, is_in, replicas_in};
@@ -26,7 +27,7 @@ fn plan() -> SplitPlan {
 }
 
 fn split(single: &mut Single, plan: SplitPlan) -> Option<Born> {
-    let (entry, _) = single.log.push(&[Command::Split(plan)]);
+    let (entry, _) = single.log.push(&[EntryCommand::Split(plan)]);
     single.apply(&[entry]).entries[0].born().cloned()
 }
 
@@ -65,14 +66,14 @@ proptest! {
     ) {
         let (mut log, _) = log_of(&before);
         for (revision, (limits, writes)) in (1_000_000..).zip(decisions) {
-            log.push(&[Command::History(HistoryPolicy { revision, limits })]);
+            log.push(&[EntryCommand::History(HistoryPolicy { revision, limits })]);
             for _ in 0..writes {
                 // Long enough for what comes to be freed apart from what was.
                 log.now_ms += 40;
-                log.push(&[Command::Write(write(vec![put("c", "low"), put("x", "high")]))]);
+                log.push(&[EntryCommand::Write(write(vec![put("c", "low"), put("x", "high")]))]);
             }
         }
-        log.push(&[Command::Split(plan())]);
+        log.push(&[EntryCommand::Split(plan())]);
         let (reference, mut shard) = newborn();
         for entry in &log.entries {
             shard.apply(std::slice::from_ref(entry)).unwrap();
@@ -135,7 +136,7 @@ fn a_retry_finds_its_answer_on_both_sides() {
         } else {
             let mut log = Log::new();
             log.now_ms += 10;
-            let (entry, _) = log.push(&[Command::Write(again)]);
+            let (entry, _) = log.push(&[EntryCommand::Write(again)]);
             let applied = child.apply(&[entry]).unwrap();
             match &applied.entries[0].commands[0] {
                 kvdb_store::CommandOutcome::Written(outcomes) => outcomes[0].clone(),
@@ -143,7 +144,7 @@ fn a_retry_finds_its_answer_on_both_sides() {
             }
         };
         let result = outcome.unwrap();
-        assert_eq!((result.counter, result.deduplicated), (Some(counter), true), "{key}");
+        assert_eq!((result.reply, result.deduplicated), (Reply::Integer(counter), true), "{key}");
     }
 }
 
@@ -180,16 +181,16 @@ fn a_crash_keeps_the_split_as_a_whole_or_not_at_all() {
         entries.push(
             single
                 .log
-                .push(&[Command::Write(tagged(
+                .push(&[EntryCommand::Write(tagged(
                     entries.len() as u64 + 1,
                     write(vec![put(key, "before")]),
                 ))])
                 .0,
         );
     }
-    entries.push(single.log.push(&[Command::Split(plan())]).0);
+    entries.push(single.log.push(&[EntryCommand::Split(plan())]).0);
     let after = kvdb_model::Write { epoch: SPLIT_EPOCH, ..write(vec![put("d", "after")]) };
-    entries.push(single.log.push(&[Command::Write(after)]).0);
+    entries.push(single.log.push(&[EntryCommand::Write(after)]).0);
     let split_at = entries[3].index;
     let mut digests = None;
     for flushed in 0..=7 {

@@ -2,10 +2,11 @@
 
 use crate::support::*;
 use bytes::Bytes;
+use kvdb_model::Reply;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Action, Command, Condition, EntryKind, MembershipEpoch, NodeId, Operation, Previous,
-    RangeEpoch, Refusal, Replica, ReplicaId, Role, Version, Write, WriteResult,
+    Condition, EntryCommand, EntryKind, MembershipEpoch, NodeId, Previous, RangeEpoch, Refusal,
+    Replica, ReplicaId, Role, Version, Write, WriteResult,
 };
 use kvdb_store::{
     ApplyError, CommandOutcome, ControlOutcome, Machine, MembershipChange, OpenError, Shard,
@@ -66,16 +67,16 @@ fn conditions_hold_exactly_when_they_should() {
 #[test]
 fn counters_are_decimal_text_and_keep_their_expiry() {
     let mut single = Single::new();
-    assert_eq!(single.one(increment("n", 5)).unwrap().counter, Some(5));
-    assert_eq!(single.one(increment("n", -7)).unwrap().counter, Some(-2));
+    assert_eq!(single.one(increment("n", 5)).unwrap().reply, Reply::Integer(5));
+    assert_eq!(single.one(increment("n", -7)).unwrap().reply, Reply::Integer(-2));
     assert_eq!(single.value("n"), Some("-2".into()));
     single.one(put_for("n", "41", 100)).unwrap();
     let counted = single.one(increment("n", 1).previous()).unwrap();
-    assert_eq!(counted.counter, Some(42));
+    assert_eq!(counted.reply, Reply::Integer(42));
     assert_eq!(counted.previous.map(|previous| previous.value), Some("41".into()));
     single.advance_time(100);
     assert_eq!(single.value("n"), None);
-    assert_eq!(single.one(increment("n", 1)).unwrap().counter, Some(1));
+    assert_eq!(single.one(increment("n", 1)).unwrap().reply, Reply::Integer(1));
 }
 
 #[test]
@@ -210,10 +211,10 @@ fn an_atomic_batch_that_fails_leaves_everything_as_it_was() {
 fn a_failed_batch_does_not_undo_what_came_before_it_in_the_run() {
     let mut single = Single::new();
     let entries = [
-        single.log.push(&[Command::Write(write(vec![put("k", "1"), put("l", "1")]))]).0,
+        single.log.push(&[EntryCommand::Write(write(vec![put("k", "1"), put("l", "1")]))]).0,
         single
             .log
-            .push(&[Command::Write(atomic(vec![
+            .push(&[EntryCommand::Write(atomic(vec![
                 put("k", "2"),
                 delete("l"),
                 put("m", "2").when(Condition::IfPresent),
@@ -241,7 +242,7 @@ fn a_retry_is_answered_and_not_carried_out_again() {
     let regrouped = tagged(1, write(vec![put("k", "v").item(1), increment("n", 1).item(2)]));
     let (outcomes, _) = single.write(regrouped);
     assert!(outcomes[0].as_ref().unwrap().deduplicated);
-    assert_eq!(outcomes[1].as_ref().unwrap().counter, Some(2));
+    assert_eq!(outcomes[1].as_ref().unwrap().reply, Reply::Integer(2));
 }
 
 #[test]
@@ -293,15 +294,18 @@ fn an_atomic_batch_under_a_used_id_is_refused_as_a_whole() {
 }
 
 #[test]
-fn long_previous_values_are_left_out_of_repeated_answers() {
+fn long_previous_values_are_left_out_of_repeated_answers_unless_they_were_taken_away() {
     let mut single = Single::new();
-    for (length, is_kept) in [(1024, true), (1025, false)] {
+    let changes =
+        [(1024, put("k", "w"), true), (1025, put("k", "w"), false), (2000, delete("k"), true)];
+    for (length, change, is_kept) in changes {
         single.one(put("k", &"v".repeat(length))).unwrap();
-        let request = tagged(length as u64, write(vec![delete("k").previous()]));
+        let request = tagged(length as u64, write(vec![change.previous()]));
         let (first, _) = single.write(request.clone());
         assert_eq!(first[0].as_ref().unwrap().previous.as_ref().unwrap().value.len(), length);
         let (again, _) = single.write(request);
-        assert_eq!(again[0].as_ref().unwrap().previous.is_some(), is_kept);
+        let again = again[0].as_ref().unwrap();
+        assert_eq!((again.previous.is_some(), again.left_out), (is_kept, !is_kept));
     }
 }
 
@@ -344,14 +348,14 @@ fn shard_time_is_the_highest_version_applied() {
 fn applied_entries_are_skipped_and_empty_ones_count() {
     let mut single = Single::new();
     let first = single.log.push_empty();
-    let (second, _) = single.log.push(&[Command::Write(write(vec![increment("n", 1)]))]);
+    let (second, _) = single.log.push(&[EntryCommand::Write(write(vec![increment("n", 1)]))]);
     let applied = single.apply(&[first.clone(), second.clone()]);
     assert_eq!(applied.entries.len(), 2);
     assert_eq!(applied.position.index, second.index);
     let again = single.apply(&[first, second.clone()]);
     assert!(again.entries.is_empty());
     assert_eq!((again.position.index, again.sequence), (second.index, None));
-    let (third, _) = single.log.push(&[Command::Write(write(vec![increment("n", 1)]))]);
+    let (third, _) = single.log.push(&[EntryCommand::Write(write(vec![increment("n", 1)]))]);
     assert_eq!(single.apply(&[second, third]).entries.len(), 1);
     assert_eq!(single.value("n"), Some("2".into()));
 }
@@ -399,7 +403,7 @@ fn damage_is_found_before_anything_depends_on_it() {
     let mut single = Single::new();
     single.one(put("key", "value")).unwrap();
     damage(&single.engine, b"key");
-    let (entry, _) = single.log.push(&[Command::Write(write(vec![increment("key", 1)]))]);
+    let (entry, _) = single.log.push(&[EntryCommand::Write(write(vec![increment("key", 1)]))]);
     let error = single.shard.apply(&[entry]).unwrap_err();
     assert!(matches!(error, ApplyError::Damage(_)), "{error}");
     assert!(error.to_string().contains("key key"), "{error}");
@@ -460,7 +464,7 @@ fn a_control_machine_comes_back_with_its_records() {
     };
     let mut shard = open(Words::default());
     let mut log = Log::new();
-    let commands = ["one", "two", "-one", ""].map(|word| Command::Control(word.into()));
+    let commands = ["one", "two", "-one", ""].map(|word| EntryCommand::Control(word.into()));
     let (entry, _) = log.push(&commands);
     let applied = shard.apply(&[entry]).unwrap();
     let results = ["1", "2", "1", "2"].map(|text| CommandOutcome::Controlled(text.into()));
@@ -486,10 +490,6 @@ fn an_unreadable_birth_matters_only_where_it_is_needed() {
     assert!(matches!(open(&junk).err(), Some(OpenError::Record(_))));
     assert!(open(&descriptor().to_bytes()).is_ok());
     assert!(open(&junk).is_ok());
-}
-
-fn expire(key: &str, ttl_ms: Option<u64>) -> Operation {
-    Operation { action: Action::Expire { ttl_ms }, ..put(key, "") }
 }
 
 #[test]
@@ -538,7 +538,7 @@ fn a_sweep_finds_what_has_expired_and_its_reclaim_frees_just_that() {
     // Meanwhile one of them is written again.
     single.log.now_ms = now_ms;
     single.one(put("c", "new")).unwrap();
-    let (entry, _) = single.log.push(&[Command::Reclaim(expired)]);
+    let (entry, _) = single.log.push(&[EntryCommand::Reclaim(expired)]);
     let applied = single.apply(&[entry]);
     assert_eq!(applied.entries[0].commands, [CommandOutcome::Reclaimed(2)]);
     let gone: Vec<_> = applied.events.iter().map(|event| &event.routing_key[..]).collect();

@@ -4,10 +4,12 @@ use bytes::Bytes;
 use kvdb_engine::{Batch, Engine, MemoryEngine, Snapshot};
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    Action, Command, Condition, EntryKind, EntryPayload, KeyRange, KeyspaceId, LogEntry, LogIndex,
+    Condition, EntryCommand, EntryKind, EntryPayload, KeyRange, KeyspaceId, LogEntry, LogIndex,
     MembershipEpoch, NodeId, Operation, OperationOutcome, RangeEpoch, Replica, ReplicaId,
     RequestTag, Role, ShardDescriptor, ShardId, Term, Version, VolumeId, Write,
 };
+use kvdb_store::keys::{Delete, Expiry, ExpiryRule, SetExpiry};
+use kvdb_store::string::{Increment, Set};
 use kvdb_store::{Applied, CommandOutcome, MembershipChange, NoControl, Shard};
 use std::sync::Arc;
 
@@ -97,13 +99,13 @@ impl Log {
     }
 
     /// An entry of these commands; its first version is above all others and at `now_ms`.
-    pub fn push(&mut self, commands: &[Command]) -> (LogEntry, Version) {
+    pub fn push(&mut self, commands: &[EntryCommand]) -> (LogEntry, Version) {
         let version = self.last.plus(1).max(Version::from_millis(self.now_ms));
         let payload = EntryPayload {
             version,
-            version_count: commands.iter().map(Command::version_count).sum(),
+            version_count: commands.iter().map(EntryCommand::version_count).sum(),
             jump_ms: 0,
-            commands: commands.iter().map(Command::to_bytes).collect(),
+            commands: commands.iter().map(EntryCommand::to_bytes).collect(),
         };
         self.last = payload.last_version();
         (self.push_raw(EntryKind::Normal, payload.to_bytes(), Bytes::new()), version)
@@ -133,7 +135,7 @@ impl Single {
     }
 
     pub fn write(&mut self, write: Write) -> (Vec<OperationOutcome>, Version) {
-        let (entry, version) = self.log.push(&[Command::Write(write)]);
+        let (entry, version) = self.log.push(&[EntryCommand::Write(write)]);
         let applied = self.apply(&[entry]);
         match applied.entries.into_iter().next().and_then(|entry| entry.commands.into_iter().next())
         {
@@ -149,7 +151,7 @@ impl Single {
 
     pub fn advance_time(&mut self, millis: u64) {
         self.log.now_ms += millis;
-        let (entry, _) = self.log.push(&[Command::AdvanceTime]);
+        let (entry, _) = self.log.push(&[EntryCommand::AdvanceTime]);
         self.apply(&[entry]);
     }
 
@@ -183,31 +185,39 @@ pub fn tagged(sequence: u64, write: Write) -> Write {
     Write { request: Some(request), ..write }
 }
 
-fn operation(key: &str, action: Action) -> Operation {
-    Operation {
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        item: 0,
-        action,
-        condition: None,
-        return_previous: false,
-    }
+/// A command on a key.
+pub fn on(key: &str, command: impl kvdb_store::Command) -> Operation {
+    command.on(Bytes::copy_from_slice(key.as_bytes()))
+}
+
+/// The same, as a Redis transaction has it: its failure leaves the others alone.
+pub fn lenient(key: &str, command: impl kvdb_store::Command) -> Operation {
+    Operation { required: false, ..on(key, command) }
+}
+
+fn set(key: &str, value: &str, ttl_ms: Option<u64>) -> Operation {
+    let value = Bytes::copy_from_slice(value.as_bytes());
+    on(key, Set { value, expiry: Expiry::after(ttl_ms) })
 }
 
 pub fn put(key: &str, value: &str) -> Operation {
-    operation(key, Action::Put { value: Bytes::copy_from_slice(value.as_bytes()), ttl_ms: None })
+    set(key, value, None)
 }
 
 pub fn put_for(key: &str, value: &str, ttl_ms: u64) -> Operation {
-    let value = Bytes::copy_from_slice(value.as_bytes());
-    operation(key, Action::Put { value, ttl_ms: Some(ttl_ms) })
+    set(key, value, Some(ttl_ms))
 }
 
 pub fn delete(key: &str) -> Operation {
-    operation(key, Action::Delete)
+    on(key, Delete)
 }
 
 pub fn increment(key: &str, delta: i64) -> Operation {
-    operation(key, Action::Increment { delta })
+    on(key, Increment { delta })
+}
+
+pub fn expire(key: &str, ttl_ms: Option<u64>) -> Operation {
+    on(key, SetExpiry { expiry: Expiry::after(ttl_ms), rule: ExpiryRule::ALWAYS })
 }
 
 pub trait With {
@@ -217,6 +227,8 @@ pub trait With {
     fn previous(self) -> Self;
     /// As this item of its request.
     fn item(self, item: u32) -> Self;
+    /// With this other key.
+    fn and(self, other: &'static str) -> Self;
 }
 
 impl With for Operation {
@@ -230,5 +242,10 @@ impl With for Operation {
 
     fn item(self, item: u32) -> Self {
         Operation { item, ..self }
+    }
+
+    fn and(mut self, other: &'static str) -> Self {
+        self.others.push(other.into());
+        self
     }
 }

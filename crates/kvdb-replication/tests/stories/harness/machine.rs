@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use kvdb_model::codec::Reader;
 use kvdb_model::{
-    Command, EntryKind, EntryPayload, LogEntry, LogPosition, ShardDescriptor, TimeMark, Version,
-    VolumeId,
+    EntryCommand, EntryKind, EntryPayload, LogEntry, LogPosition, ShardDescriptor, TimeMark,
+    Version, VolumeId,
 };
 use kvdb_replication::ConfOutcome;
 use std::collections::BTreeMap;
@@ -79,12 +79,12 @@ pub fn words_in(entry: &LogEntry) -> Vec<String> {
 }
 
 pub fn command_of(word: &str) -> Bytes {
-    Command::Control(Bytes::copy_from_slice(word.as_bytes())).to_bytes()
+    EntryCommand::Control(Bytes::copy_from_slice(word.as_bytes())).to_bytes()
 }
 
 fn word_of(command: Bytes) -> String {
-    match Command::decode(command).unwrap() {
-        Command::Control(word) => String::from_utf8(word.to_vec()).unwrap(),
+    match EntryCommand::decode(command).unwrap() {
+        EntryCommand::Control(word) => String::from_utf8(word.to_vec()).unwrap(),
         other => panic!("nobody proposed {other:?}"),
     }
 }

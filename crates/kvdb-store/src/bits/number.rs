@@ -1,7 +1,7 @@
 //! Numbers inside strings, and combinations of strings, bit by bit. Bit 0 is the most significant
 //! one of the first byte.
 
-use kvdb_model::{BitFieldStep, BitOperation, BitRange, Overflow};
+use super::{BitFieldStep, BitOperation, BitRange, Overflow};
 
 fn bit(value: &[u8], at: u64) -> bool {
     let byte = usize::try_from(at / 8).ok().and_then(|place| value.get(place));

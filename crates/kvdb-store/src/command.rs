@@ -1,0 +1,281 @@
+//! What a command is, and the list of all of them.
+//!
+//! A command is a type with an encoding of its arguments and one function that carries it out on a
+//! [`Tx`]. Its keys aren't among the arguments: they stand in the [`Operation`], so that whoever
+//! routes, checks or authorizes it needs to understand nothing else, and a command can't touch a key
+//! that its operation doesn't name.
+//!
+//! To add one: write the type in the file of its family, and its row in [`COMMANDS`].
+
+use crate::apply::ApplyError;
+use crate::tx::Tx;
+use crate::{bits, hash, keys, string};
+use bytes::Bytes;
+use kvdb_model::codec::{DecodeError, Reader, Writer};
+use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
+
+/// What a command may do to what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Nothing.
+    Read,
+    /// Remove something. Also carried out when a disk is full.
+    Free,
+    /// Change what is there; it makes no key where there is none.
+    Change,
+    /// Add something.
+    Grow,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Whether it did what its name says.
+    pub applied: bool,
+    /// What it answers with beside that.
+    pub reply: Reply,
+}
+
+impl Done {
+    /// It applied.
+    pub const APPLIED: Done = Done { applied: true, reply: Reply::None };
+    /// There was nothing to do.
+    pub const NOT_APPLIED: Done = Done { applied: false, reply: Reply::None };
+
+    /// The same, with a reply.
+    #[must_use]
+    pub fn with(self, reply: Reply) -> Self {
+        Done { reply, ..self }
+    }
+}
+
+/// Why a command wasn't carried out.
+#[derive(Debug)]
+pub enum Fault {
+    /// For whoever asked; nothing was changed.
+    Refused(Refusal),
+    /// The replica can't go on.
+    Stop(ApplyError),
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Fault::Refused(refusal)
+    }
+}
+
+impl From<ApplyError> for Fault {
+    fn from(error: ApplyError) -> Self {
+        Fault::Stop(error)
+    }
+}
+
+/// A refusal that is about the value that is there.
+pub(crate) fn wrong(why: &'static str) -> Fault {
+    Fault::Refused(Refusal::WrongValue(why))
+}
+
+/// A command's arguments, and what it does. Everything that it decides depends on them, on what
+/// the [`Tx`] shows and on its version alone: every replica comes to the same.
+pub trait Command: Sized {
+    /// Which command: for good.
+    const ID: CommandId;
+    /// Which encoding of the arguments. A change of what applying computes is another format, too.
+    const FORMAT: u8 = 1;
+    /// What it may do.
+    const EFFECT: Effect;
+    /// Keys that it touches beside its own: at least, and at most.
+    const OTHERS: (usize, usize) = (0, 0);
+
+    /// Appends the arguments.
+    fn encode(&self, out: &mut Writer);
+
+    /// Reads what [`Command::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else.
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError>;
+
+    /// Checks the arguments against the limits on what a client may send.
+    ///
+    /// # Errors
+    /// [`Refusal::InvalidArgument`] naming field and limit.
+    fn check(&self, _limits: &Limits) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`]: whatever it has changed so far is taken back.
+    fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault>;
+
+    /// The command, encoded.
+    fn body(&self) -> Body {
+        let mut out = Writer::with_capacity(32);
+        self.encode(&mut out);
+        Body { id: Self::ID, format: Self::FORMAT, args: out.finish() }
+    }
+
+    /// The command on a key.
+    fn on(&self, key: Bytes) -> Operation {
+        Operation::new(key, self.body())
+    }
+}
+
+/// A command in the list.
+pub struct Row {
+    /// Its number.
+    pub id: CommandId,
+    /// Its name, for metrics and messages.
+    pub name: &'static str,
+    /// What it may do.
+    pub effect: Effect,
+    others: (usize, usize),
+    format: u8,
+    check: fn(&Bytes, &Limits) -> Result<(), Refusal>,
+    pub(crate) apply: fn(&Bytes, &mut Tx<'_>) -> Result<Done, Fault>,
+}
+
+const fn row<C: Command>(name: &'static str) -> Row {
+    Row {
+        id: C::ID,
+        name,
+        effect: C::EFFECT,
+        others: C::OTHERS,
+        format: C::FORMAT,
+        check: |args, limits| decode::<C>(args)?.check(limits),
+        apply: |args, tx| decode::<C>(args)?.apply(tx),
+    }
+}
+
+fn decode<C: Command>(args: &Bytes) -> Result<C, Refusal> {
+    let mut input = Reader::new(args.clone());
+    let command = C::decode(&mut input).and_then(|command| input.end().map(|()| command));
+    command.map_err(|error| Refusal::invalid("command", format!("can't be read: {error}")))
+}
+
+/// All commands, ascending by number.
+pub static COMMANDS: [Row; 23] = [
+    row::<string::Get>("get"),
+    row::<string::Set>("set"),
+    row::<string::Increment>("increment"),
+    row::<string::IncrementFloat>("increment_float"),
+    row::<string::Append>("append"),
+    row::<string::SetRange>("set_range"),
+    row::<bits::SetBit>("set_bit"),
+    row::<bits::BitField>("bit_field"),
+    row::<bits::BitOp>("bit_op"),
+    row::<keys::Look>("look"),
+    row::<keys::Check>("check"),
+    row::<keys::Delete>("delete"),
+    row::<keys::SetExpiry>("set_expiry"),
+    row::<keys::Rename>("rename"),
+    row::<keys::Copy>("copy"),
+    row::<keys::Encoding>("encoding"),
+    row::<hash::Set>("hash_set"),
+    row::<hash::Delete>("hash_delete"),
+    row::<hash::Increment>("hash_increment"),
+    row::<hash::IncrementFloat>("hash_increment_float"),
+    row::<hash::Get>("hash_get"),
+    row::<hash::Length>("hash_length"),
+    row::<hash::Scan>("hash_scan"),
+];
+
+/// The row of a command, if this binary knows it in that format.
+pub fn find(body: &Body) -> Option<&'static Row> {
+    let place = COMMANDS.binary_search_by_key(&body.id, |row| row.id).ok()?;
+    COMMANDS.get(place).filter(|row| row.format == body.format)
+}
+
+impl Row {
+    /// Whether an operation names as many keys as its command touches.
+    pub(crate) fn check_keys(&self, operation: &Operation) -> Result<(), Refusal> {
+        let (least, most) = self.others;
+        let count = operation.others.len();
+        if (least..=most).contains(&count) {
+            return Ok(());
+        }
+        let problem =
+            format!("are {}; {} takes {} to {}", count + 1, self.name, least + 1, most + 1);
+        Err(Refusal::invalid("keys", problem))
+    }
+}
+
+/// Checks an operation from outside: that its command is known, can be read, and keeps to the
+/// limits. Its keys are for whoever routes them.
+///
+/// # Errors
+/// [`Refusal::InvalidArgument`] naming what is wrong, and the limit.
+pub fn check(operation: &Operation, limits: &Limits) -> Result<&'static Row, Refusal> {
+    let Body { id, format, args } = &operation.body;
+    let Some(row) = find(&operation.body) else {
+        let problem = format!("{} in format {format} is not known to this version", id.0);
+        return Err(Refusal::invalid("command", problem));
+    };
+    row.check_keys(operation)?;
+    (row.check)(args, limits)?;
+    Ok(row)
+}
+
+/// What an operation may do to what is stored. One that isn't known may do anything.
+pub fn effect_of(operation: &Operation) -> Effect {
+    find(&operation.body).map_or(Effect::Grow, |row| row.effect)
+}
+
+/// A flag among arguments.
+pub(crate) fn flag(input: &mut Reader) -> Result<bool, DecodeError> {
+    match input.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(DecodeError::unknown_tag("flag", other)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// That a command is what it was after the way through its encoding.
+    pub(crate) fn survives<C: Command + PartialEq + std::fmt::Debug>(command: &C) {
+        let body = command.body();
+        let row = find(&body).expect("it is in the list");
+        assert_eq!(row.id, C::ID);
+        assert_eq!(&decode::<C>(&body.args).expect("it can be read"), command);
+    }
+
+    #[test]
+    fn each_number_is_in_the_list_once_and_in_order() {
+        assert!(
+            COMMANDS.windows(2).all(|pair| pair[0].id < pair[1].id && pair[0].name != pair[1].name)
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let limits = Limits::default();
+        let body = keys::Delete.body();
+        let newer = Body { format: 9, ..body.clone() };
+        let refused =
+            check(&Operation::new("k".into(), newer), &limits).err().map(|r| r.to_string());
+        assert_eq!(
+            refused.as_deref(),
+            Some("command 771 in format 9 is not known to this version")
+        );
+        let others = vec!["a".into()];
+        let refused = check(&Operation { others, ..Operation::new("k".into(), body) }, &limits);
+        let refused = refused.err().map(|refusal| refusal.to_string());
+        assert_eq!(refused.as_deref(), Some("keys are 2; delete takes 1 to 1"));
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(place in 0..COMMANDS.len(), junk in prop::collection::vec(any::<u8>(), 0..60)) {
+            let row = &COMMANDS[place];
+            let body = Body { id: row.id, format: 1, args: junk.into() };
+            let others = vec![Bytes::new(); row.others.0];
+            let _ = check(&Operation { others, ..Operation::new("k".into(), body) }, &Limits::default());
+        }
+    }
+}
