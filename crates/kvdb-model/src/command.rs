@@ -368,9 +368,9 @@ impl Operation {
             Some(Condition::IfValue(_)) => CONDITION_VALUE,
         };
         out.u8(condition
-            | u8::from(self.return_previous) * RETURN_PREVIOUS
-            | u8::from(self.required) * REQUIRED
-            | u8::from(!self.others.is_empty()) * OTHERS);
+            | (u8::from(self.return_previous) * RETURN_PREVIOUS)
+            | (u8::from(self.required) * REQUIRED)
+            | (u8::from(!self.others.is_empty()) * OTHERS));
         out.u64(self.fingerprint());
         match &self.condition {
             Some(Condition::IfVersion(version)) => out.u64(version.0),

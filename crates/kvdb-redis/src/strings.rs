@@ -26,7 +26,7 @@ fn set_always(value: &Bytes) -> Set {
 }
 
 pub(crate) fn get(args: &[Bytes]) -> Planned {
-    Ok(Plan::read(args[1].clone(), |found| Reply::bulk_or_nil(found)))
+    Ok(Plan::read(args[1].clone(), Reply::bulk_or_nil))
 }
 
 /// How long a key lives, as options say it: not looked at until all of them are understood.

@@ -269,8 +269,8 @@ impl<'a> View<'a> {
         };
         let Some((key, incarnation)) = parse_garbage(&first.0) else { return Ok(None) };
         let prefix = element_prefix_len(&key, incarnation);
-        let elements = self.snapshot.scan(&element_range(&key, incarnation), false);
-        let end = elements.skip(most).next().transpose()?;
+        let mut elements = self.snapshot.scan(&element_range(&key, incarnation), false);
+        let end = elements.nth(most).transpose()?;
         // Not a slice of the engine's block, which may be large.
         let end = end.map(|(element, _)| Bytes::copy_from_slice(&element[prefix..]));
         Ok(Some(GarbagePage { key, incarnation, end }))

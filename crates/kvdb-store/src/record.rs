@@ -97,7 +97,7 @@ impl Record {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + 8 + self.value.len());
         out.put_u32_le(0);
         out.put_u8(FORMAT);
-        out.put_u8(self.kind as u8 | u8::from(self.expires_at_ms != 0) * EXPIRES);
+        out.put_u8(self.kind as u8 | if self.expires_at_ms != 0 { EXPIRES } else { 0 });
         out.put_u64_le(self.version.0);
         if self.expires_at_ms != 0 {
             out.put_u64_le(self.expires_at_ms);

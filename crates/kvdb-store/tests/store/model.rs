@@ -223,12 +223,16 @@ impl Action {
         };
         match operation.body.id {
             Set::ID => {
-                let Set { value, expiry } = Set::decode(input).unwrap();
+                let Set { value, expiry } = Set::decode(input).expect("it was drawn");
                 Action::Put { value, ttl_ms: ttl_ms(expiry) }
             }
             Delete::ID => Action::Delete,
-            Increment::ID => Action::Increment { delta: Increment::decode(input).unwrap().delta },
-            _ => Action::Expire { ttl_ms: ttl_ms(SetExpiry::decode(input).unwrap().expiry) },
+            Increment::ID => {
+                Action::Increment { delta: Increment::decode(input).expect("it was drawn").delta }
+            }
+            _ => Action::Expire {
+                ttl_ms: ttl_ms(SetExpiry::decode(input).expect("it was drawn").expiry),
+            },
         }
     }
 }
