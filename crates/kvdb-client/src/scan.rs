@@ -9,7 +9,7 @@ use crate::error::{Effect, Error};
 use crate::outgoing::Outgoing;
 use crate::pool::{Connection, Hung, Pool};
 use crate::retry::{Next, Retries};
-use crate::types::{Item, ScanOptions, expiry_from};
+use crate::types::{Item, ScanOptions, expiry_from, kind_from};
 use crate::whois::explain;
 use bytes::Bytes;
 use futures_util::Stream;
@@ -176,5 +176,6 @@ fn item_from(item: proto::ScanItem) -> Item {
         value: item.value,
         version: Version(item.version),
         expires_at_ms: expiry_from(item.expires_at_ms),
+        kind: kind_from(item.r#type),
     }
 }

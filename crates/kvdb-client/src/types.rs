@@ -189,6 +189,13 @@ pub struct Item {
     pub version: Version,
     /// When it expires, in milliseconds since 1970.
     pub expires_at_ms: Option<u64>,
+    /// What the key holds where it isn't a string, as `hash`; its content isn't in `value` then.
+    pub kind: Option<String>,
+}
+
+/// The type of what a key holds, unless it is a string.
+pub(crate) fn kind_from(kind: String) -> Option<String> {
+    Some(kind).filter(|kind| !kind.is_empty())
 }
 
 pub(crate) fn expiry_from(expires_at_ms: u64) -> Option<u64> {

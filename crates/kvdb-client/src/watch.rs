@@ -9,7 +9,7 @@ use crate::error::{Effect, Error};
 use crate::outgoing::Outgoing;
 use crate::pool::{Connection, Hung, Pool};
 use crate::retry::{Next, Retries};
-use crate::types::expiry_from;
+use crate::types::{expiry_from, kind_from};
 use crate::whois::explain;
 use bytes::Bytes;
 use kvdb_model::Version;
@@ -43,12 +43,15 @@ pub struct WatchOptions {
 pub struct WatchEvent {
     /// The key.
     pub key: Bytes,
-    /// Its value now; `None` if it was deleted, or has expired and was cleaned up.
+    /// Its value now; `None` if it was deleted, or has expired and was cleaned up. Empty if it isn't a
+    /// string.
     pub value: Option<Bytes>,
     /// Of the change.
     pub version: Version,
     /// When it expires, in milliseconds since 1970.
     pub expires_at_ms: Option<u64>,
+    /// What the key holds where it isn't a string, as `hash`.
+    pub kind: Option<String>,
 }
 
 /// What a watch tells.
@@ -197,5 +200,6 @@ fn event_from(event: proto::WatchEvent) -> WatchEvent {
         value: is_put.then_some(event.value),
         version: Version(event.version),
         expires_at_ms: expiry_from(event.expires_at_ms),
+        kind: kind_from(event.r#type),
     }
 }

@@ -373,3 +373,28 @@ fn a_hash_small_or_large_is_whole_and_leaves_nothing_to_the_next_one_of_its_name
     let lines: Vec<String> = (0..6).map(|_| client.line()).collect();
     assert_eq!(&lines[3..], ["*1\r\n", "$4\r\n", "{h}c\r\n"], "{lines:?}");
 }
+
+#[test]
+fn an_export_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    client.ask("hset h f v");
+    client.ask("set s x");
+    let export = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_kvdb"))
+            .args(["--endpoint", &format!("127.0.0.1:{}", dev.grpc), "export", "-"])
+            .args(more)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let refused = export(&[]);
+    assert_eq!(refused.status.code(), Some(3));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("key h holds a hash"), "{told}");
+    let done = export(&["--strings-only"]);
+    assert!(done.status.success());
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "s\tx\n");
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(told.contains("left out, of other types: 1"), "{told}");
+}

@@ -28,8 +28,8 @@ Examples:
 
 TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a
 newline or with CR at their end, or rows that expire: these end the export with exit code 3. JSON
-lines hold everything;
-bytes that aren't UTF-8 go as key_b64 and value_b64.")]
+lines hold all strings; bytes that aren't UTF-8 go as key_b64 and value_b64. A key that holds a hash
+ends the export, unless --strings-only leaves it out.")]
 pub(crate) struct Args {
     /// File, or `-` for standard output
     #[arg(value_name = "FILE")]
@@ -40,32 +40,61 @@ pub(crate) struct Args {
     /// Export only keys that begin with this
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<OsString>,
+    /// Leave out keys that hold another type than a string, and say how many
+    #[arg(long)]
+    strings_only: bool,
 }
 
 pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
     let format = command.format.or_else(|| Format::of_name(&command.file)).unwrap_or(Format::Tsv);
     let prefix = command.prefix.unwrap_or_default().into_vec().into();
     let scan = client(args)?.scan(ScanOptions { prefix, ..ScanOptions::default() });
+    let kept = Kept { format, strings_only: command.strings_only };
     if command.file.as_os_str() == "-" {
-        copy(scan, format, &mut BufWriter::new(io::stdout()), "standard output").await?;
+        let mut out = BufWriter::new(io::stdout());
+        let copied = copy(scan, kept, &mut out, "standard output").await?;
+        if copied.left_out > 0 {
+            eprintln!("kvdb: left out, of other types: {}", copied.left_out);
+        }
         return Ok(());
     }
     let place = command.file.display().to_string();
-    let rows = to_file(scan, format, &command.file, &place).await?;
+    let Copied { rows, left_out } = to_file(scan, kept, &command.file, &place).await?;
     let mut output = Output::new();
     match args.json {
-        true => output.json(&serde_json::json!({ "file": place, "rows": rows }))?,
-        false => output.line(format!("exported {rows} rows to {place}"))?,
+        true => {
+            output
+                .json(&serde_json::json!({ "file": place, "rows": rows, "left_out": left_out }))?;
+        }
+        false => {
+            output.line(format!("exported {rows} rows to {place}"))?;
+            if left_out > 0 {
+                output.line(format!("left out, of other types: {left_out}"))?;
+            }
+        }
     }
     output.finish()
 }
 
-async fn to_file(scan: Scan, format: Format, path: &Path, place: &str) -> Result<u64, Failure> {
+/// What is written of a row, and of which rows.
+#[derive(Clone, Copy)]
+struct Kept {
+    format: Format,
+    strings_only: bool,
+}
+
+/// How many keys were written, and how many weren't.
+struct Copied {
+    rows: u64,
+    left_out: u64,
+}
+
+async fn to_file(scan: Scan, kept: Kept, path: &Path, place: &str) -> Result<Copied, Failure> {
     let failed = |error: &io::Error| Failure::writing(place, error);
     // A pipe or a device is written as it is; only files are replaced.
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         let file = File::options().write(true).open(path).map_err(|error| failed(&error))?;
-        return copy(scan, format, &mut BufWriter::new(file), place).await;
+        return copy(scan, kept, &mut BufWriter::new(file), place).await;
     }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -76,25 +105,36 @@ async fn to_file(scan: Scan, format: Format, path: &Path, place: &str) -> Result
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(|error| failed(&error))?;
-    let rows = copy(scan, format, &mut BufWriter::new(file.as_file_mut()), place).await?;
+    let copied = copy(scan, kept, &mut BufWriter::new(file.as_file_mut()), place).await?;
     file.as_file().sync_all().map_err(|error| failed(&error))?;
     file.persist(path).map_err(|error| failed(&error.error))?;
-    Ok(rows)
+    Ok(copied)
 }
 
 async fn copy(
     mut scan: Scan,
-    format: Format,
+    kept: Kept,
     out: &mut impl Write,
     place: &str,
-) -> Result<u64, Failure> {
+) -> Result<Copied, Failure> {
     let failed = |error: io::Error| Failure::writing(place, &error);
     let progress = progress();
     let mut buffer = Vec::new();
+    let mut left_out = 0;
     while let Some(items) = scan.next_chunk().await? {
         for item in &items {
+            if let Some(kind) = &item.kind {
+                if !kept.strings_only {
+                    let key = printable(&item.key);
+                    return Err(Failure::Refused(format!(
+                        "key {key} holds a {kind}, and an export has strings alone; --strings-only leaves such keys out"
+                    )));
+                }
+                left_out += 1;
+                continue;
+            }
             let row = row_of(item, SystemTime::now());
-            format.write(&row, &mut buffer).map_err(|error| {
+            kept.format.write(&row, &mut buffer).map_err(|error| {
                 let key = printable(&row.key);
                 Failure::Refused(format!("key {key}: {error}; --format jsonl can hold it"))
             })?;
@@ -105,7 +145,7 @@ async fn copy(
     }
     out.flush().map_err(failed)?;
     progress.finish_and_clear();
-    Ok(progress.position())
+    Ok(Copied { rows: progress.position() - left_out, left_out })
 }
 
 /// What is left of a row's life is what an import gives it again.

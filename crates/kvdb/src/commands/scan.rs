@@ -57,9 +57,7 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
             match args.json {
                 true => output.json(&object(item, command.keys_only))?,
                 false if command.keys_only => output.line(printable(&item.key))?,
-                false => {
-                    output.line(format!("{}\t{}", printable(&item.key), printable(&item.value)))?;
-                }
+                false => output.line(format!("{}\t{}", printable(&item.key), shown(item)))?,
             }
         }
         output.flush()?;
@@ -67,11 +65,23 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     output.finish()
 }
 
+/// The value of a string; of anything else what it is.
+fn shown(item: &Item) -> String {
+    match &item.kind {
+        Some(kind) => format!("({kind})"),
+        None => printable(&item.value),
+    }
+}
+
 fn object(item: &Item, keys_only: bool) -> Value {
     let mut object = Map::new();
     insert_bytes(&mut object, "key", &item.key);
-    if !keys_only {
-        insert_bytes(&mut object, "value", &item.value);
+    match &item.kind {
+        Some(kind) => {
+            object.insert("type".into(), kind.as_str().into());
+        }
+        None if keys_only => {}
+        None => insert_bytes(&mut object, "value", &item.value),
     }
     object.insert("version".into(), item.version.0.into());
     if let Some(expires_at_ms) = item.expires_at_ms {

@@ -112,7 +112,11 @@ fn print(output: &mut Output, event: &WatchEvent, cursor: &str, json: bool) -> R
     if !json {
         let key = printable(&event.key);
         return match &event.value {
-            Some(value) => output.line(format!("PUT\t{key}\t{}", printable(value))),
+            Some(value) => {
+                let of_type = event.kind.as_ref().map(|kind| format!("({kind})"));
+                let value = of_type.unwrap_or_else(|| printable(value));
+                output.line(format!("PUT\t{key}\t{value}"))
+            }
             None => output.line(format!("DELETE\t{key}")),
         };
     }
@@ -120,8 +124,12 @@ fn print(output: &mut Output, event: &WatchEvent, cursor: &str, json: bool) -> R
     let kind = if event.value.is_some() { "PUT" } else { "DELETE" };
     object.insert("kind".into(), kind.into());
     insert_bytes(&mut object, "key", &event.key);
-    if let Some(value) = &event.value {
-        insert_bytes(&mut object, "value", value);
+    match (&event.kind, &event.value) {
+        (Some(kind), _) => {
+            object.insert("type".into(), kind.as_str().into());
+        }
+        (None, Some(value)) => insert_bytes(&mut object, "value", value),
+        (None, None) => {}
     }
     object.insert("version".into(), event.version.0.into());
     if let Some(expires_at_ms) = event.expires_at_ms {
