@@ -610,7 +610,7 @@ fn every_role_tells_what_it_does() {
     let nodes: Vec<_> = cluster.nodes.iter().map(support::metrics).collect();
     // Whichever node leads the key's shard has counted it.
     for name in [
-        "kvdb_requests_total{method=\"put\",result=\"OK\"}",
+        "kvdb_requests_total{method=\"execute\",result=\"OK\"}",
         "kvdb_requests_total{method=\"get\",result=\"OK\"}",
         "kvdb_request_seconds_bucket{le=\"0.00005\",class=\"write\"}",
     ] {
