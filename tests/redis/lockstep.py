@@ -390,6 +390,8 @@ def allowed(words, redis, kvdb):
     if name == b"OBJECT" and words[1].upper() == b"IDLETIME":
         # Always 0 here.
         return redis[0] == kvdb[0] == ":"
+    if name == b"LCS" and redis[1] == b"ERR The specified keys must contain string values":
+        return kvdb[0] == "-" and kvdb[1].startswith(b"WRONGTYPE")
     if name == b"LCS" and kvdb[1] == b"ERR Insufficient memory, transient memory for LCS exceeds proto-max-bulk-len":
         # More than 16 Mi cells.
         return True

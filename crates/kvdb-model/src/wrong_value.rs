@@ -20,6 +20,8 @@ pub const WRONG_TYPE: &str = "the key holds another type of value";
 pub const FIELD_NOT_A_NUMBER: &str = "the value of the field is not an integer";
 /// A decimal increment of a field that isn't a decimal number.
 pub const FIELD_NOT_A_FLOAT: &str = "the value of the field is not a decimal number";
+/// A decimal increment by what is no finite number.
+pub const DELTA_NOT_FINITE: &str = "the increment is NaN or infinity";
 /// A read of more than one answer holds.
 pub const REPLY_TOO_LARGE: &str = "the reply would be larger than 8 MiB; read it in parts";
 /// A copy of more than one command may copy.
@@ -27,7 +29,7 @@ pub const TOO_MANY_ELEMENTS: &str =
     "the key has more than 100,000 elements: too many to be copied or renamed in one command";
 
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -39,6 +41,7 @@ pub const ALL: [&str; 11] = [
     FIELD_NOT_A_FLOAT,
     REPLY_TOO_LARGE,
     TOO_MANY_ELEMENTS,
+    DELTA_NOT_FINITE,
 ];
 
 /// The one with this text.

@@ -2,7 +2,7 @@
 
 use crate::args::{Planned, bit_offset, integer, is, syntax, upper};
 use crate::number::{parse_i64, parse_u64, span};
-use crate::plan::{Plan, change};
+use crate::plan::{Plan, change, read};
 use crate::reply::Reply;
 use crate::strings::integer_of;
 use bytes::Bytes;
@@ -91,7 +91,7 @@ fn count(value: &[u8], (from, to): (usize, usize)) -> u64 {
 
 /// Parses a part as the two commands that have one do: not before it is known that there is a key.
 fn parsed(key: &Bytes, part: Result<Part, Reply>, missing: i64) -> Result<Part, Plan> {
-    part.map_err(|error| Plan::failing(key.clone(), error, Reply::Integer(missing)))
+    part.map_err(|error| Plan::failing(read(key.clone()), error, Reply::Integer(missing)))
 }
 
 pub(crate) fn bitcount(args: &[Bytes]) -> Planned {

@@ -43,13 +43,15 @@ const ACCESS: &[(&str, &[Access])] = &[
 /// What a command does with its keys, where they are all of one kind.
 fn usual_access(name: &str) -> &'static str {
     match name {
-        "append" => "RW insert",
-        "decr" | "decrby" | "getset" | "incr" | "incrby" | "incrbyfloat" | "move" | "setbit" => {
-            "RW access update"
-        }
+        "append" | "hsetnx" => "RW insert",
+        "decr" | "decrby" | "getset" | "hincrby" | "hincrbyfloat" | "incr" | "incrby"
+        | "incrbyfloat" | "move" | "setbit" => "RW access update",
+        "hdel" => "RW delete",
         "del" | "unlink" => "RM delete",
-        "exists" | "object" | "strlen" | "touch" | "type" | "watch" => "RO",
-        "expire" | "expireat" | "persist" | "pexpire" | "pexpireat" | "setrange" => "RW update",
+        "exists" | "hexists" | "hlen" | "hstrlen" | "object" | "strlen" | "touch" | "type"
+        | "watch" => "RO",
+        "expire" | "expireat" | "hmset" | "hset" | "persist" | "pexpire" | "pexpireat"
+        | "setrange" => "RW update",
         "getdel" => "RW access delete",
         "mset" | "psetex" | "restore" | "setex" => "OW update",
         "msetnx" | "setnx" => "OW insert",
@@ -60,13 +62,12 @@ fn usual_access(name: &str) -> &'static str {
 /// Hints on routing and on answers, with spaces between.
 fn tips(name: &str) -> &'static str {
     match name {
-        "client|info" | "client|list" | "dump" | "object|freq" | "object|encoding"
+        "client|info" | "client|list" | "dump" | "hscan" | "object|freq" | "object|encoding"
         | "object|idletime" | "object|refcount" | "pttl" | "time" | "ttl" => {
             "nondeterministic_output"
         }
-        "command" | "command|docs" | "command|info" | "command|list" | "function|list" => {
-            "nondeterministic_output_order"
-        }
+        "command" | "command|docs" | "command|info" | "command|list" | "function|list"
+        | "hgetall" | "hkeys" | "hvals" => "nondeterministic_output_order",
         "config|set" | "latency|reset" | "slowlog|reset" => {
             "request_policy:all_nodes response_policy:all_succeeded"
         }
@@ -140,7 +141,7 @@ fn categories(name: &str, group: &str, flags: &str) -> Vec<&'static str> {
         }
         "connection" => group == "connection" || name == "wait" || name.starts_with("command"),
         "transaction" => group == "transactions",
-        "string" | "bitmap" | "scripting" => group == category,
+        "string" | "bitmap" | "hash" | "scripting" => group == category,
         _ => false,
     };
     CATEGORIES.into_iter().filter(|category| belongs(category)).collect()

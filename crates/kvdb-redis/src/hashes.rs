@@ -123,8 +123,8 @@ pub(crate) fn hincrbyfloat(args: &[Bytes]) -> Planned {
     Ok(Plan::write(args[1].clone(), &increment, |result| Reply::bulk_or_nil(value_of(result))))
 }
 
-pub(crate) fn hscan(args: &[Bytes]) -> Planned {
-    let cursor = parse_cursor(&args[2])?;
+/// How many fields to look at, and which to tell.
+fn scan_options(args: &[Bytes]) -> Result<(u64, Option<Bytes>), Reply> {
     let (mut most, mut pattern) = (10, None);
     let mut options = Options::after(args, 3);
     while let Some(word) = options.word() {
@@ -137,14 +137,32 @@ pub(crate) fn hscan(args: &[Bytes]) -> Planned {
             _ => return Err(syntax()),
         }
     }
+    Ok((most, pattern))
+}
+
+fn scanned(cursor: i64, pairs: impl Iterator<Item = (Reply, Reply)>) -> Reply {
+    let flat = pairs.flat_map(|(field, value)| [field, value]).collect();
+    Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(flat)])
+}
+
+pub(crate) fn hscan(args: &[Bytes]) -> Planned {
+    let cursor = parse_cursor(&args[2])?;
+    let (most, pattern) = match scan_options(args) {
+        Ok(options) => options,
+        // A key that isn't there, or holds another type, comes first.
+        Err(error) => {
+            return Ok(Plan::write(args[1].clone(), &Length, move |result| match result.applied {
+                true => error,
+                false => scanned(0, std::iter::empty()),
+            }));
+        }
+    };
     Ok(Plan::write(args[1].clone(), &Scan { cursor, most }, move |result| {
         let (cursor, pairs) = part(result);
         let wanted = |field: &Reply| match (&pattern, field) {
             (Some(pattern), Reply::Bulk(field)) => glob::matches(pattern, field),
             _ => true,
         };
-        let pairs = pairs.into_iter().filter(|(field, _)| wanted(field));
-        let flat = pairs.flat_map(|(field, value)| [field, value]).collect();
-        Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(flat)])
+        scanned(cursor, pairs.into_iter().filter(|(field, _)| wanted(field)))
     }))
 }

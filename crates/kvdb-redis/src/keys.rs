@@ -206,7 +206,7 @@ pub(crate) fn restore(args: &[Bytes]) -> Planned {
         Ok(restored) => restored,
         Err(error) if replace => return Err(error),
         // A key that is in the way comes first.
-        Err(error) => return Ok(Plan::failing(args[1].clone(), busy(), error)),
+        Err(error) => return Ok(Plan::failing(look(args[1].clone()), busy(), error)),
     };
     let condition = (!replace).then_some(Condition::IfAbsent);
     let action = Set { value: value.into(), expiry };
@@ -256,7 +256,7 @@ pub(crate) fn object(args: &[Bytes]) -> Planned {
             let error = Reply::error(
                 "An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.",
             );
-            Ok(Plan::failing(key, error, no_key()))
+            Ok(Plan::failing(look(key), error, no_key()))
         }
     }
 }

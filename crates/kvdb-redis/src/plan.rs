@@ -87,10 +87,10 @@ impl Plan {
         })
     }
 
-    /// A plan that changes nothing: an error, unless the key isn't there, for which there is another
-    /// answer.
-    pub fn failing(key: Bytes, error: Reply, missing: Reply) -> Self {
-        Self::one(look(key), |result, _| if result.applied { error } else { missing })
+    /// A plan of a step that changes nothing: an error, unless the key isn't there, for which there is
+    /// another answer.
+    pub fn failing(step: Step, error: Reply, missing: Reply) -> Self {
+        Self::one(step, |result, _| if result.applied { error } else { missing })
     }
 
     /// The answer.
@@ -159,6 +159,7 @@ pub fn refused(refusal: &Refusal) -> Reply {
             }
             wrong_value::NO_SUCH_KEY => "no such key",
             wrong_value::FIELD_NOT_A_NUMBER => "hash value is not an integer",
+            wrong_value::DELTA_NOT_FINITE => "value is NaN or Infinity",
             wrong_value::FIELD_NOT_A_FLOAT => "hash value is not a float",
             other => other,
         }),

@@ -5,7 +5,7 @@ use crate::args::{
     wrong_number,
 };
 use crate::number::span;
-use crate::plan::{Plan, Step, change, change_if, value_of};
+use crate::plan::{Plan, Step, change, change_if, read, value_of};
 use crate::reply::Reply;
 use bytes::Bytes;
 use kvdb_model::limits::FLOAT_TEXT_MAX_BYTES;
@@ -132,7 +132,7 @@ pub(crate) fn getex(args: &[Bytes]) -> Planned {
         Ok(Some(expiry)) => expiry,
         Ok(None) => return get(args),
         // A key that isn't there comes first.
-        Err(error) => return Ok(Plan::failing(args[1].clone(), error, Reply::Nil)),
+        Err(error) => return Ok(Plan::failing(read(args[1].clone()), error, Reply::Nil)),
     };
     // A key that never expired stays as it is.
     let rule = if expiry == Expiry::Never { ExpiryRule::XX } else { ExpiryRule::ALWAYS };

@@ -190,7 +190,7 @@ commands! {
     "info" -1 CONNECTION NONE "server" Step(server::of_server) "Facts about the server" "of one gateway: Server, Clients, Memory, Persistence, Stats, Replication, CPU, Cluster, Keyspace";
     "keys" 2 READ NONE "generic" Step(server::keys) "All keys that match" "walks all keys: not of one moment; refused above 64 MiB of keys; not inside MULTI";
     "latency" -2 CONTAINER NONE "server" Local(server::latency) "Latency events" "HELP HISTORY LATEST RESET: always empty";
-    "lcs" -3 READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells";
+    "lcs" -3 READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells; of another type answered with WRONGTYPE";
     "mget" -2 READ_FAST ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
     "move" 3 CHANGE_FAST ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
     "mset" -3 GROW (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";

@@ -10,7 +10,8 @@ use crate::tx::Tx;
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{
-    FIELD_NOT_A_FLOAT, FIELD_NOT_A_NUMBER, NOT_A_FLOAT, OVERFLOW, REPLY_TOO_LARGE,
+    DELTA_NOT_FINITE, FIELD_NOT_A_FLOAT, FIELD_NOT_A_NUMBER, NOT_A_FLOAT, NOT_FINITE, OVERFLOW,
+    REPLY_TOO_LARGE,
 };
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 use xxhash_rust::xxh3::xxh3_64;
@@ -220,10 +221,13 @@ impl Command for IncrementFloat {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
+        // What is wrong with the argument comes first.
+        decimal::add(b"0", &self.delta).map_err(|why| match why {
+            NOT_FINITE => wrong(DELTA_NOT_FINITE),
+            why => wrong(why),
+        })?;
         let mut hash = tx.collection_or_new(0, Type::Hash)?;
         let before = tx.element(0, &hash, &place_of(&self.field))?;
-        // What is wrong with the argument comes first.
-        decimal::add(b"0", &self.delta).map_err(wrong)?;
         let before = before.as_deref().unwrap_or(b"0");
         let sum = decimal::add(before, &self.delta).map_err(|why| match why {
             NOT_A_FLOAT => wrong(FIELD_NOT_A_FLOAT),
@@ -478,6 +482,7 @@ mod tests {
         assert_eq!(sum, Reply::Bytes("1.5".into()));
         assert_eq!(wrong(trial.run(&add("text", "1"), &["h"])), FIELD_NOT_A_FLOAT);
         assert_eq!(wrong(trial.run(&add("text", "y"), &["h"])), NOT_A_FLOAT);
+        assert_eq!(wrong(trial.run(&add("x", "inf"), &["h"])), DELTA_NOT_FINITE);
     }
 
     fn any_bytes() -> impl Strategy<Value = Bytes> {
