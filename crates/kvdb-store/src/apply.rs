@@ -9,13 +9,13 @@
 use crate::layout::{Kind, record_key};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
+use crate::overlay::Overlay;
 use crate::recent::ChangeEvent;
 use crate::record::RecordDamage;
 use crate::seal::seal;
 use crate::sessions::{Room, reused};
 use crate::shard::{OpenError, Shard};
 use crate::split::Born;
-use crate::tx::Overlay;
 use bytes::Bytes;
 use kvdb_engine::{Batch, EngineError, SequenceNumber};
 use kvdb_model::codec::DecodeError;

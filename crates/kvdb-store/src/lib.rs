@@ -25,6 +25,7 @@
 mod answers;
 mod apply;
 pub mod bits;
+mod changes;
 mod collection;
 pub mod command;
 pub mod hash;
@@ -34,6 +35,7 @@ mod layout;
 mod machine;
 mod measure;
 mod membership;
+mod overlay;
 mod read;
 mod recent;
 mod record;
@@ -50,6 +52,7 @@ pub use command::{Command, Effect, check, effect_of};
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use measure::Measure;
 pub use membership::MembershipChange;
+pub use overlay::on_nothing;
 pub use read::{
     GarbagePage, ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage,
     View, get, scan,
@@ -60,4 +63,4 @@ pub use sessions::check_request;
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};
 pub use split::{Born, is_in, left_behind, replicas_in};
-pub use tx::{Collection, Tx, on_nothing};
+pub use tx::{Collection, Tx};

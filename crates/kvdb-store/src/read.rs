@@ -11,10 +11,10 @@ use crate::layout::{
     data_key, data_range, element_prefix_len, element_range, garbage_range, parse_garbage,
     routing_key_of,
 };
+use crate::overlay::Reading;
 use crate::recent::{ChangePage, WatchQuery};
 use crate::record::{Record, RecordDamage};
 use crate::shard::{OpenError, State};
-use crate::tx::Reading;
 use bytes::Bytes;
 use kvdb_engine::{EngineError, SequenceNumber, Snapshot};
 use kvdb_model::planted::{Bug, has};

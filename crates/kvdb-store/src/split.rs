@@ -10,8 +10,8 @@
 use crate::apply::ApplyError;
 use crate::layout::{all_replicas, kept_under, replica_of, replica_range};
 use crate::machine::Machine;
+use crate::overlay::Overlay;
 use crate::shard::{OpenError, Shard, State};
-use crate::tx::Overlay;
 use kvdb_engine::Snapshot;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};

@@ -230,7 +230,7 @@ impl Command for BitOp {
 mod tests {
     use super::*;
     use crate::command::tests::survives;
-    use crate::tx::tests::{Trial, record};
+    use crate::overlay::tests::{Trial, record};
     use kvdb_model::{Refusal, wrong_value};
     use proptest::prelude::*;
 

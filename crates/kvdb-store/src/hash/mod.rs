@@ -359,9 +359,9 @@ mod tests {
     use crate::collection::INLINE_MOST;
     use crate::command::tests::survives;
     use crate::keys;
+    use crate::overlay::tests::{Trial, record};
     use crate::string;
-    use crate::tx::tests::{Trial, record};
-    use kvdb_model::wrong_value;
+    use kvdb_model::{Operation, wrong_value};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -459,6 +459,11 @@ mod tests {
         assert_eq!((lenient.applied, lenient.reply), (false, Reply::Nil));
         assert!(is_wrong(trial.run(&string::Append { value: "x".into() }, &["h"])));
         assert!(is_wrong(trial.run(&string::Increment { delta: 1 }, &["h"])));
+        let set = string::Set { value: "x".into(), expiry: keys::Expiry::Never };
+        let only_new = Some(kvdb_model::Condition::IfAbsent);
+        let operation =
+            Operation { return_previous: true, condition: only_new, ..set.on("h".into()) };
+        assert!(is_wrong(trial.carry_out(&operation)), "also where the condition fails");
     }
 
     #[test]

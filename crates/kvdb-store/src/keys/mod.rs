@@ -4,10 +4,11 @@ mod expiry;
 
 pub use expiry::{Expiry, ExpiryRule};
 
+use crate::changes::is_promoted;
 use crate::command::{Command, Done, Effect, Fault, flag, wrong};
 use crate::record::Type;
 use crate::string::parse_counter;
-use crate::tx::{Tx, is_promoted};
+use crate::tx::Tx;
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::planted::{Bug, has};
@@ -230,7 +231,7 @@ fn hand_over(tx: &mut Tx<'_>, only_absent: bool, moves: bool) -> Result<Done, Fa
 mod tests {
     use super::*;
     use crate::command::tests::survives;
-    use crate::tx::tests::{NOW_MS, Trial, record};
+    use crate::overlay::tests::{NOW_MS, Trial, record};
     use kvdb_model::{Condition, Operation, Refusal, Version, wrong_value};
 
     #[test]

@@ -255,7 +255,7 @@ fn overwrite(
 mod tests {
     use super::*;
     use crate::command::tests::survives;
-    use crate::tx::tests::{Trial, record};
+    use crate::overlay::tests::{Trial, record};
     use kvdb_model::wrong_value;
     use proptest::prelude::*;
 
