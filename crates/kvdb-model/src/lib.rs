@@ -6,7 +6,7 @@
 //! `kvdb-wire`) or how it is kept (that is `kvdb-wal` and the engines).
 //!
 //! Reading order: [`id`], [`key`], [`descriptor`], [`map`] for what the cluster *is*;
-//! [`version`], [`command`], [`refusal`] for what an operation does; [`task`] for how shards change; [`log`] for what replication
+//! [`version`], [`operation`], [`command`], [`refusal`] for what an operation does; [`task`] for how shards change; [`log`] for what replication
 //! asks the write-ahead log to remember; [`codec`] for how small things become bytes.
 
 pub mod codec;
@@ -18,6 +18,7 @@ pub mod key;
 pub mod limits;
 pub mod log;
 pub mod map;
+pub mod operation;
 pub mod planted;
 pub mod refusal;
 pub mod reply;
@@ -27,10 +28,7 @@ pub mod unavailable;
 pub mod version;
 pub mod wrong_value;
 
-pub use command::{
-    Body, CommandId, Condition, EntryCommand, EntryPayload, Operation, OperationOutcome, Previous,
-    RequestTag, ValidUntil, Write, WriteResult,
-};
+pub use command::{EntryCommand, EntryPayload, RequestTag, ValidUntil, Write};
 pub use descriptor::{Replica, Role, ShardDescriptor};
 pub use history::{HistoryLimits, HistoryPolicy};
 pub use id::*;
@@ -39,6 +37,9 @@ pub use limits::Limits;
 pub use log::{EntryKind, HardState, LogEntry, LogPosition, WalRecord};
 pub use map::{
     DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
+};
+pub use operation::{
+    Body, CommandId, Condition, Operation, OperationOutcome, Previous, WriteResult,
 };
 pub use refusal::{Refusal, RetryClass};
 pub use reply::Reply;
