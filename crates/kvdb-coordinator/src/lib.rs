@@ -20,6 +20,8 @@ mod recovery;
 mod run;
 mod service;
 mod starts;
+mod status;
 mod view;
+mod watch;
 
 pub use run::{CoordinatorConfig, CoordinatorError, run};

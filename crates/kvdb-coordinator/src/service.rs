@@ -4,10 +4,10 @@ use crate::clocks::SharedClocks;
 use crate::figures;
 use crate::founders::Founders;
 use crate::view::View;
-use crate::{members, operators, reach, recovery, starts};
+use crate::{members, operators, reach, recovery, starts, watch};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
-    OperatorRequest, Planner, Reason, Since, Standings, Vitals, decode_result,
+    OperatorRequest, Planner, Standings, Vitals, decode_result,
 };
 use kvdb_model::{
     EntryCommand, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
@@ -15,12 +15,12 @@ use kvdb_model::{
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
 use kvdb_runtime::cluster_time::ClusterTime;
+use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
-use kvdb_runtime::peers::Contacts;
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_from, history_from, map_delta_to, node_status_from,
-    partitioning_from, proto, role_to, shard_map_to, shard_task_to, status_of, token_from,
+    cluster_id_from, cluster_id_to, descriptor_from, history_from, node_status_from,
+    partitioning_from, proto, shard_map_to, shard_task_to, status_of, token_from,
 };
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -37,8 +37,6 @@ use tonic::{Request, Response, Status};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of what a node says about a task; the rest is cut off.
 const MOST_WORDS: usize = 300;
-/// Shards with too few replicas that a status names.
-const MOST_SHORT_SHARDS: usize = 100;
 /// Updates that wait for one watcher; it is held back beyond, and gets a snapshot if it falls
 /// out of the history.
 const WATCH_QUEUE: usize = 16;
@@ -89,7 +87,7 @@ impl Member {
         self.drive.views().get(ShardId::CONTROL).is_some_and(|view| view.is_leader)
     }
 
-    fn not_leader(&self) -> Status {
+    pub(crate) fn not_leader(&self) -> Status {
         let view = self.drive.views().get(ShardId::CONTROL);
         let leader = view.and_then(|view| view.leader).filter(|id| *id != self.drive.node_id());
         let leader_hint = leader.and_then(|id| self.address_of(id));
@@ -292,7 +290,7 @@ impl Coordinator for Member {
         self.catch_up().await?;
         let (updates, receiver) = mpsc::channel(WATCH_QUEUE);
         let from = MapVersion(request.into_inner().from_version);
-        tokio::spawn(feed_watcher(self.clone(), from, updates));
+        tokio::spawn(watch::feed(self.clone(), from, updates));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -732,122 +730,6 @@ impl Coordinator for Member {
         &self,
         request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        let state = self.view.state();
-        // The leader knows best. Where nobody leads, any voter tells what it knows.
-        let here = self.drive.views().get(ShardId::CONTROL);
-        let is_led = here.as_ref().is_some_and(|here| here.leader.is_some() && !here.is_leader);
-        if is_led || !self.votes() {
-            return Err(self.not_leader());
-        }
-        let statuses = self.drive.statuses().await;
-        let group = statuses.into_iter().find(|status| status.shard == ShardId::CONTROL);
-        let leader = group.as_ref().and_then(|group| group.leader);
-        let descriptor = group.as_ref().and_then(|group| group.descriptor.as_ref());
-        let members = match descriptor {
-            Some(descriptor) => descriptor.replicas.clone(),
-            None => state.wanted_coordinators(),
-        };
-        let members = members.iter().map(|replica| proto::CoordinatorMember {
-            id: replica.node_id.0,
-            address: self.address_of(replica.node_id).unwrap_or_default(),
-            is_leader: leader == Some(replica.node_id),
-            role: role_to(replica.role).into(),
-        });
-        let members = members.collect();
-        let shortages = state.shortages();
-        let short_shard_count = shortages.len() as u64;
-        let loads = self.standings.lock().loads(state.map());
-        let short = shortages.into_iter().take(MOST_SHORT_SHARDS).map(|short| proto::ShortShard {
-            shard_id: short.shard.0,
-            replicas: short.replicas,
-            wanted_replicas: short.wanted,
-            why: self.planner.why_short(&state, &loads, short.shard),
-        });
-        let short_shards = short.collect();
-        // Whoever doesn't lead has heard nothing.
-        let wanted = request.into_inner().figures && self.leads();
-        let (node_figures, shard_figures) = match wanted {
-            true => (figures::of_nodes(self), figures::of_shards(self)),
-            false => Default::default(),
-        };
-        let said = |(node, reasons): (&NodeId, &Vec<Reason>)| -> Vec<_> {
-            let said = |reason: &Reason| proto::LessPreferredLeader {
-                node_id: node.0,
-                reason: reason.name().to_owned(),
-                description: reason.describe(),
-            };
-            reasons.iter().map(said).collect()
-        };
-        let less_preferred_leaders = loads.less_preferred.iter().flat_map(said).collect();
-        let wrong_clocks = self.wrong_clocks(&state).into_iter().map(|clock| proto::WrongClock {
-            process: clock.process,
-            address: clock.address,
-            node_id: clock.node.0,
-            ahead_ms: clock.ahead_ms,
-        });
-        Ok(Response::new(proto::GetStatusResponse {
-            cluster_id: cluster_id_to(state.map().cluster_id),
-            map_version: state.map().version.0,
-            leader_id: leader.unwrap_or_default().0,
-            term: group.as_ref().map_or(0, |group| group.term.0),
-            applied_index: group.as_ref().map_or(0, |group| group.applied.0),
-            members,
-            short_shards,
-            short_shard_count,
-            node_figures,
-            shard_figures,
-            less_preferred_leaders,
-            wrong_clocks: wrong_clocks.collect(),
-        }))
-    }
-}
-
-/// Sends a watcher every delta in order, or a snapshot, while this member leads.
-async fn feed_watcher(
-    member: Member,
-    mut have: MapVersion,
-    updates: mpsc::Sender<Result<proto::ShardMapUpdate, Status>>,
-) {
-    use proto::shard_map_update::Update;
-    let mut changes = member.view.changes();
-    let mut roles = member.drive.role_changes();
-    let mut first = true;
-    let mut told = Vec::new();
-    loop {
-        changes.mark_unchanged();
-        let (since, state) = member.view.since(have);
-        let mut messages: Vec<_> = match since {
-            Since::Deltas(deltas) if !(first && have.0 == 0) => {
-                deltas.iter().map(|delta| Some(Update::Delta(map_delta_to(delta)))).collect()
-            }
-            _ => vec![Some(Update::Snapshot(shard_map_to(state.map())))],
-        };
-        first = false;
-        have = state.map().version;
-        let mut coordinators = Vec::new();
-        let now = state.coordinator_addresses();
-        if now != told {
-            told.clone_from(&now);
-            coordinators = now;
-            if messages.is_empty() {
-                messages.push(None);
-            }
-        }
-        for update in messages {
-            let coordinators = std::mem::take(&mut coordinators);
-            let update = proto::ShardMapUpdate { update, coordinators };
-            if updates.send(Ok(update)).await.is_err() {
-                return;
-            }
-        }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            _ = roles.changed() => {}
-            () = updates.closed() => return,
-        }
-        if !member.leads() {
-            let _ = updates.send(Err(member.not_leader())).await;
-            return;
-        }
+        self.status(request.into_inner().figures).await.map(Response::new)
     }
 }

@@ -13,13 +13,13 @@ use kvdb_replication::Input;
 use kvdb_router::Routes;
 use kvdb_runtime::clock;
 use kvdb_runtime::cluster_time::ClusterTime;
+use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial;
 use kvdb_runtime::drive::{Drive, Level};
 use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::{DataDirectory, Identity, Role};
 use kvdb_runtime::map::ClusterMap;
-use kvdb_runtime::peers::Contacts;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_runtime::start::Start;
 use kvdb_wire::{

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod clock_memory;
 pub mod cluster_time;
+pub mod contacts;
 pub mod coordinators;
 pub mod dial;
 pub mod drive;

@@ -4,8 +4,8 @@
 //! shards' messages share it. What can't be delivered is dropped and reported: Raft retries.
 
 use crate::clock;
+use crate::contacts::Contacts;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
-use crate::means::Means;
 use crate::start::{Met, Open};
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
@@ -19,7 +19,7 @@ use kvdb_wire::proto::{self, peer_frame, snapshot_frame};
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, descriptor_to, token_from, transport,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,78 +52,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const PING_EVERY: Duration = Duration::from_millis(500);
 /// Chunks of a snapshot between disk and network.
 const SNAPSHOT_QUEUE: usize = 8;
-
-/// Which peers are reached, and where.
-#[derive(Clone, Debug, Default)]
-pub struct Contacts {
-    peers: Arc<Mutex<HashMap<NodeId, Contact>>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Contact {
-    /// Where it was reached last.
-    at: Option<String>,
-    is_reached: bool,
-    /// When the ping under way was sent, by the boot clock.
-    asked_us: Option<u64>,
-    round_trips: Means,
-}
-
-impl Contacts {
-    /// Where a peer was reached last.
-    pub fn address(&self, peer: NodeId) -> Option<String> {
-        self.peers.lock().get(&peer)?.at.clone()
-    }
-
-    /// All that were tried, and whether they are reached.
-    pub fn all(&self) -> Vec<(NodeId, bool)> {
-        self.peers.lock().iter().map(|(peer, contact)| (*peer, contact.is_reached)).collect()
-    }
-
-    /// How long messages to peers and back take lately, in microseconds, as far as is known.
-    pub fn round_trips_us(&self, now_us: u64) -> Vec<(NodeId, u64)> {
-        let peers = self.peers.lock();
-        let figure = |(peer, contact): (&NodeId, &Contact)| {
-            let under_way = contact.asked_us.map(|asked_us| now_us.saturating_sub(asked_us));
-            (*peer, contact.round_trips.figure(now_us, under_way.unwrap_or_default()))
-        };
-        peers.iter().map(figure).filter(|(_, round_trip_us)| *round_trip_us > 0).collect()
-    }
-
-    fn reached(&self, peer: NodeId, address: &str) {
-        let mut peers = self.peers.lock();
-        let contact = peers.entry(peer).or_default();
-        (contact.at, contact.is_reached) = (Some(address.to_owned()), true);
-    }
-
-    fn missed(&self, peer: NodeId) {
-        let mut peers = self.peers.lock();
-        let contact = peers.entry(peer).or_default();
-        (contact.is_reached, contact.asked_us) = (false, None);
-    }
-
-    /// Returns whether a ping may be sent now: one is under way at a time.
-    fn asks(&self, peer: NodeId, now_us: u64) -> bool {
-        let mut peers = self.peers.lock();
-        let contact = peers.entry(peer).or_default();
-        let asks = contact.is_reached && contact.asked_us.is_none();
-        if asks {
-            contact.asked_us = Some(now_us);
-        }
-        asks
-    }
-
-    /// The ping that was sent at `asked_us` was answered.
-    fn answered(&self, peer: NodeId, asked_us: u64, now_us: u64) {
-        let mut peers = self.peers.lock();
-        let Some(contact) = peers.get_mut(&peer) else { return };
-        if contact.asked_us == Some(asked_us) {
-            contact.asked_us = None;
-            // None at all would mean that nothing is known.
-            contact.round_trips.note(now_us, now_us.saturating_sub(asked_us).max(1));
-        }
-    }
-}
 
 /// Where peers are, and who this process is among them.
 #[derive(Clone)]
@@ -730,24 +658,6 @@ mod tests {
         let mut message = Message::default();
         message.set_context(vec![7; bytes].into());
         PeerMessage { shard: ShardId(3), message }
-    }
-
-    #[test]
-    fn a_path_is_as_slow_as_its_pings_and_as_what_is_under_way() {
-        let (contacts, peer) = (Contacts::default(), NodeId(2));
-        assert!(!contacts.asks(peer, 1_000_000), "it isn't reached");
-        contacts.reached(peer, "a:1");
-        assert!(contacts.asks(peer, 1_000_000));
-        assert!(!contacts.asks(peer, 1_500_000), "one is under way");
-        contacts.answered(peer, 7, 1_600_000);
-        contacts.answered(peer, 1_000_000, 1_040_000);
-        assert_eq!(contacts.round_trips_us(1_100_000), [(peer, 40_000)]);
-        assert!(contacts.asks(peer, 2_000_000));
-        assert_eq!(contacts.round_trips_us(4_000_000), [(peer, 1_020_000)]);
-        // What breaks has no answer: that is told otherwise.
-        contacts.missed(peer);
-        assert_eq!(contacts.round_trips_us(4_000_000), [(peer, 40_000)]);
-        assert_eq!(contacts.address(peer).as_deref(), Some("a:1"));
     }
 
     #[test]
