@@ -19,8 +19,8 @@ mod balance;
 mod command;
 mod counts;
 mod decide;
-mod greeting;
 mod history;
+mod join;
 mod keyspaces;
 mod liveness;
 mod members;
@@ -42,10 +42,8 @@ pub use command::{
     ControlCommand, ControlError, ControlResponse, LedShard, decode_result, encode_result,
 };
 pub use counts::Shortage;
-pub use greeting::{
-    Beginning, Greeted, Knowledge, MustNotBegin, Standing, decide, first_descriptor,
-};
 pub use history::{History, Since};
+pub use join::{Beginning, Greeted, Knowledge, MustNotBegin, Standing, decide, first_descriptor};
 pub use liveness::{Heard, Liveness, LivenessConfig};
 pub use members::{CoordinatorRecord, Coordinators, MOST_COORDINATORS};
 pub use operator::{Operator, OperatorKind, OperatorRequest, OperatorState, OperatorStep};

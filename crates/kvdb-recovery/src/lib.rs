@@ -15,9 +15,9 @@
 //! - A volume that holds the state of a replica that the log doesn't know: the split was flushed
 //!   and its record was not. The child is born now ([`Recovered::unborn`]).
 
-mod rebirth;
+mod unsafe_recovery;
 
-pub use rebirth::{Copied, RebirthError, copy_alone};
+pub use unsafe_recovery::{Copied, UnsafeRecoveryError, copy_alone};
 
 use kvdb_engine::{Engine, EngineError, SequenceNumber};
 use kvdb_model::codec::Reader;

@@ -17,11 +17,11 @@
 
 mod events;
 mod ready;
-mod rebirth;
 mod reconfigure;
 mod settle;
 mod sleep;
 mod snapshots;
+mod unsafe_recovery;
 
 use crate::config::HostConfig;
 use crate::convert::entry_to_raft;

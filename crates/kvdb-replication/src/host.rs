@@ -8,7 +8,7 @@ use crate::config::HostConfig;
 use crate::effect::{ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch};
 use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
-use crate::knocks::Knocks;
+use crate::pending_votes::PendingVotes;
 use crate::permit::ReadPermit;
 use crate::shard_time::ShardTime;
 use crate::stall::Stall;
@@ -64,7 +64,7 @@ pub struct Host<T> {
     awaiting_apply: BTreeSet<ShardId>,
     /// Closed replicas whose tombstone is on its way to the disk, by batch.
     closing: VecDeque<(u64, ApplyTask<T>)>,
-    knocks: Knocks,
+    pending_votes: PendingVotes,
     /// Shards whose first replica is to be created here, and until which tick it is waited for.
     expected: BTreeMap<ShardId, u64>,
     beats: Beats,
@@ -100,7 +100,7 @@ impl<T> Host<T> {
             dirty: Vec::new(),
             awaiting_apply: BTreeSet::new(),
             closing: VecDeque::new(),
-            knocks: Knocks::default(),
+            pending_votes: PendingVotes::default(),
             expected: BTreeMap::new(),
             beats: Beats::default(),
             stall: Stall::default(),
@@ -242,7 +242,7 @@ impl<T> Host<T> {
                 let birth = Birth { descriptor: child, volume, time, origin };
                 self.split(from.map(|from| from.parent), birth);
             }
-            Input::Rebear(rebirth) => self.rebear(rebirth),
+            Input::RecoverUnsafely(unsafe_recovery) => self.recover_unsafely(unsafe_recovery),
             Input::Destroy { shard, replica } => self.destroy(shard, replica),
             Input::TransferLeader { shard, to } => self.transfer_leader(shard, to),
             Input::TransferAll => {
@@ -398,7 +398,7 @@ impl<T> Host<T> {
     }
 
     fn tick(&mut self) {
-        self.knocks.tick(&self.config);
+        self.pending_votes.tick(&self.config);
         self.beats.tick();
         let now = self.beats.now();
         self.expected.retain(|_, until| *until > now);
@@ -541,7 +541,7 @@ impl<T> Host<T> {
                 !self.is_expected(shard) && self.admit(shard, receiver)
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                self.knock(shard, receiver)
+                self.asked_for_vote(shard, receiver)
             }
             MessageType::MsgAppendResponse
             | MessageType::MsgHeartbeatResponse

@@ -40,7 +40,7 @@ pub struct SplitFrom {
 
 /// A replica's state and log, copied: what a new one begins with, alone in its shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rebirth {
+pub struct UnsafeRecovery {
     /// Whose they were.
     pub survivor: ReplicaId,
     /// Where the survivor's log ended when it was copied.
@@ -141,7 +141,7 @@ pub enum Input<T> {
     },
     /// The shard has lost its majority for good: a replica ends, and a new one goes on alone from
     /// what it has left. Where that can't be (any more), the copy's volume is dropped.
-    Rebear(Rebirth),
+    RecoverUnsafely(UnsafeRecovery),
     /// Remove a replica for good.
     Destroy {
         /// The shard.

@@ -3,7 +3,7 @@
 use super::Host;
 use crate::effect::{ApplyTask, Effect, SnapshotRefusal};
 use crate::group::RecoveredGroup;
-use crate::input::Rebirth;
+use crate::input::UnsafeRecovery;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::time::MAX_CLOCK_SKEW_MS;
 use kvdb_model::{
@@ -35,14 +35,14 @@ fn leap_to_ms(known_ms: u64, agreed_ms: Option<u64>) -> u64 {
 
 impl<T> Host<T> {
     /// A candidate asks a replica for its vote. Returns whether it is here, now at least.
-    pub(super) fn knock(&mut self, shard: ShardId, receiver: ReplicaId) -> bool {
+    pub(super) fn asked_for_vote(&mut self, shard: ShardId, receiver: ReplicaId) -> bool {
         if self.groups.contains_key(&shard) {
             return true;
         }
         // Coordinators come to be by greeting each other.
         shard != ShardId::CONTROL
             && !self.is_buried(shard, receiver)
-            && self.knocks.heard(&self.config, shard, receiver)
+            && self.pending_votes.heard(&self.config, shard, receiver)
             && self.admit(shard, receiver)
     }
 
@@ -204,25 +204,26 @@ impl<T> Host<T> {
         }
     }
 
-    /// A replica ends, and another one goes on from what it has left: see [`Rebirth`].
-    pub(super) fn rebear(&mut self, rebirth: Rebirth) {
-        let shard = rebirth.descriptor.shard_id;
-        let Some(replica) = self.may_be_reborn(&rebirth) else {
-            self.out.effects.push(Effect::DropVolume(rebirth.volume));
+    /// A replica ends, and another one goes on from what it has left: see [`UnsafeRecovery`].
+    pub(super) fn recover_unsafely(&mut self, unsafe_recovery: UnsafeRecovery) {
+        let shard = unsafe_recovery.descriptor.shard_id;
+        let Some(replica) = self.may_be_reborn(&unsafe_recovery) else {
+            self.out.effects.push(Effect::DropVolume(unsafe_recovery.volume));
             return;
         };
         let term = self.groups.get(&shard).map(|group| group.hard_state().term);
-        let term = Term(rebirth.term.max(term.unwrap_or_default()).0 + 1);
-        let hard_state = HardState { term, vote: ReplicaId(0), commit: rebirth.log_end.index };
+        let term = Term(unsafe_recovery.term.max(term.unwrap_or_default()).0 + 1);
+        let hard_state =
+            HardState { term, vote: ReplicaId(0), commit: unsafe_recovery.log_end.index };
         let known_ms =
             self.groups.get(&shard).map(|group| group.time().times(self.now.boot_us).time_ms);
-        let known_ms = known_ms.unwrap_or_default().max(rebirth.time.version.millis());
+        let known_ms = known_ms.unwrap_or_default().max(unsafe_recovery.time.version.millis());
         let agreed_ms = self.cluster.now_ms(self.now.boot_us);
-        let birth = rebirth.descriptor.to_bytes();
-        let (volume, start) = (Some(rebirth.volume), rebirth.log_end);
+        let birth = unsafe_recovery.descriptor.to_bytes();
+        let (volume, start) = (Some(unsafe_recovery.volume), unsafe_recovery.log_end);
         // These three stay together in one frame of the log (`kvdb_wal`): the old replica's end
         // and the new one's birth.
-        self.destroy(shard, rebirth.survivor);
+        self.destroy(shard, unsafe_recovery.survivor);
         self.out.records.push(WalRecord::Created {
             replica,
             shard,
@@ -234,7 +235,7 @@ impl<T> Host<T> {
         self.out.effects.push(Effect::Apply(ApplyTask::Open {
             shard,
             replica,
-            volume: rebirth.volume,
+            volume: unsafe_recovery.volume,
             birth,
             start,
         }));
@@ -246,8 +247,8 @@ impl<T> Host<T> {
             start,
             entries: Vec::new(),
             applied: start,
-            descriptor: Some(rebirth.descriptor),
-            time: rebirth.time,
+            descriptor: Some(unsafe_recovery.descriptor),
+            time: unsafe_recovery.time,
             engine_lost: false,
         };
         self.insert(group, false);
@@ -262,12 +263,13 @@ impl<T> Host<T> {
     }
 
     /// The id that a replica may go on under.
-    fn may_be_reborn(&self, rebirth: &Rebirth) -> Option<ReplicaId> {
-        let descriptor = &rebirth.descriptor;
+    fn may_be_reborn(&self, unsafe_recovery: &UnsafeRecovery) -> Option<ReplicaId> {
+        let descriptor = &unsafe_recovery.descriptor;
         let replica = self.own_replica(descriptor).filter(|_| descriptor.replicas.len() == 1)?;
         let group = self.groups.get(&descriptor.shard_id)?;
         let is_free = replica > group.replica && !self.is_buried(descriptor.shard_id, replica);
-        let unchanged = group.replica == rebirth.survivor && group.log_end() == rebirth.log_end;
+        let unchanged =
+            group.replica == unsafe_recovery.survivor && group.log_end() == unsafe_recovery.log_end;
         (is_free && unchanged && group.cant_go_on().is_ok()).then_some(replica)
     }
 

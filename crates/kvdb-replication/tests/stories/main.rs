@@ -13,7 +13,7 @@ mod limits;
 mod logs;
 mod membership;
 mod reads;
-mod rebirth;
 mod sleep;
 mod snapshots;
 mod stall;
+mod unsafe_recovery;

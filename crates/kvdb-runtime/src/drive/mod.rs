@@ -23,22 +23,22 @@ mod log_health;
 mod mailbox;
 mod maintain;
 mod metrics;
-mod rebirth;
 mod replicate;
 mod room;
 pub mod steps;
 mod ticket;
+mod unsafe_recovery;
 mod views;
 
 pub use changes::{Changes, ShardChanges};
 pub use fatal::fatal;
 pub use kvdb_engine::EngineError as VolumeError;
 pub use log_health::LogHealth;
-pub use rebirth::GoOnError;
 pub(crate) use replicate::Event;
 pub use replicate::Outgoing;
 pub use room::{Level, RESERVE_BYTES, Room};
 pub use ticket::{Outcome, ReplySink, Ticket};
+pub use unsafe_recovery::GoOnError;
 pub use views::{ShardView, ViewTable, Views};
 
 use crate::pace::Pace;

@@ -6,7 +6,7 @@
 //!
 //! The copy lives in a volume of its own, under the new replica's id, and is durable when
 //! [`copy_alone`] returns; nothing of the survivor is touched. It only counts once the host has
-//! taken it ([`kvdb_replication::Input::Rebear`]).
+//! taken it ([`kvdb_replication::Input::RecoverUnsafely`]).
 //!
 //! Membership changes in that log aren't carried out any more: the shard has one replica now. Nor
 //! are splits: the survivor keeps the whole range, and what was written to it after the split.
@@ -16,14 +16,14 @@ use kvdb_model::{
     EntryCommand, EntryKind, EntryPayload, LogEntry, RangeEpoch, RecoveryPlan, ShardDescriptor,
     VolumeId,
 };
-use kvdb_replication::{LogTail, Rebirth};
+use kvdb_replication::{LogTail, UnsafeRecovery};
 use kvdb_store::{ApplyError, Machine, OpenError, Shard, SnapshotWriter};
 use std::sync::Arc;
 use thiserror::Error;
 
 /// Why there is no copy. Nothing was changed, but for a volume that nobody names.
 #[derive(Debug, Error)]
-pub enum RebirthError {
+pub enum UnsafeRecoveryError {
     /// The survivor hasn't heard of a split.
     #[error(
         "the replica is at range epoch {has}, but the shard has been at {least}: it was split since, \
@@ -46,10 +46,10 @@ pub enum RebirthError {
     Apply(#[from] ApplyError),
 }
 
-impl RebirthError {
+impl UnsafeRecoveryError {
     /// Whether another try can't end otherwise.
     pub fn is_final(&self) -> bool {
-        matches!(self, RebirthError::BeforeSplit { .. })
+        matches!(self, UnsafeRecoveryError::BeforeSplit { .. })
     }
 }
 
@@ -57,7 +57,7 @@ impl RebirthError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
     /// For the host.
-    pub rebirth: Rebirth,
+    pub unsafe_recovery: UnsafeRecovery,
     /// Entries that were applied though they aren't known to be committed.
     pub unconfirmed: u64,
 }
@@ -65,7 +65,7 @@ pub struct Copied {
 /// Copies a replica's state and applies its log to the copy, durably.
 ///
 /// # Errors
-/// [`RebirthError`].
+/// [`UnsafeRecoveryError`].
 pub fn copy_alone<M: Machine>(
     engine: &Arc<dyn Engine>,
     survivor: &SnapshotWriter,
@@ -73,11 +73,11 @@ pub fn copy_alone<M: Machine>(
     plan: &RecoveryPlan,
     volume: VolumeId,
     machine: M,
-) -> Result<Copied, RebirthError> {
+) -> Result<Copied, UnsafeRecoveryError> {
     let before = survivor.descriptor().clone();
     if before.range_epoch < plan.least_range_epoch {
         let (has, least) = (before.range_epoch, plan.least_range_epoch);
-        return Err(RebirthError::BeforeSplit { has, least });
+        return Err(UnsafeRecoveryError::BeforeSplit { has, least });
     }
     let replica = plan.replica.replica_id;
     engine.ingest_volume(volume, &mut survivor.items_for(replica))?;
@@ -103,7 +103,7 @@ pub fn copy_alone<M: Machine>(
     shard.redescribe(descriptor.clone())?;
     let time = shard.time();
     engine.flush(volume)?;
-    let rebirth = Rebirth {
+    let unsafe_recovery = UnsafeRecovery {
         survivor: plan.survivor,
         log_end: tail.end,
         descriptor,
@@ -111,7 +111,7 @@ pub fn copy_alone<M: Machine>(
         time,
         term: plan.term,
     };
-    Ok(Copied { rebirth, unconfirmed: tail.entries.len() as u64 })
+    Ok(Copied { unsafe_recovery, unconfirmed: tail.entries.len() as u64 })
 }
 
 /// Whether an entry would have split the shard. (One that can't be read fails to apply.)
@@ -197,7 +197,7 @@ mod tests {
             Survivor { engine, shard }
         }
 
-        fn copy(&self, entries: Vec<LogEntry>) -> Result<Copied, RebirthError> {
+        fn copy(&self, entries: Vec<LogEntry>) -> Result<Copied, UnsafeRecoveryError> {
             let snapshot = self.shard.engine_snapshot().expect("it can be read");
             let writer = SnapshotWriter::new(snapshot, OLD).expect("it is there");
             let end = entries.last().map_or(self.shard.applied(), |last| LogPosition {
@@ -238,7 +238,7 @@ mod tests {
         let copied =
             survivor.copy(vec![put(2, "d", EPOCH), put(3, "e", EPOCH)]).expect("it can be");
         assert_eq!(copied.unconfirmed, 2);
-        let descriptor = &copied.rebirth.descriptor;
+        let descriptor = &copied.unsafe_recovery.descriptor;
         assert_eq!(descriptor.replicas, [plan().replica]);
         assert_eq!(descriptor.membership_epoch, MembershipEpoch(1000));
         assert_eq!(
@@ -274,8 +274,8 @@ mod tests {
             entry(4, EntryKind::ConfChange, Bytes::new(), change.to_bytes(&before)),
         ];
         let copied = survivor.copy(entries).expect("it can be");
-        assert_eq!(copied.rebirth.descriptor.replicas.len(), 1);
-        assert_eq!(copied.rebirth.descriptor.range, before.range);
+        assert_eq!(copied.unsafe_recovery.descriptor.replicas.len(), 1);
+        assert_eq!(copied.unsafe_recovery.descriptor.range, before.range);
         assert!(survivor.has("d", RangeEpoch(2000)));
     }
 

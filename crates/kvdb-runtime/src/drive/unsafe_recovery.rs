@@ -1,13 +1,13 @@
 //! A shard goes on from the replica here, alone: the majority is lost for good.
 //!
 //! The copy is made beside the replica, which goes on as it is; only the host's step at the end
-//! counts ([`kvdb_replication::Input::Rebear`]), and it is refused if anything has changed
+//! counts ([`kvdb_replication::Input::RecoverUnsafely`]), and it is refused if anything has changed
 //! meanwhile. What a failed try has left is a volume that nobody names: it goes.
 
 use super::apply::ApplyWork;
 use super::{Drive, Event};
 use kvdb_model::{RecoveryPlan, ShardId, VolumeId};
-use kvdb_recovery::{RebirthError, copy_alone};
+use kvdb_recovery::{UnsafeRecoveryError, copy_alone};
 use kvdb_replication::{CantGoOn, Input};
 use kvdb_store::NoControl;
 use thiserror::Error;
@@ -21,7 +21,7 @@ pub enum GoOnError {
     Cant(#[from] CantGoOn),
     /// The copy.
     #[error(transparent)]
-    Copy(#[from] RebirthError),
+    Copy(#[from] UnsafeRecoveryError),
     /// The process is stopping, or the replica can't be read (the log says why).
     #[error("the replica can't be read")]
     Unreadable,
@@ -72,7 +72,7 @@ impl Drive {
                 return Err(GoOnError::Unreadable);
             }
         };
-        self.inform(Event::Internal(Input::Rebear(copied.rebirth)));
+        self.inform(Event::Internal(Input::RecoverUnsafely(copied.unsafe_recovery)));
         // In turn: the host has taken it by then, or not.
         let taken = self.statuses_from(shard, 1).await;
         match taken.first().filter(|group| group.shard == shard) {

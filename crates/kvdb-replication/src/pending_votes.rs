@@ -15,25 +15,25 @@ use std::collections::BTreeMap;
 /// So many replicas can be asked for at once; more have to wait for one of them to be given up.
 const MOST: usize = 1024;
 
-struct Knock {
+struct PendingVote {
     first: u64,
     last: u64,
 }
 
 /// Who was asked for, and since when.
 #[derive(Default)]
-pub(crate) struct Knocks {
+pub(crate) struct PendingVotes {
     now: u64,
-    asked: BTreeMap<(ShardId, ReplicaId), Knock>,
+    asked: BTreeMap<(ShardId, ReplicaId), PendingVote>,
 }
 
-impl Knocks {
+impl PendingVotes {
     /// Time goes by; who isn't asked for any more is forgotten.
     pub(crate) fn tick(&mut self, config: &HostConfig) {
         self.now += 1;
         let (now, patience) = (self.now, 2 * longest_election(config));
         if !self.asked.is_empty() {
-            self.asked.retain(|_, knock| knock.last + patience > now);
+            self.asked.retain(|_, pending| pending.last + patience > now);
         }
     }
 
@@ -44,9 +44,10 @@ impl Knocks {
         if self.asked.len() >= MOST && !self.asked.contains_key(&(shard, asked)) {
             return false;
         }
-        let knock = self.asked.entry((shard, asked)).or_insert(Knock { first: now, last: now });
-        knock.last = now;
-        let is_enough = knock.first + longest_election(config) <= now;
+        let pending =
+            self.asked.entry((shard, asked)).or_insert(PendingVote { first: now, last: now });
+        pending.last = now;
+        let is_enough = pending.first + longest_election(config) <= now;
         if is_enough {
             self.asked.remove(&(shard, asked));
         }
@@ -66,39 +67,39 @@ mod tests {
 
     const SHARD: ShardId = ShardId(7);
 
-    fn wait(knocks: &mut Knocks, config: &HostConfig, ticks: u64) {
-        (0..ticks).for_each(|_| knocks.tick(config));
+    fn wait(pending_votes: &mut PendingVotes, config: &HostConfig, ticks: u64) {
+        (0..ticks).for_each(|_| pending_votes.tick(config));
     }
 
     #[test]
     fn who_is_asked_for_longer_than_an_election_comes_to_life() {
         let config = HostConfig::new(NodeId(1), 1);
-        let mut knocks = Knocks::default();
-        assert!(!knocks.heard(&config, SHARD, ReplicaId(3)));
-        wait(&mut knocks, &config, longest_election(&config) - 1);
-        assert!(!knocks.heard(&config, SHARD, ReplicaId(3)));
-        wait(&mut knocks, &config, 1);
-        assert!(!knocks.heard(&config, SHARD, ReplicaId(4)), "another one");
-        assert!(knocks.heard(&config, SHARD, ReplicaId(3)));
+        let mut pending_votes = PendingVotes::default();
+        assert!(!pending_votes.heard(&config, SHARD, ReplicaId(3)));
+        wait(&mut pending_votes, &config, longest_election(&config) - 1);
+        assert!(!pending_votes.heard(&config, SHARD, ReplicaId(3)));
+        wait(&mut pending_votes, &config, 1);
+        assert!(!pending_votes.heard(&config, SHARD, ReplicaId(4)), "another one");
+        assert!(pending_votes.heard(&config, SHARD, ReplicaId(3)));
     }
 
     #[test]
     fn who_is_not_asked_for_any_more_is_forgotten() {
         let config = HostConfig::new(NodeId(1), 1);
-        let mut knocks = Knocks::default();
-        knocks.heard(&config, SHARD, ReplicaId(3));
-        wait(&mut knocks, &config, 2 * longest_election(&config));
-        assert!(knocks.asked.is_empty());
-        assert!(!knocks.heard(&config, SHARD, ReplicaId(3)));
+        let mut pending_votes = PendingVotes::default();
+        pending_votes.heard(&config, SHARD, ReplicaId(3));
+        wait(&mut pending_votes, &config, 2 * longest_election(&config));
+        assert!(pending_votes.asked.is_empty());
+        assert!(!pending_votes.heard(&config, SHARD, ReplicaId(3)));
     }
 
     #[test]
     fn no_more_than_the_limit_are_remembered() {
         let config = HostConfig::new(NodeId(1), 1);
-        let mut knocks = Knocks::default();
+        let mut pending_votes = PendingVotes::default();
         for replica in 0..2 * MOST as u64 {
-            knocks.heard(&config, SHARD, ReplicaId(replica));
+            pending_votes.heard(&config, SHARD, ReplicaId(replica));
         }
-        assert_eq!(knocks.asked.len(), MOST);
+        assert_eq!(pending_votes.asked.len(), MOST);
     }
 }

@@ -4,12 +4,12 @@ use crate::harness::{Outcome, SHARD, World, member, replica_on, voter};
 use kvdb_model::{
     LogPosition, MembershipEpoch, NodeId, RangeEpoch, Replica, ReplicaId, Role, Term,
 };
-use kvdb_replication::{CantGoOn, Input, Rebirth};
+use kvdb_replication::{CantGoOn, Input, UnsafeRecovery};
 
 const NEW: ReplicaId = ReplicaId(900);
 
 /// A copy of what the replica on node 2 has, with all of its log, as a new replica's.
-fn copied(world: &mut World, new: ReplicaId) -> Result<Rebirth, CantGoOn> {
+fn copied(world: &mut World, new: ReplicaId) -> Result<UnsafeRecovery, CantGoOn> {
     let node = world.nodes.get_mut(&2).unwrap();
     let old = replica_on(SHARD, 2);
     let position = node.state(SHARD).map(|state| state.applied).unwrap_or_default();
@@ -25,7 +25,7 @@ fn copied(world: &mut World, new: ReplicaId) -> Result<Rebirth, CantGoOn> {
     let (descriptor, time) = (state.descriptor.clone(), state.time());
     let volume = node.volumes.ingest(state);
     let term = Term(1000);
-    Ok(Rebirth { survivor: old, log_end: tail.end, descriptor, volume, time, term })
+    Ok(UnsafeRecovery { survivor: old, log_end: tail.end, descriptor, volume, time, term })
 }
 
 /// Three replicas with "a"; the log of the one on n2 also has "b", which it doesn't know to be
@@ -48,8 +48,8 @@ fn without_majority() -> World {
 #[test]
 fn a_survivor_goes_on_alone_with_all_of_its_log() {
     let mut world = without_majority();
-    let rebirth = copied(&mut world, NEW).unwrap();
-    world.feed(2, Input::Rebear(rebirth));
+    let unsafe_recovery = copied(&mut world, NEW).unwrap();
+    world.feed(2, Input::RecoverUnsafely(unsafe_recovery));
     world.run_ms(100);
     let status = world.status(2).unwrap();
     assert_eq!((status.replica, world.leader(SHARD)), (NEW, Some(2)));
@@ -72,8 +72,8 @@ fn a_survivor_goes_on_alone_with_all_of_its_log() {
 fn who_comes_back_of_the_lost_can_not_count_on_the_survivor() {
     let mut world = without_majority();
     world.control_plane_tells = false;
-    let rebirth = copied(&mut world, NEW).unwrap();
-    world.feed(2, Input::Rebear(rebirth));
+    let unsafe_recovery = copied(&mut world, NEW).unwrap();
+    world.feed(2, Input::RecoverUnsafely(unsafe_recovery));
     world.run_ms(100);
     world.restart(1);
     let lost = world.write(1, "x");
@@ -98,9 +98,9 @@ fn who_comes_back_of_the_lost_can_not_count_on_the_survivor() {
 fn a_crash_leaves_the_old_replica_or_the_new_one() {
     for kept in [0, 3] {
         let mut world = without_majority();
-        let rebirth = copied(&mut world, NEW).unwrap();
+        let unsafe_recovery = copied(&mut world, NEW).unwrap();
         world.hold_disk(2);
-        world.feed(2, Input::Rebear(rebirth));
+        world.feed(2, Input::RecoverUnsafely(unsafe_recovery));
         world.crash_keeping(2, kept);
         world.restart(2);
         world.run_ms(3000);
@@ -135,23 +135,23 @@ fn a_replica_that_hears_a_leader_or_has_no_state_does_not_go_on_alone() {
 #[test]
 fn a_copy_that_is_out_of_date_or_of_a_used_id_is_dropped() {
     let mut world = without_majority();
-    let rebirth = copied(&mut world, NEW).unwrap();
+    let unsafe_recovery = copied(&mut world, NEW).unwrap();
     let wrong = [
-        Rebirth { survivor: replica_on(SHARD, 3), ..rebirth.clone() },
-        Rebirth { log_end: LogPosition::default(), ..rebirth.clone() },
+        UnsafeRecovery { survivor: replica_on(SHARD, 3), ..unsafe_recovery.clone() },
+        UnsafeRecovery { log_end: LogPosition::default(), ..unsafe_recovery.clone() },
         copied(&mut world, ReplicaId(1)).unwrap(),
         copied(&mut world, replica_on(SHARD, 2)).unwrap(),
     ];
     for wrong in wrong {
         let volume = wrong.volume;
-        world.feed(2, Input::Rebear(wrong));
+        world.feed(2, Input::RecoverUnsafely(wrong));
         world.run_ms(100);
         assert_eq!(world.status(2).unwrap().replica, replica_on(SHARD, 2));
         assert!(!world.nodes[&2].volumes.flushed.contains_key(&volume), "its volume stays");
     }
     let mut two = copied(&mut world, NEW).unwrap();
     two.descriptor.replicas.extend([voter(1), member(3, Role::Learner)]);
-    world.feed(2, Input::Rebear(two));
+    world.feed(2, Input::RecoverUnsafely(two));
     world.run_ms(100);
     assert_eq!(world.status(2).unwrap().replica, replica_on(SHARD, 2), "it isn't alone");
 }
