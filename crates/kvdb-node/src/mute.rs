@@ -81,18 +81,10 @@ impl Mute<'_> {
         if let Some(objection) = self.objection().await {
             return Err(objection);
         }
-        let shown = self.shown();
         let is_refused = AtomicBool::new(false);
         let by_coordinators = tokio::select! {
-            registered = link::register(
-                self.config,
-                self.identity,
-                self.coordinators,
-                self.readiness,
-                &shown,
-                &is_refused,
-            ) => {
-                registered.map_err(|status| self.refused(&status))?;
+            registered = self.register(&is_refused) => {
+                registered?;
                 true
             }
             () = async {
@@ -142,16 +134,7 @@ impl Mute<'_> {
             tokio::time::sleep(ASK_AGAIN).await;
         };
         if by_coordinators {
-            let (shown, is_refused) = (self.shown(), AtomicBool::new(false));
-            let registering = link::register(
-                self.config,
-                self.identity,
-                self.coordinators,
-                self.readiness,
-                &shown,
-                &is_refused,
-            );
-            registering.await.map_err(|status| self.refused(&status))?;
+            self.register(&AtomicBool::new(false)).await?;
         }
         let mut round = Round::default();
         while !self.ask(&mut round, by_coordinators, false).await {
@@ -170,6 +153,16 @@ impl Mute<'_> {
             );
         }
         Ok(Heard { by_coordinators, held })
+    }
+
+    /// Waits until the coordinators have accepted this start. `is_refused` is set while they don't.
+    async fn register(&self, is_refused: &AtomicBool) -> Result<(), NodeError> {
+        let shown = self.shown();
+        let Mute { config, identity, coordinators, readiness, .. } = self;
+        link::register(config, *identity, coordinators, readiness, &shown, is_refused)
+            .await
+            .map(|_| ())
+            .map_err(|status| self.refused(&status))
     }
 
     fn shown(&self) -> proto::NodeStart {
