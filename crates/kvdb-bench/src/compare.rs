@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn what_isnt_a_row_is_refused_with_its_line() {
         let error = Rows::parse("\n{\"system\":\"kvdb\"}").unwrap_err().to_string();
-        assert!(error.starts_with("line 2: \"row\" is missing"), "{error}");
+        assert!(error.starts_with("line 2: `row` is missing"), "{error}");
         assert!(Rows::parse("nonsense").is_err());
     }
 }

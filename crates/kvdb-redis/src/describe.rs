@@ -141,7 +141,10 @@ fn categories(name: &str, group: &str, flags: &str) -> Vec<&'static str> {
         }
         "connection" => group == "connection" || name == "wait" || name.starts_with("command"),
         "transaction" => group == "transactions",
-        "string" | "bitmap" | "hash" | "scripting" => group == category,
+        "sortedset" => group == "sorted-set",
+        "string" | "bitmap" | "hash" | "list" | "set" | "hyperloglog" | "geo" | "scripting" => {
+            group == category
+        }
         _ => false,
     };
     CATEGORIES.into_iter().filter(|category| belongs(category)).collect()

@@ -55,7 +55,7 @@ pub enum ApplyError {
     },
     /// The header of a collection that a command needed can't be read.
     #[error("the header of a collection can't be read: {0}")]
-    Collection(DecodeError),
+    Collection(#[from] DecodeError),
     /// A committed entry holds a command that this binary doesn't know. A node never proposes one.
     #[error("command {} in format {format} is not known to this version: it needs a newer one", id.0)]
     UnknownCommand {

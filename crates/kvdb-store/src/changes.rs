@@ -50,6 +50,15 @@ pub(crate) struct Changes {
     pub(crate) expires_by_clock: bool,
 }
 
+/// Which way a scan goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the first on.
+    Ascending,
+    /// From the last on.
+    Descending,
+}
+
 /// How the changes were at some moment of the present write.
 #[derive(Clone, Copy)]
 pub(crate) struct Savepoint {
@@ -172,18 +181,26 @@ impl Changes {
         }
     }
 
-    /// Elements in a range of engine keys as they are stored, ascending, while `more` says so.
+    /// Elements in a range of engine keys as they are stored, ascending or descending, while `more`
+    /// says so.
     pub(crate) fn scan_elements(
         &self,
         before: &dyn Snapshot,
         range: &KeyRange,
+        direction: Direction,
         mut more: impl FnMut(Bytes, Bytes) -> Result<bool, ApplyError>,
     ) -> Result<(), ApplyError> {
         if range.is_empty() {
             return Ok(());
         }
-        let mut stored = before.scan(range, false).peekable();
-        let mut changed = self.elements.range(range.start.clone()..range.end.clone()).peekable();
+        let is_reverse = direction == Direction::Descending;
+        let mut stored = before.scan(range, is_reverse).peekable();
+        let changed = self.elements.range(range.start.clone()..range.end.clone());
+        let changed: &mut dyn Iterator<Item = _> = match direction {
+            Direction::Ascending => &mut { changed },
+            Direction::Descending => &mut changed.rev(),
+        };
+        let mut changed = changed.peekable();
         loop {
             let next_stored = match stored.peek() {
                 Some(Ok((key, _))) => Some(key.clone()),
@@ -195,7 +212,11 @@ impl Changes {
             };
             let (key, value) = match (next_stored, changed.peek()) {
                 (None, None) => return Ok(()),
-                (Some(key), Some((changed_key, _))) if key < **changed_key => (key, None),
+                (Some(key), Some((other, _)))
+                    if key != **other && (key < **other) != is_reverse =>
+                {
+                    (key, None)
+                }
                 (Some(key), None) => (key, None),
                 (key, Some((changed_key, value))) => {
                     if key.as_ref() == Some(*changed_key) {
@@ -230,9 +251,7 @@ impl Changes {
 /// The life of the elements that a record's collection has, if it is one that has such.
 pub(crate) fn incarnation_in(record: Option<&Record>) -> Result<Option<u64>, ApplyError> {
     match record {
-        Some(record) if record.kind != Type::String => {
-            Ok(Elements::incarnation_of(&record.value).map_err(ApplyError::Collection)?)
-        }
+        Some(record) if record.kind != Type::String => Ok(Elements::incarnation_of(&record.value)?),
         _ => Ok(None),
     }
 }
@@ -295,7 +314,14 @@ mod tests {
             seen += &format!("{}={} ", key.escape_ascii(), value.escape_ascii());
             Ok(true)
         };
-        changes.scan_elements(&*snapshot, &range, more).unwrap();
+        changes.scan_elements(&*snapshot, &range, Direction::Ascending, more).unwrap();
         assert_eq!(seen, "a=1 b=old e=2 f=3 ");
+        let mut seen = String::new();
+        let more = |key: Bytes, _| {
+            seen += &key.escape_ascii().to_string();
+            Ok(seen.len() < 3)
+        };
+        changes.scan_elements(&*snapshot, &range, Direction::Descending, more).unwrap();
+        assert_eq!(seen, "feb");
     }
 }

@@ -35,6 +35,7 @@ mod layout;
 mod machine;
 mod measure;
 mod membership;
+mod order;
 mod overlay;
 mod read;
 mod recent;
@@ -46,12 +47,15 @@ mod snapshot;
 mod split;
 pub mod string;
 mod tx;
+pub mod zset;
 
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
+pub use changes::Direction;
 pub use command::{Command, Effect, check, effect_of};
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use measure::Measure;
 pub use membership::MembershipChange;
+pub use order::{End, Order};
 pub use overlay::on_nothing;
 pub use read::{
     GarbagePage, ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage,

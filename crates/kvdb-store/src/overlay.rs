@@ -1,7 +1,7 @@
 //! Carrying commands out: on a run of entries that is being applied, on a view, and on nothing.
 
 use crate::apply::ApplyError;
-use crate::changes::{Change, Changes, Savepoint};
+use crate::changes::{Change, Changes, Direction, Savepoint};
 use crate::command::{self, Effect, Fault};
 use crate::history::{Pending, Store};
 use crate::layout::{Kind, data_key, element_key, element_range, garbage_key, record_key};
@@ -100,7 +100,7 @@ impl Overlay {
             range.end = element_key(routing_key, incarnation, end);
         }
         let mut dead = Vec::new();
-        self.changes.scan_elements(&*self.before, &range, |key, _| {
+        self.changes.scan_elements(&*self.before, &range, Direction::Ascending, |key, _| {
             dead.push(key);
             Ok(true)
         })?;

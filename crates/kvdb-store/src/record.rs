@@ -29,20 +29,32 @@ pub enum Type {
     String = 0,
     /// Fields with a value each.
     Hash = 1,
+    /// Values in the order in which they were put.
+    List = 2,
+    /// Members, each once.
+    Set = 3,
+    /// Members, each once, by their score.
+    SortedSet = 4,
 }
 
 impl Type {
+    /// All of them.
+    pub const ALL: [Type; 5] = [Type::String, Type::Hash, Type::List, Type::Set, Type::SortedSet];
+
     /// As Redis calls it.
     pub fn name(self) -> &'static str {
         match self {
             Type::String => "string",
             Type::Hash => "hash",
+            Type::List => "list",
+            Type::Set => "set",
+            Type::SortedSet => "zset",
         }
     }
 
     /// The one with this number.
     pub fn from_code(code: u8) -> Option<Self> {
-        [Type::String, Type::Hash].into_iter().find(|known| *known as u8 == code)
+        Self::ALL.into_iter().find(|known| *known as u8 == code)
     }
 }
 
@@ -70,7 +82,7 @@ pub enum RecordDamage {
     },
     /// It was written by a version that this binary doesn't know.
     #[error(
-        "the record of {record} has format {format}, type {kind}; this binary reads format {FORMAT}, types 0 and 1"
+        "the record of {record} has format {format}, type {kind}; this binary reads format {FORMAT}, types 0 to 4"
     )]
     Unknown {
         /// Which one.
@@ -173,7 +185,7 @@ mod tests {
 
     #[test]
     fn formats_and_types_of_later_versions_are_refused_by_name() {
-        for (place, value) in [(4, FORMAT + 1), (5, Type::Hash as u8 + 1)] {
+        for (place, value) in [(4, FORMAT + 1), (5, Type::ALL.len() as u8)] {
             let record = string(Bytes::new());
             let mut bytes = record.encode(b"key").to_vec();
             bytes[place] = value;

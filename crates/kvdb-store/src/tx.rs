@@ -4,17 +4,19 @@
 //! before ([`Changes`]) over the volume as it was.
 
 use crate::apply::ApplyError;
-use crate::changes::{Change, Changes, incarnation_in};
+use crate::changes::{Change, Changes, Direction, incarnation_in};
 use crate::collection::{Elements, decode_element, encode_element};
 use crate::command::{self, Done, Fault, wrong};
 use crate::layout::{data_key, element_key, element_prefix_len, element_range};
 use crate::record::{Record, Type};
+use crate::zset;
 use bytes::Bytes;
 use kvdb_engine::Snapshot;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::wrong_value::{TOO_MANY_ELEMENTS, WRONG_TYPE};
 use kvdb_model::{Condition, Operation, Previous, Version, WriteResult};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// Most elements that one command copies. A part of the state machine: fixed.
 const COPIED_MOST: u64 = 100_000;
@@ -25,10 +27,20 @@ const COPIED_MOST: u64 = 100_000;
 pub struct Collection {
     kind: Type,
     expires_at_ms: u64,
-    elements: Elements,
+    pub(crate) elements: Elements,
 }
 
 impl Collection {
+    /// One without elements, and without an end to its life.
+    pub(crate) fn new(kind: Type) -> Self {
+        Collection { kind, expires_at_ms: 0, elements: Elements::Inline(BTreeMap::new()) }
+    }
+
+    /// Whether its elements have records of their own.
+    pub(crate) fn is_promoted(&self) -> bool {
+        matches!(self.elements, Elements::Promoted { .. })
+    }
+
     /// How many elements it has.
     pub fn count(&self) -> u64 {
         self.elements.count()
@@ -244,7 +256,7 @@ impl<'a> Tx<'a> {
         let Some(incarnation) = incarnation else {
             return Ok(self.put(to, kind, value, expires_at_ms)?);
         };
-        let elements = Elements::decode(&value).map_err(ApplyError::Collection)?;
+        let elements = Elements::decode(&value).map_err(ApplyError::from)?;
         if elements.count() > COPIED_MOST {
             return Err(wrong(TOO_MANY_ELEMENTS));
         }
@@ -252,7 +264,7 @@ impl<'a> Tx<'a> {
         let prefix = element_prefix_len(source, incarnation);
         let mut copied = Vec::new();
         let range = element_range(source, incarnation);
-        self.changes.scan_elements(self.before, &range, |key, stored| {
+        self.changes.scan_elements(self.before, &range, Direction::Ascending, |key, stored| {
             copied.push((key.slice(prefix..), stored));
             Ok(true)
         })?;
@@ -276,7 +288,7 @@ impl<'a> Tx<'a> {
         if record.kind != kind {
             return Err(wrong(WRONG_TYPE));
         }
-        let elements = Elements::decode(&record.value).map_err(ApplyError::Collection)?;
+        let elements = Elements::decode(&record.value).map_err(ApplyError::from)?;
         Ok(Some(Collection { kind, expires_at_ms: record.expires_at_ms, elements }))
     }
 
@@ -288,9 +300,7 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn collection_or_new(&mut self, place: usize, kind: Type) -> Result<Collection, Fault> {
-        let new =
-            Collection { kind, expires_at_ms: 0, elements: Elements::Inline(BTreeMap::new()) };
-        Ok(self.collection(place, kind)?.unwrap_or(new))
+        Ok(self.collection(place, kind)?.unwrap_or(Collection::new(kind)))
     }
 
     /// The payload of an element.
@@ -383,11 +393,36 @@ impl<'a> Tx<'a> {
         from: &[u8],
         mut more: impl FnMut(Bytes, Bytes) -> bool,
     ) -> Result<(), ApplyError> {
+        let range = (Bytes::copy_from_slice(from), Bytes::new());
+        let direction = Direction::Ascending;
+        self.scan_places(place, collection, range, direction, |element, payload| {
+            Ok(more(element, payload))
+        })
+    }
+
+    /// Elements in a range of places (an empty end is that of all), in one of two directions, while `more`
+    /// says so.
+    pub(crate) fn scan_places(
+        &self,
+        place: usize,
+        collection: &Collection,
+        (start, end): (Bytes, Bytes),
+        direction: Direction,
+        mut more: impl FnMut(Bytes, Bytes) -> Result<bool, ApplyError>,
+    ) -> Result<(), ApplyError> {
+        if !end.is_empty() && start >= end {
+            return Ok(());
+        }
         match &collection.elements {
             Elements::Inline(elements) => {
-                let from = Bytes::copy_from_slice(from);
-                for (element, payload) in elements.range(from..) {
-                    if !more(element.clone(), payload.clone()) {
+                let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+                let found = elements.range((Bound::Included(start), end));
+                let found: &mut dyn Iterator<Item = _> = match direction {
+                    Direction::Ascending => &mut { found },
+                    Direction::Descending => &mut found.rev(),
+                };
+                for (element, payload) in found {
+                    if !more(element.clone(), payload.clone())? {
                         break;
                     }
                 }
@@ -397,17 +432,33 @@ impl<'a> Tx<'a> {
                 let routing_key = self.routing_key(place);
                 let prefix = element_prefix_len(routing_key, *incarnation);
                 let mut range = element_range(routing_key, *incarnation);
-                range.start = element_key(routing_key, *incarnation, from);
+                range.start = element_key(routing_key, *incarnation, &start);
+                if !end.is_empty() {
+                    range.end = element_key(routing_key, *incarnation, &end);
+                }
                 if has(Bug::DeadElementsRead) {
                     range.start = element_range(routing_key, 0).start;
                 }
-                self.changes.scan_elements(self.before, &range, |key, stored| {
+                self.changes.scan_elements(self.before, &range, direction, |key, stored| {
                     let element = key.slice(prefix..);
                     let payload = decode_element(&element, &stored)?;
-                    Ok(more(element, payload))
+                    more(element, payload)
                 })
             }
         }
+    }
+
+    /// Sets or removes what is kept beside the elements of a promoted collection, and not counted.
+    pub(crate) fn set_row(
+        &mut self,
+        place: usize,
+        collection: &Collection,
+        element: &[u8],
+        payload: Option<Bytes>,
+    ) {
+        let Elements::Promoted { incarnation, .. } = &collection.elements else { return };
+        let key = element_key(self.routing_key(place), *incarnation, element);
+        self.changes.set_element(key, payload.map(|payload| encode_element(element, &payload)));
     }
 
     /// Stores a collection that was changed: its elements get records of their own if they have
@@ -419,22 +470,48 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn store(&mut self, place: usize, collection: Collection) -> Result<(), ApplyError> {
-        let Collection { kind, expires_at_ms, mut elements } = collection;
-        if elements.count() == 0 {
+        if collection.count() == 0 {
             return self.remove(place);
         }
-        if elements.are_too_many()
-            && let Elements::Inline(inline) = &elements
-        {
-            let (incarnation, count) = (self.changes.next_incarnation(), elements.count());
-            let routing_key = self.routing_key(place);
-            for (element, payload) in inline {
-                let key = element_key(routing_key, incarnation, element);
-                self.changes.set_element(key, Some(encode_element(element, payload)));
-            }
-            elements = Elements::Promoted { incarnation, count };
+        let mut collection = collection;
+        if collection.elements.are_too_many() {
+            collection = self.promote(place, collection)?;
         }
+        let Collection { kind, expires_at_ms, elements } = collection;
         self.put(place, kind, elements.encode(), expires_at_ms)
+    }
+
+    /// Gives each element of a collection a record of its own.
+    pub(crate) fn promote(
+        &mut self,
+        place: usize,
+        collection: Collection,
+    ) -> Result<Collection, ApplyError> {
+        let Collection { kind, expires_at_ms, elements } = collection;
+        let Elements::Inline(inline) = elements else {
+            return Ok(Collection { kind, expires_at_ms, elements });
+        };
+        let incarnation = self.changes.next_incarnation();
+        let elements = Elements::Promoted { incarnation, count: 0 };
+        let mut promoted = Collection { kind, expires_at_ms, elements };
+        match kind {
+            Type::String | Type::Hash | Type::Set => {
+                for (element, payload) in &inline {
+                    self.set_element(place, &mut promoted, element.clone(), payload.clone())?;
+                }
+            }
+            Type::List | Type::SortedSet => {
+                let mut order = self.order(place, &mut promoted);
+                for (element, payload) in &inline {
+                    order.insert(&element[1..], payload.clone())?;
+                }
+                order.close()?;
+            }
+        }
+        if kind == Type::SortedSet {
+            zset::note_members(self, place, &promoted, inline.keys());
+        }
+        Ok(promoted)
     }
 }
 

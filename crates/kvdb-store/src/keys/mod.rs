@@ -58,8 +58,10 @@ impl Command for Encoding {
             Type::String if parse_counter(&record.value).is_some() => "int",
             Type::String if record.value.len() <= EMBEDDED_MAX_BYTES => "embstr",
             Type::String => "raw",
-            Type::Hash if is_promoted(&record)? => "hashtable",
-            Type::Hash => "listpack",
+            Type::Hash | Type::Set if is_promoted(&record)? => "hashtable",
+            Type::List if is_promoted(&record)? => "quicklist",
+            Type::SortedSet if is_promoted(&record)? => "skiplist",
+            Type::Hash | Type::List | Type::Set | Type::SortedSet => "listpack",
         };
         Ok(Done::APPLIED.with(Reply::Bytes(Bytes::from_static(name.as_bytes()))))
     }
