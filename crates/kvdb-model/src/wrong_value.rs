@@ -24,12 +24,17 @@ pub const FIELD_NOT_A_FLOAT: &str = "the value of the field is not a decimal num
 pub const DELTA_NOT_FINITE: &str = "the increment is NaN or infinity";
 /// A read of more than one answer holds.
 pub const REPLY_TOO_LARGE: &str = "the reply would be larger than 8 MiB; read it in parts";
-/// A copy of more than one command may copy.
+/// A change of more than one command may change.
 pub const TOO_MANY_ELEMENTS: &str =
-    "the key has more than 100,000 elements: too many to be copied or renamed in one command";
+    "more than 100,000 elements would be changed or copied: too many for one command";
+/// A place in a list that it doesn't have.
+pub const NO_SUCH_PLACE: &str = "the list has no element at this index";
+/// A search through more than one command may look at.
+pub const TOO_MANY_TO_SEARCH: &str =
+    "the list has more than 1,000,000 elements to look through: too many for one command";
 
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 14] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -42,6 +47,8 @@ pub const ALL: [&str; 12] = [
     REPLY_TOO_LARGE,
     TOO_MANY_ELEMENTS,
     DELTA_NOT_FINITE,
+    NO_SUCH_PLACE,
+    TOO_MANY_TO_SEARCH,
 ];
 
 /// The one with this text.

@@ -8,7 +8,7 @@ use crate::table::{self, COMMANDS, Spec};
 use bytes::Bytes;
 
 /// Keys of a command: what it does with them, the first, the last counted from it (negative: from
-/// the end), the step, and a note.
+/// the end), the step (0 for keys that a number before them counts), and a note.
 type Access = (&'static str, i32, i32, i32, &'static str);
 
 /// What is done with the keys of commands of more than one kind of them.
@@ -155,11 +155,16 @@ fn access_of(spec: &Spec) -> Vec<Access> {
         return known.to_vec();
     }
     let (first, last, step) = spec.keys;
-    if first == 0 {
-        return vec![];
+    let mut access = vec![];
+    if first != 0 {
+        let last = if last < 0 { last } else { last - first };
+        access.push((usual_access(spec.name), first, last, step, ""));
     }
-    let last = if last < 0 { last } else { last - first };
-    vec![(usual_access(spec.name), first, last, step, "")]
+    if let Some(at) = spec.counts_keys_at() {
+        let flags = if first == 0 { usual_access(spec.name) } else { "RO access" };
+        access.push((flags, at as i32, 0, 0, ""));
+    }
+    access
 }
 
 fn words(text: &'static str) -> impl Iterator<Item = &'static str> {
@@ -182,7 +187,10 @@ fn key_spec((flags, first, last, step, note): Access) -> Reply {
         pair("keystep", number(step)),
         pair("limit", number(0)),
     ];
-    let find = vec![pair("type", Reply::text("range")), pair("spec", Reply::Map(range))];
+    let counted =
+        vec![pair("keynumidx", number(0)), pair("firstkey", number(1)), pair("keystep", number(1))];
+    let (kind, find) = if step == 0 { ("keynum", counted) } else { ("range", range) };
+    let find = vec![pair("type", Reply::text(kind)), pair("spec", Reply::Map(find))];
     pairs.push(pair("flags", Reply::Set(words(flags).map(Reply::Simple).collect())));
     pairs.push(pair("begin_search", Reply::Map(begin)));
     pairs.push(pair("find_keys", Reply::Map(find)));
@@ -328,7 +336,7 @@ fn get_keys(args: &[Bytes], with_flags: bool) -> Reply {
         return Reply::error("Invalid command specified");
     }
     let keys = spec.keys_of(args);
-    if spec.keys.0 == 0 {
+    if spec.keys.0 == 0 && spec.counts_keys_at().is_none() {
         return Reply::error("The command has no key arguments");
     }
     if !spec.accepts(args.len()) || subcommands::check(spec, args).is_err() {

@@ -158,6 +158,7 @@ pub fn refused(refusal: &Refusal) -> Reply {
                 "string exceeds maximum allowed size (proto-max-bulk-len)"
             }
             wrong_value::NO_SUCH_KEY => "no such key",
+            wrong_value::NO_SUCH_PLACE => "index out of range",
             wrong_value::FIELD_NOT_A_NUMBER => "hash value is not an integer",
             wrong_value::DELTA_NOT_FINITE => "value is NaN or Infinity",
             wrong_value::FIELD_NOT_A_FLOAT => "hash value is not a float",

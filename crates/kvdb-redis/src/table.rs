@@ -1,6 +1,7 @@
 //! Every command: how it is called, what carries it out, and what is promised.
 
 use crate::args::is;
+use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
 use crate::{args::Planned, bits, hashes, keys, lcs, server, strings};
@@ -61,8 +62,34 @@ impl Spec {
         matches!(self.name, "client" | "config" | "info" | "wait")
     }
 
+    /// Which word says how many keys follow it, where one does.
+    pub(crate) fn counts_keys_at(&self) -> Option<usize> {
+        match self.name {
+            "lmpop" | "sintercard" | "zdiff" | "zinter" | "zintercard" | "zmpop" | "zunion" => {
+                Some(1)
+            }
+            "zdiffstore" | "zinterstore" | "zunionstore" => Some(2),
+            _ => None,
+        }
+    }
+
     /// The keys among a command's words.
     pub fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
+        let mut keys = self.keys_in_fixed_places(args);
+        if let Some(at) = self.counts_keys_at() {
+            let counted = args.get(at).and_then(|count| parse_u64(count));
+            let counted = counted.and_then(|count| usize::try_from(count).ok());
+            let range = counted.and_then(|count| args.get(at + 1..at.checked_add(1 + count)?));
+            match range {
+                Some(counted) => keys.extend_from_slice(counted),
+                // A count that isn't so: no key is told.
+                None => return vec![],
+            }
+        }
+        keys
+    }
+
+    fn keys_in_fixed_places(&self, args: &[Bytes]) -> Vec<Bytes> {
         let (first, last, step) = self.keys;
         let (Ok(first), Ok(step)) = (usize::try_from(first), usize::try_from(step)) else {
             return vec![];

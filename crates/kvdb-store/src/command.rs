@@ -14,6 +14,11 @@ use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
 
+/// Most bytes of elements in one reply. A part of the state machine: fixed.
+pub(crate) const REPLY_MAX_BYTES: usize = 8 << 20;
+/// Most elements that one command changes. A part of the state machine: fixed.
+pub(crate) const CHANGED_MOST: u64 = 100_000;
+
 /// What a command may do to what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {

@@ -6,7 +6,7 @@
 use crate::apply::ApplyError;
 use crate::changes::{Change, Changes, Direction, incarnation_in};
 use crate::collection::{Elements, decode_element, encode_element};
-use crate::command::{self, Done, Fault, wrong};
+use crate::command::{self, CHANGED_MOST, Done, Fault, wrong};
 use crate::layout::{data_key, element_key, element_prefix_len, element_range};
 use crate::record::{Record, Type};
 use crate::zset;
@@ -17,9 +17,6 @@ use kvdb_model::wrong_value::{TOO_MANY_ELEMENTS, WRONG_TYPE};
 use kvdb_model::{Condition, Operation, Previous, Version, WriteResult};
 use std::collections::BTreeMap;
 use std::ops::Bound;
-
-/// Most elements that one command copies. A part of the state machine: fixed.
-const COPIED_MOST: u64 = 100_000;
 
 /// A collection that a command works on. What was changed in it counts once it is stored
 /// ([`Tx::store`]).
@@ -257,7 +254,7 @@ impl<'a> Tx<'a> {
             return Ok(self.put(to, kind, value, expires_at_ms)?);
         };
         let elements = Elements::decode(&value).map_err(ApplyError::from)?;
-        if elements.count() > COPIED_MOST {
+        if elements.count() > CHANGED_MOST {
             return Err(wrong(TOO_MANY_ELEMENTS));
         }
         let (source, target) = (self.routing_key(from), self.routing_key(to));

@@ -3,7 +3,7 @@
 //! A field is an element whose payload is its value. Its place is a hash of its name and the name:
 //! so a walk through them needs no more than a number to go on from, whatever comes and goes meanwhile.
 
-use crate::command::{Command, Done, Effect, Fault, flag, wrong};
+use crate::command::{Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
 use crate::record::Type;
 use crate::string::{decimal, parse_counter};
 use crate::tx::Tx;
@@ -15,9 +15,6 @@ use kvdb_model::wrong_value::{
 };
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 use xxhash_rust::xxh3::xxh3_64;
-
-/// Most bytes of fields and values in one reply. A part of the state machine: fixed.
-const REPLY_MAX_BYTES: usize = 8 << 20;
 
 fn encode_list(list: &[Bytes], out: &mut Writer) {
     out.varint(list.len() as u64);
