@@ -109,6 +109,19 @@ class Maker:
         """Mostly one that holds a hash."""
         return self.key() if self.chance(0.15) else TAG + self.pick(b"h1", b"h2")
 
+    def set_key(self):
+        """Mostly one that holds a set."""
+        return self.key() if self.chance(0.1) else TAG + self.pick(b"s1", b"s2", b"s3")
+
+    def member(self):
+        if self.chance(0.5):
+            return b"%d" % self.random.randrange(12)
+        return self.pick(b"m1", b"m2", b"", b"\x00\xff", b"01", b"-5", b"9223372036854775807", b"9223372036854775808", b"a-longer-member-name")
+
+    def count(self):
+        """Of what is chosen at random."""
+        return self.pick(b"0", b"1", b"2", b"-1", b"-3", b"100000", b"100000", b"x", b"", b"9223372036854775807", b"-9223372036854775808")
+
     def field(self):
         return self.pick(b"f1", b"f2", b"f3", b"", b"\x00\xff", b"a-longer-field-name", b"%d" % self.random.randrange(30))
 
@@ -205,7 +218,7 @@ class Maker:
 
     def command(self, inside):
         """A command; `inside` a transaction only those that may be there."""
-        k, v, n, h, f = self.key, self.value, self.number, self.hash_key, self.field
+        k, v, n, h, f, s, m = self.key, self.value, self.number, self.hash_key, self.field, self.set_key, self.member
         every = [
             lambda: [b"SET", k(), v()] + self.options(b"NX", b"XX", b"GET", b"KEEPTTL", Maker.lifetime, Maker.lifetime),
             lambda: [b"SET", k(), v()],
@@ -259,6 +272,25 @@ class Maker:
             lambda: [b"HINCRBYFLOAT", h(), f(), self.random.choice(FLOATS)],
             lambda: [b"HSCAN", h(), self.pick(b"0", b"0", b"0", b"x", b""), b"COUNT", self.pick(b"100000", b"100000", b"0", b"x")] + self.options(lambda self: [b"MATCH", self.pick(b"*", b"f*", b"[a-g]?")], b"bad", most=1),
             lambda: [self.pick(b"DEL", b"TYPE", b"GET", b"EXPIRE", b"PERSIST", b"APPEND", b"STRLEN"), h()] + self.options(b"100000", most=1),
+            lambda: [b"HRANDFIELD", h()] + self.options(lambda self: [self.count()], lambda self: [self.count(), self.pick(b"WITHVALUES", b"withvalues", b"bad")], most=1),
+            lambda: [b"SADD", s()] + [m() for _ in range(self.random.choice([1, 1, 2, 3, 6]))],
+            lambda: [b"SADD", s()] + [m() for _ in range(self.random.choice([1, 1, 2, 3, 6]))],
+            lambda: [b"SADD", s()] + [b"%d" % number for number in range(self.random.choice([5, 20, 120, 140, 500, 520]))] + self.options(b"x", most=1),
+            lambda: [b"SREM", s()] + [m() for _ in range(self.random.randrange(1, 4))],
+            lambda: [b"SISMEMBER", s(), m()],
+            lambda: [b"SMISMEMBER", s()] + [m() for _ in range(self.random.randrange(1, 4))],
+            lambda: [self.pick(b"SCARD", b"SMEMBERS", b"SMEMBERS"), s()],
+            lambda: [b"SMOVE", s(), s(), m()],
+            # What is left behind is not for chance.
+            lambda: [b"SPOP", s(), self.pick(b"100000", b"0", b"-1", b"x", b"9223372036854775808")],
+            lambda: [b"SPOP", s()] + self.options(self.pick(b"1", b"2"), b"x", most=1) if not inside else [b"SCARD", s()],
+            lambda: [b"SRANDMEMBER", s()] + self.options(lambda self: [self.count()], most=2),
+            lambda: [self.pick(b"SINTER", b"SUNION", b"SDIFF")] + [s() for _ in range(self.random.randrange(1, 4))],
+            lambda: [self.pick(b"SINTERSTORE", b"SUNIONSTORE", b"SDIFFSTORE"), s()] + [s() for _ in range(self.random.randrange(1, 4))],
+            lambda: [b"SINTERCARD", self.pick(b"1", b"2", b"2", b"3", b"0", b"-1", b"x", b"9223372036854775807")] + [s() for _ in range(self.random.randrange(1, 4))] + self.options(lambda self: [self.pick(b"LIMIT", b"limit"), self.pick(b"0", b"1", b"2", b"-1", b"x")], b"LIMIT", b"bad", most=1),
+            lambda: [b"SSCAN", s(), self.pick(b"0", b"0", b"0", b"x", b""), b"COUNT", self.pick(b"100000", b"100000", b"0", b"x")] + self.options(lambda self: [b"MATCH", self.pick(b"*", b"m*", b"[0-9]")], b"bad", most=1),
+            lambda: [self.pick(b"DEL", b"TYPE", b"GET", b"EXPIRE", b"PERSIST", b"APPEND", b"TTL", b"EXISTS"), s()] + self.options(b"100000", most=1),
+            lambda: [self.pick(b"RENAME", b"RENAMENX", b"COPY"), s(), s()],
             lambda: [b"ECHO", v()],
             lambda: [b"PING"] + [v() for _ in range(self.random.choice([0, 0, 1, 2]))],
             lambda: [b"SELECT", self.pick(b"0", b"0", b"16", b"-1", b"x", b"")],
@@ -288,7 +320,7 @@ class Maker:
             lambda: [b"MSETNX"] + [word for _ in range(self.random.randrange(1, 4)) for word in (k(), v())],
             lambda: [b"DBSIZE"],
             lambda: [b"KEYS", self.pattern()],
-            lambda: [b"SCAN", self.pick(b"0", b"00", b"", b"+0", b"x", b" 0", b"-", b"99999999999999999999"), b"COUNT", self.pick(b"100000", b"0", b"-1", b"x")] + self.options(lambda self: [b"MATCH", self.pattern()], lambda self: [b"TYPE", self.pick(b"string", b"hash", b"STRING")], b"MATCH", b"bad", most=2),
+            lambda: [b"SCAN", self.pick(b"0", b"00", b"", b"+0", b"x", b" 0", b"-", b"99999999999999999999"), b"COUNT", self.pick(b"100000", b"0", b"-1", b"x")] + self.options(lambda self: [b"MATCH", self.pattern()], lambda self: [b"TYPE", self.pick(b"string", b"hash", b"set", b"STRING")], b"MATCH", b"bad", most=2),
             lambda: [b"RANDOMKEY"],
             lambda: [b"HELLO", self.pick(b"2", b"3", b"3", b"4", b"x")] + self.options(lambda self: [b"SETNAME", self.pick(b"me", b"a b")], lambda self: [b"AUTH", b"default", b"x"], lambda self: [b"AUTH", b"a", b"b"], b"AUTH", b"x", most=2),
             lambda: [b"FLUSHDB"] + self.options(b"SYNC", b"ASYNC", b"x", most=2),
@@ -315,6 +347,12 @@ class Maker:
         else:
             for _ in range(self.random.choice([1, 1, 1, 2, 3, 5, 9, 20])):
                 commands.append(self.command(False))
+                if commands[-1][0].upper() == b"SADD" and len(commands[-1]) > 3:
+                    # Redis keeps what it once took, here it goes by what is there: so only of a new one.
+                    if self.chance(0.2):
+                        commands[-1:] = [[b"DEL", commands[-1][1]], commands[-1], [b"OBJECT", b"ENCODING", commands[-1][1]]]
+                if commands[-1][0].upper() == b"SPOP" and len(commands[-1]) > 1:
+                    commands.append([b"DEL", commands[-1][1]])
                 if commands[-1][0] == b"SET" and len(commands[-1]) == 3 and self.chance(0.1):
                     commands.append([b"OBJECT", b"ENCODING", commands[-1][1]])
         return [(0 if self.chance(0.8) else 1, commands)]
@@ -353,6 +391,16 @@ def paired(answer):
     return (mark, sorted(content, key=repr)) if mark in "*%" and content is not None else answer
 
 
+def by_chance(words, redis, kvdb):
+    """As many elements, whichever; the same ones where it is all of them."""
+    if redis[0] != kvdb[0] or redis[0] not in "*~":
+        return redis[0] == kvdb[0] and redis[0] == "$" and (redis[1] is None) == (kvdb[1] is None)
+    if words[2] in (b"100000", b"9223372036854775807"):
+        flat = len(words) > 3 and kvdb[1] and kvdb[1][0][0] == "$"
+        return paired(redis) == paired(kvdb) if flat else ordered(redis) == ordered(kvdb)
+    return len(redis[1]) == len(kvdb[1])
+
+
 def without_id(answer):
     mark, content = answer
     if mark == "*" and content:
@@ -369,11 +417,15 @@ def allowed(words, redis, kvdb):
         return abs(redis[1] - kvdb[1]) <= EXPIRY[name] and (redis[1] < 0) == (kvdb[1] < 0)
     if name == b"KEYS":
         return ordered(redis) == ordered(kvdb)
-    if name in (b"HKEYS", b"HVALS"):
+    if name in (b"HKEYS", b"HVALS", b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF"):
         # In no order.
         return ordered(redis) == ordered(kvdb)
+    if name in (b"SPOP", b"SRANDMEMBER", b"HRANDFIELD"):
+        return by_chance(words, redis, kvdb)
     if name == b"HGETALL":
         return paired(redis) == paired(kvdb)
+    if name == b"SSCAN" and redis[0] == kvdb[0] == "*":
+        return redis[1][0] == kvdb[1][0] and ordered(redis[1][1]) == ordered(kvdb[1][1])
     if name == b"HSCAN" and redis[0] == kvdb[0] == "*":
         return redis[1][0] == kvdb[1][0] and paired(redis[1][1]) == paired(kvdb[1][1])
     if name == b"DUMP":

@@ -33,8 +33,15 @@ pub const NO_SUCH_PLACE: &str = "the list has no element at this index";
 pub const TOO_MANY_TO_SEARCH: &str =
     "the list has more than 1,000,000 elements to look through: too many for one command";
 
+/// A command whose result is more than one command may write.
+pub const RESULT_TOO_LARGE: &str =
+    "the result would have more than 100,000 members or 8 MiB: too much for one command";
+/// A combination of sets that looks at more members than one command may.
+pub const TOO_MUCH_TO_COMBINE: &str =
+    "more than 1,000,000 members would have to be looked at: combine smaller sets";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 16] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -49,6 +56,8 @@ pub const ALL: [&str; 14] = [
     DELTA_NOT_FINITE,
     NO_SUCH_PLACE,
     TOO_MANY_TO_SEARCH,
+    RESULT_TOO_LARGE,
+    TOO_MUCH_TO_COMBINE,
 ];
 
 /// The one with this text.

@@ -5,6 +5,7 @@ use crate::plan::Plan;
 use crate::reply::Reply;
 use bytes::Bytes;
 use kvdb_store::keys::Expiry;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// What a command's arguments come to.
 pub type Planned = Result<Plan, Reply>;
@@ -140,4 +141,40 @@ pub fn bit_offset(text: &[u8]) -> Result<u64, Reply> {
 /// For anything but a number.
 pub(crate) fn parse_cursor(text: &[u8]) -> Result<u64, Reply> {
     parse_unsigned_loosely(text).ok_or_else(|| Reply::error("invalid cursor"))
+}
+
+/// Of a walk through a collection: how many elements to look at, and which to tell.
+pub(crate) fn scan_options(args: &[Bytes]) -> Result<(u64, Option<Bytes>), Reply> {
+    let (mut most, mut pattern) = (10, None);
+    let mut options = Options::after(args, 3);
+    while let Some(word) = options.word() {
+        match word.as_str() {
+            "COUNT" => match options.integer()? {
+                ..1 => return Err(syntax()),
+                count => most = count as u64,
+            },
+            "MATCH" => pattern = Some(options.value()?.clone()).filter(|text| text != "*"),
+            _ => return Err(syntax()),
+        }
+    }
+    Ok((most, pattern))
+}
+
+/// How many elements are chosen at random: below 0 for repeating ones.
+pub(crate) fn random_count(text: &[u8]) -> Result<i64, Reply> {
+    match integer(text)? {
+        i64::MIN => Err(Reply::error(format!(
+            "value is out of range, value must between {} and {}",
+            -i64::MAX,
+            i64::MAX
+        ))),
+        count => Ok(count),
+    }
+}
+
+/// What chance is made of, where a command leaves something to it: drawn here, so that every replica comes
+/// to the same.
+pub(crate) fn seed() -> u64 {
+    // The standard library's own source of randomness, which needs none beside it.
+    RandomState::new().build_hasher().finish()
 }

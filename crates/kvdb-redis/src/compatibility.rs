@@ -3,20 +3,15 @@
 use crate::table::COMMANDS;
 
 /// Commands of Redis 7.0 that don't exist here, by what they need.
-pub const MISSING: [(&str, &str); 8] = [
+pub const MISSING: [(&str, &str); 6] = [
     (
         "lists",
         "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx sort sort_ro",
     ),
     (
-        "sets",
-        "sadd scard sdiff sdiffstore sinter sintercard sinterstore sismember smembers smismember smove spop srandmember srem sscan sunion sunionstore",
-    ),
-    (
         "sorted sets and places",
         "bzmpop bzpopmax bzpopmin geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore zadd zcard zcount zdiff zdiffstore zincrby zinter zintercard zinterstore zlexcount zmpop zmscore zpopmax zpopmin zrandmember zrange zrangebylex zrangebyscore zrangestore zrank zrem zremrangebylex zremrangebyrank zremrangebyscore zrevrange zrevrangebylex zrevrangebyscore zrevrank zscan zscore zunion zunionstore",
     ),
-    ("hashes", "hrandfield"),
     (
         "streams and HyperLogLog",
         "pfadd pfcount pfdebug pfmerge pfselftest xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread xreadgroup xrevrange xsetid xtrim",

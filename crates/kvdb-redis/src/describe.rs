@@ -28,6 +28,7 @@ const ACCESS: &[(&str, &[Access])] = &[
     ("getex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
     ("rename", &[("RW access delete", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("renamenx", &[("RW access delete", 1, 0, 1, ""), ("OW insert", 2, 0, 1, "")]),
+    ("sdiffstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
     (
         "set",
         &[(
@@ -38,21 +39,24 @@ const ACCESS: &[(&str, &[Access])] = &[
             "RW and ACCESS due to the optional `GET` argument",
         )],
     ),
+    ("sinterstore", &[("RW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
+    ("smove", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
+    ("sunionstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
 ];
 
 /// What a command does with its keys, where they are all of one kind.
 fn usual_access(name: &str) -> &'static str {
     match name {
-        "append" | "hsetnx" => "RW insert",
+        "append" | "hsetnx" | "sadd" => "RW insert",
         "decr" | "decrby" | "getset" | "hincrby" | "hincrbyfloat" | "incr" | "incrby"
         | "incrbyfloat" | "move" | "setbit" => "RW access update",
-        "hdel" => "RW delete",
+        "hdel" | "srem" => "RW delete",
         "del" | "unlink" => "RM delete",
-        "exists" | "hexists" | "hlen" | "hstrlen" | "object" | "strlen" | "touch" | "type"
-        | "watch" => "RO",
+        "exists" | "hexists" | "hlen" | "hstrlen" | "object" | "scard" | "sismember" | "strlen"
+        | "touch" | "type" | "watch" => "RO",
         "expire" | "expireat" | "hmset" | "hset" | "persist" | "pexpire" | "pexpireat"
         | "setrange" => "RW update",
-        "getdel" => "RW access delete",
+        "getdel" | "spop" => "RW access delete",
         "mset" | "psetex" | "restore" | "setex" => "OW update",
         "msetnx" | "setnx" => "OW insert",
         _ => "RO access",
@@ -62,12 +66,13 @@ fn usual_access(name: &str) -> &'static str {
 /// Hints on routing and on answers, with spaces between.
 fn tips(name: &str) -> &'static str {
     match name {
-        "client|info" | "client|list" | "dump" | "hscan" | "object|freq" | "object|encoding"
-        | "object|idletime" | "object|refcount" | "pttl" | "time" | "ttl" => {
-            "nondeterministic_output"
-        }
+        "client|info" | "client|list" | "dump" | "hrandfield" | "hscan" | "object|freq"
+        | "object|encoding" | "object|idletime" | "object|refcount" | "pttl" | "spop"
+        | "srandmember" | "sscan" | "time" | "ttl" => "nondeterministic_output",
         "command" | "command|docs" | "command|info" | "command|list" | "function|list"
-        | "hgetall" | "hkeys" | "hvals" => "nondeterministic_output_order",
+        | "hgetall" | "hkeys" | "hvals" | "sdiff" | "sinter" | "smembers" | "sunion" => {
+            "nondeterministic_output_order"
+        }
         "config|set" | "latency|reset" | "slowlog|reset" => {
             "request_policy:all_nodes response_policy:all_succeeded"
         }
@@ -402,7 +407,12 @@ mod tests {
         let Reply::Array(keys) = say("command getkeysandflags set k v get") else { panic!() };
         let flags = ["RW", "access", "update"].map(Reply::Simple).to_vec();
         assert_eq!(keys[..], [Reply::Array(vec![Reply::text("k"), Reply::Set(flags)])]);
-        for bad in ["ping x", "get a b", "nonsense k", "object nonsense k"] {
+        let Reply::Array(keys) = say("command getkeysandflags sintercard 1 k limit 2") else {
+            panic!()
+        };
+        let flags = ["RO", "access"].map(Reply::Simple).to_vec();
+        assert_eq!(keys[..], [Reply::Array(vec![Reply::text("k"), Reply::Set(flags)])]);
+        for bad in ["ping x", "get a b", "nonsense k", "object nonsense k", "sintercard 3 a b"] {
             assert!(say(&format!("command getkeys {bad}")).is_error(), "{bad}");
         }
     }

@@ -1,6 +1,8 @@
 //! Commands on hashes.
 
-use crate::args::{Options, Planned, integer, parse_cursor, syntax, wrong_number};
+use crate::args::{
+    Planned, integer, is, parse_cursor, random_count, scan_options, seed, syntax, wrong_number,
+};
 use crate::glob;
 use crate::plan::{Plan, value_of};
 use crate::reply::Reply;
@@ -8,7 +10,7 @@ use crate::strings::integer_of;
 use bytes::Bytes;
 use kvdb_model::WriteResult;
 use kvdb_model::limits::FLOAT_TEXT_MAX_BYTES;
-use kvdb_store::hash::{Delete, Get, Increment, IncrementFloat, Length, Scan, Set};
+use kvdb_store::hash::{Delete, Get, Increment, IncrementFloat, Length, Random, Scan, Set};
 
 type Typed = kvdb_model::Reply;
 
@@ -83,10 +85,14 @@ pub(crate) fn hlen(args: &[Bytes]) -> Planned {
 /// Cursor to go on from, names and values.
 fn part(result: &WriteResult) -> (i64, Vec<(Reply, Reply)>) {
     let Typed::List(part) = &result.reply else { return (0, vec![]) };
-    let [cursor, Typed::Map(found)] = &part[..] else { return (0, vec![]) };
+    let [cursor, found] = &part[..] else { return (0, vec![]) };
+    (cursor.integer().unwrap_or(0), pairs_in(found))
+}
+
+fn pairs_in(reply: &Typed) -> Vec<(Reply, Reply)> {
+    let Typed::Map(found) = reply else { return vec![] };
     let bulk = |typed: &Typed| Reply::bulk_or_nil(typed.bytes().cloned());
-    let pairs = found.iter().map(|(field, value)| (bulk(field), bulk(value))).collect();
-    (cursor.integer().unwrap_or(0), pairs)
+    found.iter().map(|(field, value)| (bulk(field), bulk(value))).collect()
 }
 
 fn whole(
@@ -109,6 +115,29 @@ pub(crate) fn hvals(args: &[Bytes]) -> Planned {
     whole(args, |pairs| Reply::Array(pairs.into_iter().map(|(_, value)| value).collect()))
 }
 
+pub(crate) fn hrandfield(args: &[Bytes]) -> Planned {
+    let Some(count) = args.get(2) else {
+        let random = Random { count: None, with_values: false, seed: seed() };
+        return Ok(Plan::write(args[1].clone(), &random, |result| {
+            Reply::bulk_or_nil(value_of(result))
+        }));
+    };
+    let count = random_count(count)?;
+    let with_values = args.len() > 3;
+    if args.len() > 4 || with_values && !is(&args[3], "withvalues") {
+        return Err(syntax());
+    }
+    // Twice as many must be a number, too.
+    if with_values && count.checked_mul(2).is_none() {
+        return Err(Reply::error("value is out of range"));
+    }
+    let random = Random { count: Some(count), with_values, seed: seed() };
+    Ok(Plan::write(args[1].clone(), &random, |result| match &result.reply {
+        Typed::Map(_) => Reply::Pairs(pairs_in(&result.reply)),
+        _ => Reply::Array(values(result).into_iter().map(Reply::bulk_or_nil).collect()),
+    }))
+}
+
 pub(crate) fn hincrby(args: &[Bytes]) -> Planned {
     let increment = Increment { field: args[2].clone(), delta: integer(&args[3])? };
     Ok(Plan::write(args[1].clone(), &increment, integer_of))
@@ -121,23 +150,6 @@ pub(crate) fn hincrbyfloat(args: &[Bytes]) -> Planned {
     }
     let increment = IncrementFloat { field: args[2].clone(), delta: args[3].clone() };
     Ok(Plan::write(args[1].clone(), &increment, |result| Reply::bulk_or_nil(value_of(result))))
-}
-
-/// How many fields to look at, and which to tell.
-fn scan_options(args: &[Bytes]) -> Result<(u64, Option<Bytes>), Reply> {
-    let (mut most, mut pattern) = (10, None);
-    let mut options = Options::after(args, 3);
-    while let Some(word) = options.word() {
-        match word.as_str() {
-            "COUNT" => match options.integer()? {
-                ..1 => return Err(syntax()),
-                count => most = count as u64,
-            },
-            "MATCH" => pattern = Some(options.value()?.clone()).filter(|text| text != "*"),
-            _ => return Err(syntax()),
-        }
-    }
-    Ok((most, pattern))
 }
 
 fn scanned(cursor: i64, pairs: impl Iterator<Item = (Reply, Reply)>) -> Reply {

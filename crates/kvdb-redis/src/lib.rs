@@ -5,7 +5,7 @@
 //! and, through `strings`, `bits`, `keys` and `server`, turns it into a [`plan`] on keys, a job or
 //! an answer; [`reply`] writes the answer.
 //!
-//! What is left out: collections, scripts, publish and subscribe, blocking commands.
+//! What is left out: streams, scripts, publish and subscribe, blocking commands.
 
 pub mod args;
 mod bits;
@@ -22,6 +22,7 @@ pub mod reply;
 pub mod resp;
 pub mod server;
 pub mod session;
+mod sets;
 mod strings;
 mod subcommands;
 pub mod table;

@@ -23,6 +23,8 @@ pub enum Reply {
     Array(Vec<Reply>),
     /// Pairs; a flat list in version 2.
     Map(Vec<(Reply, Reply)>),
+    /// A list of pairs; a flat list in version 2.
+    Pairs(Vec<(Reply, Reply)>),
     /// A list without order or repetition.
     Set(Vec<Reply>),
     /// A decimal number, as text in version 2.
@@ -67,7 +69,7 @@ impl Reply {
             Reply::Array(items) | Reply::Set(items) => {
                 16 + items.iter().map(Reply::size_bytes).sum::<usize>()
             }
-            Reply::Map(pairs) => {
+            Reply::Map(pairs) | Reply::Pairs(pairs) => {
                 16 + pairs
                     .iter()
                     .map(|(key, value)| key.size_bytes() + value.size_bytes())
@@ -92,11 +94,15 @@ impl Reply {
             Reply::NilArray => out.put_slice(b"*-1\r\n"),
             Reply::Array(items) => list(out, b'*', items, resp3),
             Reply::Set(items) => list(out, if resp3 { b'~' } else { b'*' }, items, resp3),
-            Reply::Map(pairs) => {
-                let (kind, count) =
-                    if resp3 { (b'%', pairs.len()) } else { (b'*', pairs.len() * 2) };
+            Reply::Map(pairs) | Reply::Pairs(pairs) => {
+                let is_map = matches!(self, Reply::Map(_));
+                let kind = if resp3 && is_map { b'%' } else { b'*' };
+                let count = if resp3 { pairs.len() } else { pairs.len() * 2 };
                 header(out, kind, count as i64);
                 for (key, value) in pairs {
+                    if resp3 && !is_map {
+                        header(out, b'*', 2);
+                    }
                     key.write(out, resp3);
                     value.write(out, resp3);
                 }
@@ -180,6 +186,11 @@ mod tests {
                 map,
                 "*2\r\n$1\r\na\r\n:-9223372036854775808\r\n",
                 "%1\r\n$1\r\na\r\n:-9223372036854775808\r\n",
+            ),
+            (
+                Reply::Pairs(vec![(Reply::text("a"), Reply::Integer(1)); 2]),
+                "*4\r\n$1\r\na\r\n:1\r\n$1\r\na\r\n:1\r\n",
+                "*2\r\n*2\r\n$1\r\na\r\n:1\r\n*2\r\n$1\r\na\r\n:1\r\n",
             ),
             (Reply::Double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),
             (Reply::Verbatim("x".into()), "$1\r\nx\r\n", "=5\r\ntxt:x\r\n"),

@@ -4,7 +4,7 @@ use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, hashes, keys, lcs, server, strings};
+use crate::{args::Planned, bits, hashes, keys, lcs, server, sets, strings};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -78,12 +78,11 @@ impl Spec {
         let mut keys = self.keys_in_fixed_places(args);
         if let Some(at) = self.counts_keys_at() {
             let counted = args.get(at).and_then(|count| parse_u64(count));
-            let counted = counted.and_then(|count| usize::try_from(count).ok());
-            let range = counted.and_then(|count| args.get(at + 1..at.checked_add(1 + count)?));
-            match range {
-                Some(counted) => keys.extend_from_slice(counted),
+            let counted = counted.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+            match args.get(at + 1..).unwrap_or_default().get(..counted) {
                 // A count that isn't so: no key is told.
-                None => return vec![],
+                None | Some([]) => return vec![],
+                Some(counted) => keys.extend_from_slice(counted),
             }
         }
         keys
@@ -135,6 +134,7 @@ const CHANGE_FAST: &str = "write fast";
 const CHANGE: &str = "write";
 const READ_FAST: &str = "readonly fast";
 const READ: &str = "readonly";
+const READ_COUNTED: &str = "readonly movablekeys";
 const ALWAYS: &str = "noscript loading stale fast no_auth allow_busy";
 const TRANSACTION: &str = "noscript loading stale fast allow_busy";
 const CONNECTION_FAST: &str = "loading stale fast";
@@ -206,6 +206,7 @@ commands! {
     "hlen" 2 READ_FAST ONE "hash" Keys(hashes::hlen) "How many fields a hash has" "";
     "hmget" -3 READ_FAST ONE "hash" Keys(hashes::hmget) "The values of fields" "refused above 8 MiB";
     "hmset" -4 GROW_FAST ONE "hash" Keys(hashes::hmset) "Sets fields of a hash" "";
+    "hrandfield" -2 READ ONE "hash" Keys(hashes::hrandfield) "Fields of a hash at random" "refused above 8 MiB, values included";
     "hscan" -3 READ ONE "hash" Keys(hashes::hscan) "Walks through the fields of a hash" "of small ones too it tells about COUNT a call";
     "hset" -4 GROW_FAST ONE "hash" Keys(hashes::hset) "Sets fields of a hash" "";
     "hsetnx" 4 GROW_FAST ONE "hash" Keys(hashes::hsetnx) "Sets a field that is not there" "";
@@ -237,8 +238,12 @@ commands! {
     "renamenx" 3 CHANGE_FAST TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
     "reset" 1 ALWAYS NONE "connection" Step(server::reset) "Resets the connection" "";
     "restore" -4 GROW ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone, of Redis up to 7.4";
+    "sadd" -3 GROW_FAST ONE "set" Keys(sets::sadd) "Adds members to a set" "";
     "save" 1 SAVE NONE "server" Local(server::save) "Saves everything" "at once: every answered write is on disk already";
     "scan" -2 READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway; not inside MULTI";
+    "scard" 2 READ_FAST ONE "set" Keys(sets::scard) "How many members a set has" "";
+    "sdiff" -2 READ ALL "set" Keys(sets::sdiff) "The members of a set that other sets don't have" "all keys on one shard; refused above 8 MiB";
+    "sdiffstore" -3 GROW ALL "set" Keys(sets::sdiffstore) "Stores the members of a set that other sets don't have" "all keys on one shard; refused above 100,000 members or 8 MiB";
     "select" 2 CONNECTION_FAST NONE "connection" Step(server::select) "Chooses a database" "0 is the keyspace `default`, 1 to 15 are `db1` to `db15`, made when first written to; inside MULTI only the one that is selected";
     "set" -3 GROW ONE "string" Keys(strings::set) "Sets a key" "all options";
     "setbit" 4 GROW ONE "bitmap" Keys(bits::setbit) "Sets or clears a bit" "";
@@ -246,9 +251,22 @@ commands! {
     "setnx" 3 GROW_FAST ONE "string" Keys(strings::setnx) "Sets a key that isn't there" "";
     "setrange" 4 GROW ONE "string" Keys(strings::setrange) "Overwrites a part of a string" "";
     "shutdown" -1 SHUTDOWN NONE "server" Local(server::shutdown) "Stops the server" "always refused: a gateway is stopped by whoever has started it";
+    "sinter" -2 READ ALL "set" Keys(sets::sinter) "The members that all sets have" "all keys on one shard; refused above 8 MiB";
+    "sintercard" -3 READ_COUNTED NONE "set" Keys(sets::sintercard) "Counts the members that all sets have" "all keys on one shard";
+    "sinterstore" -3 GROW ALL "set" Keys(sets::sinterstore) "Stores the members that all sets have" "all keys on one shard; refused above 100,000 members or 8 MiB";
+    "sismember" 3 READ_FAST ONE "set" Keys(sets::sismember) "Whether a set has a member" "";
     "slowlog" -2 CONTAINER NONE "server" Local(server::slowlog) "Slow commands" "GET HELP LEN RESET: always empty";
+    "smembers" 2 READ ONE "set" Keys(sets::smembers) "All members of a set" "in no order; refused above 8 MiB: SSCAN reads it in parts";
+    "smismember" -3 READ_FAST ONE "set" Keys(sets::smismember) "Which members a set has" "";
+    "smove" 4 CHANGE_FAST TWO "set" Keys(sets::smove) "Moves a member to another set" "both keys on one shard";
+    "spop" -2 CHANGE_FAST ONE "set" Keys(sets::spop) "Removes members of a set at random" "refused above 100,000 members or 8 MiB, unless it is all of them";
+    "srandmember" -2 READ ONE "set" Keys(sets::srandmember) "Members of a set at random" "refused above 8 MiB";
+    "srem" -3 CHANGE_FAST ONE "set" Keys(sets::srem) "Removes members of a set" "";
+    "sscan" -3 READ ONE "set" Keys(sets::sscan) "Walks through the members of a set" "of small ones too it tells about COUNT a call";
     "strlen" 2 READ_FAST ONE "string" Keys(strings::strlen) "The length of a string" "";
     "substr" 4 READ ONE "string" Keys(strings::getrange) "A part of a string" "";
+    "sunion" -2 READ ALL "set" Keys(sets::sunion) "The members of all sets together" "all keys on one shard; refused above 8 MiB";
+    "sunionstore" -3 GROW ALL "set" Keys(sets::sunionstore) "Stores the members of all sets together" "all keys on one shard; refused above 100,000 members or 8 MiB";
     "swapdb" 3 CHANGE_FAST NONE "server" Keys(keys::swap_db) "Swaps two databases" "always refused: their shards can't change names at one moment";
     "time" 1 CONNECTION_FAST NONE "server" Local(server::time) "The gateway's clock" "in steps of a millisecond";
     "touch" -2 READ_FAST ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
@@ -287,5 +305,15 @@ mod tests {
         assert_eq!(keys("get a"), b"a");
         assert_eq!(keys("bitop and d a b"), b"d a b");
         assert_eq!(keys("ping x"), b"");
+        assert_eq!(keys("sintercard 2 a b limit 3"), b"a b");
+    }
+
+    #[test]
+    fn a_wrong_number_of_keys_names_none() {
+        for count in ["0", "-1", "4", "x", "9223372036854775807", "9223372036854775808"] {
+            let args =
+                ["sintercard", count, "a", "b", "c"].map(|word| Bytes::from(word.to_owned()));
+            assert!(find(b"sintercard").unwrap().keys_of(&args).is_empty(), "{count}");
+        }
     }
 }

@@ -9,7 +9,7 @@
 
 use crate::apply::ApplyError;
 use crate::tx::Tx;
-use crate::{bits, hash, keys, string};
+use crate::{bits, hash, keys, set, string};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
@@ -161,7 +161,7 @@ fn decode<C: Command>(args: &Bytes) -> Result<C, Refusal> {
 }
 
 /// All commands, ascending by number.
-pub static COMMANDS: [Row; 23] = [
+pub static COMMANDS: [Row; 35] = [
     row::<string::Get>("get"),
     row::<string::Set>("set"),
     row::<string::Increment>("increment"),
@@ -185,6 +185,18 @@ pub static COMMANDS: [Row; 23] = [
     row::<hash::Get>("hash_get"),
     row::<hash::Length>("hash_length"),
     row::<hash::Scan>("hash_scan"),
+    row::<hash::Random>("hash_random"),
+    row::<set::Add>("set_add"),
+    row::<set::Remove>("set_remove"),
+    row::<set::Pop>("set_pop"),
+    row::<set::Move>("set_move"),
+    row::<set::Contains>("set_contains"),
+    row::<set::Length>("set_length"),
+    row::<set::Scan>("set_scan"),
+    row::<set::Random>("set_random"),
+    row::<set::Combine>("set_combine"),
+    row::<set::CombineInto>("set_combine_into"),
+    row::<set::CountCommon>("set_count_common"),
 ];
 
 /// The row of a command, if this binary knows it in that format.

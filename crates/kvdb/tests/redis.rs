@@ -374,6 +374,63 @@ fn a_hash_small_or_large_is_whole_and_leaves_nothing_to_the_next_one_of_its_name
     assert_eq!(&lines[3..], ["*1\r\n", "$4\r\n", "{h}c\r\n"], "{lines:?}");
 }
 
+/// Bulk strings in the next answer, sorted: they come in no order.
+fn members(client: &mut Client, command: &str) -> Vec<String> {
+    client.send(format!("{command}\r\n").as_bytes());
+    let head = client.line();
+    assert!(head.starts_with(['*', '~']), "{command}: {head}");
+    let count: usize = head[1..].trim().parse().unwrap();
+    let mut members: Vec<String> = Vec::new();
+    for _ in 0..count {
+        client.line();
+        members.push(client.line().trim().to_owned());
+    }
+    members.sort();
+    members
+}
+
+#[test]
+fn a_set_small_or_large_holds_each_member_once_and_is_combined_on_one_shard() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for count in [3, 500] {
+        let all: Vec<String> = (0..count).map(|n| format!("member{n:03}")).collect();
+        let twice = format!("sadd {{s}}a {} {}", all.join(" "), all.join(" "));
+        assert_eq!(client.ask(&twice), format!(":{count}\r\n"), "each counts once");
+        assert_eq!(members(&mut client, "smembers {s}a"), all);
+        assert_eq!(client.ask("type {s}a"), "+set\r\n");
+        assert!(client.ask("get {s}a").starts_with("-WRONGTYPE"));
+        assert_eq!(client.ask("sismember {s}a member002"), ":1\r\n");
+        assert_eq!(client.ask("smove {s}a {s}b member002"), ":1\r\n");
+        assert_eq!(members(&mut client, "sunion {s}a {s}b"), all);
+        assert_eq!(client.ask("sinterstore {s}c {s}a {s}b"), ":0\r\n");
+        // What was written before in the same pipeline is seen, of whichever key.
+        client.send(b"sadd {s}b member001\r\nsinter {s}a {s}b\r\nsrem {s}b member001\r\n");
+        let lines: Vec<String> = (0..5).map(|_| client.line()).collect();
+        assert_eq!(lines, [":1\r\n", "*1\r\n", "$9\r\n", "member001\r\n", ":1\r\n"]);
+        let mut taken = members(&mut client, "spop {s}a 2");
+        assert_eq!(taken.len(), 2);
+        taken.extend(members(&mut client, "spop {s}a 1000"));
+        taken.extend(members(&mut client, "smembers {s}b"));
+        taken.sort();
+        assert_eq!(taken, all, "each was taken once");
+        assert_eq!(client.ask("exists {s}a"), ":0\r\n");
+        client.ask("del {s}b");
+    }
+    assert!(client.ask("hello 3").starts_with('%'));
+    client.ask("sadd {s}a 1 2");
+    client.send(b"smembers {s}a\r\n");
+    assert_eq!(client.line(), "~2\r\n");
+    (0..4).for_each(|_| drop(client.line()));
+    let apart = (0..100)
+        .map(|n| format!("key{n}"))
+        .find(|key| client.ask(&format!("sinter {{s}}a {key}")).starts_with("-CROSSSHARD"));
+    assert!(apart.is_some(), "there are two shards");
+    client.send(b"scan 0 type set count 100000\r\n");
+    let lines: Vec<String> = (0..6).map(|_| client.line()).collect();
+    assert_eq!(&lines[3..], ["*1\r\n", "$4\r\n", "{s}a\r\n"], "{lines:?}");
+}
+
 #[test]
 fn an_export_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
     let dev = Dev::start();

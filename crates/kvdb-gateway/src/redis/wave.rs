@@ -2,7 +2,7 @@
 //! read.
 //!
 //! Steps on one key keep their order: they are on one shard, and what is written there goes in one
-//! batch, in order. A read of a key that is written in the same wave goes with the writes; other
+//! batch, in order. A read of keys one of which is written in the same wave goes with the writes; other
 //! reads don't enter the log.
 //!
 //! A batch is sent again under the same request id until it is settled, so each step takes effect
@@ -72,7 +72,8 @@ impl<'a> Wave<'a> {
         let placed = steps
             .into_iter()
             .map(|step| {
-                let writes = written.contains(&step.key);
+                let writes = written.contains(&step.key)
+                    || step.others.iter().any(|key| written.contains(key));
                 let outcome = check(gateway, &step).err().map(Err);
                 let routing_key =
                     keyspace.partitioning.routing_key(keyspace.keyspace_id, &step.key);
@@ -246,6 +247,13 @@ impl<'a> Wave<'a> {
                             && refusal.class() == RetryClass::RetryElsewhere
                             && self.learn_and_wait(refusal).await
                         {
+                            // It was not carried out; maybe its keys have gone separate ways.
+                            let Err(apart @ Refusal::CrossShard { .. }) = self.on_one_shard(place)
+                            else {
+                                continue;
+                            };
+                            open.retain(|open| *open != place);
+                            settled.push((place, Err(apart)));
                             continue;
                         }
                         open.retain(|open| *open != place);
@@ -371,10 +379,20 @@ impl<'a> Wave<'a> {
             let placed = &self.placed[*place];
             !placed.writes && placed.outcome.is_none()
         };
-        let groups = self.by_shard(range.filter(open));
+        let mut places: Vec<usize> = range.filter(open).collect();
+        let mut settled = Vec::new();
+        places.retain(|place| match self.on_one_shard(*place) {
+            Ok(()) => true,
+            Err(refusal) => {
+                settled.push((*place, Err(refusal)));
+                false
+            }
+        });
+        let groups = self.by_shard(places);
         let max_bytes = (READ_BYTES / groups.len().max(1) as u64).max(LEAST_READ_BYTES);
         let read = groups.into_values().map(|places| self.read_group(places, max_bytes));
-        join_all(read).await.into_iter().flatten().collect()
+        settled.extend(join_all(read).await.into_iter().flatten());
+        settled
     }
 
     /// The first of the reads of one shard, as many as fit in an answer.
@@ -399,7 +417,14 @@ impl<'a> Wave<'a> {
                     .collect()
             }
             Ok(_) => vec![(*first, Err(other_kind()))],
-            Err(refusal) => places.iter().map(|place| (*place, Err(refusal.clone()))).collect(),
+            Err(refusal) => {
+                // Keys that have gone separate ways meanwhile are what is to be said of a step.
+                let why = |place: &usize| match self.on_one_shard(*place) {
+                    Err(apart @ Refusal::CrossShard { .. }) => apart,
+                    _ => refusal.clone(),
+                };
+                places.iter().map(|place| (*place, Err(why(place)))).collect()
+            }
         }
     }
 }

@@ -1,65 +1,23 @@
 //! Commands on hashes: fields with a value each.
 //!
-//! A field is an element whose payload is its value. Its place is a hash of its name and the name:
-//! so a walk through them needs no more than a number to go on from, whatever comes and goes meanwhile.
+//! A field is an element whose payload is its value. Its place is a hash of its name and the name
+//! (`unordered`).
 
 use crate::command::{Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
 use crate::record::Type;
 use crate::string::{decimal, parse_counter};
 use crate::tx::Tx;
-use bytes::{BufMut, Bytes, BytesMut};
+use crate::unordered::{
+    Choice, check_name, choose, decode_list, decode_random, encode_list, encode_random, name_at,
+    part, place_of,
+};
+use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{
     DELTA_NOT_FINITE, FIELD_NOT_A_FLOAT, FIELD_NOT_A_NUMBER, NOT_A_FLOAT, NOT_FINITE, OVERFLOW,
     REPLY_TOO_LARGE,
 };
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
-use xxhash_rust::xxh3::xxh3_64;
-
-fn encode_list(list: &[Bytes], out: &mut Writer) {
-    out.varint(list.len() as u64);
-    list.iter().for_each(|item| out.bytes(item));
-}
-
-fn decode_list(input: &mut Reader) -> Result<Vec<Bytes>, DecodeError> {
-    let count = input.count(1)?;
-    (0..count).map(|_| input.bytes()).collect()
-}
-
-/// Bytes of a name's hash. So few that clients which take a cursor for a floating-point number can
-/// hold it.
-const PLACE_BYTES: usize = 6;
-
-/// Where a field stands among the others.
-fn place_of(field: &[u8]) -> Bytes {
-    let hash = xxh3_64(field).to_be_bytes();
-    let mut place = BytesMut::with_capacity(PLACE_BYTES + field.len());
-    place.put_slice(&hash[..PLACE_BYTES]);
-    place.put_slice(field);
-    place.freeze()
-}
-
-/// The number to go on from, so that a field is the next one; and back.
-fn cursor_of(place: &[u8]) -> u64 {
-    let bytes = place.iter().take(PLACE_BYTES);
-    bytes.fold(0, |cursor, byte| cursor << 8 | u64::from(*byte))
-}
-
-fn place_at(cursor: u64) -> [u8; PLACE_BYTES] {
-    let mut place = [0; PLACE_BYTES];
-    place.copy_from_slice(&cursor.to_be_bytes()[size_of::<u64>() - PLACE_BYTES..]);
-    place
-}
-
-/// A field is kept as a part of a key.
-fn check_field(field: &[u8], limits: &Limits) -> Result<(), Refusal> {
-    let limit = limits.key_max_bytes;
-    if field.len() > limit {
-        let problem = format!("is {} bytes; the limit is {limit}", field.len());
-        return Err(Refusal::invalid("field", problem));
-    }
-    Ok(())
-}
 
 /// Sets fields; with `only_new` only those that aren't there. Replies with how many are new.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +51,7 @@ impl Command for Set {
 
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         self.fields.iter().try_for_each(|(field, value)| {
-            check_field(field, limits)?;
+            check_name("field", field, limits)?;
             limits.check_value(value)
         })
     }
@@ -175,7 +133,7 @@ impl Command for Increment {
     }
 
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
-        check_field(&self.field, limits)
+        check_name("field", &self.field, limits)
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
@@ -214,7 +172,7 @@ impl Command for IncrementFloat {
     }
 
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
-        check_field(&self.field, limits)
+        check_name("field", &self.field, limits)
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
@@ -320,33 +278,65 @@ impl Command for Scan {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let end = || Reply::Integer(0);
-        let Some(hash) = tx.collection(0, Type::Hash)? else {
-            return Ok(Done::NOT_APPLIED.with(Reply::List(vec![end(), Reply::Map(vec![])])));
+        let reply = |next: u64, found: Vec<(Bytes, Bytes)>| {
+            let pairs = found.into_iter();
+            let pairs =
+                pairs.map(|(place, value)| (Reply::Bytes(name_at(&place)), Reply::Bytes(value)));
+            Reply::List(vec![Reply::Integer(next as i64), Reply::Map(pairs.collect())])
         };
-        if self.cursor >> (8 * PLACE_BYTES) != 0 {
-            return Ok(Done::APPLIED.with(Reply::List(vec![end(), Reply::Map(vec![])])));
-        }
-        let mut found = Vec::new();
-        let (mut size, mut last, mut next) = (0, None, None);
-        tx.scan(0, &hash, &place_at(self.cursor), |place, value| {
-            size += place.len() + value.len();
-            let cursor = cursor_of(&place);
-            let is_full = self.most > 0 && found.len() as u64 >= self.most;
-            // Names with the same hash come together.
-            if (is_full || size > REPLY_MAX_BYTES) && last.is_some_and(|last| last != cursor) {
-                next = Some(cursor);
-                return false;
+        let Some(hash) = tx.collection(0, Type::Hash)? else {
+            return Ok(Done::NOT_APPLIED.with(reply(0, vec![])));
+        };
+        let (next, found) = part(tx, 0, &hash, self.cursor, self.most)?;
+        Ok(Done::APPLIED.with(reply(next, found)))
+    }
+}
+
+/// Chooses fields at random. Replies with a field, or nil; where a count is given, with a list of fields
+/// or a map of fields and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Random {
+    /// So many different ones; negative: so many, each out of all.
+    pub count: Option<i64>,
+    /// With their values; only where a count is given.
+    pub with_values: bool,
+    /// What chance is made of.
+    pub seed: u64,
+}
+
+impl Command for Random {
+    const ID: CommandId = CommandId(0x0408);
+    const EFFECT: Effect = Effect::Read;
+
+    fn encode(&self, out: &mut Writer) {
+        out.u64(self.seed);
+        out.u8(u8::from(self.with_values));
+        encode_random(self.count, out);
+    }
+
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let (seed, with_values) = (input.u64()?, flag(input)?);
+        Ok(Random { seed, with_values, count: decode_random(input)? })
+    }
+
+    fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
+        let Some(hash) = tx.collection(0, Type::Hash)? else {
+            let nothing = if self.count.is_some() { Reply::List(vec![]) } else { Reply::Nil };
+            return Ok(Done::NOT_APPLIED.with(nothing));
+        };
+        let chosen = choose(tx, 0, &hash, Choice::of(self.count), self.seed)?;
+        let name = |place: &Bytes| Reply::Bytes(name_at(place));
+        let reply = match (self.count, chosen.first()) {
+            (None, Some((place, _))) => name(place),
+            _ if self.with_values => {
+                let pairs = chosen.into_iter();
+                Reply::Map(
+                    pairs.map(|(place, value)| (name(&place), Reply::Bytes(value))).collect(),
+                )
             }
-            last = Some(cursor);
-            found.push((Reply::Bytes(place.slice(PLACE_BYTES..)), Reply::Bytes(value)));
-            true
-        })?;
-        if self.most == 0 && next.is_some() {
-            return Err(wrong(REPLY_TOO_LARGE));
-        }
-        let next = next.map_or_else(end, |cursor| Reply::Integer(cursor as i64));
-        Ok(Done::APPLIED.with(Reply::List(vec![next, Reply::Map(found)])))
+            _ => Reply::List(chosen.iter().map(|(place, _)| name(place)).collect()),
+        };
+        Ok(Done::APPLIED.with(reply))
     }
 }
 

@@ -7,6 +7,7 @@ pub use expiry::{Expiry, ExpiryRule};
 use crate::changes::is_promoted;
 use crate::command::{Command, Done, Effect, Fault, flag, wrong};
 use crate::record::Type;
+use crate::set;
 use crate::string::parse_counter;
 use crate::tx::Tx;
 use bytes::Bytes;
@@ -58,10 +59,14 @@ impl Command for Encoding {
             Type::String if parse_counter(&record.value).is_some() => "int",
             Type::String if record.value.len() <= EMBEDDED_MAX_BYTES => "embstr",
             Type::String => "raw",
-            Type::Hash | Type::Set if is_promoted(&record)? => "hashtable",
+            Type::Set => match tx.collection(0, Type::Set)? {
+                Some(set) => set::encoding(tx, &set)?,
+                None => return Ok(Done::NOT_APPLIED.with(Reply::Nil)),
+            },
+            Type::Hash if is_promoted(&record)? => "hashtable",
             Type::List if is_promoted(&record)? => "quicklist",
             Type::SortedSet if is_promoted(&record)? => "skiplist",
-            Type::Hash | Type::List | Type::Set | Type::SortedSet => "listpack",
+            Type::Hash | Type::List | Type::SortedSet => "listpack",
         };
         Ok(Done::APPLIED.with(Reply::Bytes(Bytes::from_static(name.as_bytes()))))
     }

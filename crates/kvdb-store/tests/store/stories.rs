@@ -294,6 +294,21 @@ fn an_atomic_batch_under_a_used_id_is_refused_as_a_whole() {
 }
 
 #[test]
+fn a_pop_that_is_tried_again_answers_with_the_members_that_it_took() {
+    let mut single = Single::new();
+    let members = (0..400).map(|n| format!("{n:0>100}").into()).collect();
+    single.one(on("s", kvdb_store::set::Add { members })).unwrap();
+    let pop = |seed| on("s", kvdb_store::set::Pop { count: Some(300), seed });
+    let (first, _) = single.write(tagged(1, write(vec![pop(1)])));
+    let first = first[0].clone().unwrap();
+    assert!(matches!(&first.reply, Reply::List(taken) if taken.len() == 300));
+    let (again, _) = single.write(tagged(1, write(vec![pop(1)])));
+    assert_eq!(again[0].clone().unwrap(), WriteResult { deduplicated: true, ..first });
+    let left = single.one(on("s", kvdb_store::set::Length)).unwrap().reply;
+    assert_eq!(left, Reply::Integer(100));
+}
+
+#[test]
 fn long_previous_values_are_left_out_of_repeated_answers_unless_they_were_taken_away() {
     let mut single = Single::new();
     let changes =

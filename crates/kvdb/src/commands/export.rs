@@ -28,8 +28,8 @@ Examples:
 
 TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a
 newline or with CR at their end, or rows that expire: these end the export with exit code 3. JSON
-lines hold all strings; bytes that aren't UTF-8 go as key_b64 and value_b64. A key that holds a hash
-ends the export, unless --strings-only leaves it out.")]
+lines hold all strings; bytes that aren't UTF-8 go as key_b64 and value_b64. A key that holds a hash,
+a set or another collection ends the export, unless --strings-only leaves it out.")]
 pub(crate) struct Args {
     /// File, or `-` for standard output
     #[arg(value_name = "FILE")]
