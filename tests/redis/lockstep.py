@@ -121,6 +121,18 @@ class Maker:
     def count(self):
         """Of what is chosen at random."""
         return self.pick(b"0", b"1", b"2", b"-1", b"-3", b"100000", b"100000", b"x", b"", b"9223372036854775807", b"-9223372036854775808")
+    def list_key(self):
+        """Mostly one that holds a list."""
+        return self.key() if self.chance(0.1) else TAG + self.pick(b"l1", b"l2", b"l3")
+
+    def side(self):
+        return self.pick(b"LEFT", b"RIGHT", b"left", b"Right") if self.chance(0.97) else b"up"
+
+    def index(self):
+        return self.number() if self.chance(0.2) else b"%d" % self.random.randint(-12, 12)
+
+    def few(self, make, most=4):
+        return [make() for _ in range(self.random.randrange(1, most))]
 
     def field(self):
         return self.pick(b"f1", b"f2", b"f3", b"", b"\x00\xff", b"a-longer-field-name", b"%d" % self.random.randrange(30))
@@ -219,6 +231,7 @@ class Maker:
     def command(self, inside):
         """A command; `inside` a transaction only those that may be there."""
         k, v, n, h, f, s, m = self.key, self.value, self.number, self.hash_key, self.field, self.set_key, self.member
+        l, e, i = self.list_key, self.field, self.index
         every = [
             lambda: [b"SET", k(), v()] + self.options(b"NX", b"XX", b"GET", b"KEEPTTL", Maker.lifetime, Maker.lifetime),
             lambda: [b"SET", k(), v()],
@@ -271,6 +284,21 @@ class Maker:
             lambda: [b"HINCRBY", h(), f(), n()],
             lambda: [b"HINCRBYFLOAT", h(), f(), self.random.choice(FLOATS)],
             lambda: [b"HSCAN", h(), self.pick(b"0", b"0", b"0", b"x", b""), b"COUNT", self.pick(b"100000", b"100000", b"0", b"x")] + self.options(lambda self: [b"MATCH", self.pick(b"*", b"f*", b"[a-g]?")], b"bad", most=1),
+            lambda: [self.pick(b"LPUSH", b"RPUSH", b"LPUSHX", b"RPUSHX", b"rpush"), l()] + self.few(e, self.pick(4, 4, 4, 150)),
+            lambda: [self.pick(b"LPOP", b"RPOP"), l()] + self.options(lambda self: [self.pick(b"0", b"1", b"2", b"-1", b"x", b"9223372036854775807")], most=1),
+            lambda: [self.pick(b"LLEN", b"TYPE"), l()],
+            lambda: [b"LINDEX", l(), i()],
+            lambda: [self.pick(b"LRANGE", b"LRANGE", b"LTRIM"), l(), i(), i()],
+            lambda: [b"LRANGE", l(), b"0", b"-1"],
+            lambda: [b"LSET", l(), i(), e()],
+            lambda: [b"LINSERT", l(), self.pick(b"BEFORE", b"AFTER", b"before", b"x"), e(), e()],
+            lambda: [b"LREM", l(), self.pick(b"0", b"1", b"-1", b"2", b"-3", b"x"), e()],
+            lambda: [b"LPOS", l(), e()] + self.options(lambda self: [b"RANK", self.pick(b"1", b"-1", b"2", b"0", b"x")], lambda self: [b"COUNT", self.pick(b"0", b"1", b"2", b"-1")], lambda self: [b"MAXLEN", self.pick(b"0", b"3", b"-1")], b"bad", most=3),
+            lambda: [b"LMOVE", l(), l(), self.side(), self.side()],
+            lambda: [b"RPOPLPUSH", l(), l()],
+            lambda: [b"LMPOP"] + self.pick(lambda: [b"2", l(), l()], lambda: [b"1", l()], lambda: [b"3", l(), l()], lambda: [b"0", l()])() + [self.side()] + self.options(lambda self: [b"COUNT", self.pick(b"1", b"2", b"20", b"0", b"x")], b"COUNT", most=1),
+            lambda: [self.pick(b"DEL", b"TYPE", b"GET", b"EXPIRE", b"PERSIST", b"APPEND", b"STRLEN"), l()] + self.options(b"100000", most=1),
+            lambda: [self.pick(b"COPY", b"RENAME", b"RENAMENX"), l(), l()],
             lambda: [self.pick(b"DEL", b"TYPE", b"GET", b"EXPIRE", b"PERSIST", b"APPEND", b"STRLEN"), h()] + self.options(b"100000", most=1),
             lambda: [b"HRANDFIELD", h()] + self.options(lambda self: [self.count()], lambda self: [self.count(), self.pick(b"WITHVALUES", b"withvalues", b"bad")], most=1),
             lambda: [b"SADD", s()] + [m() for _ in range(self.random.choice([1, 1, 2, 3, 6]))],
@@ -308,11 +336,11 @@ class Maker:
                               [b"CONFIG", b"SET", b"nonsense", b"1"], [b"CONFIG", b"SET", b"timeout", b"0", b"timeout", b"0"], [b"OBJECT", b"ENCODING"],
                               [b"CONFIG", b"GET", b"appendonlyx", b"TIMEOUT"], [b"CONFIG", b"SET", b"timeout", b"x"]),
             lambda: self.pick([b"COMMAND", b"COUNT", b"x"], [b"COMMAND", b"GETKEYS", b"GET"], [b"COMMAND", b"GETKEYS", b"MSET", b"a", b"1", b"b", b"2"],
-                              [b"COMMAND", b"GETKEYS", b"PING", b"x"], [b"COMMAND", b"GETKEYS", b"OBJECT", b"ENCODING", b"k"],
+                              [b"COMMAND", b"GETKEYS", b"PING", b"x"], [b"COMMAND", b"GETKEYS", b"LMPOP", self.pick(b"1", b"2", b"3", b"0", b"x"), b"a", b"b", b"LEFT"], [b"COMMAND", b"GETKEYS", b"OBJECT", b"ENCODING", b"k"],
                               [b"COMMAND", b"GETKEYSANDFLAGS", b"SET", b"k", b"v"] + self.options(b"GET", b"NX"), [b"COMMAND", b"LIST", b"x"],
                               [b"COMMAND", b"GETKEYSANDFLAGS", b"BITOP", b"AND", b"d", b"a", b"b"], [b"COMMAND", b"INFO", b"nonsense", b"get|x"],
                               [b"COMMAND", b"LIST", b"FILTERBY", b"ACLCAT", b"bitmap"], [b"COMMAND", b"LIST", b"FILTERBY", b"MODULE", b"x"],
-                              [b"COMMAND", b"INFO", self.pick(b"get", b"set", b"BITOP", b"client|kill", b"object|encoding", b"config|set", b"msetnx", b"getex")]),
+                              [b"COMMAND", b"INFO", self.pick(b"lmpop", b"lmove", b"ltrim", b"lpush", b"get", b"set", b"BITOP", b"client|kill", b"object|encoding", b"config|set", b"msetnx", b"getex")]),
             lambda: self.pick([b"nonsense", b"a", b"b"], [b"GET"], [b"get", k(), k()], [b"MSET", k()], [b"WAIT", b"x", b"0"], [b"WAIT", b"0", b"-1"], [b"QUIT"] if self.chance(0.05) else [b"PING"]),
             lambda: self.pick([b"UNWATCH"], [b"DISCARD"] if not inside else [b"PING"], [b"EXEC", b"x"] if self.chance(0.1) else [b"PING"]),
         ]

@@ -5,8 +5,8 @@ use crate::table::COMMANDS;
 /// Commands of Redis 7.0 that don't exist here, by what they need.
 pub const MISSING: [(&str, &str); 6] = [
     (
-        "lists",
-        "blmove blmpop blpop brpop brpoplpush lindex linsert llen lmove lmpop lpop lpos lpush lpushx lrange lrem lset ltrim rpop rpoplpush rpush rpushx sort sort_ro",
+        "blocking commands on lists, and sorting",
+        "blmove blmpop blpop brpop brpoplpush sort sort_ro",
     ),
     (
         "sorted sets and places",

@@ -25,6 +25,8 @@ const ACCESS: &[(&str, &[Access])] = &[
     ),
     ("bitop", &[("OW update", 2, 0, 1, ""), ("RO access", 3, -1, 1, "")]),
     ("copy", &[("RO access", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
+    ("lmove", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
+    ("rpoplpush", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
     ("getex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
     ("rename", &[("RW access delete", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("renamenx", &[("RW access delete", 1, 0, 1, ""), ("OW insert", 2, 0, 1, "")]),
@@ -47,16 +49,18 @@ const ACCESS: &[(&str, &[Access])] = &[
 /// What a command does with its keys, where they are all of one kind.
 fn usual_access(name: &str) -> &'static str {
     match name {
-        "append" | "hsetnx" | "sadd" => "RW insert",
+        "append" | "hsetnx" | "linsert" | "lpush" | "lpushx" | "rpush" | "rpushx" | "sadd" => {
+            "RW insert"
+        }
         "decr" | "decrby" | "getset" | "hincrby" | "hincrbyfloat" | "incr" | "incrby"
         | "incrbyfloat" | "move" | "setbit" => "RW access update",
-        "hdel" | "srem" => "RW delete",
+        "hdel" | "lrem" | "ltrim" | "srem" => "RW delete",
         "del" | "unlink" => "RM delete",
-        "exists" | "hexists" | "hlen" | "hstrlen" | "object" | "scard" | "sismember" | "strlen"
-        | "touch" | "type" | "watch" => "RO",
-        "expire" | "expireat" | "hmset" | "hset" | "persist" | "pexpire" | "pexpireat"
+        "exists" | "hexists" | "hlen" | "hstrlen" | "llen" | "object" | "scard" | "sismember"
+        | "strlen" | "touch" | "type" | "watch" => "RO",
+        "expire" | "expireat" | "hmset" | "hset" | "lset" | "persist" | "pexpire" | "pexpireat"
         | "setrange" => "RW update",
-        "getdel" | "spop" => "RW access delete",
+        "getdel" | "lmpop" | "lpop" | "rpop" | "spop" => "RW access delete",
         "mset" | "psetex" | "restore" | "setex" => "OW update",
         "msetnx" | "setnx" => "OW insert",
         _ => "RO access",

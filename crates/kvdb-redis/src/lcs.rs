@@ -17,6 +17,20 @@ struct Wanted {
 }
 
 pub(crate) fn lcs(args: &[Bytes]) -> Planned {
+    // The keys are looked at first: one of another type is told of rather than a wrong option.
+    let wanted = wanted(args);
+    let steps = vec![read(args[1].clone()), read(args[2].clone())];
+    Ok(Plan::new(steps, move |results, _| {
+        let mut values = results.iter().map(|result| value_of(result).unwrap_or_default());
+        let (left, right) = (values.next().unwrap_or_default(), values.next().unwrap_or_default());
+        match wanted {
+            Ok(wanted) => answer(&left, &right, wanted),
+            Err(error) => error,
+        }
+    }))
+}
+
+fn wanted(args: &[Bytes]) -> Result<Wanted, Reply> {
     let mut wanted = Wanted::default();
     let mut options = Options::after(args, 3);
     while let Some(word) = options.word() {
@@ -31,12 +45,7 @@ pub(crate) fn lcs(args: &[Bytes]) -> Planned {
     if wanted.length && wanted.places {
         return Err(Reply::error("If you want both the length and indexes, please just use IDX."));
     }
-    let steps = vec![read(args[1].clone()), read(args[2].clone())];
-    Ok(Plan::new(steps, move |results, _| {
-        let mut values = results.iter().map(|result| value_of(result).unwrap_or_default());
-        let (left, right) = (values.next().unwrap_or_default(), values.next().unwrap_or_default());
-        answer(&left, &right, wanted)
-    }))
+    Ok(wanted)
 }
 
 /// A stretch that both have: where it begins in each, and how long it is.

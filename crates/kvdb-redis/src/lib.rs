@@ -16,6 +16,7 @@ pub mod glob;
 mod hashes;
 mod keys;
 mod lcs;
+mod lists;
 pub mod number;
 pub mod plan;
 pub mod reply;

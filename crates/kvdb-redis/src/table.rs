@@ -4,7 +4,7 @@ use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, hashes, keys, lcs, server, sets, strings};
+use crate::{args::Planned, bits, hashes, keys, lcs, lists, server, sets, strings};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -132,6 +132,7 @@ const GROW_FAST: &str = "write denyoom fast";
 const GROW: &str = "write denyoom";
 const CHANGE_FAST: &str = "write fast";
 const CHANGE: &str = "write";
+const COUNTED: &str = "write movablekeys";
 const READ_FAST: &str = "readonly fast";
 const READ: &str = "readonly";
 const READ_COUNTED: &str = "readonly movablekeys";
@@ -219,6 +220,19 @@ commands! {
     "keys" 2 READ NONE "generic" Step(server::keys) "All keys that match" "walks all keys: not of one moment; refused above 64 MiB of keys; not inside MULTI";
     "latency" -2 CONTAINER NONE "server" Local(server::latency) "Latency events" "HELP HISTORY LATEST RESET: always empty";
     "lcs" -3 READ TWO "string" Keys(lcs::lcs) "The longest common subsequence" "each key for itself; up to 16 Mi cells; of another type answered with WRONGTYPE";
+    "lindex" 3 READ ONE "list" Keys(lists::lindex) "An element of a list" "";
+    "linsert" 5 GROW ONE "list" Keys(lists::linsert) "Puts an element beside another one" "looks through 1,000,000 elements at most";
+    "llen" 2 READ_FAST ONE "list" Keys(lists::llen) "How many elements a list has" "";
+    "lmove" 5 GROW TWO "list" Keys(lists::lmove) "Moves an element from an end of a list to an end of another one" "both keys on one shard";
+    "lmpop" -4 COUNTED NONE "list" Keys(lists::lmpop) "Takes elements off an end of the first list that has any" "all keys on one shard";
+    "lpop" -2 CHANGE_FAST ONE "list" Keys(lists::lpop) "Takes elements off the beginning of a list" "refused above 8 MiB";
+    "lpos" -3 READ ONE "list" Keys(lists::lpos) "Finds elements of a list" "looks through 1,000,000 elements at most";
+    "lpush" -3 GROW_FAST ONE "list" Keys(lists::lpush) "Adds elements at the beginning of a list" "";
+    "lpushx" -3 GROW_FAST ONE "list" Keys(lists::lpushx) "Adds elements at the beginning of a list that is there" "";
+    "lrange" 4 READ ONE "list" Keys(lists::lrange) "Elements of a list" "refused above 8 MiB: read it in parts";
+    "lrem" 4 CHANGE ONE "list" Keys(lists::lrem) "Removes elements that are the same as a value" "looks through 1,000,000 elements at most, removes 100,000 at most";
+    "lset" 4 GROW ONE "list" Keys(lists::lset) "Overwrites an element of a list" "";
+    "ltrim" 4 CHANGE ONE "list" Keys(lists::ltrim) "Removes all but a part of a list" "refused where more than 100,000 elements would go and more than 100,000 stay";
     "mget" -2 READ_FAST ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
     "move" 3 CHANGE_FAST ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
     "mset" -3 GROW (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";
@@ -238,6 +252,10 @@ commands! {
     "renamenx" 3 CHANGE_FAST TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
     "reset" 1 ALWAYS NONE "connection" Step(server::reset) "Resets the connection" "";
     "restore" -4 GROW ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone, of Redis up to 7.4";
+    "rpop" -2 CHANGE_FAST ONE "list" Keys(lists::rpop) "Takes elements off the end of a list" "refused above 8 MiB";
+    "rpoplpush" 3 GROW TWO "list" Keys(lists::rpoplpush) "Moves the last element of a list to the beginning of another one" "both keys on one shard";
+    "rpush" -3 GROW_FAST ONE "list" Keys(lists::rpush) "Adds elements at the end of a list" "";
+    "rpushx" -3 GROW_FAST ONE "list" Keys(lists::rpushx) "Adds elements at the end of a list that is there" "";
     "sadd" -3 GROW_FAST ONE "set" Keys(sets::sadd) "Adds members to a set" "";
     "save" 1 SAVE NONE "server" Local(server::save) "Saves everything" "at once: every answered write is on disk already";
     "scan" -2 READ NONE "generic" Step(server::scan) "Walks all keys" "a key that is there all the while is seen; cursors are good at every gateway; not inside MULTI";

@@ -9,7 +9,7 @@
 
 use crate::apply::ApplyError;
 use crate::tx::Tx;
-use crate::{bits, hash, keys, set, string};
+use crate::{bits, hash, keys, list, set, string};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
@@ -161,7 +161,7 @@ fn decode<C: Command>(args: &Bytes) -> Result<C, Refusal> {
 }
 
 /// All commands, ascending by number.
-pub static COMMANDS: [Row; 35] = [
+pub static COMMANDS: &[Row] = &[
     row::<string::Get>("get"),
     row::<string::Set>("set"),
     row::<string::Increment>("increment"),
@@ -197,6 +197,17 @@ pub static COMMANDS: [Row; 35] = [
     row::<set::Combine>("set_combine"),
     row::<set::CombineInto>("set_combine_into"),
     row::<set::CountCommon>("set_count_common"),
+    row::<list::Push>("list_push"),
+    row::<list::Pop>("list_pop"),
+    row::<list::Length>("list_length"),
+    row::<list::Index>("list_index"),
+    row::<list::Range>("list_range"),
+    row::<list::Replace>("list_replace"),
+    row::<list::Insert>("list_insert"),
+    row::<list::Remove>("list_remove"),
+    row::<list::Trim>("list_trim"),
+    row::<list::Find>("list_find"),
+    row::<list::Move>("list_move"),
 ];
 
 /// The row of a command, if this binary knows it in that format.

@@ -32,6 +32,7 @@ pub mod hash;
 mod history;
 pub mod keys;
 mod layout;
+pub mod list;
 mod machine;
 mod measure;
 mod membership;

@@ -33,6 +33,11 @@ impl Collection {
         Collection { kind, expires_at_ms: 0, elements: Elements::Inline(BTreeMap::new()) }
     }
 
+    /// One without elements in place of it, that lives as long.
+    pub(crate) fn emptied(&self) -> Self {
+        Collection { expires_at_ms: self.expires_at_ms, ..Self::new(self.kind) }
+    }
+
     /// Whether its elements have records of their own.
     pub(crate) fn is_promoted(&self) -> bool {
         matches!(self.elements, Elements::Promoted { .. })

@@ -432,6 +432,37 @@ fn a_set_small_or_large_holds_each_member_once_and_is_combined_on_one_shard() {
 }
 
 #[test]
+fn a_list_small_or_large_is_a_queue_and_a_stack_and_can_be_read_anywhere() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for count in [3, 700] {
+        let values: Vec<String> = (0..count).map(|n| format!("v{n:04}")).collect();
+        let length = format!(":{count}\r\n");
+        assert_eq!(client.ask(&format!("rpush {{l}}a {}", values.join(" "))), length);
+        assert_eq!(client.ask("llen {l}a"), length);
+        assert_eq!(client.ask("type {l}a"), "+list\r\n");
+        assert_eq!(client.ask("lindex {l}a -1"), format!("$5\r\n{}\r\n", values[count - 1]));
+        assert_eq!(client.ask("linsert {l}a before v0001 between"), format!(":{}\r\n", count + 1));
+        assert_eq!(client.ask("lindex {l}a 1"), "$7\r\nbetween\r\n");
+        assert_eq!(client.ask("lrem {l}a 0 between"), ":1\r\n");
+        assert_eq!(client.ask("rename {l}a {l}b"), "+OK\r\n");
+        for value in &values {
+            let moved = client.ask("lmove {l}b {l}c left right");
+            assert_eq!(moved, format!("$5\r\n{value}\r\n"));
+        }
+        assert_eq!(client.ask("exists {l}b"), ":0\r\n");
+        assert_eq!(client.ask("lpos {l}c v0002"), ":2\r\n");
+        client.send(b"lmpop 2 {l}b {l}c right count 2\r\n");
+        let lines: Vec<String> = (0..8).map(|_| client.line()).collect();
+        assert_eq!(lines[2], "{l}c\r\n", "{lines:?}");
+        assert_eq!(lines[5], format!("{}\r\n", values[count - 1]), "{lines:?}");
+        assert_eq!(client.ask("ltrim {l}c 0 0"), "+OK\r\n");
+        assert_eq!(client.ask("lpop {l}c"), "$5\r\nv0000\r\n");
+        assert_eq!(client.ask("lpop {l}c"), "$-1\r\n");
+    }
+}
+
+#[test]
 fn an_export_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
     let dev = Dev::start();
     let mut client = dev.client();

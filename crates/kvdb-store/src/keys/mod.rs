@@ -63,10 +63,10 @@ impl Command for Encoding {
                 Some(set) => set::encoding(tx, &set)?,
                 None => return Ok(Done::NOT_APPLIED.with(Reply::Nil)),
             },
+            Type::List => "quicklist",
             Type::Hash if is_promoted(&record)? => "hashtable",
-            Type::List if is_promoted(&record)? => "quicklist",
             Type::SortedSet if is_promoted(&record)? => "skiplist",
-            Type::Hash | Type::List | Type::SortedSet => "listpack",
+            Type::Hash | Type::SortedSet => "listpack",
         };
         Ok(Done::APPLIED.with(Reply::Bytes(Bytes::from_static(name.as_bytes()))))
     }
