@@ -19,6 +19,8 @@ pub enum Reply {
     Nil,
     /// A number.
     Integer(i64),
+    /// A decimal number, by its bits: see [`Reply::double`].
+    Double(u64),
     /// Bytes.
     Bytes(Bytes),
     /// In order.
@@ -33,8 +35,22 @@ const INTEGER: u8 = 2;
 const BYTES: u8 = 3;
 const LIST: u8 = 4;
 const MAP: u8 = 5;
+const DOUBLE: u8 = 6;
 
 impl Reply {
+    /// A decimal number.
+    pub fn double(number: f64) -> Self {
+        Reply::Double(number.to_bits())
+    }
+
+    /// The decimal number, if it is one.
+    pub fn as_double(&self) -> Option<f64> {
+        match self {
+            Reply::Double(bits) => Some(f64::from_bits(*bits)),
+            _ => None,
+        }
+    }
+
     /// The number, if it is one.
     pub fn integer(&self) -> Option<i64> {
         match self {
@@ -54,7 +70,7 @@ impl Reply {
     /// Copies the bytes in it, where they are a part of something larger.
     pub fn detach(&mut self) {
         match self {
-            Reply::None | Reply::Nil | Reply::Integer(_) => {}
+            Reply::None | Reply::Nil | Reply::Integer(_) | Reply::Double(_) => {}
             Reply::Bytes(bytes) => *bytes = Bytes::copy_from_slice(bytes),
             Reply::List(items) => items.iter_mut().for_each(Reply::detach),
             Reply::Map(pairs) => pairs.iter_mut().for_each(|(field, value)| {
@@ -69,6 +85,7 @@ impl Reply {
         match self {
             Reply::None | Reply::Nil => 1,
             Reply::Integer(_) => 6,
+            Reply::Double(_) => 9,
             Reply::Bytes(bytes) => bytes.len() + 4,
             Reply::List(items) => 4 + items.iter().map(Reply::size_bytes).sum::<usize>(),
             Reply::Map(pairs) => {
@@ -94,6 +111,10 @@ impl Reply {
             Reply::Integer(number) => {
                 out.u8(INTEGER);
                 out.signed(*number);
+            }
+            Reply::Double(bits) => {
+                out.u8(DOUBLE);
+                out.u64(*bits);
             }
             Reply::Bytes(bytes) => {
                 out.u8(BYTES);
@@ -141,6 +162,7 @@ impl Reply {
             NONE => Reply::None,
             NIL => Reply::Nil,
             INTEGER => Reply::Integer(input.signed()?),
+            DOUBLE => Reply::Double(input.u64()?),
             BYTES => Reply::Bytes(input.bytes()?),
             LIST => {
                 let depth = inside(LIST)?;
@@ -170,6 +192,7 @@ mod tests {
             Just(Reply::None),
             Just(Reply::Nil),
             any::<i64>().prop_map(Reply::Integer),
+            any::<f64>().prop_map(Reply::double),
             prop::collection::vec(any::<u8>(), 0..9).prop_map(|bytes| Reply::Bytes(bytes.into())),
         ];
         leaf.prop_recursive(u32::from(DEEPEST) - 1, 40, 5, |inner| {

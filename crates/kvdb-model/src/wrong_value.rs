@@ -39,9 +39,11 @@ pub const RESULT_TOO_LARGE: &str =
 /// A combination of sets that looks at more members than one command may.
 pub const TOO_MUCH_TO_COMBINE: &str =
     "more than 1,000,000 members would have to be looked at: combine smaller sets";
+/// An increment of a score that leads to no number.
+pub const NOT_A_SCORE: &str = "the resulting score is not a number";
 
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -58,6 +60,7 @@ pub const ALL: [&str; 16] = [
     TOO_MANY_TO_SEARCH,
     RESULT_TOO_LARGE,
     TOO_MUCH_TO_COMBINE,
+    NOT_A_SCORE,
 ];
 
 /// The one with this text.

@@ -48,6 +48,9 @@ pub(crate) struct Changes {
     clock_ms: Option<u64>,
     /// A read has met a key that has expired by the clock, not yet by what is applied.
     pub(crate) expires_by_clock: bool,
+    /// Places that scans of elements have looked at, those of removed ones too.
+    #[cfg(test)]
+    pub(crate) looked_at: std::cell::Cell<u64>,
 }
 
 /// Which way a scan goes.
@@ -202,6 +205,8 @@ impl Changes {
         };
         let mut changed = changed.peekable();
         loop {
+            #[cfg(test)]
+            self.looked_at.set(self.looked_at.get() + 1);
             let next_stored = match stored.peek() {
                 Some(Ok((key, _))) => Some(key.clone()),
                 Some(Err(_)) => {

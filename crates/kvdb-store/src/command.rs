@@ -9,7 +9,7 @@
 
 use crate::apply::ApplyError;
 use crate::tx::Tx;
-use crate::{bits, hash, keys, list, set, string};
+use crate::{bits, hash, keys, list, set, string, zset};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
@@ -197,6 +197,23 @@ pub static COMMANDS: &[Row] = &[
     row::<set::Combine>("set_combine"),
     row::<set::CombineInto>("set_combine_into"),
     row::<set::CountCommon>("set_count_common"),
+    row::<zset::Add>("sorted_set_add"),
+    row::<zset::Increment>("sorted_set_increment"),
+    row::<zset::Remove>("sorted_set_remove"),
+    row::<zset::Scores>("sorted_set_scores"),
+    row::<zset::Length>("sorted_set_length"),
+    row::<zset::Rank>("sorted_set_rank"),
+    row::<zset::Select>("sorted_set_select"),
+    row::<zset::Count>("sorted_set_count"),
+    row::<zset::SelectInto>("sorted_set_select_into"),
+    row::<zset::RemoveRange>("sorted_set_remove_range"),
+    row::<zset::Pop>("sorted_set_pop"),
+    row::<zset::PopAny>("sorted_set_pop_any"),
+    row::<zset::Random>("sorted_set_random"),
+    row::<zset::Scan>("sorted_set_scan"),
+    row::<zset::Combine>("sorted_set_combine"),
+    row::<zset::CombineInto>("sorted_set_combine_into"),
+    row::<zset::CountCommon>("sorted_set_count_common"),
     row::<list::Push>("list_push"),
     row::<list::Pop>("list_pop"),
     row::<list::Length>("list_length"),

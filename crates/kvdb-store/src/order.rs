@@ -326,6 +326,16 @@ impl Order<'_, '_> {
         self.tx.element(self.place, self.collection, &placed(ROW, row))
     }
 
+    /// What is kept at a place beside the rows of a promoted collection.
+    pub(crate) fn beside(&self, place: &[u8]) -> Done<Option<Bytes>> {
+        self.tx.element(self.place, self.collection, place)
+    }
+
+    /// Sets or removes what is kept at a place beside the rows of a promoted collection.
+    pub(crate) fn set_beside(&mut self, place: &[u8], payload: Option<Bytes>) {
+        self.tx.set_row(self.place, self.collection, place, payload);
+    }
+
     /// Writes back what was changed in the directory.
     ///
     /// # Errors
@@ -334,7 +344,7 @@ impl Order<'_, '_> {
         self.flush()
     }
 
-    fn is_promoted(&self) -> bool {
+    pub(crate) fn is_promoted(&self) -> bool {
         self.collection.is_promoted()
     }
 

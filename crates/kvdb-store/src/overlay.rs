@@ -289,6 +289,11 @@ pub(crate) mod tests {
             self.0.changes.elements.values().flatten().count()
         }
 
+        /// How many places scans of elements have looked at so far.
+        pub(crate) fn elements_looked_at(&self) -> u64 {
+            self.0.changes.looked_at.get()
+        }
+
         fn record(&mut self, key: &str) -> Option<Record> {
             let now = Version::from_millis(NOW_MS);
             let found = self.0.changes.current(&Nothing, &data_key(key.as_bytes()), now);

@@ -93,7 +93,8 @@ fn size_of(result: &WriteResult) -> usize {
 }
 
 fn without_bulk(result: WriteResult) -> WriteResult {
-    let is_bulk = !matches!(result.reply, Reply::None | Reply::Nil | Reply::Integer(_));
+    let is_bulk =
+        !matches!(result.reply, Reply::None | Reply::Nil | Reply::Integer(_) | Reply::Double(_));
     let left_out = result.left_out || is_bulk || result.previous.is_some();
     let reply = if is_bulk { Reply::None } else { result.reply };
     WriteResult { previous: None, reply, left_out, ..result }
