@@ -1,5 +1,6 @@
 //! Answers, in both versions of the protocol.
 
+use crate::number::double_text;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// An answer.
@@ -107,8 +108,8 @@ impl Reply {
                     value.write(out, resp3);
                 }
             }
-            Reply::Double(number) if resp3 => line(out, b',', &number.to_string()),
-            Reply::Double(number) => bulk(out, b'$', number.to_string().as_bytes()),
+            Reply::Double(number) if resp3 => line(out, b',', &double_text(*number)),
+            Reply::Double(number) => bulk(out, b'$', double_text(*number).as_bytes()),
             Reply::Verbatim(text) if resp3 => bulk(out, b'=', format!("txt:{text}").as_bytes()),
             Reply::Verbatim(text) => bulk(out, b'$', text.as_bytes()),
         }
