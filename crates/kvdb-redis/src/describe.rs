@@ -44,6 +44,7 @@ const ACCESS: &[(&str, &[Access])] = &[
     ("sinterstore", &[("RW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
     ("smove", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
     ("sunionstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
+    ("zrangestore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, 0, 1, "")]),
 ];
 
 /// What a command does with its keys, where they are all of one kind.
@@ -53,15 +54,20 @@ fn usual_access(name: &str) -> &'static str {
             "RW insert"
         }
         "decr" | "decrby" | "getset" | "hincrby" | "hincrbyfloat" | "incr" | "incrby"
-        | "incrbyfloat" | "move" | "setbit" => "RW access update",
-        "hdel" | "lrem" | "ltrim" | "srem" => "RW delete",
+        | "incrbyfloat" | "move" | "setbit" | "zincrby" => "RW access update",
+        "hdel" | "lrem" | "ltrim" | "srem" | "zrem" | "zremrangebylex" | "zremrangebyrank"
+        | "zremrangebyscore" => "RW delete",
         "del" | "unlink" => "RM delete",
         "exists" | "hexists" | "hlen" | "hstrlen" | "llen" | "object" | "scard" | "sismember"
-        | "strlen" | "touch" | "type" | "watch" => "RO",
+        | "strlen" | "touch" | "type" | "watch" | "zcard" => "RO",
         "expire" | "expireat" | "hmset" | "hset" | "lset" | "persist" | "pexpire" | "pexpireat"
-        | "setrange" => "RW update",
-        "getdel" | "lmpop" | "lpop" | "rpop" | "spop" => "RW access delete",
-        "mset" | "psetex" | "restore" | "setex" => "OW update",
+        | "setrange" | "zadd" => "RW update",
+        "getdel" | "lmpop" | "lpop" | "rpop" | "spop" | "zmpop" | "zpopmax" | "zpopmin" => {
+            "RW access delete"
+        }
+        "mset" | "psetex" | "restore" | "setex" | "zdiffstore" | "zinterstore" | "zunionstore" => {
+            "OW update"
+        }
         "msetnx" | "setnx" => "OW insert",
         _ => "RO access",
     }
@@ -72,7 +78,9 @@ fn tips(name: &str) -> &'static str {
     match name {
         "client|info" | "client|list" | "dump" | "hrandfield" | "hscan" | "object|freq"
         | "object|encoding" | "object|idletime" | "object|refcount" | "pttl" | "spop"
-        | "srandmember" | "sscan" | "time" | "ttl" => "nondeterministic_output",
+        | "srandmember" | "sscan" | "time" | "ttl" | "zrandmember" | "zscan" => {
+            "nondeterministic_output"
+        }
         "command" | "command|docs" | "command|info" | "command|list" | "function|list"
         | "hgetall" | "hkeys" | "hvals" | "sdiff" | "sinter" | "smembers" | "sunion" => {
             "nondeterministic_output_order"

@@ -27,6 +27,7 @@ mod sets;
 mod strings;
 mod subcommands;
 pub mod table;
+mod zsets;
 
 pub use plan::Plan;
 pub use reply::Reply;

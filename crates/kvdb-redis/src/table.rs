@@ -4,7 +4,7 @@ use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, hashes, keys, lcs, lists, server, sets, strings};
+use crate::{args::Planned, bits, hashes, keys, lcs, lists, server, sets, strings, zsets};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -136,6 +136,8 @@ const COUNTED: &str = "write movablekeys";
 const READ_FAST: &str = "readonly fast";
 const READ: &str = "readonly";
 const READ_COUNTED: &str = "readonly movablekeys";
+const GROW_COUNTED: &str = "write denyoom movablekeys";
+const CHANGE_COUNTED: &str = "write movablekeys";
 const ALWAYS: &str = "noscript loading stale fast no_auth allow_busy";
 const TRANSACTION: &str = "noscript loading stale fast allow_busy";
 const CONNECTION_FAST: &str = "loading stale fast";
@@ -294,6 +296,38 @@ commands! {
     "unwatch" 1 TRANSACTION NONE "transactions" Local(server::unwatch) "Forgets watched keys" "";
     "wait" 3 NO_SCRIPT NONE "generic" Step(server::of_server) "How many replicas have the writes" "answered at once: an answered write is on a majority already, which is `connected_slaves` in INFO beside the leader";
     "watch" -2 TRANSACTION ALL "transactions" Step(server::watch) "Lets a transaction fail if keys change" "by version; a key that comes and goes in between has not changed";
+    "zadd" -4 GROW_FAST ONE "sorted-set" Keys(zsets::zadd) "Sets scores of members" "up to 100,000 a command";
+    "zcard" 2 READ_FAST ONE "sorted-set" Keys(zsets::zcard) "How many members a sorted set has" "";
+    "zcount" 4 READ_FAST ONE "sorted-set" Keys(zsets::zcount) "Counts members by score" "";
+    "zdiff" -3 READ_COUNTED NONE "sorted-set" Keys(zsets::zdiff) "The members of a sorted set that others don't have" "all keys on one shard; refused above 8 MiB";
+    "zdiffstore" -4 GROW_COUNTED ONE "sorted-set" Keys(zsets::zdiffstore) "Stores the members of a sorted set that others don't have" "all keys on one shard; refused above 100,000 members";
+    "zincrby" 4 GROW_FAST ONE "sorted-set" Keys(zsets::zincrby) "Adds to the score of a member" "";
+    "zinter" -3 READ_COUNTED NONE "sorted-set" Keys(zsets::zinter) "The members that all sorted sets have" "all keys on one shard; refused above 8 MiB";
+    "zintercard" -3 READ_COUNTED NONE "sorted-set" Keys(zsets::zintercard) "Counts the members that all sorted sets have" "all keys on one shard";
+    "zinterstore" -4 GROW_COUNTED ONE "sorted-set" Keys(zsets::zinterstore) "Stores the members that all sorted sets have" "all keys on one shard; refused above 100,000 members";
+    "zlexcount" 4 READ_FAST ONE "sorted-set" Keys(zsets::zlexcount) "Counts members by name" "";
+    "zmpop" -4 CHANGE_COUNTED NONE "sorted-set" Keys(zsets::zmpop) "Removes members from an end of the first sorted set that has any" "all keys on one shard; refused above 100,000 members or 8 MiB";
+    "zmscore" -3 READ_FAST ONE "sorted-set" Keys(zsets::zmscore) "The scores of members" "";
+    "zpopmax" -2 CHANGE_FAST ONE "sorted-set" Keys(zsets::zpopmax) "Removes the members with the highest scores" "refused above 100,000 members or 8 MiB";
+    "zpopmin" -2 CHANGE_FAST ONE "sorted-set" Keys(zsets::zpopmin) "Removes the members with the lowest scores" "refused above 100,000 members or 8 MiB";
+    "zrandmember" -2 READ ONE "sorted-set" Keys(zsets::zrandmember) "Members of a sorted set at random" "refused above 8 MiB";
+    "zrange" -4 READ ONE "sorted-set" Keys(zsets::zrange) "Members by rank, score or name" "refused above 8 MiB";
+    "zrangebylex" -4 READ ONE "sorted-set" Keys(zsets::zrangebylex) "Members by name" "refused above 8 MiB";
+    "zrangebyscore" -4 READ ONE "sorted-set" Keys(zsets::zrangebyscore) "Members by score" "refused above 8 MiB";
+    "zrangestore" -5 GROW TWO "sorted-set" Keys(zsets::zrangestore) "Stores members by rank, score or name" "both keys on one shard; refused above 100,000 members";
+    "zrank" -3 READ_FAST ONE "sorted-set" Keys(zsets::zrank) "How many members have a lower score" "with WITHSCORE of Redis 7.2";
+    "zrem" -3 CHANGE_FAST ONE "sorted-set" Keys(zsets::zrem) "Removes members of a sorted set" "up to 100,000 a command";
+    "zremrangebylex" 4 CHANGE ONE "sorted-set" Keys(zsets::zremrangebylex) "Removes members by name" "refused above 100,000 members, unless it is all of them";
+    "zremrangebyrank" 4 CHANGE ONE "sorted-set" Keys(zsets::zremrangebyrank) "Removes members by rank" "refused above 100,000 members, unless it is all of them";
+    "zremrangebyscore" 4 CHANGE ONE "sorted-set" Keys(zsets::zremrangebyscore) "Removes members by score" "refused above 100,000 members, unless it is all of them";
+    "zrevrange" -4 READ ONE "sorted-set" Keys(zsets::zrevrange) "Members by rank, from the last one on" "refused above 8 MiB";
+    "zrevrangebylex" -4 READ ONE "sorted-set" Keys(zsets::zrevrangebylex) "Members by name, from the last one on" "refused above 8 MiB";
+    "zrevrangebyscore" -4 READ ONE "sorted-set" Keys(zsets::zrevrangebyscore) "Members by score, from the last one on" "refused above 8 MiB";
+    "zrevrank" -3 READ_FAST ONE "sorted-set" Keys(zsets::zrevrank) "How many members have a higher score" "with WITHSCORE of Redis 7.2";
+    "zscan" -3 READ ONE "sorted-set" Keys(zsets::zscan) "Walks through the members of a sorted set" "of small ones too it tells about COUNT a call";
+    "zscore" 3 READ_FAST ONE "sorted-set" Keys(zsets::zscore) "The score of a member" "";
+    "zunion" -3 READ_COUNTED NONE "sorted-set" Keys(zsets::zunion) "The members of all sorted sets together" "all keys on one shard; refused above 8 MiB";
+    "zunionstore" -4 GROW_COUNTED ONE "sorted-set" Keys(zsets::zunionstore) "Stores the members of all sorted sets together" "all keys on one shard; refused above 100,000 members";
 }
 
 #[cfg(test)]

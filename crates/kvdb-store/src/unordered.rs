@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// hold it.
 const PLACE_BYTES: usize = 6;
 /// How many hashes there are.
-const PLACES: u64 = 1 << (8 * PLACE_BYTES);
+pub(crate) const PLACES: u64 = 1 << (8 * PLACE_BYTES);
 
 /// Elements that a window of places has on average.
 const WINDOW: u64 = 8;
@@ -81,12 +81,12 @@ pub(crate) fn name_at(place: &Bytes) -> Bytes {
 }
 
 /// The number to go on from, so that an element is the next one; and back.
-fn cursor_of(place: &[u8]) -> u64 {
+pub(crate) fn cursor_of(place: &[u8]) -> u64 {
     let bytes = place.iter().take(PLACE_BYTES);
     bytes.fold(0, |cursor, byte| cursor << 8 | u64::from(*byte))
 }
 
-fn place_at(cursor: u64) -> [u8; PLACE_BYTES] {
+pub(crate) fn place_at(cursor: u64) -> [u8; PLACE_BYTES] {
     let mut place = [0; PLACE_BYTES];
     place.copy_from_slice(&cursor.to_be_bytes()[size_of::<u64>() - PLACE_BYTES..]);
     place
@@ -130,7 +130,7 @@ pub(crate) fn part(
 }
 
 /// Numbers that look random, the same ones from the same seed (SplitMix64: Steele, Lea and Flood, 2014).
-struct Numbers(u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -142,7 +142,7 @@ impl Numbers {
     }
 
     /// One from 0 to below `end`.
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 }

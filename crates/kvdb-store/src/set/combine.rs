@@ -26,7 +26,7 @@ pub enum Combination {
 }
 
 impl Combination {
-    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         match input.u8()? {
             0 => Ok(Combination::Intersection),
             1 => Ok(Combination::Union),

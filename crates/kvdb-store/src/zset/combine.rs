@@ -8,6 +8,8 @@ use super::{
     Type, add_up, pair, wrong,
 };
 use crate::changes::Direction;
+use crate::set::Combination;
+use crate::unordered::{name_at, place_of};
 use bytes::Bytes;
 use kvdb_model::CommandId;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
@@ -17,17 +19,6 @@ use std::collections::BTreeMap;
 
 /// Most members that one command looks at. A part of the state machine: fixed.
 const LOOKED_AT_MOST: u64 = 1_000_000;
-
-/// How sets are combined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Combination {
-    /// Members of all of them.
-    Intersection,
-    /// Members of any of them.
-    Union,
-    /// Members of the first that are in none of the others.
-    Difference,
-}
 
 /// What becomes of the scores of a member in several sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +77,7 @@ impl Combine {
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        let combination = match input.u8()? {
-            0 => Combination::Intersection,
-            1 => Combination::Union,
-            2 => Combination::Difference,
-            other => return Err(DecodeError::unknown_tag("combination of sorted sets", other)),
-        };
+        let combination = Combination::decode(input)?;
         let aggregate = match input.u8()? {
             0 => Aggregate::Sum,
             1 => Aggregate::Min,
@@ -210,6 +196,7 @@ struct Source {
     weight: f64,
     /// `None` where the key isn't there.
     set: Option<Collection>,
+    has_scores: bool,
     /// Of a small one, once somebody looks for a member.
     scores: Option<FxHashMap<Bytes, f64>>,
 }
@@ -219,8 +206,10 @@ fn sources(tx: &mut Tx<'_>, from: usize, weights: &[Score]) -> Result<Vec<Source
     let mut sources = Vec::new();
     for (at, place) in (from..tx.key_count()).enumerate() {
         let weight = weights.get(at).map_or(1.0, |weight| weight.number());
-        let set = tx.collection(place, Type::SortedSet)?;
-        sources.push(Source { place, weight, set, scores: None });
+        let has_scores = tx.get(place)?.is_none_or(|record| record.kind != Type::Set);
+        let kind = if has_scores { Type::SortedSet } else { Type::Set };
+        let set = tx.collection(place, kind)?;
+        sources.push(Source { place, weight, set, has_scores, scores: None });
     }
     Ok(sources)
 }
@@ -251,6 +240,14 @@ impl Source {
     ) -> Result<Vec<(Bytes, f64)>, Fault> {
         let Some(set) = &mut self.set else { return Ok(vec![]) };
         let (mut found, mut problem) = (Vec::new(), None);
+        if !self.has_scores {
+            tx.scan(self.place, set, b"", |place, _| {
+                found.push((name_at(&place), 1.0));
+                problem = effort.look().err();
+                problem.is_none()
+            })?;
+            return problem.map_or(Ok(found), Err);
+        }
         tx.order(self.place, set).scan(None, Direction::Ascending, |row, _| {
             let (score, member) = parse_row(&row);
             found.push((member, score.number()));
@@ -269,6 +266,10 @@ impl Source {
     ) -> Result<Option<f64>, Fault> {
         effort.look()?;
         let Some(set) = &mut self.set else { return Ok(None) };
+        if !self.has_scores {
+            let is_there = tx.element(self.place, set, &place_of(member))?.is_some();
+            return Ok(is_there.then_some(1.0));
+        }
         if set.is_promoted() {
             let score = Members::of(tx, self.place, set).score(member)?;
             return Ok(score.map(Score::number));

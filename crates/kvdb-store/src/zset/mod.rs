@@ -16,7 +16,7 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-pub use combine::{Aggregate, Combination, Combine, CombineInto, CountCommon};
+pub use combine::{Aggregate, Combine, CombineInto, CountCommon};
 pub use pop::{Pop, PopAny};
 pub use range::{Count, LexBound, Range, RemoveRange, ScoreBound, Select, SelectInto, Selection};
 pub use scan::{Random, Scan};
@@ -28,12 +28,12 @@ use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, REPLY_MAX_BYTES
 use crate::order::{End, MEMBER, Order, placed};
 use crate::record::Type;
 use crate::tx::{Collection, Tx};
+use crate::unordered::{check_name, decode_list, encode_list, place_of};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{NOT_A_SCORE, REPLY_TOO_LARGE, TOO_MANY_ELEMENTS};
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 use rustc_hash::FxHashMap;
-use scan::place_of;
 use score::{parse_row, parse_score, row_of};
 
 /// What a member costs in a reply beside its own bytes.
@@ -152,32 +152,12 @@ fn pair(row: &Bytes) -> (Reply, Reply) {
     (Reply::Bytes(member), Reply::double(score.number()))
 }
 
-/// A member is kept as a part of a key.
-fn check_member(member: &[u8], limits: &Limits) -> Result<(), Refusal> {
-    let limit = limits.key_max_bytes;
-    if member.len() > limit {
-        let problem = format!("is {} bytes; the limit is {limit}", member.len());
-        return Err(Refusal::invalid("member", problem));
-    }
-    Ok(())
-}
-
 fn check_count(count: usize) -> Result<(), Refusal> {
     if count as u64 > CHANGED_MOST {
         let problem = format!("are {count}; the limit is {CHANGED_MOST} a command");
         return Err(Refusal::invalid("members", problem));
     }
     Ok(())
-}
-
-fn encode_members(members: &[Bytes], out: &mut Writer) {
-    out.varint(members.len() as u64);
-    members.iter().for_each(|member| out.bytes(member));
-}
-
-fn decode_members(input: &mut Reader) -> Result<Vec<Bytes>, DecodeError> {
-    let count = input.count(1)?;
-    (0..count).map(|_| input.bytes()).collect()
 }
 
 /// Which scores are set.
@@ -216,11 +196,10 @@ impl AddRule {
     fn allows(self, before: Option<Score>, after: Score) -> bool {
         match before {
             None => !self.only_present,
-            Some(before) => {
-                !self.only_new
-                    && !(self.only_greater && after <= before)
-                    && !(self.only_less && after >= before)
-            }
+            Some(_) if self.only_new => false,
+            Some(before) if self.only_greater && after <= before => false,
+            Some(before) if self.only_less && after >= before => false,
+            Some(_) => true,
         }
     }
 }
@@ -260,7 +239,7 @@ impl Command for Add {
 
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         check_count(self.members.len())?;
-        self.members.iter().try_for_each(|(_, member)| check_member(member, limits))
+        self.members.iter().try_for_each(|(_, member)| check_name("member", member, limits))
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
@@ -317,7 +296,7 @@ impl Command for Increment {
     }
 
     fn check(&self, limits: &Limits) -> Result<(), Refusal> {
-        check_member(&self.member, limits)
+        check_name("member", &self.member, limits)
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
@@ -357,11 +336,11 @@ impl Command for Remove {
     const EFFECT: Effect = Effect::Free;
 
     fn encode(&self, out: &mut Writer) {
-        encode_members(&self.members, out);
+        encode_list(&self.members, out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Remove { members: decode_members(input)? })
+        Ok(Remove { members: decode_list(input)? })
     }
 
     fn check(&self, _limits: &Limits) -> Result<(), Refusal> {
@@ -401,11 +380,11 @@ impl Command for Scores {
     const EFFECT: Effect = Effect::Read;
 
     fn encode(&self, out: &mut Writer) {
-        encode_members(&self.members, out);
+        encode_list(&self.members, out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Scores { members: decode_members(input)? })
+        Ok(Scores { members: decode_list(input)? })
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {

@@ -33,7 +33,7 @@ impl Pop {
             return Err(wrong(TOO_MANY_ELEMENTS));
         }
         let end = if self.highest { End::Last } else { End::First };
-        let found = Members::of(tx, place, &mut set).from_end(end, wanted)?;
+        let found = Members::of(tx, place, &mut set).at_end(end, wanted)?;
         remove_all(tx, place, set, &found, Some(end))?;
         Ok(Reply::Map(found.iter().map(pair).collect()))
     }

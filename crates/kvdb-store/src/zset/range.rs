@@ -505,7 +505,7 @@ impl Command for RemoveRange {
 
 impl Members<'_, '_> {
     /// Rows from one end on, so many or all.
-    pub(super) fn from_end(&mut self, end: End, most: u64) -> Result<Vec<Bytes>, Fault> {
+    pub(super) fn at_end(&mut self, end: End, most: u64) -> Result<Vec<Bytes>, Fault> {
         let reverse = end == End::Last;
         let selection =
             Selection { range: Range::Ranks(0, -1), reverse, skip: 0, most: Some(most) };

@@ -3,34 +3,18 @@
 use super::score::{parse_row, parse_score};
 use super::{
     Collection, Command, Done, Effect, Fault, MEMBER, Members, REPLY_MAX_BYTES, REPLY_TOO_LARGE,
-    Tx, Type, add_up, flag, pair, placed, wrong,
+    Tx, Type, add_up, pair, placed, wrong,
 };
 use crate::apply::ApplyError;
 use crate::changes::Direction;
 use crate::collection::Elements;
-use bytes::{BufMut, Bytes, BytesMut};
+use crate::unordered::{
+    Numbers, PLACES, cursor_of, decode_random, encode_random, name_at, place_at, place_of,
+};
+use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{CommandId, Reply};
 use std::collections::{BTreeMap, BTreeSet};
-use xxhash_rust::xxh3::xxh3_64;
-
-/// Bytes of a member's hash. So few that clients which take a cursor for a floating-point number can
-/// hold it.
-const HASH_BYTES: usize = 6;
-
-/// Where a member stands among the others in a walk: the same whatever its score becomes.
-pub(super) fn place_of(member: &[u8]) -> Bytes {
-    let hash = xxh3_64(member).to_be_bytes();
-    let mut place = BytesMut::with_capacity(HASH_BYTES + member.len());
-    place.put_slice(&hash[..HASH_BYTES]);
-    place.put_slice(member);
-    place.freeze()
-}
-
-/// The number to go on from, so that a member is the next one.
-fn cursor_of(place: &[u8]) -> u64 {
-    place.iter().take(HASH_BYTES).fold(0, |cursor, byte| cursor << 8 | u64::from(*byte))
-}
 
 /// Reads a part of the members: from a cursor on, about so many. Replies with a list of the cursor to go
 /// on from (0 at the end) and a map of members and scores. A member that is there from the first part to
@@ -71,10 +55,10 @@ impl Command for Scan {
                 return false;
             }
             last = Some(cursor);
-            found.push((Reply::Bytes(place.slice(HASH_BYTES..)), Reply::double(score)));
+            found.push((Reply::Bytes(name_at(&place)), Reply::double(score)));
             true
         };
-        if let Some(set) = set.filter(|_| self.cursor >> (8 * HASH_BYTES) == 0) {
+        if let Some(set) = set.filter(|_| self.cursor < PLACES) {
             walk(tx, &set, self.cursor, &mut step)?;
         }
         let reply = Reply::List(vec![Reply::Integer(next as i64), Reply::Map(found)]);
@@ -89,7 +73,7 @@ fn walk(
     cursor: u64,
     more: &mut impl FnMut(Bytes, f64) -> bool,
 ) -> Result<(), ApplyError> {
-    let start = Bytes::copy_from_slice(&cursor.to_be_bytes()[size_of::<u64>() - HASH_BYTES..]);
+    let start = Bytes::copy_from_slice(&place_at(cursor));
     if let Elements::Inline(rows) = &set.elements {
         let mut by_hash = BTreeMap::new();
         for row in rows.keys() {
@@ -131,14 +115,12 @@ impl Command for Random {
 
     fn encode(&self, out: &mut Writer) {
         out.u64(self.seed);
-        out.u8(u8::from(self.count.is_some()));
-        out.signed(self.count.unwrap_or(0));
+        encode_random(self.count, out);
     }
 
     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let seed = input.u64()?;
-        let (has_count, count) = (flag(input)?, input.signed()?);
-        Ok(Random { seed, count: has_count.then_some(count) })
+        Ok(Random { seed, count: decode_random(input)? })
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
@@ -211,22 +193,4 @@ fn at_ranks(members: &mut Members<'_, '_>, ranks: &[u64]) -> Result<Vec<Bytes>, 
         rows.push(row.clone());
     }
     Ok(rows)
-}
-
-/// Numbers that look random, the same ones from the same seed (SplitMix64: Steele, Lea and Flood, 2014).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// One from 0 to below `end`.
-    fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(end) >> 64) as u64
-    }
 }

@@ -3,6 +3,7 @@ use crate::collection::INLINE_MOST;
 use crate::command::tests::survives;
 use crate::keys;
 use crate::overlay::tests::{Trial, record};
+use crate::set::{self, Combination};
 use kvdb_model::wrong_value;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -403,6 +404,31 @@ fn sets_are_combined_as_redis_does() {
         assert!(trial.run(&none, &["d", "x", "none"]).unwrap().applied);
         assert!(!trial.run(&keys::Look, &["d"]).unwrap().applied, "what was there is gone");
         assert!(!trial.run(&none, &["d", "x", "none"]).unwrap().applied);
+    }
+}
+
+#[test]
+fn sets_without_scores_take_part_with_a_score_of_one() {
+    for filler in [0, 200] {
+        let mut trial = Trial::new(&[]);
+        trial.run(&add(&[(5.0, "a"), (7.0, "b")]), &["z"]).unwrap();
+        let others = (0..filler).map(|number| Bytes::from(format!("other{number}")));
+        let members = [name("b"), name("c")].into_iter().chain(others).collect();
+        trial.run(&set::Add { members }, &["s"]).unwrap();
+        let combine = |combination| Combine {
+            combination,
+            aggregate: Aggregate::Sum,
+            weights: vec![score(1.0), score(10.0)],
+        };
+        let mut found = |combination, keys| {
+            let found = pairs(&trial.run(&combine(combination), keys).unwrap().reply);
+            found.into_iter().filter(|(name, _)| name.len() == 1).collect::<Vec<_>>()
+        };
+        assert_eq!(found(Combination::Intersection, &["z", "s"]), [(name("b"), 17.0)]);
+        let all = [(name("a"), 5.0), (name("c"), 10.0), (name("b"), 17.0)];
+        assert_eq!(found(Combination::Union, &["z", "s"]), all);
+        assert_eq!(found(Combination::Difference, &["z", "s"]), [(name("a"), 5.0)]);
+        assert_eq!(found(Combination::Difference, &["s", "z"]), [(name("c"), 1.0)]);
     }
 }
 
