@@ -568,7 +568,9 @@ def allowed(words, redis, kvdb):
         # Redis 7.2 has an option more.
         return redis[1].startswith(b"ERR wrong number")
     if name == b"ZSCAN" and redis[0] == kvdb[0] == "*":
-        return redis[1][0] == kvdb[1][0] and paired(redis[1][1]) == paired(kvdb[1][1])
+        # A large set of Redis tells whole scores otherwise than a small one.
+        redis, kvdb = ([(member, float(score[1])) for member, score in zip(*[iter(side[1][1][1])] * 2)] for side in (redis, kvdb))
+        return sorted(redis) == sorted(kvdb)
     if name == b"SSCAN" and redis[0] == kvdb[0] == "*":
         return redis[1][0] == kvdb[1][0] and ordered(redis[1][1]) == ordered(kvdb[1][1])
     if name == b"HSCAN" and redis[0] == kvdb[0] == "*":

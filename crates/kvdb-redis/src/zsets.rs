@@ -445,9 +445,15 @@ pub(crate) fn zrandmember(args: &[Bytes]) -> Planned {
 fn scanned(cursor: i64, members: impl Iterator<Item = (Bytes, f64)>) -> Reply {
     let flat = members.flat_map(|(member, score)| {
         // As text, also in version 3.
-        [Reply::Bulk(member), Reply::text(double_text(score))]
+        [Reply::Bulk(member), Reply::text(scanned_score(score))]
     });
     Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(flat.collect())])
+}
+
+/// A score as a small set of Redis keeps it: a whole number as such.
+fn scanned_score(score: f64) -> String {
+    let is_whole = score.fract() == 0.0 && score.abs() <= (i64::MAX / 2) as f64;
+    if is_whole { (score as i64).to_string() } else { double_text(score) }
 }
 
 pub(crate) fn zscan(args: &[Bytes]) -> Planned {
@@ -597,5 +603,83 @@ pub(crate) fn zintercard(args: &[Bytes]) -> Planned {
     match limit_of(sources.rest) {
         Ok(limit) => on_keys(sources.keys, &CountCommon { limit }, integer_of),
         Err(error) => failing(sources.keys, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &str) -> String {
+        let args: Vec<Bytes> = line.split(' ').map(|word| Bytes::from(word.to_owned())).collect();
+        let spec = crate::table::find(&args[0]).unwrap();
+        let crate::table::Handler::Keys(plan) = spec.handler else { panic!("{line}") };
+        match plan(&args) {
+            Err(Reply::Error(problem)) => problem,
+            Err(other) => panic!("{line}: {other:?}"),
+            Ok(_) => "accepted".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_the_words_and_the_order_of_redis() {
+        for (line, problem) in [
+            ("zadd z nx", "ERR syntax error"),
+            ("zadd z nx xx 1 a", "ERR XX and NX options at the same time are not compatible"),
+            (
+                "zadd z gt nx x a",
+                "ERR GT, LT, and/or NX options at the same time are not compatible",
+            ),
+            ("zadd z incr 1 a 2 b", "ERR INCR option supports a single increment-element pair"),
+            ("zadd z 1 a nan b", "ERR value is not a valid float"),
+            ("zadd z ch gt xx incr 1 a", "accepted"),
+            ("zrank z a withscore", "accepted"),
+            ("zrank z a withscores", "ERR syntax error"),
+            ("zrank z a withscore x", "ERR wrong number of arguments for 'zrank' command"),
+            ("zrange z 0 x", "ERR value is not an integer or out of range"),
+            (
+                "zrange z 0 1 limit 0 1",
+                "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX",
+            ),
+            ("zrange z 0 1 limit 5 -1", "accepted"),
+            (
+                "zrange z - + bylex withscores",
+                "ERR syntax error, WITHSCORES not supported in combination with BYLEX",
+            ),
+            ("zrange z a + bylex", "ERR min or max not valid string range item"),
+            ("zrange z (1 x byscore", "ERR min or max is not a float"),
+            ("zrangebyscore z 1 2 rev", "ERR syntax error"),
+            ("zrangebyscore z 1 2 limit 0", "ERR syntax error"),
+            ("zrangestore d z 0 1 withscores", "ERR syntax error"),
+            ("zpopmin z -1", "ERR value is out of range, must be positive"),
+            ("zpopmin z 1 2", "ERR syntax error"),
+            ("zmpop 0 z min", "ERR numkeys should be greater than 0"),
+            ("zmpop 2 z min", "ERR syntax error"),
+            ("zmpop 1 z min count 0", "ERR count should be greater than 0"),
+            ("zunion 0 z", "ERR at least 1 input key is needed for 'zunion' command"),
+            ("zunionstore d 2 z", "ERR syntax error"),
+            ("zrandmember z 1 x", "ERR syntax error"),
+            ("zrandmember z 9223372036854775807 withscores", "ERR value is out of range"),
+        ] {
+            assert_eq!(refused(line), problem, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_limit_before_the_first_member_leaves_none() {
+        let args = ["zrange", "z", "0", "1", "byscore", "limit", "-1", "5"];
+        let args = args.map(|word| Bytes::from(word.to_owned()));
+        let (selection, _) = selection(&args, 1, None, None).unwrap();
+        assert_eq!((selection.skip, selection.most), (0, Some(0)));
+    }
+
+    #[test]
+    fn whole_scores_of_a_walk_are_told_as_such() {
+        for (score, text) in
+            [(1e17, "100000000000000000"), (0.5, "0.5"), (1e300, "1.0000000000000001e+300")]
+        {
+            assert_eq!(scanned_score(score), text);
+        }
+        assert_eq!(scanned_score(f64::INFINITY), "inf");
     }
 }
