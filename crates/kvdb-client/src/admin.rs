@@ -12,13 +12,14 @@ use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use crate::whois::explain;
 use kvdb_model::{
-    ClusterId, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus, Partitioning,
-    Refusal, RetryClass, Role, ShardId, ShardMap, Term,
+    ClusterId, Generation, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus,
+    Partitioning, Refusal, RetryClass, Role, ShardId, ShardMap, Term,
 };
 use kvdb_wire::proto::{self, coordinator_client::CoordinatorClient};
 use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
 use kvdb_wire::{
-    cluster_id_from, history_to, node_status_to, partitioning_to, role_from, shard_map_from,
+    cluster_id_from, generation_from, history_to, node_status_to, partitioning_to, role_from,
+    shard_map_from,
 };
 use parking_lot::Mutex;
 use std::future::Future;
@@ -60,6 +61,10 @@ pub struct ClusterStatus {
     pub less_preferred_leaders: Vec<LessPreferredLeader>,
     /// Processes whose wall clock differs from cluster time by more than 500 ms.
     pub wrong_clocks: Vec<WrongClock>,
+    /// How often the coordinators were recovered from one of them alone.
+    pub generation: Generation,
+    /// Nodes that have yet to report since then: nothing is planned before.
+    pub awaited: Vec<NodeId>,
 }
 
 /// A node that leads only where nobody else can, and one reason for it.
@@ -207,6 +212,9 @@ impl AdminClient {
                     ahead_ms: clock.ahead_ms,
                 })
                 .collect(),
+            generation: generation_from(answer.generation)
+                .map_err(|error| garbled(error.to_string()))?,
+            awaited: answer.awaited_nodes.into_iter().map(NodeId).collect(),
         })
     }
 

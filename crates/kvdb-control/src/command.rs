@@ -5,8 +5,8 @@ use crate::operator::OperatorRequest;
 use crate::starts::NodeStart;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NodeId, NodeStatus,
-    OperatorId, Partitioning, ShardDescriptor, ShardId, Term,
+    ClusterId, Generation, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NodeId,
+    NodeStatus, OperatorId, Partitioning, ShardDescriptor, ShardId, ShardMap, Term,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -179,6 +179,29 @@ pub enum ControlCommand {
         id: NodeId,
         /// Where it is.
         address: String,
+    },
+    /// The coordinators go on from one of them alone.
+    RecoverAlone {
+        /// Which.
+        id: NodeId,
+        /// Where it is.
+        address: String,
+        /// Made with its data directory.
+        token: u128,
+        /// The generation that begins.
+        generation: Generation,
+    },
+    /// The map as a node has seen it before that.
+    TakeMap {
+        /// Without shards that are known as they are.
+        map: ShardMap,
+    },
+    /// A node got its number from coordinators that were lost.
+    AdoptNode {
+        /// Its number.
+        node: NodeId,
+        /// Made with its data directory.
+        token: u128,
     },
 }
 
@@ -458,6 +481,21 @@ pub enum ControlError {
     /// Nobody knows yet who the coordinators are.
     #[error("the coordinators have not formed their group yet: try again in some seconds")]
     NotFounded,
+    /// Nodes have yet to report since the coordinators were recovered.
+    #[error(
+        "the coordinators were recovered from one of them alone, and {} has yet to report: nothing is changed before. \
+         Start it; if it is gone for good, `kvdb admin replace NODE` says so",
+        nodes_words(.0)
+    )]
+    AwaitsNodes(Vec<NodeId>),
+    /// A recovery that isn't newer than the last one.
+    #[error("the coordinators are of generation {known} already; {told} isn't newer")]
+    OldGeneration {
+        /// The present one.
+        known: Generation,
+        /// The other.
+        told: Generation,
+    },
 }
 
 /// As `kvdb admin nodes` shows it.
@@ -470,6 +508,12 @@ pub(crate) fn status_word(status: NodeStatus) -> &'static str {
         NodeStatus::Removed => "REMOVED",
         NodeStatus::Unreachable => "UNREACHABLE",
     }
+}
+
+/// Nodes by number, and how they are called.
+fn nodes_words(nodes: &[NodeId]) -> String {
+    let word = if nodes.len() == 1 { "node" } else { "each of nodes" };
+    format!("{word} {}", node_words(nodes))
 }
 
 /// Nodes by number.
@@ -488,6 +532,22 @@ pub(crate) fn shard_words(shards: &[ShardId], more: u32) -> String {
 }
 
 impl ControlCommand {
+    /// Whether it must wait until all nodes have reported, after the coordinators were recovered.
+    pub(crate) fn needs_all_nodes(&self) -> bool {
+        match self {
+            ControlCommand::InitShards { .. }
+            | ControlCommand::CreateKeyspace { .. }
+            | ControlCommand::DropKeyspace { .. }
+            | ControlCommand::SetHistory { .. }
+            | ControlCommand::SetShardLeader { .. } => true,
+            // It says that one of them is gone.
+            ControlCommand::StartOperator { request, .. } => {
+                !matches!(request, OperatorRequest::Replace { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// The encoding that travels in the log.
     pub fn to_bytes(&self) -> Bytes {
         encode(self)

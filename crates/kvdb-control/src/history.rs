@@ -49,7 +49,10 @@ impl History {
         if version == current {
             return Since::Deltas(Vec::new());
         }
-        let reaches = self.deltas.front().is_some_and(|first| first.version <= version.next());
+        // The version leaps with a generation, and there is no delta for that.
+        let is_whole = self.deltas.back().is_some_and(|last| last.version == current);
+        let first = self.deltas.front().filter(|_| is_whole);
+        let reaches = first.is_some_and(|first| first.version <= version.next());
         if version > current || !reaches {
             return Since::Snapshot;
         }
@@ -77,6 +80,20 @@ mod tests {
                 Since::Snapshot => prop_assert!(from > count || count - from > most as u64),
             }
         }
+    }
+
+    #[test]
+    fn a_version_that_has_leapt_is_followed_by_a_snapshot() {
+        let mut history = History::new(100, 100);
+        for version in 1..=3 {
+            history.push(Arc::new(MapDelta { version: MapVersion(version), changes: vec![] }));
+        }
+        for version in [0, 2, 3] {
+            assert_eq!(history.since(MapVersion(version), MapVersion(1003)), Since::Snapshot);
+        }
+        history.push(Arc::new(MapDelta { version: MapVersion(1004), changes: vec![] }));
+        assert_eq!(history.since(MapVersion(3), MapVersion(1004)), Since::Snapshot);
+        assert!(matches!(history.since(MapVersion(1003), MapVersion(1004)), Since::Deltas(_)));
     }
 
     #[test]

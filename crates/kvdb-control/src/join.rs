@@ -35,6 +35,8 @@ pub enum Standing {
     OtherDirectory,
     /// It was taken from the group.
     Removed,
+    /// The group was recovered without it.
+    LeftBehind,
 }
 
 /// What a coordinator knows when another one greets it.
@@ -65,7 +67,10 @@ impl Knowledge<'_> {
         let members = match standing {
             Standing::NotBegun => self.peers.clone(),
             Standing::Founder | Standing::Member => self.members(),
-            Standing::Stranger | Standing::OtherDirectory | Standing::Removed => BTreeMap::new(),
+            Standing::Stranger
+            | Standing::OtherDirectory
+            | Standing::Removed
+            | Standing::LeftBehind => BTreeMap::new(),
         };
         let founders = match standing {
             Standing::Founder => self.founders.clone(),
@@ -86,6 +91,9 @@ impl Knowledge<'_> {
     fn standing_of(&self, id: NodeId, token: u128) -> Standing {
         if !self.has_begun {
             return Standing::NotBegun;
+        }
+        if self.state.is_left_behind(id) {
+            return Standing::LeftBehind;
         }
         let is_founder = self.founders.get(&id).is_some_and(|founder| founder.token == token);
         let written = self.state.coordinators();
@@ -159,6 +167,13 @@ pub enum MustNotBegin {
         "coordinator {0} was removed from its group, and its number stays taken; its data directory can be deleted"
     )]
     Removed(NodeId),
+    /// The group was recovered without it.
+    #[error(
+        "coordinator {0} was left behind: the group of coordinators has lost its majority, was recovered from another \
+         one alone (`--recover-alone`) and goes on in a newer generation. This directory must not be used again: \
+         delete it, and start a new coordinator under a new number"
+    )]
+    LeftBehind(NodeId),
     /// Two that begin with different groups in mind would be two groups.
     #[error(
         "the --peers of coordinator {other} names {theirs}, that of this one {own}: all must name the same at their \
@@ -186,6 +201,9 @@ pub fn decide(
     let any = |standing| answers.iter().any(|answer| answer.standing == standing);
     if any(Standing::OtherDirectory) {
         return Err(MustNotBegin::OtherDirectory(own));
+    }
+    if any(Standing::LeftBehind) {
+        return Err(MustNotBegin::LeftBehind(own));
     }
     if any(Standing::Removed) {
         return Err(MustNotBegin::Removed(own));
@@ -379,6 +397,22 @@ mod tests {
         };
         let answer = knowledge.answer_to(NodeId(4), 40);
         assert_eq!((answer.standing, answer.members), (Standing::NotBegun, three()));
+    }
+
+    #[test]
+    fn one_that_the_group_was_recovered_without_is_told_so_with_its_directory_and_without() {
+        let founders = Coordinators::from([(NodeId(1), record(1)), (NodeId(2), record(2))]);
+        let mut state = ControlState::default();
+        state.apply(&ControlCommand::FoundCoordinators { founders: founders.clone() });
+        let generation = kvdb_model::Generation { number: 1, nonce: 7 };
+        let (id, address, token) = (NodeId(1), "h:1".to_owned(), 1);
+        state.apply(&ControlCommand::RecoverAlone { id, address, token, generation });
+        let group = first_descriptor([NodeId(1)].into_iter());
+        for token in [2, 22] {
+            let told = ask(&state, &founders, Some(&group), false, (2, token));
+            assert_eq!(told.standing, Standing::LeftBehind);
+            assert!(verdict(&[told]).unwrap_err().contains("coordinator 3 was left behind"));
+        }
     }
 
     #[test]

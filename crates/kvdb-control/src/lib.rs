@@ -15,6 +15,7 @@
 //! Left out: who leads (replication), and time: missed heartbeats are judged by [`Liveness`] on
 //! the leader, which proposes what follows as a command.
 
+mod alone;
 mod balance;
 mod command;
 mod counts;
@@ -37,6 +38,7 @@ mod standings;
 mod starts;
 mod state;
 
+pub use alone::{generation_of, plan_alone};
 pub use balance::Proposal;
 pub use command::{
     ControlCommand, ControlError, ControlResponse, LedShard, decode_result, encode_result,

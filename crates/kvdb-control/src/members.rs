@@ -5,6 +5,7 @@
 //! belongs to one data directory for ever: one that comes back with an emptied directory has
 //! forgotten its votes.
 
+use crate::alone::{MOST_COORDINATOR_ID, replica_in};
 use crate::command::{ControlError, ControlResponse};
 use crate::report::check_address;
 use crate::state::ControlState;
@@ -29,7 +30,7 @@ pub struct CoordinatorRecord {
 /// Coordinators by number.
 pub type Coordinators = BTreeMap<NodeId, CoordinatorRecord>;
 
-/// A coordinator's replica of the group has its number.
+/// A coordinator's replica of the group has its number, until the group is recovered.
 pub(crate) fn voter(id: NodeId) -> Replica {
     Replica { node_id: id, replica_id: ReplicaId(id.0), role: Role::Voter }
 }
@@ -43,7 +44,7 @@ impl ControlState {
     /// The group as it is wanted: a voter for each coordinator that isn't removed.
     pub fn wanted_coordinators(&self) -> Vec<Replica> {
         let wanted = self.coordinators.iter().filter(|(_, record)| !record.is_removed);
-        wanted.map(|(id, _)| voter(*id)).collect()
+        wanted.map(|(id, _)| replica_in(&self.map.generation, *id)).collect()
     }
 
     /// Where they are.
@@ -72,6 +73,13 @@ impl ControlState {
                 field: "id".to_owned(),
                 value: 0,
                 accepted: "at least 1".to_owned(),
+            });
+        }
+        if id.0 > MOST_COORDINATOR_ID {
+            return Err(ControlError::OutOfRange {
+                field: "id".to_owned(),
+                value: id.0,
+                accepted: format!("at most {MOST_COORDINATOR_ID}"),
             });
         }
         if self.coordinators.is_empty() {

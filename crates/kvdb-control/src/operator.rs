@@ -365,6 +365,9 @@ impl ControlState {
 
     /// What is asked of the leaders on a node.
     pub fn tasks_of(&self, node: NodeId) -> Vec<ShardTask> {
+        if !self.awaited().is_empty() {
+            return vec![];
+        }
         let led = self.map.shards.values().filter(|record| record.leader == Some(node));
         let of_survivors = self.running().filter_map(|operator| match &operator.kind {
             OperatorKind::ForceRecover { shard, plan, .. } if plan.replica.node_id == node => {
@@ -411,6 +414,9 @@ impl ControlState {
             && let Some(record) = self.map.nodes.get_mut(node)
         {
             record.status = NodeStatus::Draining;
+        }
+        if let OperatorRequest::Replace { node } = request {
+            self.is_no_longer_awaited(*node);
         }
         let id = self.counters.next_operator;
         self.counters.next_operator = id.next();

@@ -96,6 +96,9 @@ struct Round<'a> {
 impl Planner {
     /// What to do now.
     pub fn plan(&self, state: &ControlState, observed: &Observed) -> Vec<ControlCommand> {
+        if !state.awaited().is_empty() {
+            return vec![];
+        }
         let mut round =
             Round { config: &self.config, observed, state: state.clone(), commands: Vec::new() };
         let running: Vec<Operator> = state.running().cloned().collect();

@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 const META: &[u8] = b"meta";
+const GENERATION: &[u8] = b"generation";
 const NODE: u8 = b'n';
 const KEYSPACE: u8 = b'k';
 const SHARD: u8 = b's';
@@ -66,6 +67,10 @@ impl ControlState {
             self.map.cluster_id = self.counters.cluster_id;
             return Ok(());
         }
+        if key == GENERATION {
+            (self.map.generation, self.recovered) = decode(value).map_err(|_| unreadable())?;
+            return Ok(());
+        }
         let Some((kind, id)) = key.split_first() else { return Err(unreadable()) };
         match *kind {
             NODE => self.map.change(MapChange::Node(decode(value).map_err(|_| unreadable())?)),
@@ -114,6 +119,10 @@ impl ControlState {
             out.push((Bytes::from_static(META), Some(encode(&next.counters))));
         }
         let (old, new) = (&self.map, &next.map);
+        let recovered = (&next.map.generation, &next.recovered);
+        if (&old.generation, &self.recovered) != recovered {
+            out.push((Bytes::from_static(GENERATION), Some(encode(&recovered))));
+        }
         differences(NODE, |id| wide(id.0), (&old.nodes, &new.nodes), &mut out);
         let keyspace = |id: &KeyspaceId| id.0.to_be_bytes().to_vec();
         differences(KEYSPACE, keyspace, (&old.keyspaces, &new.keyspaces), &mut out);

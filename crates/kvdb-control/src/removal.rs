@@ -40,6 +40,7 @@ impl ControlState {
             return Err(ControlError::NeededForMajority { node, shards, more });
         }
         self.wanted_leaders.retain(|_, wanted| *wanted != node);
+        self.is_no_longer_awaited(node);
         Ok(ControlResponse::Done(self.map.version))
     }
 

@@ -109,6 +109,7 @@ impl ControlState {
         for report in led {
             self.fold(node, report);
         }
+        self.is_no_longer_awaited(node);
         Ok(ControlResponse::Done(self.map.version))
     }
 
@@ -118,6 +119,7 @@ impl ControlState {
             return;
         }
         self.fold_split(&report.descriptor);
+        self.adopt_shard(node, report);
         // Where the range is as known, nobody else has a part of it: the map says so.
         let as_known =
             self.map.shards.get(&id).is_some_and(|record| {

@@ -1,5 +1,6 @@
 //! The state, and what each command does to it.
 
+use crate::alone::Recovered;
 use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::keyspaces::check_history;
 use crate::members::CoordinatorRecord;
@@ -41,6 +42,8 @@ pub struct ControlState {
     pub(crate) coordinators: BTreeMap<NodeId, CoordinatorRecord>,
     /// Which start of each node counts.
     pub(crate) starts: BTreeMap<NodeId, StartRecord>,
+    /// Of the last time that the coordinators went on from one of them alone.
+    pub(crate) recovered: Recovered,
 }
 
 /// What a command did.
@@ -73,6 +76,7 @@ impl Default for ControlState {
             operators: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             starts: BTreeMap::new(),
+            recovered: Recovered::default(),
         }
     }
 }
@@ -115,7 +119,10 @@ impl ControlState {
         };
         let changes = self.map.diff(&next.map);
         let mut delta = None;
-        if !changes.is_empty() {
+        if next.map.generation != self.map.generation {
+            // Whoever follows gets a snapshot.
+            next.counters.map_version = next.map.version;
+        } else if !changes.is_empty() {
             let version = next.map.version.next();
             delta = Some(MapDelta { version, changes });
             next.map.version = version;
@@ -128,6 +135,9 @@ impl ControlState {
     }
 
     fn carry_out(&mut self, command: &ControlCommand) -> Result<ControlResponse, ControlError> {
+        if command.needs_all_nodes() {
+            self.check_all_reported()?;
+        }
         Ok(match command {
             ControlCommand::Bootstrap { cluster_id } => {
                 if !self.map.cluster_id.is_known() {
@@ -209,6 +219,11 @@ impl ControlState {
             ControlCommand::SetCoordinatorAddress { id, address } => {
                 self.set_coordinator_address(*id, address)?
             }
+            ControlCommand::RecoverAlone { id, address, token, generation } => {
+                self.recover_alone(*id, address, *token, *generation)?
+            }
+            ControlCommand::TakeMap { map } => self.take_map(map)?,
+            ControlCommand::AdoptNode { node, token } => self.adopt_node(*node, *token)?,
         })
     }
 

@@ -82,6 +82,12 @@ fn show_poor_leaders(member: &Member, leads: bool, shown: &mut BTreeSet<(NodeId,
 }
 
 async fn look(member: &Member) {
+    if member.is_being_recovered() {
+        if let Err(status) = member.finish_recovery().await {
+            tracing::warn!(error = status.message(), "the recovery isn't finished yet");
+        }
+        return;
+    }
     let state = member.view.state();
     let commands = if state.map().cluster_id.is_known() {
         let now_ms = clock::now().boot_us / 1000;

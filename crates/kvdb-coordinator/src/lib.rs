@@ -4,8 +4,9 @@
 //! reads and watches; `service` answers; `duties` is what only the leader does; `members` is who
 //! belongs to the group, `reach` where they and the nodes are, `starts`
 //! which process of a node counts, `copies` which process of a coordinator does, and `founders` what each remembers of
-//! its beginning; `run` puts them together.
+//! its beginning; `alone` recovers the group from one coordinator; `run` puts them together.
 
+mod alone;
 mod clocks;
 mod copies;
 mod duties;
@@ -24,4 +25,5 @@ mod status;
 mod view;
 mod watch;
 
+pub use alone::recover_alone;
 pub use run::{CoordinatorConfig, CoordinatorError, run};

@@ -11,9 +11,9 @@ use crate::service::Member;
 use futures_util::future::join_all;
 use kvdb_control::{
     Beginning, ControlCommand, CoordinatorRecord, Coordinators, Greeted, Knowledge, MustNotBegin,
-    Standing, decide,
+    Standing, decide, generation_of,
 };
-use kvdb_model::{NodeId, Refusal, Role, ShardId, Work};
+use kvdb_model::{Generation, GenerationOrder, NodeId, Refusal, Role, ShardId, Work};
 use kvdb_replication::ReplicaRole;
 use kvdb_runtime::drive::steps;
 use kvdb_runtime::shutdown::Shutdown;
@@ -155,10 +155,53 @@ impl Member {
         })
     }
 
-    /// Whether the others say that this process was removed.
-    pub(crate) async fn is_removed(&self) -> bool {
-        let answers = self.greet_others().await;
-        answers.iter().any(|answer| answer.standing == Standing::Removed)
+    /// Whether the others say that this process was removed, or left behind.
+    pub(crate) async fn is_removed(&self) -> Option<MustNotBegin> {
+        let (answers, own) = (self.greet_others().await, self.drive.node_id());
+        let any = |standing| answers.iter().any(|answer| answer.standing == standing);
+        if any(Standing::LeftBehind) {
+            return Some(MustNotBegin::LeftBehind(own));
+        }
+        any(Standing::Removed).then_some(MustNotBegin::Removed(own))
+    }
+
+    /// Why another coordinator must not take part any more: the group was recovered without it.
+    pub(crate) fn left_behind(&self, id: NodeId) -> Option<String> {
+        let is_so = self.view.state().is_left_behind(id);
+        is_so.then(|| MustNotBegin::LeftBehind(id).to_string())
+    }
+
+    /// Whether the group was recovered from this coordinator, and the state doesn't say so yet.
+    pub(crate) fn is_being_recovered(&self) -> bool {
+        let group = self.drive.views().get(ShardId::CONTROL);
+        let own = group.map_or(0, |group| generation_of(group.replica));
+        own > self.view.state().generation().number
+    }
+
+    /// A node says which generation of coordinators it has met. If that is a newer one, this coordinator was
+    /// left behind, and ends.
+    pub(crate) fn check_generation(&self, who: &str, theirs: Generation) -> Result<(), Status> {
+        // What was decided may not be applied here yet.
+        if self.is_being_recovered() {
+            return Err(Status::unavailable("the coordinators are being recovered"));
+        }
+        let own = self.view.state().generation();
+        let order = own.compare(&theirs);
+        if order == GenerationOrder::Newer {
+            let why = format!(
+                "{who} follows coordinators of generation {theirs}, and this one is of generation {own}. {}",
+                MustNotBegin::LeftBehind(self.drive.node_id())
+            );
+            let _ = self.refuse.try_send(why.clone());
+            return Err(Status::unavailable(why));
+        }
+        if order == GenerationOrder::Foreign && own.number == theirs.number {
+            return Err(Status::unavailable(format!(
+                "{who} follows coordinators of generation {theirs}, and this one is of generation {own}: two were \
+                 recovered alone, each by itself"
+            )));
+        }
+        Ok(())
     }
 
     async fn greet_others(&self) -> Vec<Greeted> {
@@ -243,6 +286,7 @@ fn standing_from(standing: greet_response::Standing) -> Standing {
         greet_response::Standing::Stranger => Standing::Stranger,
         greet_response::Standing::OtherDirectory => Standing::OtherDirectory,
         greet_response::Standing::Removed => Standing::Removed,
+        greet_response::Standing::LeftBehind => Standing::LeftBehind,
     }
 }
 
@@ -254,6 +298,7 @@ pub(crate) fn standing_to(standing: Standing) -> greet_response::Standing {
         Standing::Stranger => greet_response::Standing::Stranger,
         Standing::OtherDirectory => greet_response::Standing::OtherDirectory,
         Standing::Removed => greet_response::Standing::Removed,
+        Standing::LeftBehind => greet_response::Standing::LeftBehind,
     }
 }
 

@@ -43,10 +43,15 @@ impl Missed {
 impl Member {
     /// Looks whether the node of a data directory is at an address.
     pub(crate) async fn dial_node(&self, address: &str, token: u128) -> Result<(), Missed> {
-        let cluster_id = self.view.state().map().cluster_id;
+        let state = self.view.state();
+        let (cluster_id, generation) = (state.map().cluster_id, state.generation());
         let coordinators = self.all_addresses();
-        let found =
-            dial::identify(address, cluster_id, &coordinators).await.map_err(Missed::Nobody)?;
+        let asking = dial::identify(address, cluster_id, &coordinators, generation);
+        let found = asking.await.map_err(Missed::Nobody)?;
+        if found.cluster_id == cluster_id {
+            self.check_generation(&found.to_string(), found.about.generation)
+                .map_err(|status| Missed::Nobody(status.message().to_owned()))?;
+        }
         if found.role == Some(Role::Node) && found.token == token {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use kvdb_runtime::clock_memory;
 use kvdb_runtime::cluster_time::{self, ClusterTime};
 use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::coordinators;
-use kvdb_runtime::dial::{self, Introduction};
+use kvdb_runtime::dial::{self, About, Introduction, LeftBehind};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, RESERVE_BYTES};
 use kvdb_runtime::files;
 use kvdb_runtime::http::{self, Readiness};
@@ -37,7 +37,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -89,6 +89,9 @@ pub enum CoordinatorError {
     /// It isn't the one that counts, or has lost what it has promised.
     #[error("this coordinator must not go on: {0}")]
     MustNotGoOn(String),
+    /// It can't be recovered from.
+    #[error("{0}")]
+    NotRecovered(String),
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -133,6 +136,29 @@ fn check_peers(
     Ok(())
 }
 
+pub(crate) fn drive_config(data: &Path, node_id: NodeId, token: u128) -> DriveConfig {
+    DriveConfig {
+        data: data.to_owned(),
+        // Nodes tell the leader how they are without asking for anything: it must notice by itself
+        // that it leads no more.
+        host: HostConfig { sleep_ticks: 0, ..HostConfig::new(node_id, token as u64) },
+        wal: WalConfig {
+            first_segment_bytes: 1024 * 1024,
+            segment_bytes: 16 * 1024 * 1024,
+            max_segments: 4,
+        },
+        engine: LsmConfig {
+            memtable_budget_bytes: 8 * 1024 * 1024,
+            cache_bytes: 16 * 1024 * 1024,
+            flush_age: Duration::from_secs(20),
+            ..LsmConfig::default()
+        },
+        snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
+        reserve_bytes: RESERVE_BYTES / 4,
+        held: false,
+    }
+}
+
 /// Runs a coordinator until it is told to stop.
 ///
 /// # Errors
@@ -170,26 +196,7 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     let view = Arc::new(View::default());
     registry.register_collector(Box::new(ClusterFigures { view: view.clone() }));
     let machine_view = view.clone();
-    let drive_config = DriveConfig {
-        data: config.data.clone(),
-        // Nodes tell the leader how they are without asking for anything: it must notice by itself
-        // that it leads no more.
-        host: HostConfig { sleep_ticks: 0, ..HostConfig::new(node_id, known.token as u64) },
-        wal: WalConfig {
-            first_segment_bytes: 1024 * 1024,
-            segment_bytes: 16 * 1024 * 1024,
-            max_segments: 4,
-        },
-        engine: LsmConfig {
-            memtable_budget_bytes: 8 * 1024 * 1024,
-            cache_bytes: 16 * 1024 * 1024,
-            flush_age: Duration::from_secs(20),
-            ..LsmConfig::default()
-        },
-        snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
-        reserve_bytes: RESERVE_BYTES / 4,
-        held: false,
-    };
+    let drive_config = drive_config(&config.data, node_id, known.token);
     let make_machine = move || ControlMachine::new(machine_view.clone());
     let (drive, threads, mut outgoing) = Drive::start(drive_config, make_machine, &mut registry)?;
     directory.log_has_begun()?;
@@ -214,7 +221,9 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
 
     let readiness = Readiness::default();
     readiness.wait_for("cluster", "no leader of the coordinators is known yet");
+    let (refuse, mut refusals) = mpsc::channel(4);
     let member = Member {
+        refuse: refuse.clone(),
         drive: drive.clone(),
         view: view.clone(),
         founders: Arc::new(Founders::open(&config.data).map_err(CoordinatorError::Config)?),
@@ -235,9 +244,10 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         clocks: Arc::default(),
         impossible: Arc::default(),
     };
+    let deciding = member.clone();
+    let left_behind: LeftBehind = Arc::new(move |id| deciding.left_behind(id));
     let (finding, knowing, hearing) = (member.clone(), member.clone(), member.clone());
     let admitted = Arc::new(AtomicBool::new(false));
-    let (refuse, mut refusals) = mpsc::channel(4);
     let refused = refuse.clone();
     let neighbourhood = Neighbourhood {
         addresses_of: Arc::new(move |id| finding.addresses_of(id)),
@@ -253,11 +263,12 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         coordinator: true,
         incarnation: kvdb_runtime::clock::now().boot_us,
         admitted: admitted.clone(),
+        left_behind: left_behind.clone(),
     };
     tokio::spawn(duties::run(member.clone(), shutdown.clone()));
     tokio::spawn(members::keep_addresses(member.clone(), shutdown.clone()));
     tokio::spawn(reach::dial_all(member.clone(), shutdown.clone()));
-    let naming = member.clone();
+    let (naming, following) = (member.clone(), member.clone());
     let introduction = Introduction {
         role: Some(identity::Role::Coordinator),
         token: known.token,
@@ -265,6 +276,11 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.all_addresses()),
         met: met.clone(),
+        about: Arc::new(move || About {
+            generation: following.view.state().generation(),
+            ..About::default()
+        }),
+        left_behind,
     };
     tokio::spawn(clock_memory::keep(time.clone(), config.data.clone(), shutdown.clone()));
     tokio::spawn(follow_time(member.clone(), time, shutdown.clone()));
@@ -310,7 +326,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
     readiness.wait_for("cluster", "the other coordinators haven't been heard yet");
     let heard = tokio::select! {
         heard = starting.until_heard(succession, &config.data) => Some(heard),
-        () = was_removed(&member) => return Err(MustNotBegin::Removed(node_id).into()),
+        why = was_removed(&member) => return Err(why.into()),
+        Some(why) = refusals.recv() => Some(Err(why)),
         () = shutdown.wait() => None,
     };
     match heard {
@@ -365,8 +382,8 @@ pub async fn run(config: CoordinatorConfig, shutdown: Shutdown) -> Result<(), Co
             _ = changes.changed() => {}
             _ = roles.changed() => {}
             _ = wondering.tick() => {
-                if member.may_be_removed() && member.is_removed().await {
-                    return Err(MustNotBegin::Removed(node_id).into());
+                if member.may_be_removed() && let Some(why) = member.is_removed().await {
+                    return Err(why.into());
                 }
             }
             Some(why) = refusals.recv() => {
@@ -427,13 +444,15 @@ async fn follow_time(member: Member, time: ClusterTime, shutdown: Shutdown) {
 }
 
 /// Waits until the others say that it isn't in their group any more.
-async fn was_removed(member: &Member) {
+async fn was_removed(member: &Member) -> MustNotBegin {
     let mut wondering = tokio::time::interval(WONDER_EVERY);
     wondering.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         wondering.tick().await;
-        if member.may_be_removed() && member.is_removed().await {
-            return;
+        if member.may_be_removed()
+            && let Some(why) = member.is_removed().await
+        {
+            return why;
         }
     }
 }

@@ -7,10 +7,11 @@ use crate::view::View;
 use crate::{members, operators, reach, recovery, starts, watch};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Liveness,
-    OperatorRequest, Planner, Standings, Vitals, decode_result,
+    OperatorRequest, Planner, Standings, Vitals, decode_result, generation_of,
 };
 use kvdb_model::{
-    EntryCommand, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId, ShardRecord, Term,
+    ClusterId, EntryCommand, Generation, MapVersion, NodeId, NodeStatus, OperatorId, Refusal,
+    ShardId, ShardRecord, Term,
 };
 use kvdb_replication::{Input, Rejection};
 use kvdb_runtime::clock;
@@ -19,8 +20,9 @@ use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_from, history_from, node_status_from,
-    partitioning_from, proto, shard_map_to, shard_task_to, status_of, token_from,
+    cluster_id_from, cluster_id_to, descriptor_from, generation_from, generation_to, history_from,
+    node_status_from, partitioning_from, proto, shard_map_from, shard_map_to, shard_task_to,
+    status_of, token_from,
 };
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -78,6 +80,8 @@ pub(crate) struct Member {
     /// Cluster time.
     pub(crate) time: ClusterTime,
     pub(crate) clocks: SharedClocks,
+    /// Told why this process has to end.
+    pub(crate) refuse: mpsc::Sender<String>,
     /// What shard leaders say can't be done, since the last round of planning.
     pub(crate) impossible: Arc<Mutex<BTreeMap<OperatorId, String>>>,
 }
@@ -95,7 +99,16 @@ impl Member {
     }
 
     fn check_leader(&self) -> Result<(), Status> {
-        if self.leads() { Ok(()) } else { Err(self.not_leader()) }
+        if !self.leads() {
+            return Err(self.not_leader());
+        }
+        if self.is_being_recovered() {
+            return Err(status_of(&Refusal::ShardUnavailable {
+                shard_id: ShardId::CONTROL,
+                reason: "the coordinators are being recovered",
+            }));
+        }
+        Ok(())
     }
 
     async fn outcome(
@@ -141,6 +154,34 @@ impl Member {
     /// Puts a command through the log.
     pub(crate) async fn propose(&self, command: ControlCommand) -> Result<ControlResponse, Status> {
         self.check_leader()?;
+        self.submit(command).await
+    }
+
+    /// The group was recovered from this coordinator alone, and the log is to say so before anything else.
+    pub(crate) async fn finish_recovery(&self) -> Result<(), Status> {
+        // What it holds may not be applied here yet.
+        self.outcome(|ticket| Input::Read { shard: ShardId::CONTROL, ticket }).await?;
+        if !self.is_being_recovered() {
+            return Ok(());
+        }
+        let group = self.drive.views().get(ShardId::CONTROL);
+        let number = group.map_or(0, |group| generation_of(group.replica));
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|error| Status::internal(error.to_string()))?;
+        let generation = Generation { number, nonce: u128::from_be_bytes(nonce) };
+        let id = self.drive.node_id();
+        let address = self.address_of(id).unwrap_or_default();
+        let command = ControlCommand::RecoverAlone { id, address, token: self.token, generation };
+        self.submit(command).await?;
+        tracing::warn!(
+            %generation,
+            "recovered: this coordinator goes on alone. Nothing is planned until all nodes have reported, or are \
+             declared gone"
+        );
+        Ok(())
+    }
+
+    async fn submit(&self, command: ControlCommand) -> Result<ControlResponse, Status> {
         // An invalid one needn't enter the log; it is checked again when it is applied.
         self.view.state().validate(&command).map_err(|error| invalid(&error))?;
         let bytes = EntryCommand::Control(command.to_bytes()).to_bytes();
@@ -204,6 +245,21 @@ impl Member {
                 impossible.insert(id, why.chars().take(MOST_WORDS).collect());
             }
         }
+    }
+
+    /// Which generation of coordinators a node has met.
+    fn hear_generation(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+        met: Option<proto::Generation>,
+    ) -> Result<Generation, Status> {
+        let met = generation_from(met).map_err(bad_field)?;
+        if cluster.is_known() && cluster == self.view.state().map().cluster_id {
+            let who = if node.0 == 0 { "a node".to_owned() } else { format!("node {node}") };
+            self.check_generation(&who, met)?;
+        }
+        Ok(met)
     }
 
     /// Waits until everything that was committed before is applied here, and leadership is sure.
@@ -301,6 +357,8 @@ impl Coordinator for Member {
         let request = request.into_inner();
         let theirs = cluster_id_from(&request.cluster_id).map_err(bad_field)?;
         let ours = self.view.state().map().cluster_id;
+        // Also where this one doesn't lead: it may be told to end.
+        self.hear_generation(theirs, NodeId(request.node_id), request.generation.clone())?;
         self.check_leader()?;
         if !ours.is_known() {
             return Err(status_of(&Refusal::ShardUnavailable {
@@ -326,8 +384,16 @@ impl Coordinator for Member {
             if let Some(start) = &start {
                 self.check_start_alone(token, start).await?;
             }
+            let generation = self.view.state().generation();
             if request.only_asks {
-                return Ok(Response::new(proto::RegisterNodeResponse::default()));
+                return Ok(Response::new(proto::RegisterNodeResponse {
+                    generation: generation_to(generation),
+                    ..Default::default()
+                }));
+            }
+            let node = NodeId(request.node_id);
+            if theirs == ours && self.view.state().may_adopt(node, token) {
+                self.propose(ControlCommand::AdoptNode { node, token }).await?;
             }
             if let Err(missed) = self.dial_node(&address, token).await {
                 unreachable = missed.why()?;
@@ -347,6 +413,7 @@ impl Coordinator for Member {
                     cluster_id: cluster_id_to(ours),
                     map_version: version.0,
                     unreachable,
+                    generation: generation_to(self.view.state().generation()),
                 }))
             }
             _ => Err(Status::internal("an unexpected kind of result")),
@@ -357,17 +424,23 @@ impl Coordinator for Member {
         &self,
         request: Request<proto::HeartbeatRequest>,
     ) -> Result<Response<proto::HeartbeatResponse>, Status> {
-        self.check_leader()?;
         let request = request.into_inner();
-        let told = figures::Told::of(&request);
-        let node = NodeId(request.node_id);
-        let state = self.view.state();
         let theirs = cluster_id_from(&request.cluster_id).map_err(bad_field)?;
+        let node = NodeId(request.node_id);
+        let met = self.hear_generation(theirs, node, request.generation.clone())?;
+        self.check_leader()?;
+        let told = figures::Told::of(&request);
+        let state = self.view.state();
         if theirs != state.map().cluster_id {
             let problem = format!("is {theirs}; this is cluster {}", state.map().cluster_id);
             return Err(status_of(&Refusal::invalid("cluster_id", problem)));
         }
         let Some(record) = state.map().nodes.get(&node) else {
+            if state.generation().number > 0 {
+                // Coordinators that were lost may have known it: it registers once more.
+                let why = format!("node {node} isn't known since the coordinators were recovered");
+                return Err(Status::failed_precondition(why));
+            }
             return Err(invalid(&ControlError::UnknownNode(node)));
         };
         if state.is_dismissed(node) {
@@ -380,6 +453,23 @@ impl Coordinator for Member {
             tokio::spawn(reach::find_again(self.clone(), node, request.address));
         }
         self.hear_node_clock(node, request.wall_ms);
+        let generation = state.generation();
+        if met != generation {
+            // What it says now may be of before the recovery, and what it is told it doesn't take up.
+            return Ok(Response::new(proto::HeartbeatResponse {
+                map_version: state.map().version.0,
+                generation: generation_to(generation),
+                ..Default::default()
+            }));
+        }
+        if let Some(map) = request.map_before {
+            let map = shard_map_from(map).map_err(bad_field)?;
+            if let Some(map) = state.news_in(map) {
+                self.propose(ControlCommand::TakeMap { map }).await?;
+            }
+        }
+        let state = self.view.state();
+        let is_awaited = state.awaited().contains(&node);
         let mut led = Vec::new();
         for report in request.led {
             let descriptor = report
@@ -391,11 +481,11 @@ impl Coordinator for Member {
                 led.push(report);
             }
         }
-        if !led.is_empty() {
+        if !led.is_empty() || is_awaited {
             let command = ControlCommand::ReportShards { node, led };
             // A report that tells nothing new needn't enter the log.
             let mut trial = (*state).clone();
-            if trial.apply(&command).delta.is_some() {
+            if trial.apply(&command).delta.is_some() || is_awaited {
                 self.propose(command).await?;
             }
         }
@@ -429,6 +519,7 @@ impl Coordinator for Member {
             split_size_bytes: self.planner.config.split_size_bytes,
             dial,
             cluster_time_ms: self.cluster_ms(),
+            generation: generation_to(generation),
         }))
     }
 

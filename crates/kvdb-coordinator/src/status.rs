@@ -3,7 +3,7 @@
 use crate::service::Member;
 use kvdb_control::Reason;
 use kvdb_model::{NodeId, ShardId};
-use kvdb_wire::{cluster_id_to, proto, role_to};
+use kvdb_wire::{cluster_id_to, generation_to, proto, role_to};
 use tonic::Status;
 
 /// Shards with too few replicas that a status names.
@@ -82,6 +82,8 @@ impl Member {
             shard_figures,
             less_preferred_leaders,
             wrong_clocks: wrong_clocks.collect(),
+            generation: generation_to(state.generation()),
+            awaited_nodes: state.awaited().iter().map(|node| node.0).collect(),
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::watch::Watches;
 use kvdb_model::Limits;
 use kvdb_runtime::cluster_time::{self, ClusterTime};
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::dial::Introduction;
+use kvdb_runtime::dial::{About, Introduction};
 use kvdb_runtime::files;
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::listen::{self, ListenError};
@@ -122,6 +122,8 @@ pub async fn run(config: GatewayConfig, shutdown: Shutdown) -> Result<(), Gatewa
         told: Arc::new(|_| {}),
         coordinators: Arc::new(move || naming.told()),
         met: Met::default(),
+        about: Arc::new(About::default),
+        left_behind: Arc::new(|_| None),
     };
     let stopping = shutdown.clone();
     let router = transport::server()

@@ -12,6 +12,7 @@
 pub mod codec;
 pub mod command;
 pub mod descriptor;
+pub mod generation;
 pub mod history;
 pub mod id;
 pub mod key;
@@ -30,6 +31,7 @@ pub mod wrong_value;
 
 pub use command::{EntryCommand, EntryPayload, RequestTag, ValidUntil, Write};
 pub use descriptor::{Replica, Role, ShardDescriptor};
+pub use generation::{Generation, GenerationOrder, MOST_GENERATIONS};
 pub use history::{HistoryLimits, HistoryPolicy};
 pub use id::*;
 pub use key::{KeyRange, Partitioning, SLOT_COUNT, slot_of};

@@ -5,6 +5,7 @@
 //! the newer. A watcher therefore never needs to trust more than the snapshot it started from.
 
 use crate::descriptor::ShardDescriptor;
+use crate::generation::Generation;
 use crate::history::HistoryPolicy;
 use crate::id::{ClusterId, KeyspaceId, MapVersion, NodeId, ShardId, Term};
 use crate::key::{KeyRange, Partitioning};
@@ -84,7 +85,10 @@ pub struct ShardRecord {
 pub struct ShardMap {
     /// The cluster.
     pub cluster_id: ClusterId,
-    /// Raised by one with each change.
+    /// Of the coordinators whose map it is. No delta changes it: with the next generation a watcher gets a
+    /// snapshot.
+    pub generation: Generation,
+    /// Raised by one with each change, and leaps with a generation.
     pub version: MapVersion,
     /// By id.
     pub nodes: BTreeMap<NodeId, NodeRecord>,

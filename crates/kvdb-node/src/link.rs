@@ -8,7 +8,7 @@ use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use kvdb_model::{ClusterId, NodeId, ShardDescriptor, ShardId};
+use kvdb_model::{ClusterId, Generation, NodeId, ShardDescriptor, ShardId};
 use kvdb_replication::Input;
 use kvdb_router::Routes;
 use kvdb_runtime::clock;
@@ -17,14 +17,15 @@ use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial;
 use kvdb_runtime::drive::{Drive, Level};
+use kvdb_runtime::generations::Generations;
 use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::{DataDirectory, Identity, Role};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_runtime::start::Start;
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_to, proto, refusal_from_status, shard_map_from,
-    shard_map_to, shard_task_from, transport,
+    cluster_id_from, cluster_id_to, descriptor_to, generation_from, generation_to, proto,
+    refusal_from_status, shard_map_from, shard_map_to, shard_task_from, transport,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -65,13 +66,14 @@ pub(crate) async fn register(
     known: Identity,
     coordinators: &Coordinators,
     readiness: &Readiness,
+    map: &ClusterMap,
     start: &proto::NodeStart,
     is_refused: &AtomicBool,
 ) -> Result<(ClusterId, NodeId), Status> {
     let mut said = (false, String::new());
     let begun = Instant::now();
     loop {
-        match try_register(config, known, coordinators, start).await {
+        match try_register(config, known, coordinators, map, start).await {
             Ok(registered) => return Ok(registered),
             Err(status) if status.code() == Code::InvalidArgument => return Err(status),
             Err(status) => {
@@ -105,18 +107,46 @@ pub(crate) async fn ask_whether(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
+    map: &ClusterMap,
     start: &proto::NodeStart,
 ) -> Result<(), Status> {
-    let request = registration(config, known, start, true);
+    send_registration(config, known, coordinators, map, start, true).await.map(|_| ())
+}
+
+/// Coordinators that were left behind aren't listened to.
+async fn send_registration(
+    config: &NodeConfig,
+    known: Identity,
+    coordinators: &Coordinators,
+    map: &ClusterMap,
+    start: &proto::NodeStart,
+    only_asks: bool,
+) -> Result<proto::RegisterNodeResponse, Status> {
     coordinators
-        .call(async |mut client| client.register_node(Request::new(request.clone())).await)
+        .call(async |mut client| {
+            let request = registration(config, known, map.generations.newest(), start, only_asks);
+            let answer = client.register_node(Request::new(request)).await?.into_inner();
+            hear_generation(map, answer.generation.clone()).await?;
+            Ok(answer)
+        })
         .await
-        .map(|_| ())
+}
+
+async fn hear_generation(
+    map: &ClusterMap,
+    generation: Option<proto::Generation>,
+) -> Result<(), Status> {
+    let theirs =
+        generation_from(generation).map_err(|error| Status::unavailable(error.to_string()))?;
+    map.meet(theirs).await.map_err(Status::unavailable)?;
+    map.generations.is_heard();
+    Ok(())
 }
 
 fn registration(
     config: &NodeConfig,
     known: Identity,
+    generation: Generation,
     start: &proto::NodeStart,
     only_asks: bool,
 ) -> proto::RegisterNodeRequest {
@@ -128,6 +158,7 @@ fn registration(
         cluster_id: cluster_id_to(known.cluster_id),
         start: Some(start.clone()),
         only_asks,
+        generation: generation_to(generation),
     }
 }
 
@@ -135,13 +166,10 @@ async fn try_register(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
+    map: &ClusterMap,
     start: &proto::NodeStart,
 ) -> Result<(ClusterId, NodeId), Status> {
-    let request = registration(config, known, start, false);
-    let answer = coordinators
-        .call(async |mut client| client.register_node(Request::new(request.clone())).await)
-        .await?
-        .into_inner();
+    let answer = send_registration(config, known, coordinators, map, start, false).await?;
     if !answer.unreachable.is_empty() {
         let (address, why) = (config.advertised(), answer.unreachable);
         tracing::warn!(address, why, "the coordinators can't reach this node: it gets no replicas");
@@ -158,6 +186,7 @@ pub(crate) struct Registration {
     pub(crate) identity: Identity,
     pub(crate) coordinators: Coordinators,
     pub(crate) readiness: Readiness,
+    pub(crate) map: ClusterMap,
     pub(crate) start: Arc<Mutex<Start>>,
     /// Whether the coordinators have accepted it.
     pub(crate) accepted: Arc<AtomicBool>,
@@ -174,6 +203,7 @@ impl Registration {
             self.identity,
             &self.coordinators,
             &self.readiness,
+            &self.map,
             &shown,
             &is_refused,
         );
@@ -203,7 +233,8 @@ impl Registration {
     /// whether they take it for good.
     async fn is_known_after_all(&self, synced: u64) -> bool {
         let shown = mute::start_to(&self.start.lock(), synced);
-        match try_register(&self.config, self.identity, &self.coordinators, &shown).await {
+        let Registration { config, identity, coordinators, map, .. } = self;
+        match try_register(config, *identity, coordinators, map, &shown).await {
             Ok(_) => {
                 tracing::warn!("the coordinators had forgotten this start of the node");
                 true
@@ -237,7 +268,8 @@ impl Own {
             let address = routes.address(node).cloned();
             async move {
                 let Some(address) = address else { return (node, false) };
-                let found = dial::identify(&address, self.cluster_id, &[]).await;
+                let found =
+                    dial::identify(&address, self.cluster_id, &[], Generation::default()).await;
                 let is_there = found.is_ok_and(|found| {
                     found.role == Some(Role::Node)
                         && (found.cluster_id, found.id) == (self.cluster_id, node)
@@ -268,6 +300,7 @@ pub(crate) async fn heartbeats(
     let mut impossible = Impossible::new();
     let recoveries = Recoveries::default();
     let mut reports = Reports::new(sizes.clone());
+    let map = own.registration.map.clone();
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -282,19 +315,29 @@ pub(crate) async fn heartbeats(
             let told = if is_reached { &mut request.reached } else { &mut request.unreached };
             told.push(node.0);
         }
+        let generation = map.generations.newest();
+        request.generation = generation_to(generation);
+        request.map_before = map.generations.map_before().as_ref().map(shard_map_to);
         let asked_us = AtomicU64::new(0);
         let answer = coordinators
             .call(async |mut client| {
                 let now = clock::now();
                 asked_us.store(now.boot_us, Ordering::Relaxed);
                 let request = proto::HeartbeatRequest { wall_ms: now.wall_ms, ..request.clone() };
-                client.heartbeat(Request::new(request)).await
+                let answer = client.heartbeat(Request::new(request)).await?.into_inner();
+                hear_generation(&map, answer.generation.clone()).await?;
+                Ok(answer)
             })
             .await;
         let answered_us = clock::boot_us();
         match answer {
             Ok(answer) => {
-                let answer = answer.into_inner();
+                if map.generations.newest() == generation {
+                    map.generations.has_told();
+                } else {
+                    // Only the next one is taken for a report.
+                    interval.reset_immediately();
+                }
                 let asked_us = asked_us.load(Ordering::Relaxed);
                 if let Some(now_ms) = time.told(answer.cluster_time_ms, asked_us, answered_us) {
                     drive.cluster_time_is(now_ms);
@@ -390,6 +433,8 @@ fn heartbeat(
             .collect(),
         // When it is sent.
         wall_ms: 0,
+        generation: None,
+        map_before: None,
     }
 }
 
@@ -600,10 +645,16 @@ fn save(path: &Path, content: &[u8]) -> std::io::Result<()> {
 }
 
 /// The map of an earlier start, if it is there and can be read. It is a hint, never the truth.
-pub(crate) fn load_map(directory: &DataDirectory) -> Option<kvdb_model::ShardMap> {
+pub(crate) fn load_map(
+    directory: &DataDirectory,
+    generations: &Generations,
+) -> Option<kvdb_model::ShardMap> {
     let content = std::fs::read(directory.path().join(MAP_FILE)).ok()?;
     let map = shard_map_from(proto::ShardMap::decode(&content[..]).ok()?).ok()?;
-    (map.cluster_id == directory.identity().cluster_id).then(|| as_a_hint(map))
+    (map.cluster_id == directory.identity().cluster_id).then(|| {
+        generations.remember(map.clone());
+        as_a_hint(map)
+    })
 }
 
 /// An old map: its version must not keep a fresher one away, and which shards were new then says

@@ -21,6 +21,7 @@ use kvdb_runtime::dial::{self, Unvouched, Vouching};
 use kvdb_runtime::drive::Drive;
 use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::Identity;
+use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_runtime::start::{Start, Succession, until_replaced};
 use kvdb_wire::proto;
@@ -50,7 +51,7 @@ pub(crate) struct Mute<'a> {
     pub(crate) identity: Identity,
     pub(crate) coordinators: &'a Coordinators,
     pub(crate) readiness: &'a Readiness,
-    pub(crate) routes: Arc<ArcSwap<Routes>>,
+    pub(crate) map: ClusterMap,
     pub(crate) start: Arc<Mutex<Start>>,
 }
 
@@ -107,7 +108,8 @@ impl Mute<'_> {
         let mut said = BTreeSet::new();
         let by_coordinators = loop {
             let shown = self.shown();
-            let asking = link::ask_whether(self.config, self.identity, self.coordinators, &shown);
+            let Mute { config, identity, coordinators, map, .. } = self;
+            let asking = link::ask_whether(config, *identity, coordinators, map, &shown);
             let by_coordinators = match asking.await {
                 Ok(()) => true,
                 Err(status) if status.code() == Code::InvalidArgument => {
@@ -158,8 +160,8 @@ impl Mute<'_> {
     /// Waits until the coordinators have accepted this start. `is_refused` is set while they don't.
     async fn register(&self, is_refused: &AtomicBool) -> Result<(), NodeError> {
         let shown = self.shown();
-        let Mute { config, identity, coordinators, readiness, .. } = self;
-        link::register(config, *identity, coordinators, readiness, &shown, is_refused)
+        let Mute { config, identity, coordinators, readiness, map, .. } = self;
+        link::register(config, *identity, coordinators, readiness, map, &shown, is_refused)
             .await
             .map(|_| ())
             .map_err(|status| self.refused(&status))
@@ -179,7 +181,7 @@ impl Mute<'_> {
     async fn objection(&self) -> Option<NodeError> {
         let nodes: BTreeSet<NodeId> =
             self.others().into_iter().flat_map(|others| others.nodes).collect();
-        let (asked, routes) = (self.asked(true, true), self.routes.load_full());
+        let (asked, routes) = (self.asked(true, true), self.map.routes.load_full());
         let asking = nodes.into_iter().filter_map(|node| routes.address(node).cloned()).map(|at| {
             let asked = &asked;
             async move {
@@ -233,7 +235,7 @@ impl Mute<'_> {
             .flat_map(|others| others.nodes.difference(&round.vouched))
             .copied()
             .collect();
-        let routes = self.routes.load_full();
+        let routes = self.map.routes.load_full();
         let asking = untold.into_iter().map(|node| {
             let (asked, address) = (&asked, routes.address(node).cloned());
             async move {

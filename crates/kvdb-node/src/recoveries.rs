@@ -6,6 +6,7 @@
 use crate::tasks::Impossible;
 use kvdb_model::{OperatorId, RecoveryPlan, ShardId, ShardTask, Work};
 use kvdb_runtime::drive::Drive;
+use kvdb_store::NoControl;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ impl Recoveries {
             "unsafe recovery: the shard has lost its majority, and goes on from the replica here"
         );
         let replica = plan.replica.replica_id;
-        let done = drive.go_on_alone(shard, plan).await;
+        let done = drive.go_on_alone(shard, plan, NoControl).await;
         let mut known = self.known.lock();
         match done {
             Ok(unconfirmed) => {

@@ -12,9 +12,10 @@ use kvdb_runtime::clock_memory;
 use kvdb_runtime::cluster_time::ClusterTime;
 use kvdb_runtime::contacts::Contacts;
 use kvdb_runtime::coordinators::Coordinators;
-use kvdb_runtime::dial::{self, Introduction};
+use kvdb_runtime::dial::{self, About, Introduction};
 use kvdb_runtime::drive::{Drive, DriveConfig, DriveError, ShardView};
 use kvdb_runtime::files;
+use kvdb_runtime::generations::Generations;
 use kvdb_runtime::http::{self, Readiness};
 use kvdb_runtime::identity::{self, DataDirectory, IdentityError};
 use kvdb_runtime::listen::{self, ListenError};
@@ -122,6 +123,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let grpc_listener = listen::bind("gRPC", &config.listen).await?;
     let http_listener = listen::bind_unless_off("HTTP", config.http.as_deref()).await?;
     let mut directory = DataDirectory::open(&config.data, identity::Role::Node, NodeId(0))?;
+    let map = ClusterMap::with(Generations::open(&config.data)?);
     let coordinators = Coordinators::new(config.coordinators.clone());
     if let Some(told) = link::load_coordinators(&config.data) {
         coordinators.learn(told);
@@ -145,6 +147,8 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         told: Arc::new(move |told| hearing.learn(told)),
         coordinators: Arc::new(move || naming.told()),
         met: met.clone(),
+        about: about(&map),
+        left_behind: Arc::new(|_| None),
     };
     let (start, succession) = Start::begin(&directory)?;
     let start = Arc::new(Mutex::new(start));
@@ -156,7 +160,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         let shown = mute::start_to(&start.lock(), 0);
         let registered = tokio::select! {
             registered =
-                link::register(&config, known, &coordinators, &readiness, &shown, &is_refused) =>
+                link::register(&config, known, &coordinators, &readiness, &map, &shown, &is_refused) =>
                 registered,
             () = shutdown.wait() => return Ok(()),
         };
@@ -188,8 +192,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         drive.cluster_time_is(now_ms);
     }
 
-    let map = ClusterMap::default();
-    if let Some(remembered) = link::load_map(&directory) {
+    if let Some(remembered) = link::load_map(&directory, &map.generations) {
         map.snapshot(remembered);
     }
     let routes = map.routes.clone();
@@ -228,6 +231,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         coordinator: false,
         incarnation,
         admitted: Arc::new(AtomicBool::new(true)),
+        left_behind: Arc::new(|_| None),
     };
     let (cache, routes) = (map.cache.clone(), map.routes.clone());
     let access = Access::new(drive.clone(), cache, routes, metrics, &mut registry);
@@ -258,7 +262,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             identity,
             coordinators: &coordinators,
             readiness: &readiness,
-            routes: map.routes.clone(),
+            map: map.clone(),
             start: start.clone(),
         };
         let is_heard = Shutdown::default();
@@ -315,6 +319,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         identity,
         coordinators: coordinators.clone(),
         readiness: readiness.clone(),
+        map: map.clone(),
         start: start.clone(),
         accepted: accepted.clone(),
     };
@@ -401,6 +406,16 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         start.lock().ends(&config.data)?;
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// What it knows of the coordinators, for whoever asks.
+fn about(map: &ClusterMap) -> Arc<dyn Fn() -> About + Send + Sync> {
+    let map = map.clone();
+    Arc::new(move || About {
+        generation: map.generations.newest(),
+        map_version: map.cache.lock().version().0,
+        leader_silent_ms: map.generations.silent_ms(),
+    })
 }
 
 /// How far the removal of a node is, as the map tells.

@@ -5,12 +5,14 @@
 
 use crate::identity;
 use crate::start::Met;
-use kvdb_model::{ClusterId, NodeId};
+use kvdb_model::{ClusterId, Generation, GenerationOrder, NodeId};
 use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said};
 use kvdb_wire::proto::identify_response::Role;
 use kvdb_wire::proto::identity_client::IdentityClient;
 use kvdb_wire::proto::identity_server::{Identity, IdentityServer};
-use kvdb_wire::{cluster_id_from, cluster_id_to, proto, token_from, transport};
+use kvdb_wire::{
+    cluster_id_from, cluster_id_to, generation_from, generation_to, proto, token_from, transport,
+};
 use parking_lot::RwLock;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,6 +40,19 @@ pub struct Found {
     pub token: u128,
     /// Where the coordinators are, as far as it has heard.
     pub coordinators: Vec<String>,
+    /// What it knows of the coordinators.
+    pub about: About,
+}
+
+/// What a process knows of the coordinators, beside where they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The newest generation that it has met, or its own.
+    pub generation: Generation,
+    /// Of a node: the version of the last map that it has seen.
+    pub map_version: u64,
+    /// Of a node: how long ago their leader has answered it, in milliseconds.
+    pub leader_silent_ms: Option<u64>,
 }
 
 impl std::fmt::Display for Found {
@@ -50,7 +65,7 @@ impl std::fmt::Display for Found {
     }
 }
 
-/// Asks who is at an address.
+/// Asks who is at an address; says where the coordinators are, and of which generation.
 ///
 /// # Errors
 /// Why nobody was found.
@@ -58,11 +73,13 @@ pub async fn identify(
     address: &str,
     cluster_id: ClusterId,
     coordinators: &[String],
+    generation: Generation,
 ) -> Result<Found, String> {
     let endpoint = transport::endpoint(address).map_err(|error| error.to_string())?;
     let request = proto::IdentifyRequest {
         cluster_id: cluster_id_to(cluster_id),
         coordinators: coordinators.to_vec(),
+        generation: generation_to(generation),
     };
     let asking = async {
         resolve(address).await?;
@@ -95,7 +112,12 @@ pub async fn identify(
     };
     let cluster_id = cluster_id_from(&answer.cluster_id).map_err(bad)?;
     let coordinators = usable(answer.coordinators);
-    Ok(Found { cluster_id, id: NodeId(answer.id), role, token, coordinators })
+    let about = About {
+        generation: generation_from(answer.generation).map_err(bad)?,
+        map_version: answer.map_version,
+        leader_silent_ms: answer.leader_silent_ms,
+    };
+    Ok(Found { cluster_id, id: NodeId(answer.id), role, token, coordinators, about })
 }
 
 /// Why nobody has vouched.
@@ -197,7 +219,14 @@ pub struct Introduction {
     pub coordinators: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Which starts of others count.
     pub met: Met,
+    /// What it knows of the coordinators.
+    pub about: Arc<dyn Fn() -> About + Send + Sync>,
+    /// Of a coordinator: why another one must not take part any more, if that is known.
+    pub left_behind: LeftBehind,
 }
+
+/// Why a coordinator must not take part any more, if that is known.
+pub type LeftBehind = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
 impl Introduction {
     /// The service, to be added to a server.
@@ -233,6 +262,8 @@ impl Identity for Introduction {
             Err(NotVouched::Waits(format!("this is cluster {cluster_id}, not {theirs}")))
         } else if self.role != Some(role) {
             Err(NotVouched::Waits(format!("this is no {role}")))
+        } else if let Some(why) = (self.left_behind)(node).filter(|_| request.coordinator) {
+            Err(NotVouched::Older(why))
         } else {
             // The disk may hang.
             let vouching = tokio::task::spawn_blocking(move || match request.is_heard {
@@ -262,7 +293,12 @@ impl Identity for Introduction {
         let (cluster_id, id) = *self.known.read();
         let theirs = cluster_id_from(&request.cluster_id)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        if cluster_id.is_known() && theirs == cluster_id && !request.coordinators.is_empty() {
+        let generation = generation_from(request.generation)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let about = (self.about)();
+        let is_left_behind = about.generation.compare(&generation) == GenerationOrder::Foreign;
+        let is_ours = cluster_id.is_known() && theirs == cluster_id && !is_left_behind;
+        if is_ours && !request.coordinators.is_empty() {
             (self.told)(usable(request.coordinators));
         }
         let role = match self.role {
@@ -279,6 +315,9 @@ impl Identity for Introduction {
                 None => bytes::Bytes::new(),
             },
             coordinators: (self.coordinators)(),
+            generation: generation_to(about.generation),
+            map_version: about.map_version,
+            leader_silent_ms: about.leader_silent_ms,
         }))
     }
 }
@@ -349,19 +388,24 @@ mod tests {
             told: Arc::new(move |told| *hears.lock() = told),
             coordinators: Arc::new(|| vec!["c:1".to_owned(), "nowhere".to_owned()]),
             met: Met::default(),
+            about: Arc::new(|| About { map_version: 5, ..About::default() }),
+            left_behind: Arc::new(|_| None),
         };
         let server = transport::server().add_service(introduction.server());
         tokio::spawn(server.serve_with_incoming(transport::incoming(listener)));
         let coordinators = ["a:1".to_owned(), "not one".to_owned()];
+        let first = Generation::default();
         // One of another cluster is answered, and not believed.
-        let found = identify(&address, ClusterId(8), &coordinators).await.unwrap();
+        let found = identify(&address, ClusterId(8), &coordinators, first).await.unwrap();
         let role = Some(identity::Role::Node);
         let (cluster_id, id) = (ClusterId(7), NodeId(3));
         let coordinators_known = vec!["c:1".to_owned()];
-        let expected = Found { cluster_id, id, role, token: 9, coordinators: coordinators_known };
+        let about = About { map_version: 5, ..About::default() };
+        let expected =
+            Found { cluster_id, id, role, token: 9, coordinators: coordinators_known, about };
         assert_eq!(found, expected);
         assert!(heard.lock().is_empty());
-        identify(&address, ClusterId(7), &coordinators).await.unwrap();
+        identify(&address, ClusterId(7), &coordinators, first).await.unwrap();
         assert_eq!(*heard.lock(), ["a:1"]);
     }
 
@@ -370,10 +414,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         // It hears, and says nothing.
-        let silent = identify(&address, ClusterId(1), &[]).await.unwrap_err();
+        let silent =
+            identify(&address, ClusterId(1), &[], Generation::default()).await.unwrap_err();
         assert!(silent.contains("doesn't answer"), "{silent}");
         drop(listener);
-        let nobody = identify(&address, ClusterId(1), &[]).await.unwrap_err();
+        let nobody =
+            identify(&address, ClusterId(1), &[], Generation::default()).await.unwrap_err();
         assert!(nobody.contains("nobody listens") && nobody.contains(&address), "{nobody}");
     }
 

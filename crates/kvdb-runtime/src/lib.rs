@@ -12,6 +12,7 @@ pub mod coordinators;
 pub mod dial;
 pub mod drive;
 pub mod files;
+pub mod generations;
 pub mod http;
 pub mod identity;
 pub mod listen;

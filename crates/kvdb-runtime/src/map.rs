@@ -2,9 +2,10 @@
 
 use crate::coordinators::Coordinators;
 use crate::dial;
+use crate::generations::{self, Generations};
 use crate::shutdown::Shutdown;
 use arc_swap::ArcSwap;
-use kvdb_model::{MapVersion, NodeId, ShardDescriptor, ShardId, ShardMap};
+use kvdb_model::{Generation, MapVersion, NodeId, ShardDescriptor, ShardId, ShardMap};
 use kvdb_router::{MapCache, Routes};
 use kvdb_wire::{map_delta_from, proto, refusal_from_status, shard_map_from};
 use parking_lot::Mutex;
@@ -73,6 +74,8 @@ pub struct ClusterMap {
     pub cache: Arc<Mutex<MapCache>>,
     /// For requests: replaced with each change, read without a lock.
     pub routes: Arc<ArcSwap<Routes>>,
+    /// Which coordinators are listened to.
+    pub generations: Generations,
     changed: Arc<watch::Sender<u64>>,
     wanted: Arc<Notify>,
     polls: Arc<watch::Sender<Polls>>,
@@ -92,6 +95,7 @@ impl Default for ClusterMap {
         ClusterMap {
             cache: Arc::default(),
             routes: Arc::default(),
+            generations: Generations::default(),
             changed: Arc::new(watch::Sender::new(0)),
             wanted: Arc::new(Notify::new()),
             polls: Arc::default(),
@@ -101,6 +105,19 @@ impl Default for ClusterMap {
 }
 
 impl ClusterMap {
+    /// Of a process that has met coordinators before.
+    pub fn with(generations: Generations) -> Self {
+        ClusterMap { generations, ..ClusterMap::default() }
+    }
+
+    /// Whether coordinators of a generation are listened to: a newer one is kept first.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn meet(&self, theirs: Generation) -> Result<(), String> {
+        self.generations.meet(theirs, || self.cache.lock().map().clone()).await
+    }
+
     /// Changes with each change of the routes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -181,8 +198,10 @@ impl ClusterMap {
         };
         let turn = self.asked.fetch_add(1, Ordering::Relaxed);
         let Some(place) = turn.checked_rem(addresses.len()) else { return };
-        if let Ok(found) = dial::identify(&addresses[place], cluster_id, &[]).await
+        if let Ok(found) =
+            dial::identify(&addresses[place], cluster_id, &[], Default::default()).await
             && found.cluster_id == cluster_id
+            && generations::check(self.generations.newest(), found.about.generation).is_ok()
             && !found.coordinators.is_empty()
         {
             coordinators.learn(found.coordinators);
@@ -217,16 +236,16 @@ impl ClusterMap {
                 update = updates.message() => match update {
                     Ok(Some(mut update)) => {
                         let told = std::mem::take(&mut update.coordinators);
-                        if !told.is_empty() {
-                            coordinators.learn(told);
-                        }
-                        if let Err(why) = self.fold(update) {
+                        if let Err(why) = self.fold(update).await {
                             if let Some(why) = why {
                                 complaint.about(&address, &why);
                                 coordinators.failed(&address, &Status::unavailable(why));
                                 return false;
                             }
                             return true;
+                        }
+                        if !told.is_empty() {
+                            coordinators.learn(told);
                         }
                     }
                     Ok(None) => return true,
@@ -268,29 +287,30 @@ impl ClusterMap {
             .await?
             .into_inner();
         if let Some(map) = answer.map.and_then(|map| shard_map_from(map).ok()) {
-            self.take(map).map_err(Status::unavailable)?;
+            self.take(map).await.map_err(Status::unavailable)?;
         }
         Ok(())
     }
 
-    /// Takes a whole map, unless it is that of another cluster: an address may have found another
-    /// holder.
-    fn take(&self, map: ShardMap) -> Result<(), String> {
+    /// Takes a whole map, unless it is that of another cluster (an address may have found another
+    /// holder) or of coordinators that were left behind.
+    async fn take(&self, map: ShardMap) -> Result<(), String> {
         let (ours, theirs) = (self.cache.lock().map().cluster_id, map.cluster_id);
         if ours.is_known() && theirs.is_known() && ours != theirs {
             return Err(format!("it belongs to cluster {theirs}; this process to {ours}"));
         }
+        self.meet(map.generation).await?;
         self.snapshot(map);
         Ok(())
     }
 
     /// Whether the watch can go on; why this coordinator isn't the one to ask, if it isn't.
-    fn fold(&self, update: proto::ShardMapUpdate) -> Result<(), Option<String>> {
+    async fn fold(&self, update: proto::ShardMapUpdate) -> Result<(), Option<String>> {
         use proto::shard_map_update::Update;
         match update.update {
             Some(Update::Snapshot(map)) => {
                 let map = shard_map_from(map).map_err(|_| None)?;
-                self.take(map).map_err(Some)?;
+                self.take(map).await.map_err(Some)?;
             }
             Some(Update::Delta(delta)) => {
                 let delta = map_delta_from(delta).map_err(|_| None)?;

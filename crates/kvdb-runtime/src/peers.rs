@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::contacts::Contacts;
+use crate::dial::LeftBehind;
 use crate::drive::{Drive, Event, Level, MAX_PEER_FRAMES, Outgoing};
 use crate::start::{Met, Open};
 use bytes::Bytes;
@@ -83,6 +84,8 @@ pub struct Neighbourhood {
     /// Whether this process may take part. One that doesn't know yet whether it has made promises
     /// before, and lost them, must hear nobody.
     pub admitted: Arc<AtomicBool>,
+    /// Of a coordinator: why another one must not take part any more, if that is known.
+    pub left_behind: LeftBehind,
 }
 
 impl Neighbourhood {
@@ -170,6 +173,9 @@ impl Neighbourhood {
         }
         let from = NodeId(hello.from_node);
         self.check_token(from, &hello.token).or_else(refuse)?;
+        if let Some(why) = (self.left_behind)(from) {
+            return Err(Box::new(Status::aborted(why)));
+        }
         if let Err(why) = self.check_start(from, &hello, in_order).await {
             // It is told so that it knows that it means itself.
             return Err(Box::new(Status::aborted(why)));

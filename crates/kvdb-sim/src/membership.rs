@@ -42,7 +42,9 @@ impl World {
             match decide(own, &Self::peers_of(place, own), &answers) {
                 Ok(Some(beginning)) => return self.begin_as(place, beginning),
                 Ok(None) => {}
-                Err(MustNotBegin::Removed(_)) => return self.start_anew(place),
+                Err(MustNotBegin::Removed(_) | MustNotBegin::LeftBehind(_)) => {
+                    return self.start_anew(place);
+                }
                 Err(MustNotBegin::OtherDirectory(_)) => return self.give_up_number(place),
                 Err(MustNotBegin::OtherPeers { .. }) => {
                     // A newcomer that was started before the group.

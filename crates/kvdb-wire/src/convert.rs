@@ -3,10 +3,10 @@
 use crate::proto;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, Condition, HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, Limits,
-    MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning,
-    Previous, RangeEpoch, Refusal, Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, Term, ValidUntil, Version,
+    ClusterId, Condition, Generation, HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId,
+    Limits, MOST_GENERATIONS, MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId, NodeRecord,
+    NodeStatus, Partitioning, Previous, RangeEpoch, Refusal, Replica, ReplicaId, RequestTag, Role,
+    ShardDescriptor, ShardId, ShardMap, ShardRecord, Term, ValidUntil, Version,
 };
 use thiserror::Error;
 
@@ -58,6 +58,28 @@ pub fn token_from(field: &'static str, bytes: &[u8]) -> Result<u128, FieldError>
     let array: [u8; 16] =
         bytes.try_into().map_err(|_| FieldError { field, problem: "must have 16 bytes" })?;
     Ok(u128::from_be_bytes(array))
+}
+
+/// A generation as protobuf; nothing for the first.
+pub fn generation_to(generation: Generation) -> Option<proto::Generation> {
+    (generation != Generation::default()).then(|| proto::Generation {
+        number: generation.number,
+        nonce: Bytes::copy_from_slice(&generation.nonce.to_be_bytes()),
+    })
+}
+
+/// A generation from protobuf.
+///
+/// # Errors
+/// For a nonce that is none, and for a number that no group can have.
+pub fn generation_from(generation: Option<proto::Generation>) -> Result<Generation, FieldError> {
+    let Some(generation) = generation else { return Ok(Generation::default()) };
+    if generation.number == 0 || generation.number > MOST_GENERATIONS {
+        let problem = "must be from 1 to 1000";
+        return Err(FieldError { field: "generation.number", problem });
+    }
+    let nonce = token_from("generation.nonce", &generation.nonce)?;
+    Ok(Generation { number: generation.number, nonce })
 }
 
 /// A descriptor as protobuf.
@@ -260,6 +282,7 @@ pub fn shard_map_to(map: &ShardMap) -> proto::ShardMap {
         nodes: map.nodes.values().map(node_to).collect(),
         keyspaces: map.keyspaces.values().map(keyspace_to).collect(),
         shards: map.shards.values().map(shard_to).collect(),
+        generation: generation_to(map.generation),
     }
 }
 
@@ -270,6 +293,7 @@ pub fn shard_map_to(map: &ShardMap) -> proto::ShardMap {
 pub fn shard_map_from(map: proto::ShardMap) -> Result<ShardMap, FieldError> {
     let mut out = ShardMap {
         cluster_id: cluster_id_from(&map.cluster_id)?,
+        generation: generation_from(map.generation)?,
         version: MapVersion(map.map_version),
         ..ShardMap::default()
     };
@@ -525,8 +549,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn maps_and_deltas_survive_the_way_over_the_wire(version in any::<u64>(), changes in prop::collection::vec(any_change(), 0..8)) {
-            let mut map = ShardMap { version: MapVersion(version), ..Default::default() };
+        fn maps_and_deltas_survive_the_way_over_the_wire(version in any::<u64>(), number in 0u64..1000, changes in prop::collection::vec(any_change(), 0..8)) {
+            let generation = Generation { number, nonce: u128::from(number) << 90 };
+            let mut map = ShardMap { version: MapVersion(version), generation, ..Default::default() };
             for change in &changes { map.change(change.clone()); }
             let sent = shard_map_to(&map).encode_to_vec();
             let received = proto::ShardMap::decode(&sent[..]).unwrap();

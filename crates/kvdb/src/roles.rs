@@ -8,6 +8,7 @@ mod dev;
 mod settings_page;
 
 use crate::cli::plain_address;
+use crate::confirm::Confirmation;
 use crate::exit::Failure;
 use crate::{threads, units};
 use clap::{Args, Subcommand};
@@ -41,7 +42,8 @@ pub(crate) enum Role {
     Dev(DevArgs),
     /// Run a coordinator: a member of the control plane
     #[command(
-        after_help = "Example:\n  kvdb coordinator --id 1 --peers 1=127.0.0.1:7101 --data data/c1"
+        after_help = "Examples:\n  kvdb coordinator --id 1 --peers 1=127.0.0.1:7101 --data data/c1\n  \
+                      kvdb coordinator --id 1 --peers 1=127.0.0.1:7101 --data data/c1 --recover-alone"
     )]
     Coordinator(CoordinatorArgs),
     /// Run a storage node
@@ -100,6 +102,11 @@ pub(crate) struct CoordinatorArgs {
     /// Maximum number of new replicas that a node gets at a time [default: 2]
     #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000))]
     moves_per_node: Option<u64>,
+    /// Go on without the others, which are lost for good with their majority: says what may be lost, and asks
+    #[arg(long)]
+    recover_alone: bool,
+    #[command(flatten)]
+    confirmation: Confirmation,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -261,7 +268,7 @@ fn switch<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<bool>, D::Er
 /// A role with all its settings found.
 enum Part {
     Dev(DevArgs),
-    Coordinator(CoordinatorConfig),
+    Coordinator(CoordinatorConfig, Option<Confirmation>),
     Node(NodeConfig),
     Gateway(GatewayConfig),
 }
@@ -279,7 +286,14 @@ pub(crate) fn run(role: Role) -> Result<(), Failure> {
     files::raise(role.reserved_files()).map_err(Failure::Unavailable)?;
     let part = match role {
         Role::Dev(args) => Part::Dev(args),
-        Role::Coordinator(args) => Part::Coordinator(coordinator(args, file)?),
+        Role::Coordinator(args) => {
+            let recovers = args.recover_alone.then_some(args.confirmation);
+            if recovers.is_none() && args.confirmation.yes {
+                let words = "--yes is for --recover-alone: nothing else is asked";
+                return Err(Failure::Usage(words.to_owned()));
+            }
+            Part::Coordinator(coordinator(args, file)?, recovers)
+        }
         Role::Node(args) => Part::Node(node(args, file)?),
         Role::Gateway(args) => Part::Gateway(gateway(args, file)?),
     };
@@ -292,7 +306,10 @@ pub(crate) fn run(role: Role) -> Result<(), Failure> {
             .map_err(|error| Failure::Unavailable(format!("cannot listen for signals: {error}")))?;
         match part {
             Part::Dev(args) => dev::run(args, shutdown).await,
-            Part::Coordinator(config) => {
+            Part::Coordinator(config, recovers) => {
+                if let Some(confirmation) = recovers {
+                    recover_alone(&config, confirmation).await?;
+                }
                 kvdb_coordinator::run(config, shutdown).await.map_err(of_coordinator)
             }
             Part::Node(config) => kvdb_node::run(config, shutdown).await.map_err(of_node),
@@ -303,9 +320,22 @@ pub(crate) fn run(role: Role) -> Result<(), Failure> {
     result
 }
 
+async fn recover_alone(
+    config: &CoordinatorConfig,
+    confirmation: Confirmation,
+) -> Result<(), Failure> {
+    let confirm = |preview: &str| {
+        eprintln!("{preview}");
+        let what = format!("Recover the coordinators from coordinator {} alone.", config.id);
+        confirmation.ask(&what).map_err(|failure| failure.to_string())
+    };
+    kvdb_coordinator::recover_alone(config, confirm).await.map_err(of_coordinator)
+}
+
 fn of_coordinator(error: CoordinatorError) -> Failure {
     match error {
         CoordinatorError::Config(words) => Failure::Usage(words),
+        CoordinatorError::NotRecovered(words) => Failure::Refused(words),
         error => Failure::Unavailable(error.to_string()),
     }
 }

@@ -457,7 +457,7 @@ impl coordinator_server::Coordinator for Fake {
             node_id: 4,
             cluster_id: request.token,
             map_version: 2,
-            unreachable: String::new(),
+            ..Default::default()
         }))
     }
 

@@ -6,7 +6,9 @@ use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Loads, Observed,
     OperatorRequest, OperatorState, Planner, PlannerConfig,
 };
-use kvdb_model::{NodeId, NodeStatus, OperatorId, ShardDescriptor, ShardId, Step, Term, next_step};
+use kvdb_model::{
+    KeyRange, NodeId, NodeStatus, OperatorId, ShardDescriptor, ShardId, Step, Term, next_step,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster whose shards do one step a round.
@@ -137,11 +139,20 @@ impl Cluster {
                 descriptor.replicas.iter().map(|replica| replica.node_id).collect();
             assert_eq!(nodes.len(), descriptor.replicas.len(), "{descriptor:?}");
         }
-        let mut ranges: Vec<_> =
-            self.state.map().shards.values().map(|record| &record.descriptor.range).collect();
-        ranges.sort();
-        for pair in ranges.windows(2) {
-            assert_eq!(pair[0].end, pair[1].start, "a gap or an overlap in the map");
+        let map = self.state.map();
+        for keyspace in map.keyspaces.values().filter(|keyspace| !keyspace.is_dropped()) {
+            let whole = KeyRange::of_keyspace(keyspace.keyspace_id);
+            let mut ranges: Vec<_> = map
+                .shards_in(&whole)
+                .iter()
+                .map(|record| record.descriptor.range.clone())
+                .collect();
+            ranges.sort();
+            let ends: Vec<_> = ranges.iter().map(|range| range.end.clone()).collect();
+            let starts: Vec<_> = ranges.iter().map(|range| range.start.clone()).collect();
+            assert_eq!(starts.first(), Some(&whole.start), "{map:?}");
+            assert_eq!(ends.last(), Some(&whole.end), "{map:?}");
+            assert_eq!(starts[1..], ends[..ends.len() - 1], "a gap or an overlap in the map");
         }
     }
 

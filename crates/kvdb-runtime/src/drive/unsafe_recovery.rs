@@ -6,10 +6,10 @@
 
 use super::apply::ApplyWork;
 use super::{Drive, Event};
-use kvdb_model::{RecoveryPlan, ShardId, VolumeId};
+use kvdb_model::{RecoveryPlan, ReplicaId, ShardId, VolumeId};
 use kvdb_recovery::{UnsafeRecoveryError, copy_alone};
-use kvdb_replication::{CantGoOn, Input};
-use kvdb_store::NoControl;
+use kvdb_replication::{CantGoOn, Input, LogTail};
+use kvdb_store::{Machine, SnapshotWriter};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -39,27 +39,22 @@ impl GoOnError {
 }
 
 impl Drive {
-    /// Carries out a recovery plan. Returns how many entries were applied that weren't known to be
+    /// Carries out a recovery plan, with a machine for the copy. Returns how many entries were applied that weren't known to be
     /// committed. Copies the whole shard: it takes its time.
     ///
     /// # Errors
     /// [`GoOnError`]; the replica is as it was.
-    pub async fn go_on_alone(&self, shard: ShardId, plan: RecoveryPlan) -> Result<u64, GoOnError> {
-        let survivor = plan.survivor;
-        let (reply, exported) = oneshot::channel();
-        let export = ApplyWork::Export { shard, replica: survivor, reply };
-        self.inform(Event::ForApply(export));
-        let exported = exported.await;
-        let position = exported.as_ref().map(|writer| writer.position()).unwrap_or_default();
-        let (reply, tail) = oneshot::channel();
-        self.inform(Event::LogAfter { shard, replica: survivor, position, reply });
-        // Asked first, since it knows best why there is nothing to export.
-        let tail = tail.await.map_err(|_| GoOnError::Unreadable)??;
-        let exported = exported.map_err(|_| GoOnError::Unreadable)?;
+    pub async fn go_on_alone(
+        &self,
+        shard: ShardId,
+        plan: RecoveryPlan,
+        machine: impl Machine,
+    ) -> Result<u64, GoOnError> {
+        let (exported, tail) = self.state_and_log(shard, plan.survivor).await?;
         let replica = plan.replica.replica_id;
         let (engine, volume) = (self.engine.clone(), self.fresh_volume());
         let copying = tokio::task::spawn_blocking(move || {
-            copy_alone(&engine, &exported, &tail, &plan, volume, NoControl)
+            copy_alone(&engine, &exported, &tail, &plan, volume, machine)
         });
         let copied = match copying.await {
             Ok(Ok(copied)) => copied,
@@ -79,6 +74,26 @@ impl Drive {
             Some(group) if group.replica == replica => Ok(copied.unconfirmed),
             _ => Err(CantGoOn::Changing.into()),
         }
+    }
+
+    /// A replica's state as it is applied, and what its log holds after that.
+    ///
+    /// # Errors
+    /// [`GoOnError`].
+    pub async fn state_and_log(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+    ) -> Result<(SnapshotWriter, LogTail), GoOnError> {
+        let (reply, exported) = oneshot::channel();
+        self.inform(Event::ForApply(ApplyWork::Export { shard, replica, reply }));
+        let exported = exported.await;
+        let position = exported.as_ref().map(|writer| writer.position()).unwrap_or_default();
+        let (reply, tail) = oneshot::channel();
+        self.inform(Event::LogAfter { shard, replica, position, reply });
+        // Asked first, since it knows best why there is nothing to export.
+        let tail = tail.await.map_err(|_| GoOnError::Unreadable)??;
+        Ok((exported.map_err(|_| GoOnError::Unreadable)?, tail))
     }
 
     fn drop_copy(&self, volume: VolumeId) {

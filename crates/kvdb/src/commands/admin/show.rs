@@ -53,6 +53,11 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
         "less_preferred_leaders": status.less_preferred_leaders.iter().map(poor).collect::<Vec<_>>(),
         "short_shards": status.short_shards.iter().map(short_shard).collect::<Vec<_>>(),
         "wrong_clocks": status.wrong_clocks.iter().map(clock_document).collect::<Vec<_>>(),
+        "generation": {
+            "number": status.generation.number,
+            "nonce": format!("{:032x}", status.generation.nonce),
+        },
+        "awaited_nodes": status.awaited.iter().map(|node| node.0).collect::<Vec<_>>(),
     });
     print(json, &document, || {
         let shards = map.shards.len();
@@ -69,7 +74,7 @@ pub(super) async fn status(admin: &AdminClient, json: bool) -> Result<(), Failur
             },
             coordinators::rows(&status.members),
             [short(&status), poor_leaders(&status)].concat(),
-            lost(&map) + &wrong_clocks(&status.wrong_clocks)
+            lost(&map) + &awaited(&status) + &wrong_clocks(&status.wrong_clocks)
         )
     })
 }
@@ -149,9 +154,26 @@ fn wrong_clocks(clocks: &[WrongClock]) -> String {
     )
 }
 
-fn heading(status: &ClusterStatus) -> String {
+/// Who has yet to report since the coordinators were recovered.
+fn awaited(status: &ClusterStatus) -> String {
+    if status.awaited.is_empty() {
+        return String::new();
+    }
+    let nodes: Vec<String> = status.awaited.iter().map(ToString::to_string).collect();
     format!(
-        "cluster       {}\nmap version   {}\nterm, applied {}, {}",
+        "\n\nThe coordinators were recovered from one of them alone. Nothing is planned before these nodes have \
+         reported, or are declared gone (`kvdb admin replace NODE`): {}",
+        nodes.join(", ")
+    )
+}
+
+fn heading(status: &ClusterStatus) -> String {
+    let generation = match status.generation.number {
+        0 => String::new(),
+        _ => format!("\ngeneration    {}", status.generation),
+    };
+    format!(
+        "cluster       {}\nmap version   {}\nterm, applied {}, {}{generation}",
         status.cluster_id, status.map_version, status.term, status.applied
     )
 }
