@@ -6,6 +6,7 @@ use crate::lanes::{Lanes, Ticket};
 use crate::options::Options;
 use crate::outgoing::Outgoing;
 use crate::pool::Pool;
+use crate::reply::Reply;
 use crate::scan::Scan;
 use crate::stamps::{self, Identified, Stamps, stamp_from};
 use crate::types::{
@@ -271,6 +272,28 @@ impl Client {
             .write(message, |mut kv, request| async move { kv.increment(request).await })
             .await?;
         Ok(Counter { value: answer.value, version: Version(answer.version) })
+    }
+
+    /// Carries a command of the Redis vocabulary out, such as `HSET user:1 name Ada`: the words are its
+    /// name and what follows it. A command that is wrong in itself is answered with [`Reply::Error`].
+    ///
+    /// # Errors
+    /// [`Error`] if the cluster couldn't carry it out, or it isn't a command on keys.
+    pub async fn execute<W: Into<Bytes>>(
+        &self,
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Reply, Error> {
+        let mut words = words.into_iter().map(Into::into);
+        let name = words.next().unwrap_or_default();
+        let message = proto::ExecuteRequest {
+            keyspace: self.keyspace.clone(),
+            command: String::from_utf8_lossy(&name).into_owned(),
+            arguments: words.collect(),
+            request_id: None,
+        };
+        let answer =
+            self.write(message, |mut kv, request| async move { kv.execute(request).await }).await?;
+        Ok(answer.reply.map_or(Reply::Nil, Reply::from_proto))
     }
 
     /// Writes many keys, up to 10,000: one answer an operation, in order. Atomic within a shard if

@@ -48,6 +48,7 @@ mod operators;
 mod options;
 mod outgoing;
 mod pool;
+mod reply;
 mod retry;
 mod scan;
 mod stamps;
@@ -65,6 +66,7 @@ pub use figures::{Figures, NodeFigures, ShardFigures};
 pub use kvdb_wire::transport::AddressError;
 pub use operators::{OperatorStatus, Plan, Recovery, ReplicaStanding, Started};
 pub use options::Options;
+pub use reply::Reply;
 pub use scan::Scan;
 pub use types::{
     BatchAction, BatchOperation, Consistency, Counter, Item, ReadOptions, Record, ScanOptions,

@@ -91,7 +91,7 @@ macro_rules! identified {
     };
 }
 
-identified!(PutRequest DeleteRequest ExpireRequest IncrementRequest BatchWriteRequest);
+identified!(PutRequest DeleteRequest ExpireRequest IncrementRequest BatchWriteRequest ExecuteRequest);
 
 #[cfg(test)]
 mod tests {

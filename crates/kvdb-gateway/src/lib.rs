@@ -10,6 +10,7 @@ mod admission;
 mod ages;
 mod batch;
 mod control;
+mod execute;
 mod figures;
 mod lanes;
 mod link;

@@ -45,7 +45,9 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 /// A request id: the caller's own, or one of a lane.
 pub(crate) struct Identified {
     pub(crate) tag: RequestTag,
-    _lane: Option<crate::lanes::Ticket>,
+    /// Settled when it is dropped.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    pub(crate) lane: Option<crate::lanes::Ticket>,
 }
 
 /// A call under way.
@@ -115,11 +117,11 @@ impl Gateway {
 
     pub(crate) fn identify(&self, own: Option<RequestTag>, key: &[u8]) -> Identified {
         if let Some(tag) = own {
-            return Identified { tag, _lane: None };
+            return Identified { tag, lane: None };
         }
         let shard = self.find(Place::At(key), None).map_or(ShardId(0), |route| route.shard_id);
         let lane = self.lanes.begin(shard);
-        Identified { tag: lane.tag.clone(), _lane: Some(lane) }
+        Identified { tag: lane.tag.clone(), lane: Some(lane) }
     }
 
     pub(crate) fn routing_key(&self, keyspace: &Keyspace, key: &[u8]) -> Result<Bytes, Refusal> {
@@ -278,6 +280,17 @@ impl Kv for Gateway {
         let call = self.call("expire", &request.get_ref().keyspace, &request, 1)?;
         let deadline = deadline_of(request.metadata());
         let result = self.expire_one(request.into_inner(), deadline).await;
+        call.end(result)
+    }
+
+    async fn execute(
+        &self,
+        request: Request<proto::ExecuteRequest>,
+    ) -> Result<Response<proto::ExecuteResponse>, Status> {
+        let weight = weight_of(request.get_ref().arguments.len().div_ceil(2));
+        let call = self.call("execute", &request.get_ref().keyspace, &request, weight)?;
+        let deadline = deadline_of(request.metadata());
+        let result = self.execute_one(request.into_inner(), deadline).await;
         call.end(result)
     }
 

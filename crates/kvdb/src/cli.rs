@@ -71,6 +71,8 @@ pub(crate) enum ClientCommand {
     Incr(commands::incr::Args),
     /// Change when a key expires
     Expire(commands::expire::Args),
+    /// Carry out a command of the Redis vocabulary
+    Redis(commands::redis::Args),
     /// Print changes as they happen
     Watch(commands::watch::Args),
     /// Import rows from a file

@@ -4,7 +4,9 @@
 
 mod support;
 
-use kvdb_client::{Client, Options};
+use bytes::Bytes;
+use kvdb_client::{Client, Options, Reply};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use support::{Cluster, PATIENCE};
@@ -149,4 +151,68 @@ fn increments_whose_answers_are_lost_while_leaders_die_count_once() {
     println!("{acknowledged} acknowledged, {counted} counted, {lost} answers lost");
     assert_eq!(counted, acknowledged, "{lost} answers were lost");
     assert!(lost > 50 && acknowledged > 1000, "{lost} lost of {acknowledged}");
+}
+
+/// Takes elements off a list and a set until both are empty. Returns what it was given.
+async fn take(address: String, given: Arc<watch::Sender<u64>>) -> Vec<Bytes> {
+    let options = Options { connections: 1, deadline: PATIENCE, ..Options::to(&address) };
+    let client = Client::new(options).unwrap();
+    let mut taken = Vec::new();
+    let mut open = vec![["LPOP", "queue"], ["SPOP", "bag"]];
+    while !open.is_empty() {
+        let mut left = Vec::new();
+        for words in open {
+            match client.execute(words).await.unwrap() {
+                Reply::Bytes(element) => {
+                    taken.push(element);
+                    given.send_modify(|given| *given += 1);
+                    left.push(words);
+                }
+                Reply::Nil => {}
+                other => panic!("{words:?}: {other:?}"),
+            }
+        }
+        open = left;
+    }
+    taken
+}
+
+/// Also where the gateway leaves to chance what is taken: another try under the same id is answered as the
+/// first one was.
+#[test]
+fn what_is_taken_while_answers_are_lost_and_leaders_die_is_given_to_one_and_to_nobody_else() {
+    const ELEMENTS: usize = 2_000;
+    let mut cluster = Cluster::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let client = runtime.block_on(async { Client::new(Options::to(&cluster.endpoint)).unwrap() });
+    for [command, key] in [["RPUSH", "queue"], ["SADD", "bag"]] {
+        let elements = (0..ELEMENTS).map(|number| format!("{key}-{number}"));
+        let words = [command.to_owned(), key.to_owned()].into_iter().chain(elements);
+        let added = runtime.block_on(client.execute(words)).unwrap();
+        assert_eq!(added, Reply::Integer(ELEMENTS as i64));
+    }
+    let proxy = runtime.block_on(LossyProxy::start(&cluster.endpoint));
+    let given = Arc::new(watch::Sender::new(0));
+    let taking: Vec<_> =
+        (0..8).map(|_| runtime.spawn(take(proxy.address.clone(), Arc::clone(&given)))).collect();
+    for round in 0..2 {
+        let mut told = given.subscribe();
+        let wanted = (round + 1) * 800;
+        let reached = async {
+            tokio::time::timeout(PATIENCE, told.wait_for(|given| *given >= wanted)).await.is_ok()
+        };
+        assert!(runtime.block_on(reached), "{wanted} elements within {PATIENCE:?}");
+        let node = &mut cluster.nodes[round as usize];
+        node.kill();
+        node.start();
+    }
+    let mut taken = Vec::new();
+    for one in taking {
+        taken.extend(runtime.block_on(one).unwrap());
+    }
+    let lost = proxy.lost.load(Ordering::Relaxed);
+    let distinct: BTreeSet<_> = taken.iter().collect();
+    println!("{} taken, {} of them different, {lost} answers lost", taken.len(), distinct.len());
+    assert_eq!((taken.len(), distinct.len()), (2 * ELEMENTS, 2 * ELEMENTS), "{lost} answers lost");
+    assert!(lost > 50, "{lost} answers were lost");
 }

@@ -462,27 +462,116 @@ fn a_list_small_or_large_is_a_queue_and_a_stack_and_can_be_read_anywhere() {
     }
 }
 
+/// What the command line says to the cluster.
+fn kvdb(dev: &Dev, words: &[&str], input: &str) -> std::process::Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvdb"))
+        .args(["--endpoint", &format!("127.0.0.1:{}", dev.grpc)])
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
 #[test]
-fn an_export_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
+fn an_export_to_tsv_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
     let dev = Dev::start();
     let mut client = dev.client();
     client.ask("hset h f v");
     client.ask("set s x");
-    let export = |more: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_kvdb"))
-            .args(["--endpoint", &format!("127.0.0.1:{}", dev.grpc), "export", "-"])
-            .args(more)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    };
-    let refused = export(&[]);
+    let refused = kvdb(&dev, &["export", "-"], "");
     assert_eq!(refused.status.code(), Some(3));
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(told.contains("key h holds a hash"), "{told}");
-    let done = export(&["--strings-only"]);
+    assert!(told.contains("key h holds a hash: --format jsonl can hold it"), "{told}");
+    let done = kvdb(&dev, &["export", "-", "--strings-only"], "");
     assert!(done.status.success());
     assert_eq!(String::from_utf8_lossy(&done.stdout), "s\tx\n");
     let told = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(told.contains("left out, of other types: 1"), "{told}");
+}
+
+#[test]
+fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    let fields: String = (0..2500).map(|n| format!(" f{n} v{n}")).collect();
+    let values: String = (0..2500).map(|n| format!(" e{}", n % 700)).collect();
+    let members: String = (0..2500).map(|n| format!(" m{n}")).collect();
+    client.ask(&format!("hset large-hash{fields}"));
+    client.ask(&format!("rpush large-list{values}"));
+    client.ask(&format!("sadd large-set{members}"));
+    client.ask("hset h a 1");
+    client.ask("rpush l x y x");
+    client.ask("set s text");
+    client.ask("pexpire l 3600000");
+    let exported = kvdb(&dev, &["export", "-", "--format", "jsonl"], "");
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let rows = String::from_utf8(exported.stdout).unwrap();
+    assert!(rows.contains(r#"{"items":["a","1"],"key":"h","type":"hash"}"#), "{rows:.200}");
+    assert!(
+        rows.lines().any(|row| row.contains(r#""key":"large-list""#) && row.contains(r#""at":"#))
+    );
+    let sorted = |mut rows: Vec<String>| {
+        rows.sort();
+        rows
+    };
+    let names = ["large-hash", "large-list", "large-set", "h", "l", "s"];
+    let before: Vec<String> = names.iter().map(|name| whole(&dev, name)).collect();
+    assert_eq!(client.ask("flushall"), "+OK\r\n");
+    // Twice: again does no harm.
+    for _ in 0..2 {
+        let imported = kvdb(&dev, &["import", "-", "--format", "jsonl"], &rows);
+        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+        let after: Vec<String> = names.iter().map(|name| whole(&dev, name)).collect();
+        assert_eq!(sorted(before.clone()), sorted(after));
+    }
+    let left: i64 = client.ask("pttl l")[1..].trim().parse().unwrap();
+    assert!((3_500_000..=3_600_000).contains(&left), "{left}");
+}
+
+/// All that a key holds, by the command line, in an order of its own where it has none.
+fn whole(dev: &Dev, key: &str) -> String {
+    let kind = kvdb(dev, &["redis", "type", key], "");
+    let kind = String::from_utf8(kind.stdout).unwrap();
+    let words = match kind.trim() {
+        "hash" => vec!["--json", "redis", "HGETALL", key],
+        "list" => vec!["--json", "redis", "LRANGE", key, "0", "-1"],
+        "set" => vec!["--json", "redis", "SMEMBERS", key],
+        "string" => vec!["--json", "redis", "GET", key],
+        other => panic!("{key} is a {other}"),
+    };
+    let found = kvdb(dev, &words, "");
+    let answer: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    let mut items = answer["reply"].as_array().cloned().unwrap_or_default();
+    if kind.trim() != "list" {
+        items.sort_by_key(ToString::to_string);
+    }
+    format!("{key} {kind} {} {items:?}", answer["reply"].as_str().unwrap_or_default())
+}
+
+#[test]
+fn a_command_by_name_answers_typed_and_says_what_is_wrong() {
+    let dev = Dev::start();
+    let run = |words: &[&str]| {
+        let output = kvdb(&dev, words, "");
+        let text = |bytes| String::from_utf8(bytes).unwrap().trim_end().to_owned();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    assert_eq!(run(&["redis", "rpush", "l", "a", "b"]).1, "(integer) 2");
+    assert_eq!(run(&["redis", "lrange", "l", "0", "-1"]).1, "1) \"a\"\n2) \"b\"");
+    assert_eq!(run(&["--json", "redis", "lpop", "l"]).1, r#"{"reply":"a"}"#);
+    assert_eq!(run(&["redis", "get", "none"]), (0, "(nil)".into(), String::new()));
+    let (code, _, problem) = run(&["redis", "get", "l"]);
+    assert_eq!(code, 3);
+    assert!(problem.contains("WRONGTYPE"), "{problem}");
+    let (code, _, problem) = run(&["redis", "lpush", "l"]);
+    assert_eq!((code, problem.contains("wrong number of arguments")), (3, true), "{problem}");
+    let (code, _, problem) = run(&["redis", "ping"]);
+    assert_eq!((code, problem.contains("PING is not about keys")), (3, true), "{problem}");
+    let (code, _, problem) = run(&["redis", "lmove", "a", "b", "left", "right"]);
+    assert_eq!(code, 3);
+    assert!(problem.contains("one shard") || problem.contains("several shards"), "{problem}");
 }

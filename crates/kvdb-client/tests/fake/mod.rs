@@ -286,6 +286,16 @@ impl kv_server::Kv for Fake {
         Ok(Response::new(proto::DeleteResponse { applied, version, previous }))
     }
 
+    /// Answers with how many arguments there were: what commands do is for the real one.
+    async fn execute(
+        &self,
+        request: Request<proto::ExecuteRequest>,
+    ) -> Result<Response<proto::ExecuteResponse>, Status> {
+        let count = request.into_inner().arguments.len() as i64;
+        let kind = Some(proto::reply::Kind::Integer(count));
+        Ok(Response::new(proto::ExecuteResponse { reply: Some(proto::Reply { kind }) }))
+    }
+
     async fn expire(
         &self,
         request: Request<proto::ExpireRequest>,

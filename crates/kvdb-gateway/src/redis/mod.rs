@@ -11,7 +11,7 @@ mod count;
 mod info;
 mod jobs;
 mod scan;
-mod wave;
+pub(crate) mod wave;
 
 use crate::route::Gateway;
 use clients::Clients;

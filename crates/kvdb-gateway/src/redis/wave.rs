@@ -10,8 +10,9 @@
 
 use crate::ages::Stamping;
 use crate::batch::{execute_on, outcomes_of};
+use crate::execute::Own;
 use crate::route::{Answered, Gateway, Nature, Place};
-use crate::service::other_kind;
+use crate::service::{Identified, other_kind};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use kvdb_model::{Keyspace, Operation, Refusal, RetryClass, ShardId, WriteResult};
@@ -57,6 +58,9 @@ pub(crate) struct Wave<'a> {
     gateway: &'a Gateway,
     keyspace: &'a Keyspace,
     deadline: Instant,
+    /// Whether that holds for all of it, however often it goes on.
+    is_deadline_fixed: bool,
+    own: Option<Own>,
     placed: Vec<Placed>,
 }
 
@@ -80,7 +84,31 @@ impl<'a> Wave<'a> {
                 Placed { step, routing_key, outcome, writes, now_ms: AtomicU64::new(0) }
             })
             .collect();
-        Wave { gateway, keyspace, deadline: Instant::now() + PATIENCE, placed }
+        let deadline = Instant::now() + PATIENCE;
+        Wave { gateway, keyspace, deadline, is_deadline_fixed: false, own: None, placed }
+    }
+
+    /// The same, done by a deadline.
+    #[must_use]
+    pub(crate) fn until(self, deadline: Instant) -> Self {
+        Wave { deadline, is_deadline_fixed: true, ..self }
+    }
+
+    /// The same, under a client's own request id, if there is one.
+    #[must_use]
+    pub(crate) fn identified(self, own: Option<Own>) -> Self {
+        Wave { own, ..self }
+    }
+
+    /// The request id of writes to a shard.
+    fn ticket(&self, shard: ShardId) -> Identified {
+        match &self.own {
+            Some(own) => Identified { tag: own.tag.clone(), lane: None },
+            None => {
+                let lane = self.gateway.lanes.begin(shard);
+                Identified { tag: lane.tag.clone(), lane: Some(lane) }
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -97,7 +125,9 @@ impl<'a> Wave<'a> {
 
     /// Reads more of the steps in a range, in order.
     pub(crate) async fn go_on(&mut self, range: std::ops::Range<usize>) {
-        self.deadline = Instant::now() + PATIENCE;
+        if !self.is_deadline_fixed {
+            self.deadline = Instant::now() + PATIENCE;
+        }
         let read = self.read_some(range).await;
         self.settle(read);
     }
@@ -218,7 +248,7 @@ impl<'a> Wave<'a> {
         places: &[usize],
         settled: &mut Vec<(usize, Outcome)>,
     ) {
-        let ticket = self.gateway.lanes.begin(shard);
+        let ticket = self.ticket(shard);
         let mut open: Vec<usize> = Vec::with_capacity(places.len());
         for place in places {
             match self.on_one_shard(*place) {
@@ -326,7 +356,7 @@ impl<'a> Wave<'a> {
         (0..self.placed.len()).try_for_each(|place| self.on_one_shard(place))?;
         let keys = self.placed.iter().map(|placed| placed.routing_key.clone());
         let shard = self.one_shard(keys)?;
-        let ticket = self.gateway.lanes.begin(shard);
+        let ticket = self.ticket(shard);
         let operations: Vec<_> =
             (0..self.placed.len()).map(|place| self.operation(place)).collect();
         loop {
@@ -365,6 +395,7 @@ impl<'a> Wave<'a> {
             condition: step.condition.clone(),
             return_previous: step.return_previous,
             required: step.is_required(),
+            sealed: self.own.as_ref().map_or(0, |own| own.fingerprint),
             ..Operation::new(routing_key.clone(), step.body.clone())
         };
         operation.sealed()

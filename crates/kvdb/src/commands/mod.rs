@@ -10,8 +10,10 @@ pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod incr;
 pub(crate) mod local;
+mod parts;
 mod ping;
 pub(crate) mod put;
+pub(crate) mod redis;
 pub(crate) mod scan;
 pub(crate) mod torture;
 pub(crate) mod watch;
@@ -40,6 +42,7 @@ pub(crate) fn run(command: ClientCommand, args: &ClientArgs) -> Result<(), Failu
             ClientCommand::Scan(command) => scan::run(command, args).await,
             ClientCommand::Incr(command) => incr::run(command, args).await,
             ClientCommand::Expire(command) => expire::run(command, args).await,
+            ClientCommand::Redis(command) => redis::run(command, args).await,
             ClientCommand::Watch(command) => watch::run(command, args).await,
             ClientCommand::Import(command) => import::run(command, args).await,
             ClientCommand::Export(command) => export::run(command, args).await,

@@ -1,6 +1,6 @@
 //! One JSON object a line. Bytes that aren't UTF-8 go as base64 (standard alphabet, padded).
 
-use super::{Row, RowError};
+use super::{Content, Kind, Part, Row, RowError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -23,16 +23,56 @@ struct Fields {
     value: Option<String>,
     value_b64: Option<String>,
     ttl_ms: Option<u64>,
+    #[serde(rename = "type")]
+    kind: Option<Kind>,
+    #[serde(default)]
+    at: u64,
+    items: Option<Vec<String>>,
+    items_b64: Option<Vec<String>>,
 }
 
 pub(super) fn parse(line: &[u8]) -> Result<Row, RowError> {
     let fields: Fields =
         serde_json::from_slice(line).map_err(|error| RowError::new(in_line(&error)))?;
+    let content = match fields.kind {
+        None if fields.items.is_some() || fields.items_b64.is_some() => {
+            return Err(RowError::new("items need a type: hash, list, set or zset"));
+        }
+        None => Content::Value(either("value", fields.value, fields.value_b64)?),
+        Some(_) if fields.value.is_some() || fields.value_b64.is_some() => {
+            return Err(RowError::new("a row with a type has items instead of a value"));
+        }
+        Some(kind) => Content::Part(part(kind, fields.at, fields.items, fields.items_b64)?),
+    };
     Ok(Row {
         key: either("key", fields.key, fields.key_b64)?,
-        value: either("value", fields.value, fields.value_b64)?,
+        content,
         ttl_ms: fields.ttl_ms.filter(|ttl_ms| *ttl_ms != 0),
     })
+}
+
+fn part(
+    kind: Kind,
+    at: u64,
+    text: Option<Vec<String>>,
+    b64: Option<Vec<String>>,
+) -> Result<Part, RowError> {
+    let items: Vec<Bytes> = match (text, b64) {
+        (Some(text), None) => text.into_iter().map(Bytes::from).collect(),
+        (None, Some(b64)) => {
+            let decoded = b64.into_iter().map(|item| STANDARD.decode(item).map(Bytes::from));
+            decoded.collect::<Result<_, _>>().map_err(|error| {
+                RowError::new(format!("items_b64 holds what is not base64: {error}"))
+            })?
+        }
+        (None, None) => return Err(RowError::new("there is neither items nor items_b64")),
+        (Some(_), Some(_)) => return Err(RowError::new("there are both items and items_b64")),
+    };
+    if !items.len().is_multiple_of(kind.width()) {
+        let problem = format!("a {} has items in pairs, and here are {}", kind.name(), items.len());
+        return Err(RowError::new(problem));
+    }
+    Ok(Part { kind, at, items })
 }
 
 /// serde_json counts lines within what it was given, which is always one.
@@ -60,12 +100,31 @@ fn either(name: &str, text: Option<String>, b64: Option<String>) -> Result<Bytes
 pub(super) fn write(row: &Row, out: &mut Vec<u8>) {
     let mut object = Map::new();
     insert_bytes(&mut object, "key", &row.key);
-    insert_bytes(&mut object, "value", &row.value);
+    match &row.content {
+        Content::Value(value) => insert_bytes(&mut object, "value", value),
+        Content::Part(part) => insert_part(&mut object, part),
+    }
     if let Some(ttl_ms) = row.ttl_ms {
         object.insert("ttl_ms".to_owned(), ttl_ms.into());
     }
     out.extend_from_slice(Value::Object(object).to_string().as_bytes());
     out.push(b'\n');
+}
+
+fn insert_part(object: &mut Map<String, Value>, part: &Part) {
+    object.insert("type".to_owned(), part.kind.name().into());
+    if part.at > 0 {
+        object.insert("at".to_owned(), part.at.into());
+    }
+    let text: Option<Vec<&str>> =
+        part.items.iter().map(|item| std::str::from_utf8(item).ok()).collect();
+    match text {
+        Some(text) => object.insert("items".to_owned(), text.into()),
+        None => {
+            let items: Vec<String> = part.items.iter().map(|item| STANDARD.encode(item)).collect();
+            object.insert("items_b64".to_owned(), items.into())
+        }
+    };
 }
 
 #[cfg(test)]
@@ -82,6 +141,14 @@ mod tests {
         );
         assert!(problem(r#"{"key":"a","value_b64":"?"}"#).starts_with("value_b64 is not base64"));
         assert!(problem(r#"{"key":"a","ttl":5}"#).contains("unknown field `ttl`"));
+        assert_eq!(problem(r#"{"key":"a","type":"set"}"#), "there is neither items nor items_b64");
+        assert_eq!(
+            problem(r#"{"key":"a","type":"hash","items":["f"]}"#),
+            "a hash has items in pairs, and here are 1"
+        );
+        assert!(problem(r#"{"key":"a","type":"stream","items":[]}"#).contains("unknown variant"));
+        assert!(problem(r#"{"key":"a","items":[]}"#).contains("need a type"));
+        assert!(problem(r#"{"key":"a","type":"set","value":"v"}"#).contains("instead of a value"));
         assert!(problem(r#"{"key":"a""#).ends_with("(column 10)"));
     }
 }

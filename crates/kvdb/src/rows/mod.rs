@@ -3,7 +3,7 @@
 //! | format | a line is | can't hold |
 //! |---|---|---|
 //! | TSV | key, tab, value | a key with a tab or a newline, a value with a newline or with CR at its end, an expiry |
-//! | JSON lines | an object with `key` or `key_b64`, `value` or `value_b64`, maybe `ttl_ms` | – |
+//! | JSON lines | an object with `key` or `key_b64`, `value` or `value_b64`, maybe `ttl_ms`; of a collection `type`, `items` or `items_b64` and maybe `at` instead of a value | – |
 //!
 //! TSV is bytes: nothing is escaped, nothing needs to be UTF-8, and a value may contain tabs, so
 //! that what is imported comes out again byte for byte. What it can't hold is refused at export,
@@ -17,6 +17,7 @@ pub(crate) use jsonl::insert_bytes;
 pub(crate) use lines::{Line, Lines};
 
 use bytes::Bytes;
+use serde::Deserialize;
 use std::path::Path;
 use thiserror::Error;
 
@@ -27,9 +28,60 @@ pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) key: Bytes,
-    pub(crate) value: Bytes,
+    pub(crate) content: Content,
     /// Milliseconds to live; for ever if `None`.
     pub(crate) ttl_ms: Option<u64>,
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A string.
+    Value(Bytes),
+    /// A part of a collection.
+    Part(Part),
+}
+
+/// Elements of a collection that follow each other: a large one takes several rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) kind: Kind,
+    /// How many elements stand in rows before this one; with 0 the key begins anew.
+    pub(crate) at: u64,
+    /// Of a hash field and value in turn, of a sorted set member and score.
+    pub(crate) items: Vec<Bytes>,
+}
+
+/// The type of a collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Hash,
+    List,
+    Set,
+    Zset,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 4] = [Kind::Hash, Kind::List, Kind::Set, Kind::Zset];
+
+    /// As Redis calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Hash => "hash",
+            Kind::List => "list",
+            Kind::Set => "set",
+            Kind::Zset => "zset",
+        }
+    }
+
+    /// How many items an element has.
+    pub(crate) fn width(self) -> usize {
+        match self {
+            Kind::Hash | Kind::Zset => 2,
+            Kind::List | Kind::Set => 1,
+        }
+    }
 }
 
 /// How rows are written in a file.
@@ -120,9 +172,17 @@ mod tests {
                 "[a-zé ]{1,9}".prop_map(String::into_bytes),
             ]
         };
-        (bytes(1), bytes(0), prop::option::of(1u64..)).prop_map(|(key, value, ttl_ms)| Row {
+        let items = prop::collection::vec(bytes(0), 0..5);
+        let part = (prop::sample::select(Kind::ALL.to_vec()), any::<u64>(), items).prop_map(
+            |(kind, at, items)| {
+                let items = items.iter().flat_map(|item| vec![item.clone(); kind.width()]);
+                Content::Part(Part { kind, at, items: items.map(Bytes::from).collect() })
+            },
+        );
+        let content = prop_oneof![bytes(0).prop_map(|value| Content::Value(value.into())), part];
+        (bytes(1), content, prop::option::of(1u64..)).prop_map(|(key, content, ttl_ms)| Row {
             key: key.into(),
-            value: value.into(),
+            content,
             ttl_ms,
         })
     }

@@ -1,6 +1,6 @@
 //! `key TAB value`: everything after the first tab is the value, but for CR at the end of the line.
 
-use super::{BYTE_ORDER_MARK, Row, RowError};
+use super::{BYTE_ORDER_MARK, Content, Row, RowError};
 use bytes::Bytes;
 
 pub(super) fn parse(line: &Bytes) -> Result<Row, RowError> {
@@ -8,7 +8,8 @@ pub(super) fn parse(line: &Bytes) -> Result<Row, RowError> {
         return Err(RowError::new("there is no tab between key and value"));
     };
     let end = line.len() - usize::from(line[tab + 1..].ends_with(b"\r"));
-    Ok(Row { key: line.slice(..tab), value: line.slice(tab + 1..end), ttl_ms: None })
+    let content = Content::Value(line.slice(tab + 1..end));
+    Ok(Row { key: line.slice(..tab), content, ttl_ms: None })
 }
 
 pub(super) fn write(row: &Row, out: &mut Vec<u8>) -> Result<(), RowError> {
@@ -18,10 +19,16 @@ pub(super) fn write(row: &Row, out: &mut Vec<u8>) -> Result<(), RowError> {
     if row.key.starts_with(BYTE_ORDER_MARK) {
         return Err(RowError::new("the key begins with a byte order mark"));
     }
-    if row.value.ends_with(b"\r") {
+    let value = match &row.content {
+        Content::Value(value) => value,
+        Content::Part(part) => {
+            return Err(RowError::new(format!("the key holds a {}", part.kind.name())));
+        }
+    };
+    if value.ends_with(b"\r") {
         return Err(RowError::new("the value ends with a carriage return"));
     }
-    if row.value.contains(&b'\n') {
+    if value.contains(&b'\n') {
         return Err(RowError::new("the value contains a newline"));
     }
     if row.ttl_ms.is_some() {
@@ -29,7 +36,7 @@ pub(super) fn write(row: &Row, out: &mut Vec<u8>) -> Result<(), RowError> {
     }
     out.extend_from_slice(&row.key);
     out.push(b'\t');
-    out.extend_from_slice(&row.value);
+    out.extend_from_slice(value);
     out.push(b'\n');
     Ok(())
 }

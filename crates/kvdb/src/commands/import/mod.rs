@@ -17,7 +17,7 @@ use super::client_with;
 use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::output::{Output, is_watched};
-use crate::rows::Format;
+use crate::rows::{Format, Row};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kvdb_client::{BatchOperation, Options};
 use serde_json::json;
@@ -38,7 +38,8 @@ Examples:
 
 TSV is `key TAB value`; everything after the first tab is the value, byte for byte. Lines may end
 in CR LF, and a byte order mark at the start is left out. JSON lines are
-{\"key\":…,\"value\":…} with optional key_b64, value_b64 (base64) and ttl_ms.
+{\"key\":…,\"value\":…} with optional key_b64, value_b64 (base64) and ttl_ms; a hash, list, set or
+sorted set is {\"key\":…,\"type\":\"list\",\"items\":[…]}, of hashes and sorted sets in pairs.
 
 A bad line ends the import with its number and exit code 3. However it ends, it says how many rows
 are acknowledged, and from which line to go on. Importing a line again does no harm.")]
@@ -70,6 +71,8 @@ struct Batch {
     lines: Vec<u64>,
     operations: Vec<BatchOperation>,
     size_bytes: usize,
+    /// Instead of them a part of a collection, which travels alone.
+    part: Option<Row>,
 }
 
 pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use super::tally::Tally;
 use super::{Args, Batch};
 use crate::exit::Failure;
-use crate::rows::{BYTE_ORDER_MARK, Format, Line, Lines, Row};
+use crate::rows::{BYTE_ORDER_MARK, Content, Format, Line, Lines, Row};
 use kvdb_client::{BatchAction, BatchOperation};
 use kvdb_model::{Limits, SLOT_COUNT, slot_of};
 use serde_json::json;
@@ -137,18 +137,34 @@ impl Reading {
     fn parse(&self, format: Format, line: &Line) -> Result<Row, String> {
         let row = format.parse(&line.content).map_err(|error| error.to_string())?;
         self.limits.check_key(&row.key).map_err(|refusal| refusal.to_string())?;
-        self.limits.check_value(&row.value).map_err(|refusal| refusal.to_string())?;
+        match &row.content {
+            Content::Value(value) => self.limits.check_value(value),
+            Content::Part(part) => {
+                part.items.iter().try_for_each(|item| self.limits.check_value(item))
+            }
+        }
+        .map_err(|refusal| refusal.to_string())?;
         Ok(row)
     }
 
     fn add(&mut self, line: u64, row: Row) {
         let index = usize::from(slot_of(&row.key)) * self.lanes.len() / usize::from(SLOT_COUNT);
         let lane = &mut self.lanes[index];
-        lane.filling.size_bytes += row.key.len() + row.value.len();
+        let value = match row.content {
+            Content::Value(value) => value,
+            Content::Part(_) => {
+                // After what stands before it.
+                lane.send(&self.tally);
+                lane.filling.lines.push(line);
+                lane.filling.part = Some(row);
+                return lane.send(&self.tally);
+            }
+        };
+        lane.filling.size_bytes += row.key.len() + value.len();
         lane.filling.lines.push(line);
         lane.filling.operations.push(BatchOperation {
             key: row.key,
-            action: BatchAction::Put { value: row.value, ttl_ms: row.ttl_ms },
+            action: BatchAction::Put { value, ttl_ms: row.ttl_ms },
             condition: None,
             return_previous: false,
         });

@@ -2,7 +2,9 @@
 
 use super::Batch;
 use super::tally::Tally;
+use crate::commands::parts;
 use crate::exit::Failure;
+use crate::rows::{Content, Row};
 use indicatif::{HumanCount, ProgressBar};
 use kvdb_client::Client;
 use std::sync::Arc;
@@ -27,6 +29,17 @@ pub(super) async fn send_all(
 }
 
 async fn send(client: &Client, batch: &Batch, tally: &Tally) {
+    if let Some(Row { key, content: Content::Part(part), ttl_ms }) = &batch.part {
+        let line = batch.lines.first().copied().unwrap_or_default();
+        match parts::write(client, key, part, *ttl_ms).await {
+            Ok(()) => tally.acknowledge(),
+            Err(failure) => {
+                tally.leave_open(line);
+                tally.stop(in_line(line, failure));
+            }
+        }
+        return;
+    }
     let results = match client.batch_write(&batch.operations, false).await {
         Ok(results) => results,
         Err(error) => {

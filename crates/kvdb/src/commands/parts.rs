@@ -1,0 +1,142 @@
+//! A collection in parts: how `export` reads it and `import` writes it.
+
+use crate::exit::Failure;
+use crate::output::printable;
+use crate::rows::{Kind, Part};
+use bytes::Bytes;
+use kvdb_client::{Client, Reply};
+
+/// Elements that are asked for at a time. (A large one comes in smaller parts of its own.)
+const ELEMENTS: usize = 1000;
+
+/// Reads a collection, part after part.
+pub(super) struct Parts<'a> {
+    client: &'a Client,
+    key: Bytes,
+    kind: Kind,
+    at: u64,
+    /// Of a walk: where to go on; `None` at the end.
+    cursor: Option<Bytes>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn new(client: &'a Client, key: Bytes, kind: Kind) -> Self {
+        Parts { client, key, kind, at: 0, cursor: Some(Bytes::from_static(b"0")) }
+    }
+
+    /// The next part, if there is one. A key that has gone meanwhile has none.
+    pub(super) async fn next(&mut self) -> Result<Option<Part>, Failure> {
+        while let Some(cursor) = self.cursor.take() {
+            let items = match self.kind {
+                Kind::List => self.range().await?,
+                Kind::Hash => self.walk("HSCAN", cursor).await?,
+                Kind::Set => self.walk("SSCAN", cursor).await?,
+                Kind::Zset => self.walk("ZSCAN", cursor).await?,
+            };
+            if !items.is_empty() {
+                let part = Part { kind: self.kind, at: self.at, items };
+                self.at += (part.items.len() / self.kind.width()) as u64;
+                return Ok(Some(part));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn range(&mut self) -> Result<Vec<Bytes>, Failure> {
+        let mut count = ELEMENTS;
+        loop {
+            let last = self.at + count as u64 - 1;
+            let words = ["LRANGE".into(), self.key.clone(), number(self.at), number(last)];
+            match self.client.execute(words).await? {
+                // It has large elements.
+                Reply::Error(problem) if count > 1 && problem.contains("larger") => count /= 10,
+                reply => {
+                    let items = items_of(&self.key, reply)?;
+                    if items.len() == count {
+                        self.cursor = Some(Bytes::new());
+                    }
+                    return Ok(items);
+                }
+            }
+        }
+    }
+
+    async fn walk(&mut self, command: &'static str, cursor: Bytes) -> Result<Vec<Bytes>, Failure> {
+        let count = number(ELEMENTS as u64);
+        let words = [command.into(), self.key.clone(), cursor, "COUNT".into(), count];
+        let mut parts = items_or_error(&self.key, self.client.execute(words).await?)?.into_iter();
+        let cursor = parts.next().and_then(|cursor| cursor.bytes().cloned());
+        self.cursor = cursor.filter(|cursor| cursor != "0");
+        items_of(&self.key, parts.next().unwrap_or(Reply::Nil))
+    }
+}
+
+/// Writes a part, and lets its key live so long from now on. To write it again does no harm.
+pub(super) async fn write(
+    client: &Client,
+    key: &Bytes,
+    part: &Part,
+    ttl_ms: Option<u64>,
+) -> Result<(), Failure> {
+    let done =
+        async |words: Vec<Bytes>| items_or_error(key, client.execute(words).await?).map(|_| ());
+    if part.at == 0 {
+        done(vec!["DEL".into(), key.clone()]).await?;
+    } else if part.kind == Kind::List {
+        // What stands there already from an earlier try.
+        let last = number(part.at - 1);
+        done(vec!["LTRIM".into(), key.clone(), number(0), last]).await?;
+    }
+    if !part.items.is_empty() {
+        let mut words = vec![Bytes::from_static(command_of(part.kind)), key.clone()];
+        match part.kind {
+            // Scores stand before their members.
+            Kind::Zset => words.extend(
+                part.items
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .flat_map(|[m, score]| [score.clone(), m.clone()]),
+            ),
+            _ => words.extend(part.items.iter().cloned()),
+        }
+        done(words).await?;
+    }
+    if let Some(ttl_ms) = ttl_ms {
+        done(vec!["PEXPIRE".into(), key.clone(), number(ttl_ms)]).await?;
+    }
+    Ok(())
+}
+
+fn command_of(kind: Kind) -> &'static [u8] {
+    match kind {
+        Kind::Hash => b"HSET",
+        Kind::List => b"RPUSH",
+        Kind::Set => b"SADD",
+        Kind::Zset => b"ZADD",
+    }
+}
+
+fn number(number: u64) -> Bytes {
+    Bytes::from(number.to_string())
+}
+
+fn items_or_error(key: &[u8], reply: Reply) -> Result<Vec<Reply>, Failure> {
+    match reply {
+        Reply::Error(problem) => {
+            Err(Failure::Refused(format!("key {}: {problem}", printable(key))))
+        }
+        reply => Ok(reply.into_items()),
+    }
+}
+
+/// Items as bytes; a score is text as Redis prints it.
+fn items_of(key: &[u8], reply: Reply) -> Result<Vec<Bytes>, Failure> {
+    let items = items_or_error(key, reply)?.into_iter().flat_map(|item| match item {
+        Reply::Bytes(bytes) => vec![bytes],
+        Reply::Number(number) => vec![Bytes::from(number.to_string())],
+        // Pairs.
+        pair => pair.into_items().iter().filter_map(|item| item.bytes().cloned()).collect(),
+    });
+    Ok(items.collect())
+}
