@@ -42,8 +42,14 @@ pub const TOO_MUCH_TO_COMBINE: &str =
 /// An increment of a score that leads to no number.
 pub const NOT_A_SCORE: &str = "the resulting score is not a number";
 
+/// A search around a member that isn't there.
+pub const NO_SUCH_MEMBER: &str = "the set has no such member to search around";
+/// A search of an area with more members than one command may look at.
+pub const TOO_WIDE: &str =
+    "more than 1,000,000 members would have to be looked at: search a smaller area";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 19] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -61,6 +67,8 @@ pub const ALL: [&str; 17] = [
     RESULT_TOO_LARGE,
     TOO_MUCH_TO_COMBINE,
     NOT_A_SCORE,
+    NO_SUCH_MEMBER,
+    TOO_WIDE,
 ];
 
 /// The one with this text.

@@ -99,6 +99,11 @@ impl<'a> Options<'a> {
         !self.rest.is_empty()
     }
 
+    /// How many are left.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The next one's word, in capitals.
     pub fn word(&mut self) -> Option<String> {
         self.value().ok().map(|word| upper(word))

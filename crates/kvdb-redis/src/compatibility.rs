@@ -8,10 +8,7 @@ pub const MISSING: [(&str, &str); 6] = [
         "blocking commands on lists, and sorting",
         "blmove blmpop blpop brpop brpoplpush sort sort_ro",
     ),
-    (
-        "sorted sets and places",
-        "bzmpop bzpopmax bzpopmin geoadd geodist geohash geopos georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore",
-    ),
+    ("blocking commands on sorted sets", "bzmpop bzpopmax bzpopmin"),
     (
         "streams and HyperLogLog",
         "pfadd pfcount pfdebug pfmerge pfselftest xack xadd xautoclaim xclaim xdel xgroup xinfo xlen xpending xrange xread xreadgroup xrevrange xsetid xtrim",

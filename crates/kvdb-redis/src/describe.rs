@@ -8,8 +8,14 @@ use crate::table::{self, COMMANDS, Spec};
 use bytes::Bytes;
 
 /// Keys of a command: what it does with them, the first, the last counted from it (negative: from
-/// the end), the step (0 for keys that a number before them counts), and a note.
+/// the end), the step (0 for keys that a number before them counts), and a note. With a step of -1: a key
+/// behind a word, which the note names, from a place on.
 type Access = (&'static str, i32, i32, i32, &'static str);
+
+const STORE_5: Access = ("OW update", 5, 0, -1, "STORE");
+const STOREDIST_5: Access = ("OW update", 5, 0, -1, "STOREDIST");
+const STORE_6: Access = ("OW update", 6, 0, -1, "STORE");
+const STOREDIST_6: Access = ("OW update", 6, 0, -1, "STOREDIST");
 
 /// What is done with the keys of commands of more than one kind of them.
 const ACCESS: &[(&str, &[Access])] = &[
@@ -27,6 +33,9 @@ const ACCESS: &[(&str, &[Access])] = &[
     ("copy", &[("RO access", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("lmove", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
     ("rpoplpush", &[("RW access delete", 1, 0, 1, ""), ("RW insert", 2, 0, 1, "")]),
+    ("georadius", &[("RO access", 1, 0, 1, ""), STORE_6, STOREDIST_6]),
+    ("georadiusbymember", &[("RO access", 1, 0, 1, ""), STORE_5, STOREDIST_5]),
+    ("geosearchstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, 0, 1, "")]),
     ("getex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
     ("rename", &[("RW access delete", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("renamenx", &[("RW access delete", 1, 0, 1, ""), ("OW insert", 2, 0, 1, "")]),
@@ -61,7 +70,7 @@ fn usual_access(name: &str) -> &'static str {
         "exists" | "hexists" | "hlen" | "hstrlen" | "llen" | "object" | "scard" | "sismember"
         | "strlen" | "touch" | "type" | "watch" | "zcard" => "RO",
         "expire" | "expireat" | "hmset" | "hset" | "lset" | "persist" | "pexpire" | "pexpireat"
-        | "setrange" | "zadd" => "RW update",
+        | "geoadd" | "setrange" | "zadd" => "RW update",
         "getdel" | "lmpop" | "lpop" | "rpop" | "spop" | "zmpop" | "zpopmax" | "zpopmin" => {
             "RW access delete"
         }
@@ -192,16 +201,20 @@ fn key_spec((flags, first, last, step, note): Access) -> Reply {
     let pair = |key: &str, value| (Reply::text(key), value);
     let number = |number: i32| Reply::Integer(number.into());
     let mut pairs = vec![];
-    if !note.is_empty() {
+    let is_behind_word = step < 0;
+    if !note.is_empty() && !is_behind_word {
         pairs.push(pair("notes", Reply::text(note)));
     }
-    let begin = vec![
-        pair("type", Reply::text("index")),
-        pair("spec", Reply::Map(vec![pair("index", number(first))])),
-    ];
+    let (begins, place) = match is_behind_word {
+        false => ("index", vec![pair("index", number(first))]),
+        true => {
+            ("keyword", vec![pair("keyword", Reply::text(note)), pair("startfrom", number(first))])
+        }
+    };
+    let begin = vec![pair("type", Reply::text(begins)), pair("spec", Reply::Map(place))];
     let range = vec![
         pair("lastkey", number(last)),
-        pair("keystep", number(step)),
+        pair("keystep", number(step.abs())),
         pair("limit", number(0)),
     ];
     let counted =

@@ -159,6 +159,7 @@ pub fn refused(refusal: &Refusal) -> Reply {
             }
             wrong_value::NO_SUCH_KEY => "no such key",
             wrong_value::NO_SUCH_PLACE => "index out of range",
+            wrong_value::NO_SUCH_MEMBER => "could not decode requested zset member",
             wrong_value::NOT_A_SCORE => "resulting score is not a number (NaN)",
             wrong_value::FIELD_NOT_A_NUMBER => "hash value is not an integer",
             wrong_value::DELTA_NOT_FINITE => "value is NaN or Infinity",

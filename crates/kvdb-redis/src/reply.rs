@@ -30,6 +30,8 @@ pub enum Reply {
     Set(Vec<Reply>),
     /// A decimal number, as text in version 2.
     Double(f64),
+    /// A decimal number as text that was made already.
+    Decimal(String),
     /// Text for people.
     Verbatim(String),
 }
@@ -76,7 +78,10 @@ impl Reply {
                     .map(|(key, value)| key.size_bytes() + value.size_bytes())
                     .sum::<usize>()
             }
-            Reply::Error(text) | Reply::Verbatim(text) | Reply::Status(text) => text.len() + 16,
+            Reply::Error(text)
+            | Reply::Verbatim(text)
+            | Reply::Status(text)
+            | Reply::Decimal(text) => text.len() + 16,
             _ => 24,
         }
     }
@@ -110,6 +115,8 @@ impl Reply {
             }
             Reply::Double(number) if resp3 => line(out, b',', &double_text(*number)),
             Reply::Double(number) => bulk(out, b'$', double_text(*number).as_bytes()),
+            Reply::Decimal(text) if resp3 => line(out, b',', text),
+            Reply::Decimal(text) => bulk(out, b'$', text.as_bytes()),
             Reply::Verbatim(text) if resp3 => bulk(out, b'=', format!("txt:{text}").as_bytes()),
             Reply::Verbatim(text) => bulk(out, b'$', text.as_bytes()),
         }
@@ -193,6 +200,7 @@ mod tests {
                 "*4\r\n$1\r\na\r\n:1\r\n$1\r\na\r\n:1\r\n",
                 "*2\r\n*2\r\n$1\r\na\r\n:1\r\n*2\r\n$1\r\na\r\n:1\r\n",
             ),
+            (Reply::Decimal("1.50".to_owned()), "$4\r\n1.50\r\n", ",1.50\r\n"),
             (Reply::Double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),
             (Reply::Verbatim("x".into()), "$1\r\nx\r\n", "=5\r\ntxt:x\r\n"),
         ] {

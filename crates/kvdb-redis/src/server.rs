@@ -382,7 +382,7 @@ enum May {
 }
 use May::{Change, Stay};
 
-const SETTINGS: [(&str, &str, May); 27] = [
+const SETTINGS: [(&str, &str, May); 30] = [
     ("appendfsync", "always", Stay),
     ("appendonly", "yes", Stay),
     ("bind", "", Stay),
@@ -411,6 +411,9 @@ const SETTINGS: [(&str, &str, May); 27] = [
     // Carried out by the gateway.
     ("timeout", "0", Change),
     ("zset-max-listpack-entries", "128", Change),
+    ("zset-max-listpack-value", "64", Change),
+    ("zset-max-ziplist-entries", "128", Change),
+    ("zset-max-ziplist-value", "64", Change),
 ];
 /// Longest value of a setting.
 const SETTING_MAX_BYTES: usize = 1024;

@@ -4,7 +4,7 @@ use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, hashes, keys, lcs, lists, server, sets, strings, zsets};
+use crate::{args::Planned, bits, geo, hashes, keys, lcs, lists, server, sets, strings, zsets};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -76,6 +76,11 @@ impl Spec {
     /// The keys among a command's words.
     pub fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
         let mut keys = self.keys_in_fixed_places(args);
+        match self.name {
+            "georadius" => keys.extend(geo::stored_key(args, 6).cloned()),
+            "georadiusbymember" => keys.extend(geo::stored_key(args, 5).cloned()),
+            _ => {}
+        }
         if let Some(at) = self.counts_keys_at() {
             let counted = args.get(at).and_then(|count| parse_u64(count));
             let counted = counted.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
@@ -192,6 +197,16 @@ commands! {
     "flushall" -1 CHANGE NONE "server" Step(server::flushall) "Removes all keys of all databases" "a key at a time, not at one moment; not inside MULTI";
     "flushdb" -1 CHANGE NONE "server" Step(server::flushdb) "Removes all keys of the database" "a key at a time, not at one moment; not inside MULTI";
     "function" -2 CONTAINER NONE "scripting" Local(server::function) "Functions" "FLUSH HELP LIST: there are no functions";
+    "geoadd" -5 GROW ONE "geo" Keys(geo::geoadd) "Adds places, or moves them" "up to 100,000 a command";
+    "geodist" -4 READ ONE "geo" Keys(geo::geodist) "The distance of two places" "";
+    "geohash" -2 READ ONE "geo" Keys(geo::geohash) "The geohashes of places" "";
+    "geopos" -2 READ ONE "geo" Keys(geo::geopos) "The positions of places" "";
+    "georadius" -6 GROW_COUNTED ONE "geo" Keys(geo::georadius) "Places around a position" "with STORE both keys on one shard; refused above 8 MiB, stored up to 100,000";
+    "georadius_ro" -6 READ ONE "geo" Keys(geo::georadius_ro) "Places around a position" "refused above 8 MiB";
+    "georadiusbymember" -5 GROW_COUNTED ONE "geo" Keys(geo::georadiusbymember) "Places around another one" "with STORE both keys on one shard; refused above 8 MiB, stored up to 100,000";
+    "georadiusbymember_ro" -5 READ ONE "geo" Keys(geo::georadiusbymember_ro) "Places around another one" "refused above 8 MiB";
+    "geosearch" -7 READ ONE "geo" Keys(geo::geosearch) "Places in a circle or a box" "refused above 8 MiB";
+    "geosearchstore" -8 GROW TWO "geo" Keys(geo::geosearchstore) "Stores the places in a circle or a box" "both keys on one shard; refused above 100,000 places";
     "get" 2 READ_FAST ONE "string" Keys(strings::get) "The value of a key" "";
     "getbit" 3 READ_FAST ONE "bitmap" Keys(bits::getbit) "A bit of a string" "";
     "getdel" 2 CHANGE_FAST ONE "string" Keys(strings::getdel) "The value of a key, and removes it" "";

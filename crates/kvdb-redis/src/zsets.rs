@@ -238,15 +238,10 @@ fn selection(
     let is_stored = at > 1;
     let (mut with_scores, mut limit) = (false, (0, -1));
     let mut options = Options::after(args, at + 3);
-    let mut left = args.len().saturating_sub(at + 3);
     while let Some(word) = options.word() {
-        left -= 1;
         match word.as_str() {
             "WITHSCORES" if !is_stored => with_scores = true,
-            "LIMIT" if left >= 2 => {
-                limit = (options.integer()?, options.integer()?);
-                left -= 2;
-            }
+            "LIMIT" if options.left() >= 2 => limit = (options.integer()?, options.integer()?),
             "REV" if reverse.is_none() => reverse = Some(true),
             "BYSCORE" if by.is_none() => by = Some(By::Score),
             "BYLEX" if by.is_none() => by = Some(By::Name),

@@ -9,7 +9,7 @@
 
 use crate::apply::ApplyError;
 use crate::tx::Tx;
-use crate::{bits, hash, keys, list, set, string, zset};
+use crate::{bits, geo, hash, keys, list, set, string, zset};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
@@ -214,6 +214,8 @@ pub static COMMANDS: &[Row] = &[
     row::<zset::Combine>("sorted_set_combine"),
     row::<zset::CombineInto>("sorted_set_combine_into"),
     row::<zset::CountCommon>("sorted_set_count_common"),
+    row::<geo::Search>("geo_search"),
+    row::<geo::SearchInto>("geo_search_into"),
     row::<list::Push>("list_push"),
     row::<list::Pop>("list_pop"),
     row::<list::Length>("list_length"),

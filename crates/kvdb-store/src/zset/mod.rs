@@ -34,7 +34,8 @@ use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{NOT_A_SCORE, REPLY_TOO_LARGE, TOO_MANY_ELEMENTS};
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 use rustc_hash::FxHashMap;
-use score::{parse_row, parse_score, row_of};
+pub(crate) use score::parse_row;
+use score::{parse_score, row_of};
 
 /// What a member costs in a reply beside its own bytes.
 const REPLY_OVERHEAD_BYTES: usize = 16;
@@ -116,6 +117,25 @@ impl<'t, 'a> Members<'t, 'a> {
     fn close(self) -> Result<(), ApplyError> {
         self.rows.close()
     }
+}
+
+/// The score of one member.
+pub(crate) fn score_in(
+    tx: &mut Tx<'_>,
+    place: usize,
+    set: &mut Collection,
+    member: &[u8],
+) -> Result<Option<Score>, ApplyError> {
+    Members::of(tx, place, set).score(member)
+}
+
+/// Stores a new set of these members under the own key, whatever that held.
+pub(crate) fn store_members(
+    tx: &mut Tx<'_>,
+    members: impl Iterator<Item = (Score, Bytes)>,
+) -> Result<Done, Fault> {
+    let rows: Vec<Bytes> = members.map(|(score, member)| row_of(score, &member)).collect();
+    range::store_rows(tx, &rows)
 }
 
 /// Removes all rows of a list, from the first or the last one on.

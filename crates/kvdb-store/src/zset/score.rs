@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 
 /// Bytes of a score at the beginning of a row.
-pub(super) const SCORE_BYTES: usize = 8;
+pub(crate) const SCORE_BYTES: usize = 8;
 
 const SIGN: u64 = 1 << 63;
 
@@ -27,7 +27,7 @@ impl Score {
     }
 
     /// The same; 0 for what is no number.
-    pub(super) fn or_zero(number: f64) -> Self {
+    pub(crate) fn or_zero(number: f64) -> Self {
         Self::new(number).unwrap_or(Score::ZERO)
     }
 
@@ -36,7 +36,7 @@ impl Score {
         f64::from_bits(if self.0 & SIGN == 0 { !self.0 } else { self.0 ^ SIGN })
     }
 
-    pub(super) fn to_bytes(self) -> [u8; SCORE_BYTES] {
+    pub(crate) fn to_bytes(self) -> [u8; SCORE_BYTES] {
         self.0.to_be_bytes()
     }
 
@@ -72,7 +72,7 @@ pub(super) fn row_of(score: Score, member: &[u8]) -> Bytes {
 }
 
 /// Score and member of a row.
-pub(super) fn parse_row(row: &Bytes) -> (Score, Bytes) {
+pub(crate) fn parse_row(row: &Bytes) -> (Score, Bytes) {
     let score = row.first_chunk().expect("a row begins with a score: its checksum was right");
     (Score::of_bytes(*score), row.slice(SCORE_BYTES..))
 }
