@@ -189,6 +189,53 @@ class Maker:
 
         return [name] + target + [count] + sources + self.options(weights, aggregate, b"WITHSCORES", b"bad" if self.chance(0.1) else b"withscores", most=2)
 
+    def place(self):
+        return self.pick(b"p1", b"p2", b"p3", b"Palermo", b"\x00\xff", b"%d" % self.random.randrange(15))
+
+    def degrees(self):
+        if self.chance(0.04):
+            return [self.pick(b"181", b"x", b"-200.5", b"nan", b"inf"), self.pick(b"0", b"85.06", b"x")]
+        if self.chance(0.6):
+            return [b"%.*f" % (self.pick(0, 2, 6), self.random.uniform(-3, 3)), b"%.*f" % (self.pick(0, 2, 6), self.random.uniform(-3, 3))]
+        return [b"%.5f" % self.random.uniform(-179.9, 179.9), b"%.5f" % self.random.uniform(-85, 85)]
+
+    def unit(self):
+        return self.pick(b"m", b"km", b"KM", b"ft", b"mi", b"cm" if self.chance(0.1) else b"km")
+
+    def distance(self):
+        if self.chance(0.05):
+            return self.pick(b"-1", b"x", b"nan", b"1e300", b"0")
+        return self.pick(b"%d" % self.random.randrange(2000), b"%.3f" % self.random.uniform(0, 400), b"100000")
+
+    def geo_options(self, stores):
+        more = [b"ASC", b"DESC", b"asc", lambda self: [b"COUNT", self.pick(b"1", b"3", b"100", b"0" if self.chance(0.2) else b"2", b"x" if self.chance(0.2) else b"5")]]
+        if not stores or self.chance(0.1):
+            more += [b"WITHDIST", b"WITHHASH", b"WITHCOORD", b"bad" if self.chance(0.1) else b"withdist"]
+        return self.options(*more, most=4)
+
+    def geo(self):
+        g = TAG + self.pick(b"g1", b"g1", b"g2") if self.chance(0.95) else self.sorted_key()
+        kind = self.random.randrange(12)
+        if kind < 4:
+            places = [word for _ in range(self.random.choice([1, 2, 3, 8])) for word in self.degrees() + [self.place()]]
+            return [b"GEOADD", g] + self.options(b"NX", b"XX", b"CH", most=2) + places
+        if kind == 4:
+            return [b"GEODIST", g, self.place(), self.place()] + self.options(self.unit(), most=1)
+        if kind == 5:
+            return [self.pick(b"GEOPOS", b"GEOHASH"), g] + [self.place() for _ in range(self.random.randrange(1, 4))]
+        stores = self.chance(0.3)
+        if kind < 8:
+            target = [self.pick(b"STORE", b"STOREDIST"), TAG + self.pick(b"g2", b"z3")] if stores else []
+            if self.chance(0.5):
+                return [b"GEORADIUS", g] + self.degrees() + [self.distance(), self.unit()] + self.geo_options(stores) + target
+            return [b"GEORADIUSBYMEMBER", g, self.place(), self.distance(), self.unit()] + self.geo_options(stores) + target
+        if kind == 8:
+            return [b"GEORADIUS_RO", g] + self.degrees() + [self.distance(), self.unit()] + self.geo_options(False)
+        words = [b"GEOSEARCHSTORE", TAG + self.pick(b"g2", b"z3"), g] if stores else [b"GEOSEARCH", g]
+        words += self.pick([b"FROMMEMBER", self.place()], [b"FROMLONLAT"] + self.degrees())
+        words += self.pick([b"BYRADIUS", self.distance(), self.unit()], [b"BYBOX", self.distance(), self.distance(), self.unit()])
+        return words + (self.options(b"STOREDIST", most=1) if stores else []) + self.geo_options(stores)
+
     def sorted_add(self):
         if self.chance(0.06):
             return [b"ZADD", self.sorted_key()] + [word for number in range(self.pick(60, 130, 150)) for word in (b"%d" % (number % 50), b"%d" % number)]
@@ -409,6 +456,10 @@ class Maker:
             self.counted,
             self.combined,
             self.combined,
+            self.geo,
+            self.geo,
+            self.geo,
+            lambda: [b"ZRANGE", TAG + self.pick(b"g1", b"g2"), b"0", b"-1"] + self.options(b"WITHSCORES", most=1),
             lambda: [b"ZINCRBY", z(), self.score(), w()],
             lambda: [b"ZREM", z()] + [w() for _ in range(self.random.randrange(1, 4))],
             lambda: [self.pick(b"ZSCORE", b"ZRANK", b"ZREVRANK"), z(), w()],
