@@ -125,6 +125,7 @@ fn reply_to(reply: Reply) -> proto::Reply {
             Kind::List(list(pairs.into_iter().map(pair).collect()))
         }
         Reply::Double(number) => Kind::Number(number),
+        Reply::Decimal(text) => Kind::Number(text.parse().unwrap_or_default()),
         Reply::Verbatim(text) => Kind::Bytes(text.into()),
     };
     proto::Reply { kind: Some(kind) }
