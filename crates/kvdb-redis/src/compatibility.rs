@@ -20,7 +20,7 @@ pub const MISSING: [(&str, &str); 6] = [
     ),
     (
         "Redis's own storage, replication, cluster and access rules",
-        "acl asking bgrewriteaof bgsave cluster debug failover lastsave lolwut memory migrate module psync readonly readwrite replconf replicaof role slaveof sync",
+        "acl asking bgrewriteaof bgsave cluster debug failover lastsave lolwut migrate module psync readonly readwrite replconf replicaof role slaveof sync",
     ),
 ];
 

@@ -269,7 +269,7 @@ fn describe(spec: &Spec) -> Reply {
 
 fn describe_inside(spec: &Spec, known: &Subcommand) -> Reply {
     let name = format!("{}|{}", spec.name, known.name);
-    let has_key = spec.name == "object" && known.name != "help";
+    let has_key = matches!(spec.name, "memory" | "object") && known.name != "help";
     let (keys, access) = match has_key {
         true => (spec.keys, access_of(spec)),
         false => ((0, 0, 0), vec![]),

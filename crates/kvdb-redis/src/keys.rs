@@ -12,7 +12,7 @@ use crate::subcommands;
 use bytes::Bytes;
 use kvdb_model::{Condition, WriteResult};
 use kvdb_store::Type;
-use kvdb_store::keys::{Copy, Delete, Encoding, Expiry, ExpiryRule, Rename, SetExpiry};
+use kvdb_store::keys::{Copy, Delete, Encoding, Expiry, ExpiryRule, Rename, SetExpiry, Size};
 use kvdb_store::string::Set;
 
 fn count_applied(results: &mut [WriteResult]) -> Reply {
@@ -259,4 +259,28 @@ pub(crate) fn object(args: &[Bytes]) -> Planned {
             Ok(Plan::failing(look(key), error, no_key()))
         }
     }
+}
+
+pub(crate) fn memory(args: &[Bytes]) -> Planned {
+    if let Some(help) = subcommands::help(args) {
+        return Err(help);
+    }
+    let Some(key) = args.get(2).cloned() else {
+        return Err(crate::args::wrong_number("memory"));
+    };
+    let mut samples = 5;
+    let mut options = Options::after(args, 3);
+    while let Some(word) = options.word() {
+        match word.as_str() {
+            "SAMPLES" if options.has_more() => match options.integer()? {
+                0 => samples = u64::MAX,
+                count => samples = u64::try_from(count).map_err(|_| syntax())?,
+            },
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(Plan::write(key, &Size { samples }, |result| match result.reply.integer() {
+        Some(size) => Reply::Integer(size),
+        None => Reply::Nil,
+    }))
 }

@@ -382,13 +382,15 @@ enum May {
 }
 use May::{Change, Stay};
 
-const SETTINGS: [(&str, &str, May); 30] = [
+const SETTINGS: [(&str, &str, May); 32] = [
     ("appendfsync", "always", Stay),
     ("appendonly", "yes", Stay),
     ("bind", "", Stay),
     ("databases", "16", Stay),
     ("hash-max-listpack-entries", "512", Change),
+    ("hash-max-listpack-value", "64", Change),
     ("hash-max-ziplist-entries", "512", Change),
+    ("hash-max-ziplist-value", "64", Change),
     ("latency-monitor-threshold", "0", Stay),
     ("lazyfree-lazy-user-del", "no", Change),
     ("lazyfree-lazy-user-flush", "no", Change),

@@ -194,6 +194,19 @@ const CONTAINERS: &[Container] = &[
         ],
     },
     Container {
+        name: "memory",
+        subcommands: &[sub("help", 2, PLAIN), sub("usage", -3, READ)],
+        missing: &["doctor", "malloc-stats", "purge", "stats"],
+        help: &[
+            "MEMORY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+            "USAGE <key> [SAMPLES <count>]",
+            "    About how many bytes a key takes up in the store. Of a large collection so many elements are",
+            "    looked at (default: 5, 0 for all).",
+            "HELP",
+            "    Prints this help.",
+        ],
+    },
+    Container {
         name: "object",
         subcommands: &[
             sub("encoding", 3, READ),

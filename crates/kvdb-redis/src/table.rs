@@ -250,6 +250,7 @@ commands! {
     "lrem" 4 CHANGE ONE "list" Keys(lists::lrem) "Removes elements that are the same as a value" "looks through 1,000,000 elements at most, removes 100,000 at most";
     "lset" 4 GROW ONE "list" Keys(lists::lset) "Overwrites an element of a list" "";
     "ltrim" 4 CHANGE ONE "list" Keys(lists::ltrim) "Removes all but a part of a list" "refused where more than 100,000 elements would go and more than 100,000 stay";
+    "memory" -2 CONTAINER (2, 2, 1) "server" Keys(keys::memory) "How much room a key takes up" "HELP USAGE; about, in the store rather than in memory";
     "mget" -2 READ_FAST ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
     "move" 3 CHANGE_FAST ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
     "mset" -3 GROW (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";

@@ -18,10 +18,10 @@ use kvdb_model::{
 };
 use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
 use kvdb_store::Command;
-use kvdb_store::hash;
 use kvdb_store::keys::{Delete, Expiry};
 use kvdb_store::string::{Increment, Set};
-use std::collections::BTreeMap;
+use kvdb_store::{hash, set};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys that are put, deleted, compared; few, so that clients meet.
 const REGISTERS: u64 = 6;
@@ -31,13 +31,15 @@ const COUNTERS: u64 = 5;
 const FLEETING: u64 = 6;
 /// Of 1000 operations, how many are on these.
 const EXPIRING: u64 = 150;
-/// Of 1000 puts, how many leave a hash.
-const HASHES: u64 = 300;
-/// Fields of one that lies in its key's record, and of one that doesn't.
-const SMALL_HASH: u64 = 4;
-const LARGE_HASH: u64 = 135;
-/// The field that says how many others there are.
+/// Of 1000 puts, how many leave a collection: a hash or a set.
+const COLLECTIONS: u64 = 300;
+/// Elements of one that lies in its key's record, and of one that doesn't.
+const SMALL: u64 = 4;
+const LARGE: u64 = 135;
+/// The element that says how many others there are.
 const COUNT_FIELD: &str = "count";
+/// Between the value and the number of a member.
+const NUMBERED: char = '/';
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
@@ -142,8 +144,22 @@ fn operation(command: &impl Command, condition: Option<Condition>) -> What {
     What::Write(vec![Operation { condition, ..command.on(Bytes::new()) }])
 }
 
-/// A hash in the place of whatever is there: so many fields, each of which holds the value, and one
-/// that says how many they are. A reader that sees them all sees a value; see [`value_of_hash`].
+/// A collection in the place of whatever is there, a hash or a set.
+fn a_collection(value: &str, elements: u64) -> What {
+    if elements.is_multiple_of(2) { a_set(value, elements) } else { a_hash(value, elements) }
+}
+
+/// So many members, each of which holds the value, and one that says how many they are. A reader that
+/// sees them all sees a value; see [`value_of_set`].
+fn a_set(value: &str, members: u64) -> What {
+    let member = |number| Bytes::from(format!("{value}{NUMBERED}{number}"));
+    let mut all: Vec<_> = (0..members).map(member).collect();
+    all.push(format!("{COUNT_FIELD}{NUMBERED}{members}").into());
+    What::Write(vec![Delete.on(Bytes::new()), set::Add { members: all }.on(Bytes::new())])
+}
+
+/// So many fields, each of which holds the value, and one that says how many they are. A reader that
+/// sees them all sees a value; see [`value_of_hash`].
 fn a_hash(value: &str, fields: u64) -> What {
     let field = |number| (Bytes::from(format!("{number}")), Bytes::from(value.to_owned()));
     let mut all: Vec<_> = (0..fields).map(field).collect();
@@ -165,6 +181,28 @@ pub(crate) fn value_of_hash(reply: &Typed) -> Bytes {
     let is_whole = told.is_some_and(|told| told == &fields.len().to_string())
         && fields.iter().all(|(_, other)| other.bytes() == Some(value));
     if is_whole { value.clone() } else { torn() }
+}
+
+/// The same of a set.
+pub(crate) fn value_of_set(reply: &Typed) -> Bytes {
+    let torn = || Bytes::from(format!("a torn set: {reply:?}"));
+    let Typed::List(part) = reply else { return torn() };
+    let [_, Typed::List(members)] = &part[..] else { return torn() };
+    let texts = members.iter().filter_map(Typed::bytes);
+    let texts = texts.filter_map(|member| std::str::from_utf8(member).ok());
+    let named: Vec<_> = texts.filter_map(|member| member.split_once(NUMBERED)).collect();
+    let (count, values): (Vec<_>, Vec<_>) =
+        named.into_iter().partition(|(name, _)| *name == COUNT_FIELD);
+    let (Some((_, told)), Some((value, _))) = (count.first(), values.first()) else {
+        return torn();
+    };
+    let numbers: BTreeSet<&str> = values.iter().map(|(_, number)| *number).collect();
+    let is_whole = values.iter().all(|(other, _)| other == value)
+        && count.len() + values.len() == members.len()
+        && count.len() == 1
+        && *told == values.len().to_string()
+        && numbers.len() == values.len();
+    if is_whole { Bytes::from((*value).to_owned()) } else { torn() }
 }
 
 fn counter(number: u64) -> String {
@@ -234,10 +272,10 @@ impl Client {
             (true, _) => {
                 (Checked::increment(key.as_str(), 1), operation(&Increment { delta: 1 }, None))
             }
-            (false, 4..=5) if self.dice.chance(HASHES) => {
-                let most = if self.dice.chance(500) { LARGE_HASH } else { SMALL_HASH };
-                let fields = self.dice.between(most - 2, most);
-                (Checked::put(key.as_str(), value.as_str()), a_hash(&value, fields))
+            (false, 4..=5) if self.dice.chance(COLLECTIONS) => {
+                let most = if self.dice.chance(500) { LARGE } else { SMALL };
+                let elements = self.dice.between(most - 2, most);
+                (Checked::put(key.as_str(), value.as_str()), a_collection(&value, elements))
             }
             (false, 4..=6) => (Checked::put(key.as_str(), value.as_str()), operation(&put, None)),
             (false, 7) => (Checked::delete(key.as_str()), operation(&Delete, None)),

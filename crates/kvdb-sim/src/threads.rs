@@ -1,7 +1,7 @@
 //! What the threads of a process do: log, apply, maintenance, and carrying out what the
 //! replication host wants.
 
-use crate::client::{expires, value_of_hash};
+use crate::client::{expires, value_of_hash, value_of_set};
 use crate::machine::SimMachine;
 use crate::network::Place;
 use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
@@ -21,7 +21,8 @@ use kvdb_replication::{
     ReplicaRole, SplitFrom,
 };
 use kvdb_store::{
-    Born, ChunkReader, Command as _, CommandOutcome, Shard, SnapshotWriter, View, hash, left_behind,
+    Born, ChunkReader, Command as _, CommandOutcome, Shard, SnapshotWriter, Type, View, hash,
+    left_behind, set,
 };
 use kvdb_wal::volumes_to_flush;
 
@@ -373,7 +374,7 @@ impl World {
                 Ok(read) if read.expires_by_clock => Ok(None),
                 Ok(read) => match read.record {
                     Some(record) if record.string().is_none() => {
-                        hash_at(&view, epoch, &key, now_ms)
+                        collection_at(&view, epoch, &key, record.kind, now_ms)
                             .map(|value| Some(Ok(Found::Record(Some((value, record.version))))))
                     }
                     record => Ok(Some(Ok(Found::Record(
@@ -651,11 +652,23 @@ fn applied(
     Input::Applied { shard, replica, position, membership }
 }
 
-/// What a hash stands for: see [`value_of_hash`].
-fn hash_at(view: &View<'_>, epoch: RangeEpoch, key: &Bytes, now_ms: u64) -> Result<Bytes, String> {
-    let scan = hash::Scan { cursor: 0, most: 0 }.on(key.clone());
+/// What a collection stands for: see [`value_of_hash`].
+fn collection_at(
+    view: &View<'_>,
+    epoch: RangeEpoch,
+    key: &Bytes,
+    kind: Type,
+    now_ms: u64,
+) -> Result<Bytes, String> {
+    let scan = match kind {
+        Type::Set => set::Scan { cursor: 0, most: 0 }.on(key.clone()),
+        _ => hash::Scan { cursor: 0, most: 0 }.on(key.clone()),
+    };
     let read = view.query(epoch, &[scan], now_ms, usize::MAX).map_err(|error| error.to_string())?;
     let outcome = read.into_iter().flatten().next().ok_or("it expires while it is read")?;
     let result = outcome.map_err(|refusal| refusal.to_string())?;
-    Ok(value_of_hash(&result.reply))
+    Ok(match kind {
+        Type::Set => value_of_set(&result.reply),
+        _ => value_of_hash(&result.reply),
+    })
 }

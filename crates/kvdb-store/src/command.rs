@@ -178,6 +178,7 @@ pub static COMMANDS: &[Row] = &[
     row::<keys::Rename>("rename"),
     row::<keys::Copy>("copy"),
     row::<keys::Encoding>("encoding"),
+    row::<keys::Size>("size"),
     row::<hash::Set>("hash_set"),
     row::<hash::Delete>("hash_delete"),
     row::<hash::Increment>("hash_increment"),

@@ -136,6 +136,11 @@ impl<'a> Tx<'a> {
         self.routing_key(one) == self.routing_key(other)
     }
 
+    /// How long a key is.
+    pub(crate) fn key_bytes(&self, place: usize) -> usize {
+        self.routing_key(place).len()
+    }
+
     fn routing_key(&self, place: usize) -> &'a Bytes {
         match place.checked_sub(1) {
             None => &self.operation.key,

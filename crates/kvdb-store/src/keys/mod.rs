@@ -72,6 +72,52 @@ impl Command for Encoding {
     }
 }
 
+/// Tells about how many bytes a key takes up; nil if it isn't there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// So many elements are looked at, of a collection whose elements have records of their own.
+    pub samples: u64,
+}
+
+/// Most elements that are looked at. A part of the state machine: fixed.
+const SAMPLES_MOST: u64 = 1_000_000;
+/// What a record costs beside its key and content, about.
+const RECORD_BYTES: u64 = 32;
+
+impl Command for Size {
+    const ID: CommandId = CommandId(0x0308);
+    const EFFECT: Effect = Effect::Read;
+
+    fn encode(&self, out: &mut Writer) {
+        out.varint(self.samples);
+    }
+
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Size { samples: input.varint()? })
+    }
+
+    fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
+        let Some(record) = tx.get(0)? else { return Ok(Done::NOT_APPLIED.with(Reply::Nil)) };
+        let key = tx.key_bytes(0) as u64;
+        let mut size = key + record.value.len() as u64 + RECORD_BYTES;
+        if record.kind != Type::String
+            && is_promoted(&record)?
+            && let Some(collection) = tx.collection(0, record.kind)?
+        {
+            let most = self.samples.clamp(1, SAMPLES_MOST);
+            let (mut seen, mut bytes) = (0, 0);
+            tx.scan(0, &collection, &[], |place, payload| {
+                seen += 1;
+                bytes += key + RECORD_BYTES + place.len() as u64 + payload.len() as u64;
+                seen < most
+            })?;
+            let all = u128::from(bytes) * u128::from(collection.count()) / u128::from(seen.max(1));
+            size = size.saturating_add(u64::try_from(all).unwrap_or(u64::MAX));
+        }
+        Ok(Done::APPLIED.with(Reply::Integer(i64::try_from(size).unwrap_or(i64::MAX))))
+    }
+}
+
 /// Longest string that Redis keeps beside its header.
 const EMBEDDED_MAX_BYTES: usize = 44;
 
@@ -246,12 +292,38 @@ mod tests {
         survives(&Look);
         survives(&Encoding);
         survives(&Check);
+        survives(&Size { samples: u64::MAX });
         survives(&Delete);
         survives(&Rename { only_absent: true });
         survives(&Copy { only_absent: false });
         for expiry in [Expiry::Never, Expiry::Keep, Expiry::In(u64::MAX), Expiry::At(1)] {
             survives(&SetExpiry { expiry, rule: ExpiryRule::XX.and(ExpiryRule::GT) });
         }
+    }
+
+    #[test]
+    fn the_size_of_a_key_grows_with_what_it_holds() {
+        let mut trial = Trial::new(&[("small", record(b"v", 0)), ("large", record(&[1; 1000], 0))]);
+        for count in [3, 300, 3_000] {
+            let members = (0..count).map(|n| Bytes::from(format!("{n:0>20}"))).collect();
+            let key = if count == 3 {
+                "few"
+            } else if count == 300 {
+                "many"
+            } else {
+                "more"
+            };
+            trial.run(&set::Add { members }, &[key]).unwrap();
+        }
+        let mut size = |key, samples| {
+            let told = trial.run(&Size { samples }, &[key]).unwrap().reply;
+            told.integer().expect("it is there")
+        };
+        let sizes = ["small", "few", "large", "many", "more"].map(|key| size(key, 5));
+        assert!(sizes.is_sorted_by(|a, b| a < b) && sizes[2] > 1000, "{sizes:?}");
+        assert!(sizes[4] > 9 * sizes[3] && sizes[3] > 300 * 20, "{sizes:?}");
+        assert_eq!(size("more", u64::MAX), sizes[4], "members are all alike");
+        assert_eq!(trial.run(&Size { samples: 0 }, &["nothing"]).unwrap().reply, Reply::Nil);
     }
 
     #[test]
