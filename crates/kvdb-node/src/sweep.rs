@@ -1,4 +1,4 @@
-//! Freeing the records of expired keys.
+//! Freeing the records of expired keys, and expired elements of collections.
 //!
 //! What has expired is invisible already; this only gives its space back. The leader looks through
 //! a shard for records that have expired, a bounded number a second, and proposes to free them;
@@ -11,7 +11,7 @@ use kvdb_model::{EntryCommand, ShardId};
 use kvdb_replication::Input;
 use kvdb_runtime::drive::{Outcome, ShardChanges, Ticket};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_store::{GarbagePage, SweepPage};
+use kvdb_store::{FREED_MOST as ELEMENTS, GarbagePage, SweepPage};
 use std::time::Duration;
 
 /// Pause between two looks at what is due.
@@ -93,6 +93,12 @@ async fn sweep_through(access: &Access, shard: ShardId, changes: &ShardChanges) 
             let keys = std::mem::replace(&mut expired, rest);
             free(access, shard, EntryCommand::Reclaim(keys)).await?;
         }
+        for key in page.due {
+            // A bounded number in an entry; those that are left are due still.
+            while free(access, shard, EntryCommand::Reclaim(vec![key.clone()])).await? >= ELEMENTS {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
         from = match page.next {
             Some(next) => next,
             None => return Some(()),
@@ -112,14 +118,15 @@ async fn page(access: &Access, shard: ShardId, from: Bytes) -> Option<SweepPage>
     tokio::task::spawn_blocking(read).await.ok()?
 }
 
-async fn free(access: &Access, shard: ShardId, command: EntryCommand) -> Option<()> {
+/// Returns how much was freed.
+async fn free(access: &Access, shard: ShardId, command: EntryCommand) -> Option<u64> {
     let (ticket, receiver) = Ticket::oneshot();
     let command = command.to_bytes();
     access.drive.submit(Input::Propose { shard, command, version_count: 1, ticket }).ok()?;
     match receiver.await.ok()? {
         Outcome::Reclaimed(freed) => {
             access.reclaimed.inc_by(freed);
-            Some(())
+            Some(freed)
         }
         _ => None,
     }

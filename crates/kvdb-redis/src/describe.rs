@@ -37,6 +37,7 @@ const ACCESS: &[(&str, &[Access])] = &[
     ("georadiusbymember", &[("RO access", 1, 0, 1, ""), STORE_5, STOREDIST_5]),
     ("geosearchstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, 0, 1, "")]),
     ("getex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
+    ("hgetex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
     ("rename", &[("RW access delete", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("renamenx", &[("RW access delete", 1, 0, 1, ""), ("OW insert", 2, 0, 1, "")]),
     ("sdiffstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
@@ -67,13 +68,13 @@ fn usual_access(name: &str) -> &'static str {
         "hdel" | "lrem" | "ltrim" | "srem" | "zrem" | "zremrangebylex" | "zremrangebyrank"
         | "zremrangebyscore" => "RW delete",
         "del" | "unlink" => "RM delete",
-        "exists" | "hexists" | "hlen" | "hstrlen" | "llen" | "object" | "scard" | "sismember"
-        | "strlen" | "touch" | "type" | "watch" | "zcard" => "RO",
-        "expire" | "expireat" | "hmset" | "hset" | "lset" | "persist" | "pexpire" | "pexpireat"
+        "memory" | "exists" | "hexists" | "hlen" | "hstrlen" | "llen" | "object" | "scard"
+        | "sismember" | "strlen" | "touch" | "type" | "watch" | "zcard" => "RO",
+        "expire" | "expireat" | "hexpire" | "hexpireat" | "hmset" | "hpersist" | "hpexpire"
+        | "hpexpireat" | "hset" | "hsetex" | "lset" | "persist" | "pexpire" | "pexpireat"
         | "geoadd" | "setrange" | "zadd" => "RW update",
-        "getdel" | "lmpop" | "lpop" | "rpop" | "spop" | "zmpop" | "zpopmax" | "zpopmin" => {
-            "RW access delete"
-        }
+        "getdel" | "hgetdel" | "lmpop" | "lpop" | "rpop" | "spop" | "zmpop" | "zpopmax"
+        | "zpopmin" => "RW access delete",
         "mset" | "psetex" | "restore" | "setex" | "zdiffstore" | "zinterstore" | "zunionstore" => {
             "OW update"
         }

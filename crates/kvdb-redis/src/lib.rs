@@ -12,6 +12,7 @@ mod bits;
 pub mod compatibility;
 mod describe;
 mod dump;
+mod field_expiry;
 mod geo;
 pub mod glob;
 mod hashes;

@@ -4,7 +4,9 @@ use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
-use crate::{args::Planned, bits, geo, hashes, keys, lcs, lists, server, sets, strings, zsets};
+use crate::{
+    args::Planned, bits, field_expiry, geo, hashes, keys, lcs, lists, server, sets, strings, zsets,
+};
 use bytes::Bytes;
 
 /// What carries a command out.
@@ -216,19 +218,31 @@ commands! {
     "hdel" -3 CHANGE_FAST ONE "hash" Keys(hashes::hdel) "Removes fields of a hash" "";
     "hello" -1 ALWAYS NONE "connection" Local(server::hello) "Chooses the protocol's version" "";
     "hexists" 3 READ_FAST ONE "hash" Keys(hashes::hexists) "Whether a hash has a field" "";
+    "hexpire" -6 GROW_FAST ONE "hash" Keys(field_expiry::hexpire) "Sets seconds to live of fields" "as Redis 7.4 has it";
+    "hexpireat" -6 GROW_FAST ONE "hash" Keys(field_expiry::hexpireat) "Sets the end of the life of fields" "as Redis 7.4 has it";
+    "hexpiretime" -5 READ_FAST ONE "hash" Keys(field_expiry::hexpiretime) "When fields expire, in seconds since 1970" "as Redis 7.4 has it";
     "hget" 3 READ_FAST ONE "hash" Keys(hashes::hget) "The value of a field" "";
     "hgetall" 2 READ ONE "hash" Keys(hashes::hgetall) "All fields and values of a hash" "in no order; refused above 8 MiB: HSCAN reads it in parts";
+    "hgetdel" -5 CHANGE_FAST ONE "hash" Keys(field_expiry::hgetdel) "The values of fields, and removes them" "as Redis 8.0 has it; refused above 8 MiB";
+    "hgetex" -5 CHANGE_FAST ONE "hash" Keys(field_expiry::hgetex) "The values of fields, and sets when they expire" "as Redis 8.0 has it; refused above 8 MiB";
     "hincrby" 4 GROW_FAST ONE "hash" Keys(hashes::hincrby) "Adds a number to a field" "";
     "hincrbyfloat" 4 GROW_FAST ONE "hash" Keys(hashes::hincrbyfloat) "Adds a decimal number to a field" "in floats of 80 bits, as INCRBYFLOAT";
     "hkeys" 2 READ ONE "hash" Keys(hashes::hkeys) "All fields of a hash" "in no order; refused above 8 MiB, values included";
     "hlen" 2 READ_FAST ONE "hash" Keys(hashes::hlen) "How many fields a hash has" "";
     "hmget" -3 READ_FAST ONE "hash" Keys(hashes::hmget) "The values of fields" "refused above 8 MiB";
     "hmset" -4 GROW_FAST ONE "hash" Keys(hashes::hmset) "Sets fields of a hash" "";
+    "hpersist" -5 CHANGE_FAST ONE "hash" Keys(field_expiry::hpersist) "Takes the expiry of fields away" "as Redis 7.4 has it";
+    "hpexpire" -6 GROW_FAST ONE "hash" Keys(field_expiry::hpexpire) "Sets milliseconds to live of fields" "as Redis 7.4 has it";
+    "hpexpireat" -6 GROW_FAST ONE "hash" Keys(field_expiry::hpexpireat) "Sets the end of the life of fields" "as Redis 7.4 has it";
+    "hpexpiretime" -5 READ_FAST ONE "hash" Keys(field_expiry::hpexpiretime) "When fields expire, in milliseconds since 1970" "as Redis 7.4 has it";
+    "hpttl" -5 READ_FAST ONE "hash" Keys(field_expiry::hpttl) "Milliseconds to live of fields" "as Redis 7.4 has it";
     "hrandfield" -2 READ ONE "hash" Keys(hashes::hrandfield) "Fields of a hash at random" "refused above 8 MiB, values included";
     "hscan" -3 READ ONE "hash" Keys(hashes::hscan) "Walks through the fields of a hash" "of small ones too it tells about COUNT a call";
     "hset" -4 GROW_FAST ONE "hash" Keys(hashes::hset) "Sets fields of a hash" "";
+    "hsetex" -6 GROW_FAST ONE "hash" Keys(field_expiry::hsetex) "Sets fields and when they expire" "as Redis 8.0 has it; all or none";
     "hsetnx" 4 GROW_FAST ONE "hash" Keys(hashes::hsetnx) "Sets a field that is not there" "";
     "hstrlen" 3 READ_FAST ONE "hash" Keys(hashes::hstrlen) "The length of the value of a field" "";
+    "httl" -5 READ_FAST ONE "hash" Keys(field_expiry::httl) "Seconds to live of fields" "as Redis 7.4 has it";
     "hvals" 2 READ ONE "hash" Keys(hashes::hvals) "All values of a hash" "in no order; refused above 8 MiB, names included";
     "incr" 2 GROW_FAST ONE "string" Keys(strings::incr) "Adds 1 to a counter" "";
     "incrby" 3 GROW_FAST ONE "string" Keys(strings::incrby) "Adds a number to a counter" "";

@@ -268,8 +268,12 @@ impl World {
             }
             let page = view.and_then(|view| view.sweep(&Bytes::new(), now_ms, 1000));
             match page {
-                Ok(page) if !page.expired.is_empty() => expired.push((*shard, page.expired)),
-                Ok(_) => {}
+                Ok(page) => {
+                    let keys = [page.expired, page.due].concat();
+                    if !keys.is_empty() {
+                        expired.push((*shard, keys));
+                    }
+                }
                 Err(error) => self.checks.violations.push(error.to_string()),
             }
         }

@@ -6,6 +6,7 @@
 //! large, but only ever between entries. How entries are grouped into runs can't be seen in the
 //! result: every decision depends on the entries and the state alone.
 
+use crate::deadlines::FREED_MOST;
 use crate::layout::{Kind, record_key};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
@@ -283,7 +284,8 @@ impl<M: Machine> Shard<M> {
         let mut freed = 0;
         for routing_key in keys {
             if self.state.descriptor.range.contains(routing_key) {
-                freed += u64::from(run.reclaim(routing_key, version)?);
+                let left = FREED_MOST.saturating_sub(freed);
+                freed += run.reclaim(routing_key, version, left)?;
             }
         }
         Ok(freed)

@@ -4,7 +4,7 @@
 //! in the place of each is kept until the next write begins.
 
 use crate::apply::ApplyError;
-use crate::collection::{Elements, encode_element};
+use crate::collection::{Header, encode_element};
 use crate::layout::{garbage_key, routing_key_of};
 use crate::recent::ChangeEvent;
 use crate::record::{Record, Type};
@@ -45,7 +45,7 @@ pub(crate) struct Changes {
     /// Elements were left that nobody reads any more.
     pub(crate) made_garbage: bool,
     /// Of reads: shard time by the clock, in milliseconds since 1970.
-    clock_ms: Option<u64>,
+    pub(crate) clock_ms: Option<u64>,
     /// A read has met a key that has expired by the clock, not yet by what is applied.
     pub(crate) expires_by_clock: bool,
     /// Places that scans of elements have looked at, those of removed ones too.
@@ -128,7 +128,7 @@ impl Changes {
     ) -> Result<Option<Record>, ApplyError> {
         let record = self.stored(before, data_key)?.filter(|record| !record.is_expired(now));
         if let (Some(record), Some(clock_ms)) = (&record, self.clock_ms) {
-            self.expires_by_clock |= record.expires_at_ms != 0 && record.expires_at_ms <= clock_ms;
+            self.expires_by_clock |= record.is_over_at(clock_ms);
         }
         Ok(record)
     }
@@ -145,13 +145,14 @@ impl Changes {
         let routing_key = routing_key_of(&data_key);
         // Where no collection ever had such elements, nothing is looked up.
         if self.incarnation > 0 {
-            let old = incarnation_in(self.stored(before, &data_key)?.as_ref())?;
+            let old = incarnations_in(self.stored(before, &data_key)?.as_ref())?;
             let new = match &change {
-                Change::Set(record) => incarnation_in(Some(record))?,
-                Change::Remove => None,
+                Change::Set(record) => incarnations_in(Some(record))?,
+                Change::Remove => [0, 0],
             };
-            if let Some(old) = old.filter(|old| Some(*old) != new) {
-                self.set_element(garbage_key(&routing_key, old), Some(encode_element(b"", b"")));
+            for old in old.into_iter().filter(|old| *old != 0 && !new.contains(old)) {
+                let mark = encode_element(b"", b"", 0);
+                self.set_element(garbage_key(&routing_key, old), Some(mark));
                 self.made_garbage = true;
             }
         }
@@ -253,17 +254,17 @@ impl Changes {
     }
 }
 
-/// The life of the elements that a record's collection has, if it is one that has such.
-pub(crate) fn incarnation_in(record: Option<&Record>) -> Result<Option<u64>, ApplyError> {
+/// The lives of the elements and of the deadlines that a record's collection has; 0 for none.
+pub(crate) fn incarnations_in(record: Option<&Record>) -> Result<[u64; 2], ApplyError> {
     match record {
-        Some(record) if record.kind != Type::String => Ok(Elements::incarnation_of(&record.value)?),
-        _ => Ok(None),
+        Some(record) if record.kind != Type::String => Ok(Header::incarnations_of(&record.value)?),
+        _ => Ok([0, 0]),
     }
 }
 
 /// Whether a collection's elements have records of their own.
 pub(crate) fn is_promoted(record: &Record) -> Result<bool, ApplyError> {
-    Ok(incarnation_in(Some(record))?.is_some())
+    Ok(incarnations_in(Some(record))?[0] != 0)
 }
 
 #[cfg(test)]

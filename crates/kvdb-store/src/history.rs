@@ -21,7 +21,7 @@
 
 use crate::layout::{Kind, kind_range, record_key, suffix_of};
 use crate::recent::ChangeEvent;
-use crate::record::{Record, Type};
+use crate::record::{ElementTimes, Record, Type};
 use crate::seal::{seal, unseal};
 use crate::shard::OpenError;
 use bytes::Bytes;
@@ -332,7 +332,13 @@ fn decode(content: Bytes) -> Result<Vec<ChangeEvent>, DecodeError> {
                 let kind = code.checked_sub(SET).and_then(Type::from_code);
                 let kind = kind.ok_or(DecodeError::unknown_tag("change", code))?;
                 let (expires_at_ms, value) = (input.varint()?, input.bytes()?);
-                Some(Record { version, expires_at_ms, kind, value })
+                Some(Record {
+                    version,
+                    expires_at_ms,
+                    elements: ElementTimes::default(),
+                    kind,
+                    value,
+                })
             }
         };
         events.push(ChangeEvent { version, routing_key, record });

@@ -28,6 +28,7 @@ pub mod bits;
 mod changes;
 mod collection;
 pub mod command;
+mod deadlines;
 pub mod geo;
 pub mod hash;
 mod history;
@@ -56,6 +57,7 @@ pub mod zset;
 pub use apply::{Applied, ApplyError, CommandOutcome, EntryOutcome};
 pub use changes::Direction;
 pub use command::{Command, Effect, check, effect_of};
+pub use deadlines::FREED_MOST;
 pub use machine::{ControlOutcome, Machine, NoControl};
 pub use measure::Measure;
 pub use membership::MembershipChange;
@@ -66,7 +68,7 @@ pub use read::{
     View, get, scan,
 };
 pub use recent::{ChangeEvent, ChangePage, EpochOver, Recent, WatchQuery};
-pub use record::{Record, RecordDamage, Type};
+pub use record::{ElementTimes, Record, RecordDamage, Type};
 pub use sessions::check_request;
 pub use shard::{OpenError, Shard};
 pub use snapshot::{ChunkReader, SnapshotError, SnapshotWriter, digest};

@@ -2,8 +2,9 @@
 
 use crate::apply::ApplyError;
 use crate::changes::{Change, Changes, Direction, Savepoint};
-use crate::command::{self, Effect, Fault};
+use crate::command::{self, Command, Effect, Fault};
 use crate::history::{Pending, Store};
+use crate::keys::Check;
 use crate::layout::{Kind, data_key, element_key, element_range, garbage_key, record_key};
 use crate::tx::Tx;
 use bytes::Bytes;
@@ -64,20 +65,22 @@ impl Overlay {
         self.changes.roll_back(to);
     }
 
-    /// Removes a key if it has expired at a version.
+    /// Removes a key if it has expired at a version, or elements of it that have, at most so many.
+    /// Returns how many things were freed.
     pub(crate) fn reclaim(
         &mut self,
-        routing_key: &[u8],
+        routing_key: &Bytes,
         version: Version,
-    ) -> Result<bool, ApplyError> {
+        most: u64,
+    ) -> Result<u64, ApplyError> {
         let key = data_key(routing_key);
-        let stored = self.changes.stored(&*self.before, &key)?;
-        let frees =
-            stored.is_some_and(|record| record.is_expired(version) || has(Bug::FreedThoughWritten));
-        if frees {
+        let Some(stored) = self.changes.stored(&*self.before, &key)? else { return Ok(0) };
+        if stored.is_expired(version) || has(Bug::FreedThoughWritten) {
             self.changes.change(&*self.before, key, version, Change::Remove)?;
+            return Ok(1);
         }
-        Ok(frees)
+        let operation = Operation::new(routing_key.clone(), Check.body());
+        Tx::new(&*self.before, &mut self.changes, &operation, version).free_due(most)
     }
 
     /// Frees the elements of a life of a key that is over, those before a place or all that are left.
@@ -233,20 +236,23 @@ pub fn on_nothing(operation: &Operation) -> OperationOutcome {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::changes::incarnation_in;
-    use crate::command::Command;
-    use crate::record::{Record, Type};
+    use crate::changes::incarnations_in;
+    use crate::record::{ElementTimes, Record, Type};
 
     /// The time of a trial run, in milliseconds since 1970.
     pub(crate) const NOW_MS: u64 = 1_000;
 
     pub(crate) fn record(value: &[u8], expires_at_ms: u64) -> Record {
         let value = Bytes::copy_from_slice(value);
-        Record { version: Version(1), expires_at_ms, kind: Type::String, value }
+        let elements = ElementTimes::default();
+        Record { version: Version(1), expires_at_ms, elements, kind: Type::String, value }
     }
 
     /// Keys, and what commands make of them.
-    pub(crate) struct Trial(Overlay);
+    pub(crate) struct Trial {
+        overlay: Overlay,
+        now_ms: u64,
+    }
 
     impl Trial {
         pub(crate) fn new(there: &[(&'static str, Record)]) -> Self {
@@ -255,7 +261,7 @@ pub(crate) mod tests {
                 let change = Change::Set(record.clone());
                 overlay.changes.records.insert(data_key(key.as_bytes()), change);
             }
-            Trial(overlay)
+            Trial { overlay, now_ms: NOW_MS }
         }
 
         pub(crate) fn run(
@@ -269,34 +275,55 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn carry_out(&mut self, operation: &Operation) -> OperationOutcome {
-            self.0.begin();
-            let version = Version::from_millis(NOW_MS);
-            self.0.carry_out(operation, version).expect("nothing is damaged")
+            self.overlay.begin();
+            let version = Version::from_millis(self.now_ms);
+            self.overlay.carry_out(operation, version).expect("nothing is damaged")
+        }
+
+        /// Lets time go by, in milliseconds.
+        pub(crate) fn advance(&mut self, ms: u64) {
+            self.now_ms += ms;
+        }
+
+        pub(crate) fn now_ms(&self) -> u64 {
+            self.now_ms
+        }
+
+        /// Frees what has expired of a key, at most so many elements; returns how much that was.
+        pub(crate) fn reclaim(&mut self, key: &'static str, most: u64) -> u64 {
+            let version = Version::from_millis(self.now_ms);
+            self.overlay.reclaim(&key.into(), version, most).expect("it is sound")
+        }
+
+        /// When elements of a key expire, as its record says.
+        pub(crate) fn element_times(&mut self, key: &str) -> Option<ElementTimes> {
+            self.record(key).map(|record| record.elements)
         }
 
         /// Frees what is garbage of a key, so many elements at a time; returns how many there were.
         pub(crate) fn free(&mut self, key: &str, incarnation: u64) -> u64 {
-            self.0.free_elements(key.as_bytes(), incarnation, None).expect("it is sound")
+            self.overlay.free_elements(key.as_bytes(), incarnation, None).expect("it is sound")
         }
 
         /// Whether a key's elements have records of their own, and of which life.
         pub(crate) fn incarnation(&mut self, key: &str) -> Option<u64> {
-            incarnation_in(self.record(key).as_ref()).expect("it is sound")
+            let [incarnation, _] = incarnations_in(self.record(key).as_ref()).expect("it is sound");
+            Some(incarnation).filter(|incarnation| *incarnation != 0)
         }
 
         /// How many elements and garbage records are kept.
         pub(crate) fn elements(&self) -> usize {
-            self.0.changes.elements.values().flatten().count()
+            self.overlay.changes.elements.values().flatten().count()
         }
 
         /// How many places scans of elements have looked at so far.
         pub(crate) fn elements_looked_at(&self) -> u64 {
-            self.0.changes.looked_at.get()
+            self.overlay.changes.looked_at.get()
         }
 
         fn record(&mut self, key: &str) -> Option<Record> {
-            let now = Version::from_millis(NOW_MS);
-            let found = self.0.changes.current(&Nothing, &data_key(key.as_bytes()), now);
+            let now = Version::from_millis(self.now_ms);
+            let found = self.overlay.changes.current(&Nothing, &data_key(key.as_bytes()), now);
             found.expect("it is sound")
         }
 
@@ -307,7 +334,7 @@ pub(crate) mod tests {
 
         /// How many changes were made.
         pub(crate) fn changes(&self) -> usize {
-            self.0.changes.events.len()
+            self.overlay.changes.events.len()
         }
     }
 }

@@ -113,7 +113,9 @@ pub struct ScanPage {
 pub struct SweepPage {
     /// Routing keys of records that have expired.
     pub expired: Vec<Bytes>,
-    /// When the first of the others expires, in milliseconds since 1970.
+    /// Routing keys of collections that are there, and have elements that have expired.
+    pub due: Vec<Bytes>,
+    /// When the first of the others expires, or of their elements, in milliseconds since 1970.
     pub soonest_ms: Option<u64>,
     /// The routing key to go on from, or `None` at the end of the shard.
     pub next: Option<Bytes>,
@@ -387,9 +389,15 @@ impl<'a> View<'a> {
             if is_past(&record, now_ms) {
                 // Not a slice of the engine's block, which may be large.
                 page.expired.push(Bytes::copy_from_slice(&routing_key));
-            } else if record.expires_at_ms != 0 {
-                let soonest = page.soonest_ms.unwrap_or(u64::MAX);
-                page.soonest_ms = Some(soonest.min(record.expires_at_ms));
+            } else if let Some(due_ms) = record.due_ms() {
+                let soonest_ms = match due_ms <= now_ms {
+                    true => {
+                        page.due.push(Bytes::copy_from_slice(&routing_key));
+                        Some(record.expires_at_ms).filter(|at| *at != 0)
+                    }
+                    false => Some(due_ms),
+                };
+                page.soonest_ms = page.soonest_ms.into_iter().chain(soonest_ms).min();
             }
         }
         Ok(page)
@@ -397,7 +405,7 @@ impl<'a> View<'a> {
 }
 
 fn is_past(record: &Record, now_ms: u64) -> bool {
-    record.expires_at_ms != 0 && record.expires_at_ms <= now_ms
+    record.is_over_at(now_ms)
 }
 
 /// The range from `next`, which wasn't taken, on.

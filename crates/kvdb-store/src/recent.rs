@@ -216,6 +216,7 @@ mod tests {
         let record = Record {
             version: Version(version),
             expires_at_ms: 0,
+            elements: Default::default(),
             kind: crate::record::Type::String,
             value: Bytes::from(vec![key]),
         };

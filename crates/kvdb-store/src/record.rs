@@ -3,8 +3,8 @@
 //! ```text
 //! crc32c (u32)    over the routing key and all that follows
 //! format (u8)     2
-//! type (u8)       see [`Type`]; 128 is added if it expires
-//! version (u64)   [expires_at_ms (u64)]  payload
+//! type (u8)       see [`Type`]; 128 is added if it expires, 64 if elements of it do
+//! version (u64)   [expires_at_ms (u64)]  [first_ms (u64)  last_ms (u64)]  payload
 //! ```
 //!
 //! The payload of a string is its value; that of a collection stands in `collection`.
@@ -18,6 +18,7 @@ use thiserror::Error;
 
 const FORMAT: u8 = 2;
 const EXPIRES: u8 = 128;
+const ELEMENTS_EXPIRE: u8 = 64;
 const HEADER_BYTES: usize = 14;
 
 /// What a key holds.
@@ -58,6 +59,15 @@ impl Type {
     }
 }
 
+/// When elements of a collection expire, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ElementTimes {
+    /// The first of them does, or has done so and wasn't freed yet; 0 if none ever does.
+    pub first_ms: u64,
+    /// The last of all elements does; 0 if some never do.
+    pub last_ms: u64,
+}
+
 /// What a key holds, with its version and expiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -65,6 +75,8 @@ pub struct Record {
     pub version: Version,
     /// Milliseconds since 1970 by shard time; 0 for never.
     pub expires_at_ms: u64,
+    /// The same of its elements, where they expire by themselves.
+    pub elements: ElementTimes,
     /// What it is.
     pub kind: Type,
     /// The value of a string; of a collection what its header keeps.
@@ -95,9 +107,19 @@ pub enum RecordDamage {
 }
 
 impl Record {
-    /// Whether it has expired at a shard time.
+    /// Whether it has expired at a shard time, or its last element has.
     pub fn is_expired(&self, shard_time: Version) -> bool {
-        self.expires_at_ms != 0 && self.expires_at_ms <= shard_time.millis()
+        self.is_over_at(shard_time.millis())
+    }
+
+    /// The same at a time in milliseconds since 1970.
+    pub fn is_over_at(&self, now_ms: u64) -> bool {
+        [self.expires_at_ms, self.elements.last_ms].into_iter().any(|at| at != 0 && at <= now_ms)
+    }
+
+    /// When it, or an element of it, is to be freed: milliseconds since 1970; `None` for never.
+    pub fn due_ms(&self) -> Option<u64> {
+        [self.expires_at_ms, self.elements.first_ms].into_iter().filter(|at| *at != 0).min()
     }
 
     /// The value, if it is a string.
@@ -106,13 +128,20 @@ impl Record {
     }
 
     pub(crate) fn encode(&self, routing_key: &[u8]) -> Bytes {
-        let mut out = BytesMut::with_capacity(HEADER_BYTES + 8 + self.value.len());
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + 24 + self.value.len());
+        let (expires, elements_expire) = (self.expires_at_ms != 0, self.elements.first_ms != 0);
         out.put_u32_le(0);
         out.put_u8(FORMAT);
-        out.put_u8(self.kind as u8 | if self.expires_at_ms != 0 { EXPIRES } else { 0 });
+        let expiries =
+            (u8::from(expires) * EXPIRES) | (u8::from(elements_expire) * ELEMENTS_EXPIRE);
+        out.put_u8(self.kind as u8 | expiries);
         out.put_u64_le(self.version.0);
-        if self.expires_at_ms != 0 {
+        if expires {
             out.put_u64_le(self.expires_at_ms);
+        }
+        if elements_expire {
+            out.put_u64_le(self.elements.first_ms);
+            out.put_u64_le(self.elements.last_ms);
         }
         out.put_slice(&self.value);
         let crc = checksum(routing_key, &out[4..]);
@@ -130,23 +159,25 @@ impl Record {
             return Err(damaged());
         }
         let (format, code) = (bytes[4], bytes[5]);
-        let unknown = || RecordDamage::Unknown { record: name(), format, kind: code & !EXPIRES };
+        let kind = code & !(EXPIRES | ELEMENTS_EXPIRE);
+        let unknown = || RecordDamage::Unknown { record: name(), format, kind };
         if format != FORMAT {
             return Err(unknown());
         }
-        let kind = Type::from_code(code & !EXPIRES).ok_or_else(unknown)?;
-        let number = |at: usize| {
+        let kind = Type::from_code(kind).ok_or_else(unknown)?;
+        let mut at = 6;
+        let mut number = || {
             let raw = bytes.get(at..at + 8).and_then(|raw| raw.try_into().ok());
+            at += 8;
             raw.map(u64::from_le_bytes).ok_or_else(damaged)
         };
-        let expires = code & EXPIRES != 0;
-        let payload = if expires { HEADER_BYTES + 8 } else { HEADER_BYTES };
-        Ok(Record {
-            version: Version(number(6)?),
-            expires_at_ms: if expires { number(HEADER_BYTES)? } else { 0 },
-            kind,
-            value: bytes.slice(payload..),
-        })
+        let version = Version(number()?);
+        let expires_at_ms = if code & EXPIRES != 0 { number()? } else { 0 };
+        let elements = match code & ELEMENTS_EXPIRE != 0 {
+            true => ElementTimes { first_ms: number()?, last_ms: number()? },
+            false => ElementTimes::default(),
+        };
+        Ok(Record { version, expires_at_ms, elements, kind, value: bytes.slice(at..) })
     }
 }
 
@@ -159,14 +190,17 @@ mod tests {
     use super::*;
 
     fn string(value: Bytes) -> Record {
-        Record { version: Version(1), expires_at_ms: 0, kind: Type::String, value }
+        let elements = ElementTimes::default();
+        Record { version: Version(1), expires_at_ms: 0, elements, kind: Type::String, value }
     }
 
     #[test]
     fn every_flipped_bit_of_a_record_is_found() {
-        for expires_at_ms in [0, 5] {
+        for (expires_at_ms, first_ms) in [(0, 0), (5, 0), (0, 6), (5, 6)] {
             let value = Bytes::from_static(b"value");
-            let record = Record { version: Version(77), expires_at_ms, kind: Type::Hash, value };
+            let elements = ElementTimes { first_ms, last_ms: first_ms * 2 };
+            let version = Version(77);
+            let record = Record { version, expires_at_ms, elements, kind: Type::Hash, value };
             let bytes = record.encode(b"key");
             assert_eq!(Record::decode(b"key", &bytes).unwrap(), record);
             for bit in 0..bytes.len() * 8 {

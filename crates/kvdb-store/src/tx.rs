@@ -4,11 +4,11 @@
 //! before ([`Changes`]) over the volume as it was.
 
 use crate::apply::ApplyError;
-use crate::changes::{Change, Changes, Direction, incarnation_in};
-use crate::collection::{Elements, decode_element, encode_element};
+use crate::changes::{Change, Changes, Direction, incarnations_in};
+use crate::collection::{Deadlines, Elements, Header, decode_element, encode_element};
 use crate::command::{self, CHANGED_MOST, Done, Fault, wrong};
 use crate::layout::{data_key, element_key, element_prefix_len, element_range};
-use crate::record::{Record, Type};
+use crate::record::{ElementTimes, Record, Type};
 use crate::zset;
 use bytes::Bytes;
 use kvdb_engine::Snapshot;
@@ -22,15 +22,24 @@ use std::ops::Bound;
 /// ([`Tx::store`]).
 #[derive(Clone, Debug)]
 pub struct Collection {
-    kind: Type,
-    expires_at_ms: u64,
+    pub(crate) kind: Type,
+    pub(crate) expires_at_ms: u64,
     pub(crate) elements: Elements,
+    pub(crate) deadlines: Deadlines,
+    /// Of the elements with records of their own some are over.
+    pub(crate) has_due: bool,
 }
 
 impl Collection {
     /// One without elements, and without an end to its life.
     pub(crate) fn new(kind: Type) -> Self {
-        Collection { kind, expires_at_ms: 0, elements: Elements::Inline(BTreeMap::new()) }
+        Collection {
+            kind,
+            expires_at_ms: 0,
+            elements: Elements::Inline(BTreeMap::new()),
+            deadlines: Deadlines::default(),
+            has_due: false,
+        }
     }
 
     /// One without elements in place of it, that lives as long.
@@ -43,7 +52,8 @@ impl Collection {
         matches!(self.elements, Elements::Promoted { .. })
     }
 
-    /// How many elements it has.
+    /// How many elements it has; those that are over and weren't freed yet are counted too, see
+    /// [`Tx::count`].
     pub fn count(&self) -> u64 {
         self.elements.count()
     }
@@ -52,8 +62,8 @@ impl Collection {
 /// What one command sees and changes: the keys of its operation, by their place in it (0 is the
 /// operation's own), as of its version.
 pub struct Tx<'a> {
-    before: &'a dyn Snapshot,
-    changes: &'a mut Changes,
+    pub(crate) before: &'a dyn Snapshot,
+    pub(crate) changes: &'a mut Changes,
     operation: &'a Operation,
     own: Bytes,
     version: Version,
@@ -141,7 +151,7 @@ impl<'a> Tx<'a> {
         self.routing_key(place).len()
     }
 
-    fn routing_key(&self, place: usize) -> &'a Bytes {
+    pub(crate) fn routing_key(&self, place: usize) -> &'a Bytes {
         match place.checked_sub(1) {
             None => &self.operation.key,
             // A row says how many keys its command has, and that was checked.
@@ -201,17 +211,14 @@ impl<'a> Tx<'a> {
         value: Bytes,
         expires_at_ms: u64,
     ) -> Result<(), ApplyError> {
-        self.put(place, Type::String, value, expires_at_ms)
+        let elements = ElementTimes::default();
+        let kind = Type::String;
+        self.put(place, Record { version: self.version, expires_at_ms, elements, kind, value })
     }
 
-    fn put(
-        &mut self,
-        place: usize,
-        kind: Type,
-        value: Bytes,
-        expires_at_ms: u64,
-    ) -> Result<(), ApplyError> {
-        let record = Record { version: self.version, expires_at_ms, kind, value };
+    /// A record under a key, with the command's version, unless it has expired already.
+    fn put(&mut self, place: usize, record: Record) -> Result<(), ApplyError> {
+        let record = Record { version: self.version, ..record };
         let gone = record.is_expired(self.version);
         self.change(place, if gone { Change::Remove } else { Change::Set(record) })
     }
@@ -229,7 +236,7 @@ impl<'a> Tx<'a> {
         record: Record,
         expires_at_ms: u64,
     ) -> Result<(), ApplyError> {
-        self.put(place, record.kind, record.value, expires_at_ms)
+        self.put(place, Record { expires_at_ms, ..record })
     }
 
     /// Removes a key.
@@ -258,15 +265,29 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn copy(&mut self, from: usize, record: Record, to: usize) -> Result<(), Fault> {
-        let incarnation = incarnation_in(Some(&record))?;
-        let Record { kind, expires_at_ms, value, .. } = record;
-        let Some(incarnation) = incarnation else {
-            return Ok(self.put(to, kind, value, expires_at_ms)?);
-        };
-        let elements = Elements::decode(&value).map_err(ApplyError::from)?;
-        if elements.count() > CHANGED_MOST {
+        if incarnations_in(Some(&record))?[0] == 0 {
+            return Ok(self.put(to, record)?);
+        }
+        let mut header = Header::decode(&record.value).map_err(ApplyError::from)?;
+        if header.elements.count() > CHANGED_MOST {
             return Err(wrong(TOO_MANY_ELEMENTS));
         }
+        if let Elements::Promoted { incarnation, .. } = &mut header.elements {
+            *incarnation = self.copy_elements(from, *incarnation, to)?;
+        }
+        if header.deadlines.order != 0 {
+            header.deadlines.order = self.copy_elements(from, header.deadlines.order, to)?;
+        }
+        Ok(self.put(to, Record { value: header.encode(), ..record })?)
+    }
+
+    /// Copies the elements of an incarnation; returns that of the copies.
+    fn copy_elements(
+        &mut self,
+        from: usize,
+        incarnation: u64,
+        to: usize,
+    ) -> Result<u64, ApplyError> {
         let (source, target) = (self.routing_key(from), self.routing_key(to));
         let prefix = element_prefix_len(source, incarnation);
         let mut copied = Vec::new();
@@ -279,8 +300,7 @@ impl<'a> Tx<'a> {
         for (place, stored) in copied {
             self.changes.set_element(element_key(target, incarnation, &place), Some(stored));
         }
-        let elements = Elements::Promoted { incarnation, count: elements.count() };
-        Ok(self.put(to, kind, elements.encode(), expires_at_ms)?)
+        Ok(incarnation)
     }
 
     /// The collection that a key holds.
@@ -295,8 +315,7 @@ impl<'a> Tx<'a> {
         if record.kind != kind {
             return Err(wrong(WRONG_TYPE));
         }
-        let elements = Elements::decode(&record.value).map_err(ApplyError::from)?;
-        Ok(Some(Collection { kind, expires_at_ms: record.expires_at_ms, elements }))
+        Ok(Some(self.open(place, &record)?))
     }
 
     /// The same, or a new one without elements.
@@ -323,17 +342,10 @@ impl<'a> Tx<'a> {
         collection: &Collection,
         element: &[u8],
     ) -> Result<Option<Bytes>, ApplyError> {
-        match &collection.elements {
-            Elements::Inline(elements) => Ok(elements.get(element).cloned()),
-            Elements::Promoted { incarnation, .. } => {
-                let key = element_key(self.routing_key(place), *incarnation, element);
-                let stored = self.changes.stored_element(self.before, &key)?;
-                Ok(stored.map(|stored| decode_element(element, &stored)).transpose()?)
-            }
-        }
+        Ok(self.element_until(place, collection, element)?.map(|(payload, _)| payload))
     }
 
-    /// Sets an element. Returns whether it is new.
+    /// Sets an element, without a deadline. Returns whether it is new.
     ///
     /// # Errors
     /// If what is there can't be read.
@@ -347,16 +359,7 @@ impl<'a> Tx<'a> {
         element: Bytes,
         payload: Bytes,
     ) -> Result<bool, ApplyError> {
-        match &mut collection.elements {
-            Elements::Inline(elements) => Ok(elements.insert(element, payload).is_none()),
-            Elements::Promoted { incarnation, count } => {
-                let key = element_key(self.routing_key(place), *incarnation, &element);
-                let is_new = self.changes.stored_element(self.before, &key)?.is_none();
-                *count += u64::from(is_new);
-                self.changes.set_element(key, Some(encode_element(&element, &payload)));
-                Ok(is_new)
-            }
-        }
+        self.set_element_until(place, collection, element, payload, 0)
     }
 
     /// Removes an element. Returns whether it was there.
@@ -372,18 +375,15 @@ impl<'a> Tx<'a> {
         collection: &mut Collection,
         element: &[u8],
     ) -> Result<bool, ApplyError> {
-        match &mut collection.elements {
-            Elements::Inline(elements) => Ok(elements.remove(element).is_some()),
-            Elements::Promoted { incarnation, count } => {
-                let key = element_key(self.routing_key(place), *incarnation, element);
-                if self.changes.stored_element(self.before, &key)?.is_none() {
-                    return Ok(false);
-                }
-                *count = count.saturating_sub(1);
-                self.changes.set_element(key, None);
-                Ok(true)
-            }
+        let Some(deadline_ms) = self.deadline(place, collection, element)? else {
+            return Ok(false);
+        };
+        // One that is over isn't there, and goes when it is freed.
+        if self.is_past(deadline_ms) {
+            return Ok(false);
         }
+        self.forget(place, collection, element, deadline_ms);
+        Ok(true)
     }
 
     /// Elements with their payloads, ascending, from a place on (inclusive), while `more` says so.
@@ -448,8 +448,8 @@ impl<'a> Tx<'a> {
                 }
                 self.changes.scan_elements(self.before, &range, direction, |key, stored| {
                     let element = key.slice(prefix..);
-                    let payload = decode_element(&element, &stored)?;
-                    more(element, payload)
+                    let (payload, deadline_ms) = decode_element(&element, &stored)?;
+                    if self.is_past(deadline_ms) { Ok(true) } else { more(element, payload) }
                 })
             }
         }
@@ -465,7 +465,8 @@ impl<'a> Tx<'a> {
     ) {
         let Elements::Promoted { incarnation, .. } = &collection.elements else { return };
         let key = element_key(self.routing_key(place), *incarnation, element);
-        self.changes.set_element(key, payload.map(|payload| encode_element(element, &payload)));
+        let stored = payload.map(|payload| encode_element(element, &payload, 0));
+        self.changes.set_element(key, stored);
     }
 
     /// Stores a collection that was changed: its elements get records of their own if they have
@@ -484,8 +485,11 @@ impl<'a> Tx<'a> {
         if collection.elements.are_too_many() {
             collection = self.promote(place, collection)?;
         }
-        let Collection { kind, expires_at_ms, elements } = collection;
-        self.put(place, kind, elements.encode(), expires_at_ms)
+        let times = self.element_times(place, &collection)?;
+        let Collection { kind, expires_at_ms, elements, deadlines, .. } = collection;
+        let value = Header { elements, deadlines }.encode();
+        let version = self.version;
+        self.put(place, Record { version, expires_at_ms, elements: times, kind, value })
     }
 
     /// Gives each element of a collection a record of its own.
@@ -494,17 +498,20 @@ impl<'a> Tx<'a> {
         place: usize,
         collection: Collection,
     ) -> Result<Collection, ApplyError> {
-        let Collection { kind, expires_at_ms, elements } = collection;
-        let Elements::Inline(inline) = elements else {
-            return Ok(Collection { kind, expires_at_ms, elements });
-        };
+        let Elements::Inline(inline) = collection.elements else { return Ok(collection) };
+        let (kind, deadlines) = (collection.kind, collection.deadlines.inline);
         let incarnation = self.changes.next_incarnation();
-        let elements = Elements::Promoted { incarnation, count: 0 };
-        let mut promoted = Collection { kind, expires_at_ms, elements };
+        let mut promoted = Collection {
+            expires_at_ms: collection.expires_at_ms,
+            elements: Elements::Promoted { incarnation, count: 0 },
+            ..Collection::new(kind)
+        };
         match kind {
             Type::String | Type::Hash | Type::Set => {
                 for (element, payload) in &inline {
-                    self.set_element(place, &mut promoted, element.clone(), payload.clone())?;
+                    let until = deadlines.get(element).copied().unwrap_or(0);
+                    let (element, payload) = (element.clone(), payload.clone());
+                    self.set_element_until(place, &mut promoted, element, payload, until)?;
                 }
             }
             Type::List | Type::SortedSet => {

@@ -183,7 +183,7 @@ pub(crate) fn choose(
     choice: Choice,
     seed: u64,
 ) -> Result<Vec<(Bytes, Bytes)>, Fault> {
-    let there = collection.count();
+    let there = tx.count(place, collection)?;
     let wanted = match choice {
         Choice::Distinct(count) if count >= there => {
             return Ok(part(tx, place, collection, 0, 0)?.1);

@@ -476,6 +476,43 @@ fn kvdb(dev: &Dev, words: &[&str], input: &str) -> std::process::Output {
     child.wait_with_output().unwrap()
 }
 
+/// Asks until this is the answer.
+fn wait_for(client: &mut Client, line: &str, wanted: &str) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.ask(line);
+        if answer == wanted {
+            return;
+        }
+        assert!(Instant::now() < until, "{line} still says {answer}");
+    }
+}
+
+#[test]
+fn a_field_that_expires_is_gone_for_everybody_and_the_last_one_takes_the_key_along() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for count in [3, 500] {
+        let fields: Vec<String> = (0..count).map(|n| format!("f{n} v")).collect();
+        client.ask(&format!("hset h {}", fields.join(" ")));
+        assert_eq!(client.ask("hpexpire h 300 fields 2 f0 nothing"), "*2\r\n:1\r\n:-2\r\n");
+        wait_for(&mut client, "hget h f0", "$-1\r\n");
+        assert_eq!(client.ask("hlen h"), format!(":{}\r\n", count - 1));
+        assert_eq!(client.ask("httl h fields 2 f0 f1"), "*2\r\n:-2\r\n:-1\r\n");
+        assert_eq!(client.ask("hexists h f0"), ":0\r\n");
+        assert_eq!(client.ask("hsetex h fnx px 300 fields 1 f0 new"), ":1\r\n");
+        assert_eq!(client.ask("hgetex h persist fields 1 f0"), "*1\r\n$3\r\nnew\r\n");
+        assert_eq!(client.ask("httl h fields 1 f0"), "*1\r\n:-1\r\n");
+        let names: Vec<String> = (0..count).map(|n| format!("f{n}")).collect();
+        client.send(format!("hpexpire h 300 fields {count} {}\r\n", names.join(" ")).as_bytes());
+        (0..=count).for_each(|_| drop(client.line()));
+        wait_for(&mut client, "exists h", ":0\r\n");
+        assert_eq!(client.ask("type h"), "+none\r\n");
+        assert_eq!(client.ask("setnx h x"), ":1\r\n");
+        assert_eq!(client.ask("del h"), ":1\r\n");
+    }
+}
+
 #[test]
 fn an_export_to_tsv_names_a_hash_and_leaves_it_out_only_if_it_is_told_to() {
     let dev = Dev::start();

@@ -152,8 +152,8 @@ impl Changes {
             (known, SHARD_BYTES.min(TOTAL_BYTES / shards.len().max(1)))
         };
         for record in events.iter().filter_map(|event| event.record.as_ref()) {
-            if record.expires_at_ms != 0 {
-                known.note_expiry(record.expires_at_ms);
+            if let Some(due_ms) = record.due_ms() {
+                known.note_expiry(due_ms);
             }
         }
         if made_garbage {

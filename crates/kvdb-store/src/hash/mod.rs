@@ -3,6 +3,12 @@
 //! A field is an element whose payload is its value. Its place is a hash of its name and the name
 //! (`unordered`).
 
+mod expiry;
+
+pub use expiry::{
+    ExpireFields, FieldCondition, FieldDeadlines, GetAndExpire, PersistFields, SetUntil, Take,
+};
+
 use crate::command::{Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
 use crate::record::Type;
 use crate::string::{decimal, parse_counter};
@@ -138,12 +144,15 @@ impl Command for Increment {
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
         let mut hash = tx.collection_or_new(0, Type::Hash)?;
-        let before = match tx.element(0, &hash, &place_of(&self.field))? {
-            None => 0,
-            Some(value) => parse_counter(&value).ok_or(wrong(FIELD_NOT_A_NUMBER))?,
+        let place = place_of(&self.field);
+        let (before, until_ms) = match tx.element_until(0, &hash, &place)? {
+            None => (0, 0),
+            Some((value, until_ms)) => {
+                (parse_counter(&value).ok_or(wrong(FIELD_NOT_A_NUMBER))?, until_ms)
+            }
         };
         let after = before.checked_add(self.delta).ok_or(wrong(OVERFLOW))?;
-        tx.set_element(0, &mut hash, place_of(&self.field), after.to_string().into())?;
+        tx.set_element_until(0, &mut hash, place, after.to_string().into(), until_ms)?;
         tx.store(0, hash)?;
         Ok(Done::APPLIED.with(Reply::Integer(after)))
     }
@@ -182,14 +191,15 @@ impl Command for IncrementFloat {
             why => wrong(why),
         })?;
         let mut hash = tx.collection_or_new(0, Type::Hash)?;
-        let before = tx.element(0, &hash, &place_of(&self.field))?;
-        let before = before.as_deref().unwrap_or(b"0");
-        let sum = decimal::add(before, &self.delta).map_err(|why| match why {
+        let place = place_of(&self.field);
+        let before = tx.element_until(0, &hash, &place)?;
+        let (before, until_ms) = before.unwrap_or((Bytes::from_static(b"0"), 0));
+        let sum = decimal::add(&before, &self.delta).map_err(|why| match why {
             NOT_A_FLOAT => wrong(FIELD_NOT_A_FLOAT),
             why => wrong(why),
         })?;
         let sum = Bytes::from(sum);
-        tx.set_element(0, &mut hash, place_of(&self.field), sum.clone())?;
+        tx.set_element_until(0, &mut hash, place, sum.clone(), until_ms)?;
         tx.store(0, hash)?;
         Ok(Done::APPLIED.with(Reply::Bytes(sum)))
     }
@@ -247,9 +257,10 @@ impl Command for Length {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let hash = tx.collection(0, Type::Hash)?;
-        let count = hash.as_ref().map_or(0, |hash| hash.count() as i64);
-        Ok(Done { applied: hash.is_some(), reply: Reply::Integer(count) })
+        let Some(hash) = tx.collection(0, Type::Hash)? else {
+            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
+        };
+        Ok(Done::APPLIED.with(Reply::Integer(tx.count(0, &hash)? as i64)))
     }
 }
 
@@ -567,3 +578,6 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod expiry_tests;

@@ -134,16 +134,17 @@ impl Command for Pop {
         let Some(mut set) = tx.collection(0, Type::Set)? else {
             return Ok(Done::NOT_APPLIED.with(nothing()));
         };
-        let wanted = self.count.unwrap_or(1).min(set.count());
+        let there = tx.count(0, &set)?;
+        let wanted = self.count.unwrap_or(1).min(there);
         if wanted == 0 {
             return Ok(Done::NOT_APPLIED.with(nothing()));
         }
         // A set that goes as a whole takes one step.
-        if wanted < set.count() && wanted > CHANGED_MOST {
+        if wanted < there && wanted > CHANGED_MOST {
             return Err(wrong(RESULT_TOO_LARGE));
         }
         let chosen = choose(tx, 0, &set, Choice::Distinct(wanted), self.seed)?;
-        if chosen.len() as u64 == set.count() {
+        if chosen.len() as u64 == there {
             tx.remove(0)?;
         } else {
             for (place, _) in &chosen {
@@ -252,9 +253,10 @@ impl Command for Length {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let set = tx.collection(0, Type::Set)?;
-        let count = set.as_ref().map_or(0, |set| set.count() as i64);
-        Ok(Done { applied: set.is_some(), reply: Reply::Integer(count) })
+        let Some(set) = tx.collection(0, Type::Set)? else {
+            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
+        };
+        Ok(Done::APPLIED.with(Reply::Integer(tx.count(0, &set)? as i64)))
     }
 }
 
@@ -334,7 +336,7 @@ const INTEGERS_MOST: u64 = 512;
 
 /// How Redis would keep a set: as whole numbers while it has few members and nothing else.
 pub(crate) fn encoding(tx: &Tx<'_>, set: &Collection) -> Result<&'static str, Fault> {
-    if set.count() > INTEGERS_MOST {
+    if tx.count(0, set)? > INTEGERS_MOST {
         return Ok("hashtable");
     }
     let mut are_integers = true;

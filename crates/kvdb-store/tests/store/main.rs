@@ -1,5 +1,6 @@
 //! The shard from outside: stories, a model to compare with, and snapshots.
 
+mod deadlines;
 mod history;
 mod model;
 mod reads;
