@@ -182,6 +182,22 @@ impl AdminClient {
         Ok(starts!(self, replace_node, proto::ReplaceNodeRequest { node_id: node.0 }))
     }
 
+    /// Takes the next start of a node that is refused for an older copy of its directory, so that shards can be
+    /// recovered from it.
+    ///
+    /// # Errors
+    /// [`Error`]: also where the node runs.
+    pub async fn accept_copy(&self, node: NodeId) -> Result<MapVersion, Error> {
+        let message = proto::AcceptCopyRequest { node_id: node.0 };
+        // Not twice: it may have started meanwhile.
+        let answer = self
+            .call(Manner::write(false), &message, |mut coordinator, request| async move {
+                coordinator.accept_copy(request).await
+            })
+            .await?;
+        Ok(MapVersion(answer.map_version))
+    }
+
     /// What it would mean to let a shard that has lost its majority go on from the replica on a
     /// node; `confirm` has it done.
     ///

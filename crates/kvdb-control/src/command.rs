@@ -203,6 +203,11 @@ pub enum ControlCommand {
         /// Made with its data directory.
         token: u128,
     },
+    /// The next start of a node is taken for an older copy, to recover shards from.
+    AcceptCopy {
+        /// Which.
+        node: NodeId,
+    },
 }
 
 /// What a command came to.
@@ -475,7 +480,8 @@ pub enum ControlError {
     #[error(
         "node {0} has run on since this copy of its data directory was made: what it has promised after that isn't \
          here, and it must not run on it. Start it with its newest directory; if that is lost, `kvdb admin replace {0}` \
-         and start a new node with an empty directory"
+         and start a new node with an empty directory. Where shards have lost their majority that way: `kvdb admin \
+         accept-copy --help`"
     )]
     OlderDirectory(NodeId),
     /// Nobody knows yet who the coordinators are.
@@ -488,6 +494,18 @@ pub enum ControlError {
         nodes_words(.0)
     )]
     AwaitsNodes(Vec<NodeId>),
+    /// Its directory can't be an older one: it runs.
+    #[error(
+        "node {node} is {}: only the copy of a node that is refused can be accepted. It is DEAD some seconds after its \
+         process has ended",
+        status_word(*status)
+    )]
+    NodeRuns {
+        /// The node.
+        node: NodeId,
+        /// How it is.
+        status: NodeStatus,
+    },
     /// A recovery that isn't newer than the last one.
     #[error("the coordinators are of generation {known} already; {told} isn't newer")]
     OldGeneration {

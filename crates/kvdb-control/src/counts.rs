@@ -58,6 +58,7 @@ impl ControlState {
             let votes = |replica: &&Replica| {
                 matches!(replica.role, Role::Voter | Role::Incoming)
                     && self.is_there(replica.node_id)
+                    && self.map.takes_part(replica)
             };
             let replicas = descriptor.replicas.iter().filter(votes).count() as u32;
             let wanted = self.wanted(descriptor);

@@ -152,6 +152,7 @@ mod tests {
             address: "a:1".into(),
             zone: String::new(),
             status,
+            least_replica: Default::default(),
         }));
         map
     }

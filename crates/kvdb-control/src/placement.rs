@@ -52,6 +52,7 @@ mod tests {
     fn node(id: u64, zone: &str) -> NodeRecord {
         NodeRecord {
             node_id: NodeId(id),
+            least_replica: Default::default(),
             address: format!("127.0.0.1:{id}"),
             zone: zone.to_owned(),
             status: NodeStatus::Alive,

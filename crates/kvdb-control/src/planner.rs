@@ -12,7 +12,8 @@ use crate::preference::Reason;
 use crate::standings::Loads;
 use crate::state::ControlState;
 use kvdb_model::{
-    NodeId, NodeRecord, NodeStatus, OperatorId, Role, ShardDescriptor, ShardId, ShardRecord,
+    NodeId, NodeRecord, NodeStatus, OperatorId, Replica, Role, ShardDescriptor, ShardId,
+    ShardRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -160,6 +161,13 @@ impl Planner {
         }
         if !state.map().has_majority(descriptor) {
             return format!("it has lost its majority: {FORCE}");
+        }
+        let forgotten = descriptor.replicas.iter().find(|replica| !state.map().takes_part(replica));
+        if let Some(Replica { node_id, .. }) = forgotten {
+            return format!(
+                "its replica on node {node_id} is from an older copy of a directory and takes no part: `kvdb admin \
+                 set-replicas {shard} NODE...` without that node, and then with it again"
+            );
         }
         let status = |node: NodeId| state.map().nodes.get(&node).map(|record| record.status);
         let replicas = || descriptor.replicas.iter().map(|replica| replica.node_id);

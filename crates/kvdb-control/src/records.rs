@@ -20,6 +20,7 @@ const OPERATOR: u8 = b'o';
 const WANTED_REPLICAS: u8 = b'r';
 const COORDINATOR: u8 = b'c';
 const START: u8 = b'b';
+const COPIES: u8 = b'y';
 
 /// The records in which two tables differ, found in one walk over both.
 fn differences<K: Ord, V: PartialEq + Serialize>(
@@ -103,6 +104,11 @@ impl ControlState {
                 let start = decode(value).map_err(|_| unreadable())?;
                 self.starts.insert(NodeId(u64::from_be_bytes(id)), start);
             }
+            COPIES => {
+                let id = id.try_into().map_err(|_| unreadable())?;
+                let copies = decode(value).map_err(|_| unreadable())?;
+                self.copies.insert(NodeId(u64::from_be_bytes(id)), copies);
+            }
             OPERATOR => {
                 let operator: Operator = decode(value).map_err(|_| unreadable())?;
                 self.operators.insert(operator.id, operator);
@@ -136,6 +142,7 @@ impl ControlState {
         let coordinators = (&self.coordinators, &next.coordinators);
         differences(COORDINATOR, |id| wide(id.0), coordinators, &mut out);
         differences(START, |id| wide(id.0), (&self.starts, &next.starts), &mut out);
+        differences(COPIES, |id| wide(id.0), (&self.copies, &next.copies), &mut out);
         differences(OPERATOR, |id| wide(id.0), (&self.operators, &next.operators), &mut out);
         out
     }

@@ -65,19 +65,25 @@ impl ControlState {
         let Some(survivor) = survivor.copied() else {
             return Err(ControlError::NotAReplica { shard, node: from, on: on() });
         };
+        // One of an older copy has forgotten what it promised: it is only good to go on from.
+        let has_forgotten = |node: NodeId| {
+            descriptor.replica_on(node).is_some_and(|replica| !self.map.takes_part(replica))
+        };
         for node in gone {
             let status = self.map.nodes.get(node).map(|record| record.status);
-            if matches!(
-                status,
-                Some(NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable)
-            ) {
+            if !has_forgotten(*node)
+                && matches!(
+                    status,
+                    Some(NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable)
+                )
+            {
                 return Err(ControlError::NodeIsThere { shard, node: *node });
             }
         }
         if gone.contains(&from) {
             return Err(ControlError::SurvivorIsGone { shard, node: from });
         }
-        let is_there = |node: NodeId| !gone.contains(&node);
+        let is_there = |node: NodeId| !gone.contains(&node) && !has_forgotten(node);
         if descriptor.has_majority(is_there) {
             let there: Vec<NodeId> = descriptor
                 .replicas
@@ -138,7 +144,9 @@ pub fn preview(
     let mut replicas: Vec<ReplicaStanding> = descriptor.replicas.iter().map(standing).collect();
     replicas
         .sort_by_key(|standing| (standing.replica.node_id != from, standing.replica.replica_id));
+    let has_forgotten = |standing: &ReplicaStanding| !state.map.takes_part(&standing.replica);
     let is_gone = |standing: &ReplicaStanding| match standing.status {
+        _ if standing.replica.node_id != from && has_forgotten(standing) => true,
         NodeStatus::Dead | NodeStatus::Removed => true,
         NodeStatus::Draining => standing.silent_ms.is_none_or(|silent| silent >= limits.dead_ms),
         NodeStatus::Alive | NodeStatus::Suspect | NodeStatus::Unreachable => false,
@@ -163,7 +171,13 @@ pub fn preview(
     if report.range_epoch < descriptor.range_epoch {
         return Err(ControlError::BeforeSplit { shard, node: from });
     }
-    let warnings = warnings(&replicas, &report, &is_gone);
+    let mut warnings = warnings(&replicas, &report, &is_gone);
+    if has_forgotten(&survivor) {
+        warnings.push(format!(
+            "the replica on node {from} is from an older copy of its directory: what it acknowledged after that copy \
+             was made is lost, unless another one has it"
+        ));
+    }
     Ok(RecoveryPreview { replicas, gone, warnings })
 }
 
@@ -175,7 +189,11 @@ fn warnings(
     let mut warnings = Vec::new();
     let others = || replicas.iter().skip(1).filter(|other| votes(&other.replica));
     let end = |report: &ReplicaReport| (report.last.term, report.last.index);
-    let longer = others().filter(|other| !is_gone(other)).filter_map(|other| {
+    let is_heard = |other: &&ReplicaStanding| {
+        let limits = LivenessConfig::default();
+        other.silent_ms.is_some_and(|silent| silent < limits.suspect_ms)
+    };
+    let longer = others().filter(|other| !is_gone(other) || is_heard(other)).filter_map(|other| {
         let report = other.report.as_ref().filter(|report| !report.awaits_snapshot)?;
         (end(report) > end(survivor)).then_some((other.replica.node_id, report))
     });
@@ -186,7 +204,7 @@ fn warnings(
         ));
     }
     let lost = || others().filter(|other| is_gone(other));
-    let heard = lost().filter_map(|other| other.report.as_ref());
+    let heard = lost().filter(|other| !is_heard(other)).filter_map(|other| other.report.as_ref());
     match heard.map(|report| report.last.index).max() {
         Some(furthest) if furthest > survivor.last.index => warnings.push(format!(
             "a lost replica had log entry {furthest} in its last report; this one ends at {}. At least {} \
@@ -199,6 +217,8 @@ fn warnings(
              acknowledged later and that never reached this one are lost",
             survivor.last.index
         )),
+        // They are there, as older copies: see below.
+        None if lost().all(|other| is_heard(&other)) => {}
         None => warnings.push(format!(
             "no lost replica has reported since this coordinator leads. Writes after log entry {} are lost; \
              how many is not known",
@@ -206,6 +226,9 @@ fn warnings(
         )),
     }
     let nodes: Vec<String> = lost().map(|other| other.replica.node_id.to_string()).collect();
+    if nodes.is_empty() {
+        return warnings;
+    }
     warnings.push(format!(
         "the replicas on node {} never vote again. If such a node still runs somewhere, stop it first: \
          until it is notified, it may answer clients that still ask it",

@@ -74,7 +74,10 @@ impl ControlState {
             _ => NodeStatus::Alive,
         };
         let (address, zone) = (address.to_owned(), zone.to_owned());
-        self.map.change(MapChange::Node(NodeRecord { node_id, address, zone, status }));
+        let known = self.map.nodes.get(&node_id);
+        let least_replica = known.map(|known| known.least_replica).unwrap_or_default();
+        let record = NodeRecord { node_id, address, zone, status, least_replica };
+        self.map.change(MapChange::Node(record));
         Ok(ControlResponse::Registered(node_id, self.map.version))
     }
 

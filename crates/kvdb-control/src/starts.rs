@@ -10,7 +10,7 @@
 use crate::command::{ControlError, ControlResponse};
 use crate::liveness::Heard;
 use crate::state::ControlState;
-use kvdb_model::NodeId;
+use kvdb_model::{NodeId, NodeStatus};
 use serde::{Deserialize, Serialize};
 
 /// A nonce that a start may show beside the one that it was accepted with: of tries whose answer
@@ -79,7 +79,43 @@ impl StartRecord {
     }
 }
 
+/// Older copies of a node's directory that somebody has accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// How many the node has started on.
+    pub count: u64,
+    /// The next start is another one.
+    pub is_awaited: bool,
+}
+
 impl ControlState {
+    /// Older copies of a node's directory that were accepted.
+    pub fn copies_of(&self, node: NodeId) -> Copies {
+        self.copies.get(&node).copied().unwrap_or_default()
+    }
+
+    /// The next start of a node will be on an older copy, of which only shards are recovered.
+    pub(crate) fn accept_copy(&mut self, node: NodeId) -> Result<ControlResponse, ControlError> {
+        let status = self.map.nodes.get(&node).ok_or(ControlError::UnknownNode(node))?.status;
+        match status {
+            NodeStatus::Removed => return Err(ControlError::NodeRemoved(node)),
+            NodeStatus::Dead | NodeStatus::Draining => {}
+            status => return Err(ControlError::NodeRuns { node, status }),
+        }
+        self.copies.entry(node).or_default().is_awaited = true;
+        Ok(ControlResponse::Done(self.map.version))
+    }
+
+    /// The start has come. Every replica that the node has been given so far may have promised what this directory
+    /// doesn't know, also one that isn't in it.
+    fn begin_copy(&mut self, node: NodeId) {
+        let copies = self.copies.entry(node).or_default();
+        *copies = Copies { count: copies.count + 1, is_awaited: false };
+        if let Some(record) = self.map.nodes.get_mut(&node) {
+            record.least_replica = self.counters.next_replica;
+        }
+    }
+
     /// The start of a node that counts, if it has ever told one.
     pub fn start_of(&self, node: NodeId) -> Option<&StartRecord> {
         self.starts.get(&node)
@@ -99,10 +135,13 @@ impl ControlState {
             });
         }
         let known = self.starts.get(&node);
-        if known.is_some_and(|known| !known.is_shown_by(start)) {
+        // The answer to the same start may have been lost.
+        let is_new = known.is_none_or(|known| known.nonce != start.nonce);
+        let is_copy = is_new && self.copies_of(node).is_awaited;
+        if !is_copy && known.is_some_and(|known| !known.is_shown_by(start)) {
             return Err(ControlError::OlderDirectory(node));
         }
-        let told = known.map_or(0, |known| known.synced);
+        let told = known.filter(|_| !is_copy).map_or(0, |known| known.synced);
         let number = match known {
             Some(known) if known.nonce == start.nonce => known.number,
             Some(known) => known.number + 1,
@@ -110,6 +149,9 @@ impl ControlState {
         };
         let (nonce, synced, place) = (start.nonce, start.synced.max(told), start.place);
         self.starts.insert(node, StartRecord { number, nonce, synced, place });
+        if is_copy {
+            self.begin_copy(node);
+        }
         Ok(())
     }
 
@@ -175,6 +217,53 @@ mod tests {
         assert_eq!(state.start_of(NodeId(1)).unwrap().synced, 8);
         assert_eq!(enter(&mut state, start(&[10], 11, 7)), older);
         enter(&mut state, start(&[10], 11, 8)).unwrap();
+    }
+
+    #[test]
+    fn an_older_copy_that_was_accepted_is_taken_once_and_no_replica_of_it_counts() {
+        let mut state = ControlState::default();
+        let node = NodeId(1);
+        enter(&mut state, start(&[], 10, 9)).unwrap();
+        let init = ControlCommand::InitShards { shards: 2, replication_factor: 1 };
+        state.apply(&init).result.unwrap();
+        let accept = ControlCommand::AcceptCopy { node };
+        let runs = Err(ControlError::NodeRuns { node, status: NodeStatus::Alive });
+        assert_eq!(state.apply(&accept).result.map(|_| ()), runs);
+        let set = |status| ControlCommand::SetNodeStatus { node, status };
+        state.apply(&set(NodeStatus::Dead)).result.unwrap();
+        assert_eq!(enter(&mut state, start(&[8], 11, 4)), Err(ControlError::OlderDirectory(node)));
+        state.apply(&accept).result.unwrap();
+        let mut loaded = ControlState::default();
+        for (key, value) in ControlState::default().changed_records(&state) {
+            loaded.load(&key, &value.unwrap()).unwrap();
+        }
+        assert_eq!(loaded, state);
+        let descriptor = state.map.shards.values().next().unwrap().descriptor.clone();
+        enter(&mut state, start(&[8], 11, 4)).unwrap();
+        assert_eq!(state.copies_of(node), Copies { count: 1, is_awaited: false });
+        assert_eq!(state.start_of(node).unwrap().synced, 4);
+        assert!(
+            !state.map.has_majority(&descriptor) && !state.map.takes_part(&descriptor.replicas[0])
+        );
+        // The answer was lost.
+        enter(&mut state, start(&[8], 11, 4)).unwrap();
+        assert_eq!(state.copies_of(node).count, 1);
+        // Not another one, and not the directory that it was a copy of.
+        assert_eq!(enter(&mut state, start(&[8], 12, 4)), Err(ControlError::OlderDirectory(node)));
+        assert_eq!(enter(&mut state, start(&[10], 13, 9)), Err(ControlError::OlderDirectory(node)));
+        enter(&mut state, start(&[8, 11], 14, 4)).unwrap();
+        // Replicas that it gets from now on count.
+        let name = "new".to_owned();
+        let made = ControlCommand::CreateKeyspace {
+            name,
+            partitioning: kvdb_model::Partitioning::Range,
+            shards: 1,
+            replication_factor: 1,
+            history: None,
+        };
+        state.apply(&made).result.unwrap();
+        let descriptor = &state.map.shards.values().last().unwrap().descriptor;
+        assert!(state.map.has_majority(descriptor));
     }
 
     #[test]

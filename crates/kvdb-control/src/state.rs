@@ -5,7 +5,7 @@ use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::keyspaces::check_history;
 use crate::members::CoordinatorRecord;
 use crate::operator::{Operator, OperatorRequest, OperatorState};
-use crate::starts::StartRecord;
+use crate::starts::{Copies, StartRecord};
 use bytes::Bytes;
 use kvdb_model::{
     KeyspaceId, MapDelta, MapVersion, NodeId, NodeStatus, OperatorId, Replica, ReplicaId, Role,
@@ -42,6 +42,8 @@ pub struct ControlState {
     pub(crate) coordinators: BTreeMap<NodeId, CoordinatorRecord>,
     /// Which start of each node counts.
     pub(crate) starts: BTreeMap<NodeId, StartRecord>,
+    /// Older copies of nodes' directories that were accepted.
+    pub(crate) copies: BTreeMap<NodeId, Copies>,
     /// Of the last time that the coordinators went on from one of them alone.
     pub(crate) recovered: Recovered,
 }
@@ -76,6 +78,7 @@ impl Default for ControlState {
             operators: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             starts: BTreeMap::new(),
+            copies: BTreeMap::new(),
             recovered: Recovered::default(),
         }
     }
@@ -222,6 +225,7 @@ impl ControlState {
             ControlCommand::RecoverAlone { id, address, token, generation } => {
                 self.recover_alone(*id, address, *token, *generation)?
             }
+            ControlCommand::AcceptCopy { node } => self.accept_copy(*node)?,
             ControlCommand::TakeMap { map } => self.take_map(map)?,
             ControlCommand::AdoptNode { node, token } => self.adopt_node(*node, *token)?,
         })

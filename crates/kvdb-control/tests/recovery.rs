@@ -2,9 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it, in its helpers too")]
 
 use kvdb_control::{
-    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Load, Observed,
-    OperatorKind, OperatorRequest, OperatorState, Planner, PlannerConfig, ReplicaReport, Standings,
-    preview_recovery,
+    ControlCommand, ControlError, ControlResponse, ControlState, LedShard, Load, NodeStart,
+    Observed, OperatorKind, OperatorRequest, OperatorState, Planner, PlannerConfig, ReplicaReport,
+    Standings, preview_recovery,
 };
 use kvdb_model::{
     LogIndex, LogPosition, NodeId, NodeStatus, OperatorId, ShardDescriptor, ShardId, ShardTask,
@@ -104,6 +104,39 @@ fn a_shard_that_may_have_its_majority_is_left_alone() {
     let id = force(&mut state, 1, &[2, 3]).unwrap();
     let busy = force(&mut state, 1, &[2, 3]);
     assert_eq!(busy, Err(ControlError::ShardBusy { shard: SHARD, operator: id }));
+}
+
+#[test]
+fn a_shard_goes_on_from_an_accepted_copy_or_from_the_one_replica_that_is_none() {
+    for whole in [None, Some(3)] {
+        let mut state = cluster(3);
+        let copies = (1..=3).filter(|node| Some(*node) != whole);
+        for node in copies.clone() {
+            die(&mut state, &[node]);
+            let token = u128::from(node);
+            state.apply(&ControlCommand::AcceptCopy { node: NodeId(node) }).result.unwrap();
+            let start = NodeStart { shown: vec![], nonce: token, synced: 1, place: 0 };
+            let (address, zone) = (format!("127.0.0.1:{}", 7000 + node), String::new());
+            let start = Some(start);
+            let enter = ControlCommand::EnterNode { token, address, zone, is_reached: true, start };
+            state.apply(&enter).result.unwrap();
+        }
+        assert!(state.map().nodes.values().all(|node| node.status == NodeStatus::Alive));
+        assert!(!state.map().has_majority(&state.map().shards[&SHARD].descriptor));
+        let standings = standings(&state, &[(1, 40), (2, 50), (3, 45)]);
+        let silent = silent(&[(1, 100), (2, 100), (3, 100)]);
+        let preview = |from| preview_recovery(&state, &standings, &silent, SHARD, NodeId(from));
+        let shorter = preview(1).unwrap();
+        let gone: Vec<NodeId> = copies.filter(|node| *node != 1).map(NodeId).collect();
+        assert_eq!(shorter.gone, gone);
+        assert!(shorter.warnings[0].contains("node 2 has more"), "{:?}", shorter.warnings);
+        assert!(shorter.warnings.iter().any(|one| one.contains("from an older copy")));
+        let best = preview(whole.unwrap_or(2)).unwrap();
+        let is_copy = best.warnings.iter().any(|one| one.contains("from an older copy"));
+        assert_eq!(is_copy, whole.is_none(), "{:?}", best.warnings);
+        let gone: Vec<u64> = best.gone.iter().map(|node| node.0).collect();
+        force(&mut state, whole.unwrap_or(2), &gone).unwrap();
+    }
 }
 
 #[test]

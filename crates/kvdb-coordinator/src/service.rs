@@ -283,6 +283,7 @@ fn transfers_of(state: &ControlState, node: NodeId) -> Vec<proto::LeaderTransfer
 pub(crate) fn invalid(error: &ControlError) -> Status {
     let field = match error {
         ControlError::UnknownNode(_)
+        | ControlError::NodeRuns { .. }
         | ControlError::NotAReplica { .. }
         | ControlError::SurvivorIsGone { .. }
         | ControlError::NodeInUse { .. }
@@ -386,8 +387,11 @@ impl Coordinator for Member {
             }
             let generation = self.view.state().generation();
             if request.only_asks {
+                let state = self.view.state();
+                let node = state.node_of(token);
                 return Ok(Response::new(proto::RegisterNodeResponse {
                     generation: generation_to(generation),
+                    as_copy: node.is_some_and(|node| state.copies_of(node).is_awaited),
                     ..Default::default()
                 }));
             }
@@ -408,12 +412,17 @@ impl Coordinator for Member {
                     return Err(status_of(&Refusal::invalid("node_id", problem)));
                 }
                 self.liveness.lock().heard(node, clock::now().boot_us / 1000);
+                let state = self.view.state();
+                let record = state.map().nodes.get(&node);
                 Ok(Response::new(proto::RegisterNodeResponse {
+                    copies: state.copies_of(node).count,
+                    least_replica_id: record.map_or(0, |record| record.least_replica.0),
+                    as_copy: false,
                     node_id: node.0,
                     cluster_id: cluster_id_to(ours),
                     map_version: version.0,
                     unreachable,
-                    generation: generation_to(self.view.state().generation()),
+                    generation: generation_to(state.generation()),
                 }))
             }
             _ => Err(Status::internal("an unexpected kind of result")),
@@ -697,6 +706,23 @@ impl Coordinator for Member {
             0
         };
         Ok(Response::new(recovery::to_proto(shard, from, preview, operator_id)))
+    }
+
+    async fn accept_copy(
+        &self,
+        request: Request<proto::AcceptCopyRequest>,
+    ) -> Result<Response<proto::AcceptCopyResponse>, Status> {
+        self.catch_up().await?;
+        let node = NodeId(request.into_inner().node_id);
+        let status = self.view.state().map().nodes.get(&node).map(|record| record.status);
+        // A drained node isn't judged by its heartbeats.
+        let lives = self.liveness.lock().may_live(node, clock::now().boot_us / 1000);
+        if status == Some(NodeStatus::Draining) && lives {
+            let status = NodeStatus::Draining;
+            return Err(invalid(&ControlError::NodeRuns { node, status }));
+        }
+        let map_version = version_of(&self.propose(ControlCommand::AcceptCopy { node }).await?);
+        Ok(Response::new(proto::AcceptCopyResponse { map_version }))
     }
 
     async fn list_operators(

@@ -31,13 +31,20 @@ impl Member {
         let Some(node) = state.node_of(token) else { return Ok(()) };
         let told = self.synced.lock().get(&node).copied();
         let Some(mut known) = state.start_of(node).cloned() else { return Ok(()) };
+        let is_copy = state.copies_of(node).is_awaited && known.nonce != start.nonce;
         // What heartbeats have told lately isn't in the log yet.
         if let Some((_, synced)) = told.filter(|(nonce, _)| *nonce == known.nonce) {
             known.synced = known.synced.max(synced);
         }
         let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
         let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
-        let why = match (known.admits(start, heard), heard) {
+        let admitted = match (is_copy, heard) {
+            // Somebody says that there is nobody else, but there is.
+            (true, Heard::Lately { .. }) => Err(NotAccepted::Waits),
+            (true, _) => Ok(()),
+            (false, _) => known.admits(start, heard),
+        };
+        let why = match (admitted, heard) {
             (Ok(()), _) => return Ok(()),
             (Err(NotAccepted::Older), heard) => {
                 let other = match heard {

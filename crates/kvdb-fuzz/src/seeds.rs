@@ -119,6 +119,7 @@ pub(crate) fn protobuf() -> Vec<Vec<u8>> {
         address: "127.0.0.1:7201".to_owned(),
         zone: String::new(),
         status: NodeStatus::Alive,
+        least_replica: Default::default(),
     };
     let shard = ShardRecord {
         descriptor: descriptor.clone(),

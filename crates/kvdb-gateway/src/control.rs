@@ -44,6 +44,7 @@ macro_rules! pass_on {
 }
 
 pass_on! {
+    accept_copy(AcceptCopyRequest) -> AcceptCopyResponse;
     force_recover(ForceRecoverRequest) -> ForceRecoverResponse;
     get_shard_map(GetShardMapRequest) -> GetShardMapResponse;
     register_node(RegisterNodeRequest) -> RegisterNodeResponse;

@@ -4,10 +4,10 @@
 //! Invariant: for any two versions of a map, applying the deltas between them to the older gives
 //! the newer. A watcher therefore never needs to trust more than the snapshot it started from.
 
-use crate::descriptor::ShardDescriptor;
+use crate::descriptor::{Replica, ShardDescriptor};
 use crate::generation::Generation;
 use crate::history::HistoryPolicy;
-use crate::id::{ClusterId, KeyspaceId, MapVersion, NodeId, ShardId, Term};
+use crate::id::{ClusterId, KeyspaceId, MapVersion, NodeId, ReplicaId, ShardId, Term};
 use crate::key::{KeyRange, Partitioning};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +42,9 @@ pub struct NodeRecord {
     pub zone: String,
     /// How it is.
     pub status: NodeStatus,
+    /// Replicas with lower ids take no part: the node runs on an older copy of its directory, which somebody
+    /// has accepted, and they have forgotten what they promised.
+    pub least_replica: ReplicaId,
 }
 
 /// A keyspace.
@@ -140,10 +143,17 @@ impl ShardMap {
     /// Whether enough nodes of a shard's voters are there, as far as their statuses tell.
     pub fn has_majority(&self, descriptor: &ShardDescriptor) -> bool {
         descriptor.has_majority(|node| {
-            self.nodes.get(&node).is_some_and(|record| {
+            let is_there = self.nodes.get(&node).is_some_and(|record| {
                 !matches!(record.status, NodeStatus::Dead | NodeStatus::Removed)
-            })
+            });
+            is_there && descriptor.replica_on(node).is_some_and(|replica| self.takes_part(replica))
         })
+    }
+
+    /// Whether a replica isn't one of an older copy that was accepted.
+    pub fn takes_part(&self, replica: &Replica) -> bool {
+        let node = self.nodes.get(&replica.node_id);
+        node.is_none_or(|record| replica.replica_id >= record.least_replica)
     }
 
     /// Applies the next delta. One that is already contained changes nothing.
@@ -256,6 +266,7 @@ mod tests {
                 address: format!("127.0.0.1:{port}"),
                 zone: String::new(),
                 status: NodeStatus::Alive,
+                least_replica: ReplicaId(u64::from(port)),
             })),
             (0u64..4).prop_map(|id| MapChange::NodeGone(NodeId(id))),
             (0u32..3, "[a-c]").prop_map(|(id, name)| MapChange::Keyspace(Keyspace {

@@ -8,7 +8,7 @@ use crate::sizes::Sizes;
 use crate::tasks::{self, Impossible};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
-use kvdb_model::{ClusterId, Generation, NodeId, ShardDescriptor, ShardId};
+use kvdb_model::{ClusterId, Generation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use kvdb_replication::Input;
 use kvdb_router::Routes;
 use kvdb_runtime::clock;
@@ -22,7 +22,7 @@ use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::{DataDirectory, Identity, Role};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::Start;
+use kvdb_runtime::start::{Copy, Start};
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_to, generation_from, generation_to, proto,
     refusal_from_status, shard_map_from, shard_map_to, shard_task_from, transport,
@@ -60,6 +60,14 @@ const MOST_DIALLED: usize = 64;
 /// The map as last seen, so that a node finds its peers while no coordinator can be reached.
 const MAP_FILE: &str = "shard-map.bin";
 
+/// What a node is for the coordinators.
+pub(crate) struct Registered {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) node_id: NodeId,
+    /// The last older copy of its directory that was accepted.
+    pub(crate) copy: Copy,
+}
+
 /// Registers until it works or is refused for good.
 pub(crate) async fn register(
     config: &NodeConfig,
@@ -69,7 +77,7 @@ pub(crate) async fn register(
     map: &ClusterMap,
     start: &proto::NodeStart,
     is_refused: &AtomicBool,
-) -> Result<(ClusterId, NodeId), Status> {
+) -> Result<Registered, Status> {
     let mut said = (false, String::new());
     let begun = Instant::now();
     loop {
@@ -102,15 +110,16 @@ pub(crate) async fn register(
     }
 }
 
-/// Whether the coordinators would accept a start.
+/// Whether the coordinators would accept a start; returns whether as one on an older copy.
 pub(crate) async fn ask_whether(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
     map: &ClusterMap,
     start: &proto::NodeStart,
-) -> Result<(), Status> {
-    send_registration(config, known, coordinators, map, start, true).await.map(|_| ())
+) -> Result<bool, Status> {
+    let answer = send_registration(config, known, coordinators, map, start, true).await?;
+    Ok(answer.as_copy)
 }
 
 /// Coordinators that were left behind aren't listened to.
@@ -168,7 +177,7 @@ async fn try_register(
     coordinators: &Coordinators,
     map: &ClusterMap,
     start: &proto::NodeStart,
-) -> Result<(ClusterId, NodeId), Status> {
+) -> Result<Registered, Status> {
     let answer = send_registration(config, known, coordinators, map, start, false).await?;
     if !answer.unreachable.is_empty() {
         let (address, why) = (config.advertised(), answer.unreachable);
@@ -176,7 +185,9 @@ async fn try_register(
     }
     let cluster_id =
         cluster_id_from(&answer.cluster_id).map_err(|error| Status::internal(error.to_string()))?;
-    Ok((cluster_id, NodeId(answer.node_id)))
+    let least_replica = ReplicaId(answer.least_replica_id);
+    let copy = Copy { count: answer.copies, least_replica };
+    Ok(Registered { cluster_id, node_id: NodeId(answer.node_id), copy })
 }
 
 /// Of a start that takes part already.
@@ -188,6 +199,8 @@ pub(crate) struct Registration {
     pub(crate) readiness: Readiness,
     pub(crate) map: ClusterMap,
     pub(crate) start: Arc<Mutex<Start>>,
+    /// Older copies of the directory that were accepted, as far as it knows.
+    pub(crate) copies: u64,
     /// Whether the coordinators have accepted it.
     pub(crate) accepted: Arc<AtomicBool>,
 }
@@ -208,6 +221,12 @@ impl Registration {
             &is_refused,
         );
         match registering.await {
+            // Its replicas take part already.
+            Ok(registered) if registered.copy.count > self.copies => {
+                let why = "the coordinators have taken this start for one on an older copy of the directory that was \
+                           accepted: start the node again";
+                let _ = refuse.send(NodeError::MustNotGoOn(why.to_owned())).await;
+            }
             Ok(_) => {
                 self.is_accepted();
                 self.readiness.ready("registration");

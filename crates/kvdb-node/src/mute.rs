@@ -9,7 +9,7 @@
 //! each. A replica that is alone in its group has nobody to turn the other one away. It goes on if the
 //! process before has ended in order, or if somebody says that its directory was moved.
 
-use crate::link;
+use crate::link::{self, Registered};
 use crate::run::{NodeConfig, NodeError};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
@@ -23,7 +23,7 @@ use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::Identity;
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::{Start, Succession, until_replaced};
+use kvdb_runtime::start::{Copy, Start, Succession, until_replaced};
 use kvdb_wire::proto;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -53,6 +53,8 @@ pub(crate) struct Mute<'a> {
     pub(crate) readiness: &'a Readiness,
     pub(crate) map: ClusterMap,
     pub(crate) start: Arc<Mutex<Start>>,
+    /// The last older copy of the directory that was accepted, as it knows itself.
+    pub(crate) copy: Copy,
 }
 
 /// Who has vouched so far, and what was told in the log.
@@ -68,6 +70,8 @@ pub(crate) struct Heard {
     pub(crate) by_coordinators: bool,
     /// Shards whose only replica may be alive elsewhere.
     pub(crate) held: BTreeSet<ShardId>,
+    /// The last older copy of the directory that was accepted, as the coordinators know.
+    pub(crate) copy: Copy,
 }
 
 impl Mute<'_> {
@@ -80,14 +84,15 @@ impl Mute<'_> {
             return self.until_heard_elsewhere().await;
         }
         if let Some(objection) = self.objection().await {
-            return Err(objection);
+            // Unless somebody has accepted the directory as it is.
+            return match self.would_be_copy().await {
+                Ok(true) => self.heard_on_copy().await,
+                _ => Err(objection),
+            };
         }
         let is_refused = AtomicBool::new(false);
         let by_coordinators = tokio::select! {
-            registered = self.register(&is_refused) => {
-                registered?;
-                true
-            }
+            registered = self.register(&is_refused) => Some(registered?.copy),
             () = async {
                 tokio::time::sleep(COORDINATORS_FIRST).await;
                 let mut round = Round::default();
@@ -95,9 +100,26 @@ impl Mute<'_> {
                 while is_refused.load(Ordering::Relaxed) || !self.ask(&mut round, true, false).await {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
-            } => false,
+            } => None,
         };
-        Ok(Heard { by_coordinators, held: BTreeSet::new() })
+        Ok(Heard {
+            by_coordinators: by_coordinators.is_some(),
+            held: BTreeSet::new(),
+            copy: by_coordinators.unwrap_or(self.copy),
+        })
+    }
+
+    /// Whether the coordinators would accept this start; whether as one on an older copy.
+    async fn would_be_copy(&self) -> Result<bool, Status> {
+        let shown = self.shown();
+        let Mute { config, identity, coordinators, map, .. } = self;
+        link::ask_whether(config, *identity, coordinators, map, &shown).await
+    }
+
+    /// Of an older copy that somebody has accepted no replica takes part: nobody else has to vouch for them.
+    async fn heard_on_copy(&self) -> Result<Heard, NodeError> {
+        let copy = self.register(&AtomicBool::new(false)).await?.copy;
+        Ok(Heard { by_coordinators: true, held: BTreeSet::new(), copy })
     }
 
     /// The process before may be alive. Nobody is turned away for this start before it is sure that
@@ -107,11 +129,9 @@ impl Mute<'_> {
         let (start, moved) = (self.start.lock().clone(), self.config.moved);
         let mut said = BTreeSet::new();
         let by_coordinators = loop {
-            let shown = self.shown();
-            let Mute { config, identity, coordinators, map, .. } = self;
-            let asking = link::ask_whether(config, *identity, coordinators, map, &shown);
-            let by_coordinators = match asking.await {
-                Ok(()) => true,
+            let by_coordinators = match self.would_be_copy().await {
+                Ok(true) => return self.heard_on_copy().await,
+                Ok(false) => true,
                 Err(status) if status.code() == Code::InvalidArgument => {
                     return Err(self.refused(&status));
                 }
@@ -135,8 +155,12 @@ impl Mute<'_> {
             }
             tokio::time::sleep(ASK_AGAIN).await;
         };
+        let mut copy = self.copy;
         if by_coordinators {
-            self.register(&AtomicBool::new(false)).await?;
+            copy = self.register(&AtomicBool::new(false)).await?.copy;
+        }
+        if copy.count > self.copy.count {
+            return Ok(Heard { by_coordinators, held: BTreeSet::new(), copy });
         }
         let mut round = Round::default();
         while !self.ask(&mut round, by_coordinators, false).await {
@@ -154,16 +178,15 @@ impl Mute<'_> {
                 self.config.data.display()
             );
         }
-        Ok(Heard { by_coordinators, held })
+        Ok(Heard { by_coordinators, held, copy })
     }
 
     /// Waits until the coordinators have accepted this start. `is_refused` is set while they don't.
-    async fn register(&self, is_refused: &AtomicBool) -> Result<(), NodeError> {
+    async fn register(&self, is_refused: &AtomicBool) -> Result<Registered, NodeError> {
         let shown = self.shown();
         let Mute { config, identity, coordinators, readiness, map, .. } = self;
         link::register(config, *identity, coordinators, readiness, map, &shown, is_refused)
             .await
-            .map(|_| ())
             .map_err(|status| self.refused(&status))
     }
 

@@ -22,7 +22,7 @@ use kvdb_runtime::listen::{self, ListenError};
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::peers::{self, Neighbourhood, PeerService};
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::{Met, Start};
+use kvdb_runtime::start::{Copy, Met, Start};
 use kvdb_store::NoControl;
 use kvdb_wal::WalConfig;
 use kvdb_wire::proto::identity_server;
@@ -151,6 +151,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         left_behind: Arc::new(|_| None),
     };
     let (start, succession) = Start::begin(&directory)?;
+    let mut copy = Copy::open(&config.data)?;
     let start = Arc::new(Mutex::new(start));
     if known.node_id.0 == 0 {
         // Who it is can be asked before it is anything: the coordinators look where it is.
@@ -166,9 +167,9 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         };
         is_met.trigger();
         ends_soon(answering).await;
-        let (cluster_id, node_id) =
+        let registered =
             registered.map_err(|status| NodeError::Refused(status.message().to_owned()))?;
-        directory.adopt(cluster_id, node_id)?;
+        directory.adopt(registered.cluster_id, registered.node_id)?;
     }
     if let Some(registered) = &config.registered {
         registered.notify_one();
@@ -206,7 +207,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         (start.number, start.nonce)
     };
     let refused = refuse.clone();
-    let neighbourhood = Neighbourhood {
+    let mut neighbourhood = Neighbourhood {
         // What the map says, and what a peer has said itself meanwhile.
         addresses_of: Arc::new(move |id| {
             let mapped = routes.load().address(id).map(|known| known.to_string());
@@ -264,6 +265,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
             readiness: &readiness,
             map: map.clone(),
             start: start.clone(),
+            copy,
         };
         let is_heard = Shutdown::default();
         let answering = answer_who(&grpc_listener, introduction.clone(), is_heard.clone())?;
@@ -275,9 +277,19 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         ends_soon(answering).await;
         match ended {
             Some(Ok(heard)) => {
+                if heard.copy.count > copy.count {
+                    copy = heard.copy;
+                    start.lock().is_on_copy(&config.data, &copy)?;
+                    neighbourhood.start.0 = start.lock().number;
+                    tracing::warn!(
+                        least_replica = copy.least_replica.0,
+                        "this directory is an older copy that was accepted: its replicas take no part, and shards can \
+                         be recovered from them (`kvdb admin force-recover`)"
+                    );
+                }
                 start.lock().takes_part(&config.data, heard.by_coordinators)?;
                 accepted.store(heard.by_coordinators, Ordering::Relaxed);
-                drive.release(heard.held);
+                drive.release(heard.held, copy.least_replica);
             }
             other => {
                 stop.trigger();
@@ -321,6 +333,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         readiness: readiness.clone(),
         map: map.clone(),
         start: start.clone(),
+        copies: copy.count,
         accepted: accepted.clone(),
     };
     tokio::spawn(registration.clone().keep(drive.synced(), refuse.clone()));
@@ -496,6 +509,7 @@ mod tests {
             address: "a:1".into(),
             zone: String::new(),
             status,
+            least_replica: Default::default(),
         };
         let shard = |node: u64| ShardRecord {
             descriptor: ShardDescriptor {

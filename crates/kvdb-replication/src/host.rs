@@ -71,6 +71,8 @@ pub struct Host<T> {
     stall: Stall,
     /// Peers whose logs have stalled lately.
     wary_peers: BTreeSet<NodeId>,
+    /// Replicas with lower ids take no part.
+    least_replica: ReplicaId,
     /// Cluster time, as far as this process knows it.
     cluster: ClusterClock,
     /// The time of the present step.
@@ -105,6 +107,7 @@ impl<T> Host<T> {
             beats: Beats::default(),
             stall: Stall::default(),
             wary_peers: BTreeSet::new(),
+            least_replica: ReplicaId(0),
             cluster: ClusterClock::default(),
             now: Now::default(),
             out: Outbox {
@@ -115,6 +118,13 @@ impl<T> Host<T> {
                 messages: BTreeMap::new(),
             },
         }
+    }
+
+    /// Replicas with ids below this one have forgotten what they promised, also those that aren't here: the host runs
+    /// on an older copy of its directory. They hear nobody and say nothing; all that is left to do with one is to go on
+    /// from it as another one ([`Input::RecoverUnsafely`]).
+    pub fn silence_below(&mut self, least: ReplicaId) {
+        self.least_replica = self.least_replica.max(least);
     }
 
     /// Brings back a replica after a restart. It grants no vote for one election timeout.
@@ -414,6 +424,7 @@ impl<T> Host<T> {
         }
         for shard in &self.awake {
             if let Some(group) = self.groups.get_mut(shard)
+                && group.replica >= self.least_replica
                 && group.tick(&self.config)
                 && !std::mem::replace(&mut group.dirty, true)
             {
@@ -536,6 +547,10 @@ impl<T> Host<T> {
     fn message(&mut self, from_node: NodeId, message: PeerMessage) {
         let PeerMessage { shard, message } = message;
         let receiver = ReplicaId(message.to);
+        let is_for_all = message.get_msg_type() == MessageType::MsgBeat;
+        if receiver < self.least_replica && !is_for_all {
+            return;
+        }
         let is_possible = match message.get_msg_type() {
             MessageType::MsgAppend | MessageType::MsgHeartbeat => {
                 !self.is_expected(shard) && self.admit(shard, receiver)

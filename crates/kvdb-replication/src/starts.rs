@@ -20,6 +20,18 @@ pub const MOST_SHOWN: usize = 16;
 /// only politeness: what is safe doesn't depend on time.
 const LATELY_US: u64 = 3_000_000;
 
+/// The number of a start says, above the low 32 bits, on how many older copies of its directory that somebody has
+/// accepted the process has been started. What was heard of those before says nothing of the next one: what it
+/// holds has no part in anything any more.
+fn copies(number: u64) -> u64 {
+    number >> 32
+}
+
+/// The number of a start on a directory that is the `count`th older copy that was accepted.
+pub fn number_on_copy(number: u64, count: u64) -> u64 {
+    (count << 32) | (number & u64::from(u32::MAX))
+}
+
 /// What a process says of itself when it speaks up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
@@ -63,6 +75,11 @@ impl Known {
             }
         };
         format!("another process of number {node} runs{at}{heard}")
+    }
+
+    /// Whether a start is on an older copy that was accepted after this one.
+    fn precedes_copy(&self, said: &Said) -> bool {
+        copies(said.number) > copies(self.number)
     }
 
     fn check_synced(&self, node: NodeId, synced: u64) -> Result<(), String> {
@@ -124,7 +141,7 @@ impl Starts {
                     known.words(node, now_us)
                 ));
             }
-            if let Some(synced) = said.synced {
+            if let Some(synced) = said.synced.filter(|_| !known.precedes_copy(said)) {
                 known.check_synced(node, synced)?;
             }
             if is_same {
@@ -156,6 +173,9 @@ impl Starts {
         let Some(known) = self.known.get(&node) else {
             return Err(NotVouched::NeverMet(format!("number {node} was never met here")));
         };
+        if known.precedes_copy(said) {
+            return Ok(());
+        }
         known.check_synced(node, said.synced.unwrap_or_default()).map_err(NotVouched::Older)?;
         if known.nonce == said.nonce {
             return Ok(());
@@ -204,7 +224,8 @@ impl Starts {
     }
 
     fn replace(&mut self, node: NodeId, said: &Said, now_us: u64) {
-        let before = self.known.get(&node).map_or(0, |known| known.synced);
+        let before = self.known.get(&node).filter(|known| !known.precedes_copy(said));
+        let before = before.map_or(0, |known| known.synced);
         let known = Known {
             number: said.number,
             nonce: said.nonce,
@@ -363,6 +384,30 @@ mod tests {
             starts.meet(NODE, &said(1, 10, 9), 1).unwrap();
             // Where nothing is said of it, nothing is compared.
             starts.meet(NODE, &Said { synced: None, ..said(1, 10, 0) }, 1).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_start_on_an_older_copy_that_was_accepted_begins_anew() {
+        let mut starts = Starts::default();
+        starts.meet(NODE, &said(7, 70, 900), 1).unwrap();
+        starts.opens(NODE, 7);
+        // Neither its nonce nor its log show what is known.
+        let copy = said(number_on_copy(3, 1), 30, 5);
+        assert!(starts.meet(NODE, &said(8, 80, 5), 1).is_err());
+        assert_eq!(starts.may_vouch(NODE, &copy, &[10], false, 2), Ok(()));
+        assert_eq!(starts.meet(NODE, &copy, 2), Ok(Then::Keep));
+        for mut starts in [starts.clone(), kept(&starts)] {
+            assert!(starts.meet(NODE, &said(7, 70, 900), 3).is_err());
+            assert!(starts.meet(NODE, &said(number_on_copy(2, 1), 20, 900), 3).is_err());
+            assert!(starts.meet(NODE, &said(number_on_copy(4, 1), 40, 4), 3).is_err());
+            assert!(
+                starts.vouch(NODE, &said(number_on_copy(4, 1), 40, 5), &[10], true, 3).is_err()
+            );
+            starts.meet(NODE, &said(number_on_copy(4, 1), 40, 5), 3).unwrap();
+            // Another one, also if it is from before the first.
+            starts.meet(NODE, &said(number_on_copy(1, 2), 11, 1), 3).unwrap();
+            assert!(starts.meet(NODE, &said(number_on_copy(9, 1), 90, 900), 3).is_err());
         }
     }
 

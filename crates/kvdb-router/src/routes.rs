@@ -352,6 +352,7 @@ mod tests {
         for id in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
                 node_id: NodeId(id),
+                least_replica: Default::default(),
                 address: format!("n{id}:1"),
                 zone: String::new(),
                 status: if id == 1 { NodeStatus::Dead } else { NodeStatus::Alive },

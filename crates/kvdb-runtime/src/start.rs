@@ -7,6 +7,9 @@
 //! (u64), nonce (u128) and last synced frame (u64) of the newest start of each process that was met.
 //! Both are replaced as a whole, and synced.
 //!
+//! `COPY`, in the directory of a node that runs on an older copy which somebody has accepted: crc32c, then how many such
+//! copies there were (u64), and the id of the replica (u64) below which none takes part.
+//!
 //! An older copy of a directory shows an older nonce, or a log that ends earlier. The coordinators
 //! know the start that counts; so do the peers, each what it has met: that is enough where no
 //! coordinator is there. Who vouches for a start turns away all older ones from then on, so that two
@@ -15,8 +18,8 @@
 use crate::clock;
 use crate::identity::{DataDirectory, IdentityError, Role, replace};
 use crate::shutdown::Shutdown;
-use kvdb_model::NodeId;
-use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said, Starts, Then};
+use kvdb_model::{NodeId, ReplicaId};
+use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said, Starts, Then, number_on_copy};
 use parking_lot::Mutex;
 use std::fs;
 use std::io;
@@ -73,6 +76,40 @@ impl Place {
     }
 }
 
+/// An older copy of a node's directory that somebody has accepted, to recover shards from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    /// How many there were; 0 for a directory that is none.
+    pub count: u64,
+    /// Replicas with lower ids take no part.
+    pub least_replica: ReplicaId,
+}
+
+impl Copy {
+    /// What is known from an earlier start.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: without it, replicas that have forgotten what they promised would take part.
+    pub fn open(directory: &Path) -> Result<Self, IdentityError> {
+        let path = directory.join("COPY");
+        match fs::read(&path) {
+            Ok(content) => Copy::decode(&content).ok_or(IdentityError::Damaged(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Copy::default()),
+            Err(source) => Err(IdentityError::Io { path, source }),
+        }
+    }
+
+    fn decode(content: &[u8]) -> Option<Self> {
+        let mut rest = checked(content)?;
+        let (count, least) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
+        rest.is_empty().then_some(Copy { count, least_replica: ReplicaId(least) })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        summed(&[self.count.to_be_bytes(), self.least_replica.0.to_be_bytes()].concat())
+    }
+}
+
 /// A start of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -117,7 +154,12 @@ impl Start {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| failed(io::Error::other(error.to_string())))?;
         let here = Place { boot, file, machine: machine() };
-        let start = Start::after(before, u128::from_be_bytes(nonce), here);
+        let mut start = Start::after(before, u128::from_be_bytes(nonce), here);
+        // A crash may have come between the two files.
+        let copies = Copy::open(directory.path())?.count;
+        if start.number >> 32 < copies {
+            start.number = number_on_copy(start.number, copies);
+        }
         start.write(&path)?;
         let succession = here.follows(&start.heard);
         Ok((start, succession))
@@ -155,6 +197,18 @@ impl Start {
             return Ok(());
         }
         self.is_spent = true;
+        self.write(&directory.join("START"))
+    }
+
+    /// Somebody has accepted the directory as an older copy. Written down before anything takes part.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn is_on_copy(&mut self, directory: &Path, copy: &Copy) -> Result<(), IdentityError> {
+        let path = directory.join("COPY");
+        let written = replace(&path, &copy.encode());
+        written.map_err(|source| IdentityError::Io { path, source })?;
+        self.number = number_on_copy(self.number, copy.count);
         self.write(&directory.join("START"))
     }
 
@@ -531,6 +585,29 @@ mod tests {
         let directory = DataDirectory::open(folder.path(), Role::Node, NodeId(0)).unwrap();
         assert!(matches!(Start::claim(folder.path()), Err(IdentityError::InUse(_))));
         drop(directory);
+    }
+
+    #[test]
+    fn an_older_copy_that_was_accepted_stays_one_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut start, _) = begin(folder.path());
+        assert_eq!(Copy::open(folder.path()).unwrap(), Copy::default());
+        let copy = Copy { count: 2, least_replica: ReplicaId(77) };
+        let before = fs::read(folder.path().join("START")).unwrap();
+        start.is_on_copy(folder.path(), &copy).unwrap();
+        start.takes_part(folder.path(), true).unwrap();
+        assert_eq!(start.number, (2 << 32) | 1);
+        assert_eq!(Copy::open(folder.path()).unwrap(), copy);
+        assert_eq!(begin(folder.path()).0.number, (2 << 32) | 2);
+        // After a crash between the two files.
+        fs::write(folder.path().join("START"), before).unwrap();
+        assert_eq!(begin(folder.path()).0.number >> 32, 2);
+        let content = copy.encode();
+        for bit in 0..content.len() * 8 {
+            let mut flipped = content.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Copy::decode(&flipped).is_none(), "bit {bit}");
+        }
     }
 
     #[test]

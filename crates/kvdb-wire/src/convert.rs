@@ -205,6 +205,7 @@ fn node_to(node: &NodeRecord) -> proto::NodeRecord {
         address: node.address.clone(),
         zone: node.zone.clone(),
         status: node_status_to(node.status).into(),
+        least_replica_id: node.least_replica.0,
     }
 }
 
@@ -214,6 +215,7 @@ fn node_from(node: proto::NodeRecord) -> Result<NodeRecord, FieldError> {
         address: node.address,
         zone: node.zone,
         status: node_status_from(node.status)?,
+        least_replica: ReplicaId(node.least_replica_id),
     })
 }
 
@@ -515,13 +517,22 @@ mod tests {
         let layouts = [Partitioning::Hash, Partitioning::Range];
         prop_oneof![
             any::<u128>().prop_map(|id| MapChange::Cluster(ClusterId(id))),
-            (any::<u64>(), "[a-z:0-9]{0,9}", ".{0,4}", prop::sample::select(statuses.to_vec()))
-                .prop_map(|(id, address, zone, status)| MapChange::Node(NodeRecord {
-                    node_id: NodeId(id),
-                    address,
-                    zone,
-                    status,
-                })),
+            (
+                any::<u64>(),
+                "[a-z:0-9]{0,9}",
+                ".{0,4}",
+                prop::sample::select(statuses.to_vec()),
+                0..9u64
+            )
+                .prop_map(|(id, address, zone, status, least)| MapChange::Node(
+                    NodeRecord {
+                        node_id: NodeId(id),
+                        address,
+                        zone,
+                        status,
+                        least_replica: ReplicaId(least),
+                    }
+                )),
             any::<u64>().prop_map(|id| MapChange::NodeGone(NodeId(id))),
             (
                 any::<u32>(),

@@ -84,6 +84,7 @@ impl Routing {
         for node in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
                 node_id: NodeId(node),
+                least_replica: Default::default(),
                 address: format!("127.0.0.1:720{node}"),
                 zone: String::new(),
                 status: NodeStatus::Alive,

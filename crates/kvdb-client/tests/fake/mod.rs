@@ -83,6 +83,7 @@ impl Fake {
                 address: "127.0.0.1:7201".into(),
                 zone: "a".into(),
                 status: NodeStatus::Alive,
+                least_replica: Default::default(),
             }));
             map.change(MapChange::Keyspace(Keyspace {
                 keyspace_id: kvdb_model::KeyspaceId(1),
@@ -578,6 +579,13 @@ impl coordinator_server::Coordinator for Fake {
         &self,
         _: Request<proto::ReplaceNodeRequest>,
     ) -> Result<Response<proto::StartOperationResponse>, Status> {
+        Err(no_operators())
+    }
+
+    async fn accept_copy(
+        &self,
+        _: Request<proto::AcceptCopyRequest>,
+    ) -> Result<Response<proto::AcceptCopyResponse>, Status> {
         Err(no_operators())
     }
 

@@ -49,6 +49,10 @@ impl<T> Host<T> {
     /// Makes room for a replica that a leader speaks to, if it may exist here. Returns whether it
     /// does now.
     pub(super) fn admit(&mut self, shard: ShardId, receiver: ReplicaId) -> bool {
+        // Also one that is here takes nothing in any more.
+        if receiver < self.least_replica {
+            return false;
+        }
         if let Some(group) = self.groups.get(&shard) {
             if group.replica >= receiver {
                 return group.replica == receiver;
@@ -91,6 +95,7 @@ impl<T> Host<T> {
             let here = self.groups.get(&shard);
             here.is_none_or(|group| group.replica == *replica && group.may_be_born())
                 && !self.is_buried(shard, *replica)
+                && *replica >= self.least_replica
         });
         match admissible {
             Some(replica) => {

@@ -94,6 +94,68 @@ fn who_comes_back_of_the_lost_can_not_count_on_the_survivor() {
     assert_eq!(world.words(3), ["a", "b"]);
 }
 
+/// The host on a node begins again on an older copy of its directory that was accepted.
+fn silence(world: &mut World, node: u64) {
+    world.nodes.get_mut(&node).unwrap().host.as_mut().unwrap().silence_below(NEW);
+}
+
+#[test]
+fn a_replica_of_an_older_copy_takes_no_part_and_another_one_goes_on_from_it() {
+    let mut world = World::with_leader(3);
+    world.write(1, "a");
+    world.run_ms(200);
+    for node in [1, 2, 3] {
+        world.crash(node);
+    }
+    world.restart(2);
+    silence(&mut world, 2);
+    world.restart(1);
+    // With its vote, or its acknowledgement, there would be a majority.
+    let lost = world.write(1, "x");
+    world.run_ms(5000);
+    assert_eq!(world.leader(SHARD), None, "{}", world.trace());
+    assert!(!matches!(world.outcome(lost), Some(Outcome::Written(_))));
+    let term = world.status(2).unwrap().term;
+    assert_eq!(world.status(2).unwrap().last_index, copied(&mut world, NEW).unwrap().log_end.index);
+    world.crash(1);
+    let unsafe_recovery = copied(&mut world, NEW).unwrap();
+    assert!(term < unsafe_recovery.term);
+    world.feed(2, Input::RecoverUnsafely(unsafe_recovery));
+    world.run_ms(100);
+    assert_eq!((world.status(2).unwrap().replica, world.leader(SHARD)), (NEW, Some(2)));
+    let ticket = world.write(2, "b");
+    world.run_ms(50);
+    assert!(matches!(world.outcome(ticket), Some(Outcome::Written(_))));
+    assert_eq!(world.words(2), ["a", "b"]);
+}
+
+#[test]
+fn a_replica_that_an_older_copy_does_not_hold_is_not_made_again() {
+    let mut world = World::with_leader(3);
+    world.write(1, "a");
+    world.run_ms(200);
+    world.feed(3, Input::Destroy { shard: SHARD, replica: replica_on(SHARD, 3) });
+    world.run_ms(100);
+    silence(&mut world, 3);
+    // It may have promised something before, and must not be asked for it anew.
+    let low = Replica { node_id: NodeId(3), replica_id: ReplicaId(NEW.0 - 1), role: Role::Learner };
+    let high = Replica { replica_id: NEW, ..low };
+    let others = [1, 2].map(voter);
+    let with = |one: Replica| [others[0], others[1], one];
+    let ticket = world.change(1, &others);
+    world.run_ms(1000);
+    assert_eq!(world.outcome(ticket), Some(&Outcome::Changed(true)), "{}", world.trace());
+    world.change(1, &with(low));
+    world.run_ms(1000);
+    assert!(world.status(3).is_none(), "{:?}", world.status(3));
+    world.change(1, &others);
+    world.run_ms(1000);
+    world.change(1, &with(high));
+    world.run_until("a new one is made", 3000, |world| {
+        world.status(3).is_some_and(|status| status.replica == NEW)
+    });
+}
+
 #[test]
 fn a_crash_leaves_the_old_replica_or_the_new_one() {
     for kept in [0, 3] {

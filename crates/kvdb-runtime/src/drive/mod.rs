@@ -432,9 +432,10 @@ impl Drive {
         VolumeId(self.shared.next_volume.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What was held back at the start takes part from now on, but for some shards.
-    pub fn release(&self, but: BTreeSet<ShardId>) {
-        self.inform(Event::Release(but));
+    /// What was held back at the start takes part from now on, but for some shards, and for replicas with ids
+    /// below `least` ([`Host::silence_below`]).
+    pub fn release(&self, but: BTreeSet<ShardId>, least: ReplicaId) {
+        self.inform(Event::Release(but, least));
     }
 
     /// How every group is doing.

@@ -56,8 +56,8 @@ pub(crate) enum Event {
         position: LogPosition,
         reply: tokio::sync::oneshot::Sender<Result<LogTail, CantGoOn>>,
     },
-    /// Groups that were held back take part, but for those of these shards.
-    Release(BTreeSet<ShardId>),
+    /// Groups that were held back take part, but for those of these shards, and replicas with ids below this one.
+    Release(BTreeSet<ShardId>, ReplicaId),
     /// For the apply thread. By way of this one, so that it ends when this one does.
     ForApply(ApplyWork),
     /// End the thread.
@@ -216,7 +216,10 @@ impl Replicator {
             Event::LogAfter { shard, replica, position, reply } => {
                 let _ = reply.send(self.host.log_after(shard, replica, position));
             }
-            Event::Release(but) => self.release(&but),
+            Event::Release(but, least) => {
+                self.host.silence_below(least);
+                self.release(&but);
+            }
             Event::ForApply(work) => self.to_apply_thread(work),
             Event::Stop => return std::ops::ControlFlow::Break(()),
         }

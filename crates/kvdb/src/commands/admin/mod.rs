@@ -98,6 +98,31 @@ Examples:
     Coordinators(Coordinators),
     /// Recover a shard that has lost its majority for good from one replica
     ForceRecover(ForceRecover),
+    /// Accept an older copy of a node's data directory, to recover shards from
+    AcceptCopy(AcceptCopy),
+}
+
+/// Accept an older copy of a node's data directory, to recover shards from.
+///
+/// A node is refused on an older copy of its directory: its replicas have forgotten what they promised since. If the
+/// disks of most nodes were put back to snapshots, shards have lost their majority that way. The next start of the
+/// node is accepted then, but nothing in the directory takes part in anything. `force-recover` makes new shards of it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvdb admin accept-copy 1                    says what it means, and asks
+  kvdb admin accept-copy 1 --yes              then start node 1, and the others in the same way
+  kvdb admin shards                           which shards have lost their majority
+  kvdb admin force-recover 3 --from 1         shows where the log of each copy ends, and asks
+
+Accept the copies of all nodes first, and recover each shard from the one whose log ends last. A shard that has a
+majority needs none of this: `kvdb admin replace` the node instead.")]
+pub(crate) struct AcceptCopy {
+    /// Node id; its process has ended
+    #[arg(value_name = "NODE")]
+    node_id: u64,
+    #[command(flatten)]
+    confirmation: Confirmation,
 }
 
 /// Recover a shard that has lost its majority for good from one replica.
@@ -521,6 +546,7 @@ pub(super) async fn run(command: Command, args: &ClientArgs) -> Result<(), Failu
             coordinators::run(&admin, command.change, args.json).await
         }
         Command::ForceRecover(command) => recover::run(&admin, command, args.json).await,
+        Command::AcceptCopy(command) => recover::accept_copy(&admin, command, args.json).await,
     }
 }
 

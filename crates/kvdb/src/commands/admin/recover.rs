@@ -1,10 +1,10 @@
 //! `kvdb admin force-recover`: shows what is known and what may be lost, asks, and starts it.
 
-use super::ForceRecover;
 use super::operate::started;
 use super::show::status_name;
+use super::{AcceptCopy, ForceRecover};
 use crate::exit::Failure;
-use crate::output::table;
+use crate::output::{Output, table};
 use crate::units;
 use kvdb_client::{AdminClient, Recovery, ReplicaStanding};
 use kvdb_model::{NodeId, ShardId};
@@ -31,6 +31,28 @@ pub(super) async fn run(
         Some(id) => started(admin, id, command.waiting, json).await,
         None => Err(Failure::Refused("the coordinators have started nothing".to_owned())),
     }
+}
+
+pub(super) async fn accept_copy(
+    admin: &AdminClient,
+    command: AcceptCopy,
+    json: bool,
+) -> Result<(), Failure> {
+    let node = NodeId(command.node_id);
+    command.confirmation.ask(&format!(
+        "The next start of node {node} is accepted, however old its data directory is. Replicas in it take no part any \
+         more: writes that they acknowledged after the copy was made are lost unless other nodes have them. Shards can \
+         be recovered from them (`kvdb admin force-recover`)."
+    ))?;
+    let version = admin.accept_copy(node).await?;
+    let mut output = Output::new();
+    match json {
+        true => output.json(&json!({ "node_id": node.0, "map_version": version.0 }))?,
+        false => output.line(format!(
+            "the next start of node {node} is accepted as an older copy: start it, then recover its shards"
+        ))?,
+    }
+    output.finish()
 }
 
 fn document(shard: ShardId, from: NodeId, preview: &Recovery) -> Value {
