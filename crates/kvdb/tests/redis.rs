@@ -540,14 +540,18 @@ fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
     client.ask(&format!("hset large-hash{fields}"));
     client.ask(&format!("rpush large-list{values}"));
     client.ask(&format!("sadd large-set{members}"));
+    client.ask("hset g a 1");
     client.ask("hset h a 1");
     client.ask("rpush l x y x");
     client.ask("set s text");
     client.ask("pexpire l 3600000");
+    client.ask("hset h b 2");
+    client.ask("hpexpire h 3600000 fields 1 b");
+    client.ask("hpexpire large-hash 3600000 fields 1 f7");
     let exported = kvdb(&dev, &["export", "-", "--format", "jsonl"], "");
     assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
     let rows = String::from_utf8(exported.stdout).unwrap();
-    assert!(rows.contains(r#"{"items":["a","1"],"key":"h","type":"hash"}"#), "{rows:.200}");
+    assert!(rows.contains(r#"{"items":["a","1"],"key":"g","type":"hash"}"#), "{rows:.200}");
     assert!(
         rows.lines().any(|row| row.contains(r#""key":"large-list""#) && row.contains(r#""at":"#))
     );
@@ -555,7 +559,7 @@ fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
         rows.sort();
         rows
     };
-    let names = ["large-hash", "large-list", "large-set", "h", "l", "s"];
+    let names = ["large-hash", "large-list", "large-set", "g", "h", "l", "s"];
     let before: Vec<String> = names.iter().map(|name| whole(&dev, name)).collect();
     assert_eq!(client.ask("flushall"), "+OK\r\n");
     // Twice: again does no harm.
@@ -567,6 +571,13 @@ fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
     }
     let left: i64 = client.ask("pttl l")[1..].trim().parse().unwrap();
     assert!((3_500_000..=3_600_000).contains(&left), "{left}");
+    // Fields that expire by themselves do so still, and no others.
+    for (key, fields) in [("h", "b a"), ("large-hash", "f7 f8")] {
+        let told = client.ask(&format!("hpttl {key} fields 2 {fields}"));
+        let told: Vec<i64> =
+            told.lines().skip(1).map(|line| line[1..].trim().parse().unwrap()).collect();
+        assert!((3_400_000..=3_600_000).contains(&told[0]) && told[1] == -1, "{told:?}");
+    }
 }
 
 /// All that a key holds, by the command line, in an order of its own where it has none.

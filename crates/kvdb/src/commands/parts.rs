@@ -5,6 +5,7 @@ use crate::output::printable;
 use crate::rows::{Kind, Part};
 use bytes::Bytes;
 use kvdb_client::{Client, Reply};
+use std::collections::BTreeMap;
 
 /// Elements that are asked for at a time. (A large one comes in smaller parts of its own.)
 const ELEMENTS: usize = 1000;
@@ -33,8 +34,12 @@ impl<'a> Parts<'a> {
                 Kind::Set => self.walk("SSCAN", cursor).await?,
                 Kind::Zset => self.walk("ZSCAN", cursor).await?,
             };
+            let (items, ttls_ms) = match self.kind {
+                Kind::Hash if !items.is_empty() => self.lifetimes(items).await?,
+                _ => (items, vec![]),
+            };
             if !items.is_empty() {
-                let part = Part { kind: self.kind, at: self.at, items };
+                let part = Part { kind: self.kind, at: self.at, items, ttls_ms };
                 self.at += (part.items.len() / self.kind.width()) as u64;
                 return Ok(Some(part));
             }
@@ -59,6 +64,28 @@ impl<'a> Parts<'a> {
                 }
             }
         }
+    }
+
+    /// Fields and values with how long each field lives, in milliseconds (0 for ever); nothing where all
+    /// do for ever. Those that have gone since they were read are left out.
+    async fn lifetimes(&self, items: Vec<Bytes>) -> Result<(Vec<Bytes>, Vec<u64>), Failure> {
+        let (pairs, _) = items.as_chunks::<2>();
+        let mut words = vec!["HPTTL".into(), self.key.clone(), "FIELDS".into()];
+        words.push(number(pairs.len() as u64));
+        words.extend(pairs.iter().map(|[field, _]| field.clone()));
+        let told = items_or_error(&self.key, self.client.execute(words).await?)?;
+        let (mut there, mut ttls_ms) = (Vec::with_capacity(items.len()), Vec::new());
+        for (pair, told) in pairs.iter().zip(told) {
+            let ttl_ms = match told {
+                Reply::Integer(left @ 0..) => left.unsigned_abs().max(1),
+                Reply::Integer(-1) => 0,
+                _ => continue,
+            };
+            there.extend_from_slice(pair);
+            ttls_ms.push(ttl_ms);
+        }
+        let expires = ttls_ms.iter().any(|ttl_ms| *ttl_ms > 0);
+        Ok((there, if expires { ttls_ms } else { vec![] }))
     }
 
     async fn walk(&mut self, command: &'static str, cursor: Bytes) -> Result<Vec<Bytes>, Failure> {
@@ -102,10 +129,28 @@ pub(super) async fn write(
         }
         done(words).await?;
     }
+    for (ttl_ms, fields) in by_lifetime(part) {
+        let count = number(fields.len() as u64);
+        let mut words =
+            vec!["HPEXPIRE".into(), key.clone(), number(ttl_ms), "FIELDS".into(), count];
+        words.extend(fields);
+        done(words).await?;
+    }
     if let Some(ttl_ms) = ttl_ms {
         done(vec!["PEXPIRE".into(), key.clone(), number(ttl_ms)]).await?;
     }
     Ok(())
+}
+
+/// Fields that expire by themselves, those with the same lifetime together.
+fn by_lifetime(part: &Part) -> BTreeMap<u64, Vec<Bytes>> {
+    let mut fields: BTreeMap<u64, Vec<Bytes>> = BTreeMap::new();
+    for ([field, _], ttl_ms) in part.items.as_chunks::<2>().0.iter().zip(&part.ttls_ms) {
+        if *ttl_ms > 0 {
+            fields.entry(*ttl_ms).or_default().push(field.clone());
+        }
+    }
+    fields
 }
 
 fn command_of(kind: Kind) -> &'static [u8] {

@@ -29,20 +29,27 @@ struct Fields {
     at: u64,
     items: Option<Vec<String>>,
     items_b64: Option<Vec<String>>,
+    items_ttl_ms: Option<Vec<u64>>,
 }
 
 pub(super) fn parse(line: &[u8]) -> Result<Row, RowError> {
     let fields: Fields =
         serde_json::from_slice(line).map_err(|error| RowError::new(in_line(&error)))?;
     let content = match fields.kind {
-        None if fields.items.is_some() || fields.items_b64.is_some() => {
+        None if fields.items.is_some()
+            || fields.items_b64.is_some()
+            || fields.items_ttl_ms.is_some() =>
+        {
             return Err(RowError::new("items need a type: hash, list, set or zset"));
         }
         None => Content::Value(either("value", fields.value, fields.value_b64)?),
         Some(_) if fields.value.is_some() || fields.value_b64.is_some() => {
             return Err(RowError::new("a row with a type has items instead of a value"));
         }
-        Some(kind) => Content::Part(part(kind, fields.at, fields.items, fields.items_b64)?),
+        Some(kind) => {
+            let part = part(kind, fields.at, fields.items, fields.items_b64)?;
+            Content::Part(with_lifetimes(part, fields.items_ttl_ms.unwrap_or_default())?)
+        }
     };
     Ok(Row {
         key: either("key", fields.key, fields.key_b64)?,
@@ -72,7 +79,19 @@ fn part(
         let problem = format!("a {} has items in pairs, and here are {}", kind.name(), items.len());
         return Err(RowError::new(problem));
     }
-    Ok(Part { kind, at, items })
+    Ok(Part { kind, at, items, ttls_ms: vec![] })
+}
+
+fn with_lifetimes(part: Part, ttls_ms: Vec<u64>) -> Result<Part, RowError> {
+    let count = part.items.len() / part.kind.width();
+    if !ttls_ms.is_empty() && part.kind != Kind::Hash {
+        return Err(RowError::new("items_ttl_ms is for the fields of a hash alone"));
+    }
+    if !ttls_ms.is_empty() && ttls_ms.len() != count {
+        let problem = format!("items_ttl_ms has {} numbers for {count} fields", ttls_ms.len());
+        return Err(RowError::new(problem));
+    }
+    Ok(Part { ttls_ms, ..part })
 }
 
 /// serde_json counts lines within what it was given, which is always one.
@@ -125,6 +144,9 @@ fn insert_part(object: &mut Map<String, Value>, part: &Part) {
             object.insert("items_b64".to_owned(), items.into())
         }
     };
+    if !part.ttls_ms.is_empty() {
+        object.insert("items_ttl_ms".to_owned(), part.ttls_ms.clone().into());
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +168,15 @@ mod tests {
             problem(r#"{"key":"a","type":"hash","items":["f"]}"#),
             "a hash has items in pairs, and here are 1"
         );
+        assert_eq!(
+            problem(r#"{"key":"a","type":"hash","items":["f","v"],"items_ttl_ms":[1,2]}"#),
+            "items_ttl_ms has 2 numbers for 1 fields"
+        );
+        assert!(
+            problem(r#"{"key":"a","type":"set","items":["m"],"items_ttl_ms":[1]}"#)
+                .contains("for the fields of a hash alone")
+        );
+        assert!(problem(r#"{"key":"a","value":"b","items_ttl_ms":[1]}"#).contains("need a type"));
         assert!(problem(r#"{"key":"a","type":"stream","items":[]}"#).contains("unknown variant"));
         assert!(problem(r#"{"key":"a","items":[]}"#).contains("need a type"));
         assert!(problem(r#"{"key":"a","type":"set","value":"v"}"#).contains("instead of a value"));

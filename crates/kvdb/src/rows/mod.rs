@@ -3,7 +3,7 @@
 //! | format | a line is | can't hold |
 //! |---|---|---|
 //! | TSV | key, tab, value | a key with a tab or a newline, a value with a newline or with CR at its end, an expiry |
-//! | JSON lines | an object with `key` or `key_b64`, `value` or `value_b64`, maybe `ttl_ms`; of a collection `type`, `items` or `items_b64` and maybe `at` instead of a value | – |
+//! | JSON lines | an object with `key` or `key_b64`, `value` or `value_b64`, maybe `ttl_ms`; of a collection `type`, `items` or `items_b64` and maybe `at` and `items_ttl_ms` instead of a value | – |
 //!
 //! TSV is bytes: nothing is escaped, nothing needs to be UTF-8, and a value may contain tabs, so
 //! that what is imported comes out again byte for byte. What it can't hold is refused at export,
@@ -50,6 +50,9 @@ pub(crate) struct Part {
     pub(crate) at: u64,
     /// Of a hash field and value in turn, of a sorted set member and score.
     pub(crate) items: Vec<Bytes>,
+    /// Of a hash whose fields expire by themselves: milliseconds to live of each, 0 for ever. Otherwise
+    /// empty.
+    pub(crate) ttls_ms: Vec<u64>,
 }
 
 /// The type of a collection.
@@ -176,7 +179,13 @@ mod tests {
         let part = (prop::sample::select(Kind::ALL.to_vec()), any::<u64>(), items).prop_map(
             |(kind, at, items)| {
                 let items = items.iter().flat_map(|item| vec![item.clone(); kind.width()]);
-                Content::Part(Part { kind, at, items: items.map(Bytes::from).collect() })
+                {
+                    let items: Vec<Bytes> = items.map(Bytes::from).collect();
+                    let expires = kind == Kind::Hash && at % 2 == 1;
+                    let count = if expires { items.len() / 2 } else { 0 };
+                    let ttls_ms = (0..count as u64).map(|number| number * 7).collect();
+                    Content::Part(Part { kind, at, items, ttls_ms })
+                }
             },
         );
         let content = prop_oneof![bytes(0).prop_map(|value| Content::Value(value.into())), part];
