@@ -382,7 +382,7 @@ enum May {
 }
 use May::{Change, Stay};
 
-const SETTINGS: [(&str, &str, May); 32] = [
+const SETTINGS: &[(&str, &str, May)] = &[
     ("appendfsync", "always", Stay),
     ("appendonly", "yes", Stay),
     ("bind", "", Stay),
@@ -394,6 +394,7 @@ const SETTINGS: [(&str, &str, May); 32] = [
     ("latency-monitor-threshold", "0", Stay),
     ("lazyfree-lazy-user-del", "no", Change),
     ("lazyfree-lazy-user-flush", "no", Change),
+    ("list-compress-depth", "0", Change),
     ("list-max-listpack-size", "-2", Change),
     ("list-max-ziplist-size", "-2", Change),
     ("lua-time-limit", "5000", Change),
