@@ -39,11 +39,12 @@ pub enum Bug {
     IncarnationReused,
     LiveElementsFreed,
     DeadElementsRead,
+    SpanNotWritten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 32] = [
+    pub const ALL: [Bug; 33] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -76,6 +77,7 @@ impl Bug {
         Bug::IncarnationReused,
         Bug::LiveElementsFreed,
         Bug::DeadElementsRead,
+        Bug::SpanNotWritten,
     ];
 
     /// What is wrong, in a few words.
@@ -114,6 +116,7 @@ impl Bug {
             Bug::IncarnationReused => "a collection gets the number of an earlier life",
             Bug::LiveElementsFreed => "elements are freed whatever life they are of",
             Bug::DeadElementsRead => "a read of elements takes those of an earlier life",
+            Bug::SpanNotWritten => "a list's directory isn't told of elements that were added",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

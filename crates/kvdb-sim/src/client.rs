@@ -1,5 +1,6 @@
 //! Clients with a gateway's routing core each: map cache, routes, retries, request ids.
 
+use crate::collections;
 use crate::dice::Dice;
 use crate::fleeting::{Asked, Told};
 use crate::machine::News;
@@ -10,18 +11,16 @@ use bytes::Bytes;
 use kvdb_checker::{
     Answer, Call as Checked, ClientId, Condition as CheckedCondition, OpId, Time, Written,
 };
-use kvdb_model::Reply as Typed;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     Condition, NodeId, Operation, Partitioning, Refusal, RequestTag, ShardId, ShardTimes,
     ValidUntil, Version, Write,
 };
 use kvdb_router::{Failure, MapCache, Next, RequestMachine, Routes};
-use kvdb_store::Command;
 use kvdb_store::keys::{Delete, Expiry};
 use kvdb_store::string::{Increment, Set};
-use kvdb_store::{hash, set};
-use std::collections::{BTreeMap, BTreeSet};
+use kvdb_store::{Command, End};
+use std::collections::BTreeMap;
 
 /// Keys that are put, deleted, compared; few, so that clients meet.
 const REGISTERS: u64 = 6;
@@ -31,15 +30,13 @@ const COUNTERS: u64 = 5;
 const FLEETING: u64 = 6;
 /// Of 1000 operations, how many are on these.
 const EXPIRING: u64 = 150;
-/// Of 1000 puts, how many leave a collection: a hash or a set.
-const COLLECTIONS: u64 = 300;
+/// Of 1000 puts, how many leave a collection.
+const COLLECTIONS: u64 = 400;
 /// Elements of one that lies in its key's record, and of one that doesn't.
 const SMALL: u64 = 4;
 const LARGE: u64 = 135;
-/// The element that says how many others there are.
-const COUNT_FIELD: &str = "count";
-/// Between the value and the number of a member.
-const NUMBERED: char = '/';
+/// Of the counters these are the lengths of lists.
+const LIST_COUNTERS: u64 = 2;
 const DEADLINE_MS: u64 = 3_000;
 /// A stream that is silent for so long is taken for broken.
 const ATTEMPT_US: u64 = 600_000;
@@ -144,69 +141,13 @@ fn operation(command: &impl Command, condition: Option<Condition>) -> What {
     What::Write(vec![Operation { condition, ..command.on(Bytes::new()) }])
 }
 
-/// A collection in the place of whatever is there, a hash or a set.
-fn a_collection(value: &str, elements: u64) -> What {
-    if elements.is_multiple_of(2) { a_set(value, elements) } else { a_hash(value, elements) }
-}
-
-/// So many members, each of which holds the value, and one that says how many they are. A reader that
-/// sees them all sees a value; see [`value_of_set`].
-fn a_set(value: &str, members: u64) -> What {
-    let member = |number| Bytes::from(format!("{value}{NUMBERED}{number}"));
-    let mut all: Vec<_> = (0..members).map(member).collect();
-    all.push(format!("{COUNT_FIELD}{NUMBERED}{members}").into());
-    What::Write(vec![Delete.on(Bytes::new()), set::Add { members: all }.on(Bytes::new())])
-}
-
-/// So many fields, each of which holds the value, and one that says how many they are. A reader that
-/// sees them all sees a value; see [`value_of_hash`].
-fn a_hash(value: &str, fields: u64) -> What {
-    let field = |number| (Bytes::from(format!("{number}")), Bytes::from(value.to_owned()));
-    let mut all: Vec<_> = (0..fields).map(field).collect();
-    all.push((COUNT_FIELD.into(), Bytes::from(fields.to_string())));
-    let set = hash::Set { fields: all, only_new: false };
-    What::Write(vec![Delete.on(Bytes::new()), set.on(Bytes::new())])
-}
-
-/// The value that a whole hash stands for; anything else is told as it is, and no writer ever wrote
-/// that.
-pub(crate) fn value_of_hash(reply: &Typed) -> Bytes {
-    let torn = || Bytes::from(format!("a torn hash: {reply:?}"));
-    let Typed::List(part) = reply else { return torn() };
-    let [_, Typed::Map(pairs)] = &part[..] else { return torn() };
-    let is_count = |field: &Typed| field.bytes().is_some_and(|field| field == COUNT_FIELD);
-    let (count, fields): (Vec<_>, Vec<_>) = pairs.iter().partition(|(field, _)| is_count(field));
-    let told = count.first().and_then(|(_, count)| count.bytes());
-    let Some((_, Typed::Bytes(value))) = fields.first() else { return torn() };
-    let is_whole = told.is_some_and(|told| told == &fields.len().to_string())
-        && fields.iter().all(|(_, other)| other.bytes() == Some(value));
-    if is_whole { value.clone() } else { torn() }
-}
-
-/// The same of a set.
-pub(crate) fn value_of_set(reply: &Typed) -> Bytes {
-    let torn = || Bytes::from(format!("a torn set: {reply:?}"));
-    let Typed::List(part) = reply else { return torn() };
-    let [_, Typed::List(members)] = &part[..] else { return torn() };
-    let texts = members.iter().filter_map(Typed::bytes);
-    let texts = texts.filter_map(|member| std::str::from_utf8(member).ok());
-    let named: Vec<_> = texts.filter_map(|member| member.split_once(NUMBERED)).collect();
-    let (count, values): (Vec<_>, Vec<_>) =
-        named.into_iter().partition(|(name, _)| *name == COUNT_FIELD);
-    let (Some((_, told)), Some((value, _))) = (count.first(), values.first()) else {
-        return torn();
-    };
-    let numbers: BTreeSet<&str> = values.iter().map(|(_, number)| *number).collect();
-    let is_whole = values.iter().all(|(other, _)| other == value)
-        && count.len() + values.len() == members.len()
-        && count.len() == 1
-        && *told == values.len().to_string()
-        && numbers.len() == values.len();
-    if is_whole { Bytes::from((*value).to_owned()) } else { torn() }
-}
-
 fn counter(number: u64) -> String {
     format!("counter-{number}")
+}
+
+/// Whether a key counts by the length of a list.
+pub(crate) fn is_list_counter(key: &[u8]) -> bool {
+    (0..LIST_COUNTERS).any(|number| key.ends_with(counter(number).as_bytes()))
 }
 
 /// A key that clients count in: the most telling one for what must happen once.
@@ -270,12 +211,24 @@ impl Client {
         let (checked, what) = match (counts, self.dice.below(10)) {
             (_, 0..=3) => (Checked::get(key.as_str()), What::Get),
             (true, _) => {
-                (Checked::increment(key.as_str(), 1), operation(&Increment { delta: 1 }, None))
+                let what = match is_list_counter(&user_key) {
+                    true => {
+                        let end = if self.dice.chance(500) { End::First } else { End::Last };
+                        operation(&collections::pushed(end, &value), None)
+                    }
+                    false => operation(&Increment { delta: 1 }, None),
+                };
+                (Checked::increment(key.as_str(), 1), what)
             }
             (false, 4..=5) if self.dice.chance(COLLECTIONS) => {
                 let most = if self.dice.chance(500) { LARGE } else { SMALL };
-                let elements = self.dice.between(most - 2, most);
-                (Checked::put(key.as_str(), value.as_str()), a_collection(&value, elements))
+                let count = self.dice.between(most - 2, most);
+                let what = match self.dice.below(3) {
+                    0 => collections::hash(&value, count),
+                    1 => collections::set(&value, count),
+                    _ => collections::list(&value, count),
+                };
+                (Checked::put(key.as_str(), value.as_str()), What::Write(what))
             }
             (false, 4..=6) => (Checked::put(key.as_str(), value.as_str()), operation(&put, None)),
             (false, 7) => (Checked::delete(key.as_str()), operation(&Delete, None)),

@@ -18,6 +18,7 @@
 
 mod checks;
 mod client;
+mod collections;
 mod dice;
 mod disk;
 mod faults;

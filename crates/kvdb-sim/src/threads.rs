@@ -1,16 +1,15 @@
 //! What the threads of a process do: log, apply, maintenance, and carrying out what the
 //! replication host wants.
 
-use crate::client::{expires, value_of_hash, value_of_set};
+use crate::client::expires;
+use crate::collections;
 use crate::machine::SimMachine;
 use crate::network::Place;
 use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
 use crate::process::{Core, Taken, Ticket};
 use crate::world::{Event, World};
-use bytes::Bytes;
 use kvdb_control::{ControlResponse, decode_result};
 use kvdb_engine::Engine;
-use kvdb_model::RangeEpoch;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
@@ -20,10 +19,7 @@ use kvdb_replication::{
     ApplyTask, CommittedEntry, ConfOutcome, Effect, GroupStatus, Input, PersistBatch, Rejection,
     ReplicaRole, SplitFrom,
 };
-use kvdb_store::{
-    Born, ChunkReader, Command as _, CommandOutcome, Shard, SnapshotWriter, Type, View, hash,
-    left_behind, set,
-};
+use kvdb_store::{Born, ChunkReader, CommandOutcome, Shard, SnapshotWriter, View, left_behind};
 use kvdb_wal::volumes_to_flush;
 
 const TRANSFER_TIMEOUT_US: u64 = 500_000;
@@ -374,7 +370,7 @@ impl World {
                 Ok(read) if read.expires_by_clock => Ok(None),
                 Ok(read) => match read.record {
                     Some(record) if record.string().is_none() => {
-                        collection_at(&view, epoch, &key, record.kind, now_ms)
+                        collections::value_of(&view, epoch, &key, now_ms)
                             .map(|value| Some(Ok(Found::Record(Some((value, record.version))))))
                     }
                     record => Ok(Some(Ok(Found::Record(
@@ -650,25 +646,4 @@ fn applied(
     membership: Vec<ConfOutcome>,
 ) -> Input<Ticket> {
     Input::Applied { shard, replica, position, membership }
-}
-
-/// What a collection stands for: see [`value_of_hash`].
-fn collection_at(
-    view: &View<'_>,
-    epoch: RangeEpoch,
-    key: &Bytes,
-    kind: Type,
-    now_ms: u64,
-) -> Result<Bytes, String> {
-    let scan = match kind {
-        Type::Set => set::Scan { cursor: 0, most: 0 }.on(key.clone()),
-        _ => hash::Scan { cursor: 0, most: 0 }.on(key.clone()),
-    };
-    let read = view.query(epoch, &[scan], now_ms, usize::MAX).map_err(|error| error.to_string())?;
-    let outcome = read.into_iter().flatten().next().ok_or("it expires while it is read")?;
-    let result = outcome.map_err(|refusal| refusal.to_string())?;
-    Ok(match kind {
-        Type::Set => value_of_set(&result.reply),
-        _ => value_of_hash(&result.reply),
-    })
 }
