@@ -462,6 +462,44 @@ fn a_list_small_or_large_is_a_queue_and_a_stack_and_can_be_read_anywhere() {
     }
 }
 
+#[test]
+fn a_sorted_set_small_or_large_is_in_order_and_leaves_nothing_to_the_next_one_of_its_name() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for (count, encoding) in [(5, "listpack"), (700, "skiplist")] {
+        let scored: Vec<String> = (0..count).rev().map(|n| format!("{n}.5 m{n:04}")).collect();
+        let twice = format!("zadd {{z}}a {} {}", scored.join(" "), scored.join(" "));
+        assert_eq!(client.ask(&twice), format!(":{count}\r\n"), "each counts once");
+        assert_eq!(client.ask("type {z}a"), "+zset\r\n");
+        assert!(client.ask("object encoding {z}a").contains(encoding));
+        assert!(client.ask("hget {z}a f").starts_with("-WRONGTYPE"));
+        assert_eq!(client.ask("zrank {z}a m0003"), ":3\r\n");
+        assert_eq!(client.ask("zrevrank {z}a m0003"), format!(":{}\r\n", count - 4));
+        assert_eq!(client.ask("zcount {z}a (1.5 inf"), format!(":{}\r\n", count - 2));
+        assert_eq!(client.ask("zincrby {z}a -100 m0004"), "$5\r\n-95.5\r\n");
+        assert_eq!(client.ask("zrank {z}a m0004"), ":0\r\n");
+        assert_eq!(client.ask("copy {z}a {z}copy"), ":1\r\n");
+        assert_eq!(client.ask("rename {z}a {z}b"), "+OK\r\n");
+        assert_eq!(client.ask("expire {z}b 1000"), ":1\r\n");
+        assert_eq!(client.ask("zunionstore {z}sum 2 {z}b {z}copy"), format!(":{count}\r\n"));
+        assert_eq!(client.ask("zscore {z}sum m0001"), "$1\r\n3\r\n");
+        client
+            .send(b"zpopmin {z}b\r\nzremrangebyrank {z}b 1 -1\r\nzrange {z}b 0 -1 withscores\r\n");
+        let lines: Vec<String> = (0..11).map(|_| client.line()).collect();
+        assert_eq!(lines[2], "m0004\r\n", "{lines:?}");
+        assert_eq!(lines[5], format!(":{}\r\n", count - 2), "{lines:?}");
+        assert_eq!((&lines[6][..], &lines[8][..]), ("*2\r\n", "m0000\r\n"), "{lines:?}");
+        assert_eq!(client.ask("del {z}b {z}copy {z}sum"), ":3\r\n");
+        assert_eq!(client.ask("zcard {z}b"), ":0\r\n");
+    }
+    client.ask("zadd {z}a 1 a");
+    client.send(b"scan 0 type zset count 100000\r\n");
+    let lines: Vec<String> = (0..6).map(|_| client.line()).collect();
+    assert_eq!(&lines[3..], ["*1\r\n", "$4\r\n", "{z}a\r\n"], "{lines:?}");
+    assert!(client.ask("hello 3").starts_with('%'));
+    assert_eq!(client.ask("zscore {z}a a"), ",1\r\n");
+}
+
 /// What the command line says to the cluster.
 fn kvdb(dev: &Dev, words: &[&str], input: &str) -> std::process::Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kvdb"))
@@ -541,6 +579,9 @@ fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
     client.ask(&format!("rpush large-list{values}"));
     client.ask(&format!("sadd large-set{members}"));
     client.ask("hset g a 1");
+    let scored: String = (0..2500).map(|n| format!(" {}.25 m{n}", n % 100)).collect();
+    client.ask(&format!("zadd large-zset{scored}"));
+    client.ask("zadd z inf a -0.1 b 1e300 c");
     client.ask("hset h a 1");
     client.ask("rpush l x y x");
     client.ask("set s text");
@@ -559,7 +600,7 @@ fn keys_of_every_type_come_out_of_an_export_and_in_again_as_they_were() {
         rows.sort();
         rows
     };
-    let names = ["large-hash", "large-list", "large-set", "g", "h", "l", "s"];
+    let names = ["large-hash", "large-list", "large-set", "large-zset", "g", "h", "l", "s", "z"];
     let before: Vec<String> = names.iter().map(|name| whole(&dev, name)).collect();
     assert_eq!(client.ask("flushall"), "+OK\r\n");
     // Twice: again does no harm.
@@ -588,13 +629,14 @@ fn whole(dev: &Dev, key: &str) -> String {
         "hash" => vec!["--json", "redis", "HGETALL", key],
         "list" => vec!["--json", "redis", "LRANGE", key, "0", "-1"],
         "set" => vec!["--json", "redis", "SMEMBERS", key],
+        "zset" => vec!["--json", "redis", "ZRANGE", key, "0", "-1", "WITHSCORES"],
         "string" => vec!["--json", "redis", "GET", key],
         other => panic!("{key} is a {other}"),
     };
     let found = kvdb(dev, &words, "");
     let answer: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
     let mut items = answer["reply"].as_array().cloned().unwrap_or_default();
-    if kind.trim() != "list" {
+    if !["list", "zset"].contains(&kind.trim()) {
         items.sort_by_key(ToString::to_string);
     }
     format!("{key} {kind} {} {items:?}", answer["reply"].as_str().unwrap_or_default())
