@@ -224,3 +224,56 @@ fn story(cluster: &mut Cluster, c1: &str) {
     });
     assert_eq!(status(cluster)["generation"]["number"], 1);
 }
+
+/// Starts a coordinator with `--recover-alone`, as soon as nobody has heard of a leader any more.
+fn recover_alone(cluster: &mut Cluster, place: usize) {
+    let usual = cluster.coordinators[place].args.clone();
+    cluster.coordinators[place].args.extend(["--recover-alone".to_owned(), "--yes".to_owned()]);
+    cluster.coordinators[place].start();
+    cluster.coordinators[place].args = usual;
+    let part = &mut cluster.coordinators[place];
+    let begun = std::time::Instant::now();
+    while !log(part).contains("recovered: this coordinator goes on alone") {
+        assert!(begun.elapsed() < support::PATIENCE, "{}", log(part));
+        assert!(part.child.as_mut().unwrap().try_wait().unwrap().is_none(), "{}", log(part));
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn of_two_that_were_recovered_each_by_itself_nodes_follow_the_first_until_the_other_is_recovered_again()
+ {
+    let mut cluster = Cluster::start();
+    assert!(done(&cluster, &["put", "k", "1"]));
+    cluster.coordinators.iter_mut().for_each(Part::kill);
+    cluster.nodes.iter_mut().for_each(Part::kill);
+    // While no node can tell what it has met.
+    recover_alone(&mut cluster, 0);
+    cluster.nodes.iter_mut().for_each(Part::start);
+    cluster.until("the nodes follow it", |cluster| {
+        let status = status(cluster);
+        status["nodes_alive"] == 3 && status["awaited_nodes"].as_array().is_some_and(Vec::is_empty)
+    });
+    cluster.coordinators[0].kill();
+    cluster.nodes.iter_mut().for_each(Part::kill);
+    recover_alone(&mut cluster, 1);
+    cluster.nodes.iter_mut().for_each(Part::start);
+    cluster.until("they don't listen to the other", |cluster| {
+        cluster.nodes.iter().all(|node| log(node).contains("each by itself"))
+    });
+    // They vouch for each other meanwhile, and serve.
+    cluster.until("the key is there", |cluster| cluster.get("k") == "1");
+    cluster.coordinators[1].kill();
+    recover_alone(&mut cluster, 1);
+    cluster.until("the nodes follow the other", |cluster| {
+        let status = status(cluster);
+        status["generation"]["number"] == 2
+            && status["nodes_alive"] == 3
+            && status["awaited_nodes"].as_array().is_some_and(Vec::is_empty)
+    });
+    assert!(done(&cluster, &["admin", "create-keyspace", "after"]));
+    // And the first is left behind.
+    cluster.coordinators[0].start();
+    ends_by_name(&mut cluster, 0, "coordinator 1");
+    assert_eq!(cluster.get("k"), "1");
+}
