@@ -193,8 +193,18 @@ impl Client {
             _ => Some(self.dice.between(10, 1_500)),
         };
         let value = format!("{}.{}", self.id, self.sequence);
-        let set = Set { value: Bytes::from(value.clone()), expiry: Expiry::after(ttl_ms) };
-        (key, Asked::Put { value, ttl_ms }, operation(&set, None))
+        let what = match ttl_ms {
+            // Half of what expires does so by its fields.
+            Some(ttl_ms) if self.sequence.is_multiple_of(2) => {
+                let fields = if self.sequence.is_multiple_of(4) { LARGE } else { SMALL };
+                What::Write(collections::hash_until(&value, fields, ttl_ms))
+            }
+            _ => {
+                let value = Bytes::from(value.clone());
+                operation(&Set { value, expiry: Expiry::after(ttl_ms) }, None)
+            }
+        };
+        (key, Asked::Put { value, ttl_ms }, what)
     }
 
     fn choose_lasting(&mut self) -> (Checked, Bytes, What) {

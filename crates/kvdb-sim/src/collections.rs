@@ -7,7 +7,7 @@
 use crate::client::is_list_counter;
 use bytes::Bytes;
 use kvdb_model::{Operation, RangeEpoch, Reply};
-use kvdb_store::keys::Delete;
+use kvdb_store::keys::{Delete, Expiry};
 use kvdb_store::{Command, End, View, hash, list, set};
 
 /// The field, and the member, that says how many others there are.
@@ -21,10 +21,22 @@ fn replace_by(commands: Vec<Operation>) -> Vec<Operation> {
 
 /// A hash: so many fields that hold the value.
 pub(crate) fn hash(value: &str, count: u64) -> Vec<Operation> {
+    let fields = fields_of(value, count);
+    replace_by(vec![hash::Set { fields, only_new: false }.on(Bytes::new())])
+}
+
+/// The same, whose fields all expire by themselves: then the hash isn't there any more.
+pub(crate) fn hash_until(value: &str, count: u64, ttl_ms: u64) -> Vec<Operation> {
+    let (expiry, condition) = (Expiry::In(ttl_ms), hash::FieldCondition::Always);
+    let set = hash::SetUntil { expiry, condition, fields: fields_of(value, count) };
+    replace_by(vec![set.on(Bytes::new())])
+}
+
+fn fields_of(value: &str, count: u64) -> Vec<(Bytes, Bytes)> {
     let field = |number| (Bytes::from(format!("{number}")), Bytes::from(value.to_owned()));
     let mut fields: Vec<_> = (0..count).map(field).collect();
     fields.push((COUNT.into(), Bytes::from(count.to_string())));
-    replace_by(vec![hash::Set { fields, only_new: false }.on(Bytes::new())])
+    fields
 }
 
 /// A set: so many members that hold the value.
