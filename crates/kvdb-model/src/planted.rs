@@ -40,11 +40,13 @@ pub enum Bug {
     LiveElementsFreed,
     DeadElementsRead,
     SpanNotWritten,
+    LastElementOutlived,
+    ElementTimesLost,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 33] = [
+    pub const ALL: [Bug; 35] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -78,6 +80,8 @@ impl Bug {
         Bug::LiveElementsFreed,
         Bug::DeadElementsRead,
         Bug::SpanNotWritten,
+        Bug::LastElementOutlived,
+        Bug::ElementTimesLost,
     ];
 
     /// What is wrong, in a few words.
@@ -117,6 +121,8 @@ impl Bug {
             Bug::LiveElementsFreed => "elements are freed whatever life they are of",
             Bug::DeadElementsRead => "a read of elements takes those of an earlier life",
             Bug::SpanNotWritten => "a list's directory isn't told of elements that were added",
+            Bug::LastElementOutlived => "a key stays when its last element expires",
+            Bug::ElementTimesLost => "when elements expire isn't in what is stored of a key",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

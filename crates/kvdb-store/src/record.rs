@@ -14,6 +14,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::Version;
+use kvdb_model::planted::{Bug, has};
 use thiserror::Error;
 
 const FORMAT: u8 = 2;
@@ -114,7 +115,8 @@ impl Record {
 
     /// The same at a time in milliseconds since 1970.
     pub fn is_over_at(&self, now_ms: u64) -> bool {
-        [self.expires_at_ms, self.elements.last_ms].into_iter().any(|at| at != 0 && at <= now_ms)
+        let last_ms = if has(Bug::LastElementOutlived) { 0 } else { self.elements.last_ms };
+        [self.expires_at_ms, last_ms].into_iter().any(|at| at != 0 && at <= now_ms)
     }
 
     /// When it, or an element of it, is to be freed: milliseconds since 1970; `None` for never.
@@ -129,7 +131,8 @@ impl Record {
 
     pub(crate) fn encode(&self, routing_key: &[u8]) -> Bytes {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + 24 + self.value.len());
-        let (expires, elements_expire) = (self.expires_at_ms != 0, self.elements.first_ms != 0);
+        let expires = self.expires_at_ms != 0;
+        let elements_expire = self.elements.first_ms != 0 && !has(Bug::ElementTimesLost);
         out.put_u32_le(0);
         out.put_u8(FORMAT);
         let expiries =
