@@ -310,7 +310,19 @@ fn few_of_many_are_different_ones_and_all_of_them_are_there() {
     }
 }
 
-/// Of members that all have the same place but one, both kinds are found.
+#[test]
+fn a_few_of_very_many_are_found_without_a_walk_through_them() {
+    let mut trial = Trial::new(&[]);
+    add(&mut trial, "s", many(0..20_000));
+    let before = trial.elements_looked_at();
+    for seed in 0..50 {
+        trial.run(&Random { count: Some(2), seed }, &["s"]).unwrap();
+        trial.run(&Pop { count: None, seed }, &["s"]).unwrap();
+    }
+    let looked_at = (trial.elements_looked_at() - before) / 150;
+    assert!(looked_at < 100, "{looked_at} for each, on average");
+}
+
 #[test]
 fn a_choice_ends_also_where_chance_does_not_help() {
     let mut trial = Trial::new(&[]);
