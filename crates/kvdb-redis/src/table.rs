@@ -1,6 +1,5 @@
 //! Every command: how it is called, what carries it out, and what is promised.
 
-use crate::args::is;
 use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
@@ -112,13 +111,18 @@ impl Spec {
 
 /// The command of this name, in any case.
 pub fn find(name: &[u8]) -> Option<&'static Spec> {
+    position(name).map(|at| &COMMANDS[at])
+}
+
+/// The place of a command in [`COMMANDS`].
+pub fn position(name: &[u8]) -> Option<usize> {
     // Long names aren't looked for.
     if name.len() > 24 {
         return None;
     }
-    let at = COMMANDS
-        .binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(u8::to_ascii_lowercase)));
-    at.ok().map(|at| &COMMANDS[at]).filter(|spec| is(name, spec.name))
+    COMMANDS
+        .binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(u8::to_ascii_lowercase)))
+        .ok()
 }
 
 /// What a command is called, with what stands inside it: `client|list`. `NULL`, as in Redis, for

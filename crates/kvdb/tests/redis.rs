@@ -13,6 +13,7 @@ struct Dev {
     child: Child,
     redis: u16,
     grpc: u16,
+    http: u16,
     /// Its temporary directory is in here: killed, it removes nothing itself.
     _folder: tempfile::TempDir,
 }
@@ -49,7 +50,8 @@ impl Dev {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let dev = Dev { child, redis: 7379 + offset, grpc: 7400 + offset, _folder: folder };
+        let (redis, grpc, http) = (7379 + offset, 7400 + offset, 7480 + offset);
+        let dev = Dev { child, redis, grpc, http, _folder: folder };
         let until = Instant::now() + PATIENCE;
         loop {
             let ready = TcpStream::connect(("127.0.0.1", dev.redis)).is_ok()
@@ -640,6 +642,28 @@ fn whole(dev: &Dev, key: &str) -> String {
         items.sort_by_key(ToString::to_string);
     }
     format!("{key} {kind} {} {items:?}", answer["reply"].as_str().unwrap_or_default())
+}
+
+#[test]
+fn commands_are_counted_by_name_and_result() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    for words in ["set a x", "get a", "GET a", "lpush a x", "nonsense"] {
+        client.ask(words);
+    }
+    let mut socket = TcpStream::connect(("127.0.0.1", dev.http)).unwrap();
+    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = String::new();
+    socket.read_to_string(&mut page).unwrap();
+    for line in [
+        "kvdb_redis_commands_total{command=\"get\",result=\"OK\"} 2",
+        "kvdb_redis_commands_total{command=\"get\",result=\"ERROR\"} 0",
+        "kvdb_redis_commands_total{command=\"lpush\",result=\"ERROR\"} 1",
+        "kvdb_redis_commands_total{command=\"unknown\",result=\"ERROR\"} 1",
+    ] {
+        assert!(page.contains(line), "{line} is missing: {page}");
+    }
+    assert!(!page.contains("command=\"zadd\""), "what never came isn't there");
 }
 
 #[test]

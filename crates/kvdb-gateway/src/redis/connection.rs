@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use kvdb_model::{Keyspace, Refusal};
 use kvdb_redis::plan::refused;
 use kvdb_redis::session::Step;
-use kvdb_redis::{Job, Parser, Plan, Reply, Session};
+use kvdb_redis::{Job, Parser, Plan, Reply, Session, table};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::io::AsyncWriteExt;
@@ -55,6 +55,8 @@ enum Slot {
 struct Manner {
     silent: bool,
     resp3: bool,
+    /// The command's place among all.
+    command: Option<usize>,
 }
 
 /// Commands that run together, and what ends them.
@@ -129,7 +131,7 @@ impl Connection {
                 Ok(Some(request)) => request,
                 Ok(None) => break,
                 Err(error) => {
-                    let manner = Manner { silent: false, resp3: self.session.resp3 };
+                    let manner = Manner { silent: false, resp3: self.session.resp3, command: None };
                     batch.last = Some((Last::Close(Reply::Error(error.to_string())), manner));
                     break;
                 }
@@ -138,8 +140,9 @@ impl Connection {
             name = request
                 .first()
                 .map(|name| [name.clone(), request.get(1).cloned().unwrap_or_default()]);
+            let command = request.first().and_then(|name| table::position(name));
             let (step, silent) = self.session.take(request, now);
-            batch.push(step, Manner { silent, resp3: self.session.resp3 });
+            batch.push(step, Manner { silent, resp3: self.session.resp3, command });
         }
         if count > 0 {
             self.client.show(&self.session, name, count);
@@ -327,6 +330,7 @@ impl Connection {
     }
 
     fn answer(&mut self, reply: &Reply, manner: Manner) {
+        self.gateway.metrics.redis_command(manner.command, reply.is_error());
         if reply.is_error() {
             self.client.failed();
         }
@@ -385,7 +389,7 @@ impl Connection {
         if !self.client.holds(held) {
             let reply =
                 "input memory of all clients is used up; send smaller requests, or fewer at a time";
-            let manner = Manner { silent: false, resp3: self.session.resp3 };
+            let manner = Manner { silent: false, resp3: self.session.resp3, command: None };
             self.answer(&Reply::error(reply), manner);
             let _ = self.flush().await;
             return false;
