@@ -427,6 +427,8 @@ class Maker:
             lambda: [b"LINSERT", l(), self.pick(b"BEFORE", b"AFTER", b"before", b"x"), e(), e()],
             lambda: [b"LREM", l(), self.pick(b"0", b"1", b"-1", b"2", b"-3", b"x"), e()],
             lambda: [b"LPOS", l(), e()] + self.options(lambda self: [b"RANK", self.pick(b"1", b"-1", b"2", b"0", b"x")], lambda self: [b"COUNT", self.pick(b"0", b"1", b"2", b"-1")], lambda self: [b"MAXLEN", self.pick(b"0", b"3", b"-1")], b"bad", most=3),
+            lambda: [self.pick(b"SORT", b"SORT_RO"), self.pick(l, s)()] + self.options(b"ALPHA", b"ASC", b"DESC", lambda self: [b"LIMIT", i(), i()], lambda self: [b"BY", b"nosort"] if self.chance(0.3) else [], lambda self: [b"GET", b"#"], b"bad", most=4),
+            lambda: [b"SORT", self.pick(l, s, k)(), b"ALPHA", b"STORE", l()],
             lambda: [b"LMOVE", l(), l(), self.side(), self.side()],
             lambda: [b"RPOPLPUSH", l(), l()],
             lambda: [b"LMPOP"] + self.pick(lambda: [b"2", l(), l()], lambda: [b"1", l()], lambda: [b"3", l(), l()], lambda: [b"0", l()])() + [self.side()] + self.options(lambda self: [b"COUNT", self.pick(b"1", b"2", b"20", b"0", b"x")], b"COUNT", most=1),

@@ -48,8 +48,11 @@ pub const NO_SUCH_MEMBER: &str = "the set has no such member to search around";
 pub const TOO_WIDE: &str =
     "more than 1,000,000 members would have to be looked at: search a smaller area";
 
+/// A sort by number of what is none.
+pub const NOT_A_WEIGHT: &str = "an element to be sorted by number is not a number";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 20] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -69,6 +72,7 @@ pub const ALL: [&str; 19] = [
     NOT_A_SCORE,
     NO_SUCH_MEMBER,
     TOO_WIDE,
+    NOT_A_WEIGHT,
 ];
 
 /// The one with this text.

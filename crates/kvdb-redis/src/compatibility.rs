@@ -4,10 +4,7 @@ use crate::table::COMMANDS;
 
 /// Commands of Redis 7.0 that don't exist here, by what they need.
 pub const MISSING: [(&str, &str); 6] = [
-    (
-        "blocking commands on lists, and sorting",
-        "blmove blmpop blpop brpop brpoplpush sort sort_ro",
-    ),
+    ("blocking commands on lists", "blmove blmpop blpop brpop brpoplpush"),
     ("blocking commands on sorted sets", "bzmpop bzpopmax bzpopmin"),
     (
         "streams and HyperLogLog",

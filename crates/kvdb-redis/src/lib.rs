@@ -26,6 +26,7 @@ pub mod resp;
 pub mod server;
 pub mod session;
 mod sets;
+mod sort;
 mod strings;
 mod subcommands;
 pub mod table;

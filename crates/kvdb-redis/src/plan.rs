@@ -158,6 +158,7 @@ pub fn refused(refusal: &Refusal) -> Reply {
                 "string exceeds maximum allowed size (proto-max-bulk-len)"
             }
             wrong_value::NO_SUCH_KEY => "no such key",
+            wrong_value::NOT_A_WEIGHT => "One or more scores can't be converted into double",
             wrong_value::NO_SUCH_PLACE => "index out of range",
             wrong_value::NO_SUCH_MEMBER => "could not decode requested zset member",
             wrong_value::NOT_A_SCORE => "resulting score is not a number (NaN)",

@@ -4,7 +4,8 @@ use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
 use crate::{
-    args::Planned, bits, field_expiry, geo, hashes, keys, lcs, lists, server, sets, strings, zsets,
+    args::Planned, bits, field_expiry, geo, hashes, keys, lcs, lists, server, sets, sort, strings,
+    zsets,
 };
 use bytes::Bytes;
 
@@ -80,6 +81,7 @@ impl Spec {
         match self.name {
             "georadius" => keys.extend(geo::stored_key(args, 6).cloned()),
             "georadiusbymember" => keys.extend(geo::stored_key(args, 5).cloned()),
+            "sort" => keys.extend(sort::stored_key(args).cloned()),
             _ => {}
         }
         if let Some(at) = self.counts_keys_at() {
@@ -143,7 +145,6 @@ const GROW_FAST: &str = "write denyoom fast";
 const GROW: &str = "write denyoom";
 const CHANGE_FAST: &str = "write fast";
 const CHANGE: &str = "write";
-const COUNTED: &str = "write movablekeys";
 const READ_FAST: &str = "readonly fast";
 const READ: &str = "readonly";
 const READ_COUNTED: &str = "readonly movablekeys";
@@ -259,7 +260,7 @@ commands! {
     "linsert" 5 GROW ONE "list" Keys(lists::linsert) "Puts an element beside another one" "looks through 1,000,000 elements at most";
     "llen" 2 READ_FAST ONE "list" Keys(lists::llen) "How many elements a list has" "";
     "lmove" 5 GROW TWO "list" Keys(lists::lmove) "Moves an element from an end of a list to an end of another one" "both keys on one shard";
-    "lmpop" -4 COUNTED NONE "list" Keys(lists::lmpop) "Takes elements off an end of the first list that has any" "all keys on one shard";
+    "lmpop" -4 CHANGE_COUNTED NONE "list" Keys(lists::lmpop) "Takes elements off an end of the first list that has any" "all keys on one shard";
     "lpop" -2 CHANGE_FAST ONE "list" Keys(lists::lpop) "Takes elements off the beginning of a list" "refused above 8 MiB";
     "lpos" -3 READ ONE "list" Keys(lists::lpos) "Finds elements of a list" "looks through 1,000,000 elements at most";
     "lpush" -3 GROW_FAST ONE "list" Keys(lists::lpush) "Adds elements at the beginning of a list" "";
@@ -313,6 +314,8 @@ commands! {
     "smembers" 2 READ ONE "set" Keys(sets::smembers) "All members of a set" "in no order; refused above 8 MiB: SSCAN reads it in parts";
     "smismember" -3 READ_FAST ONE "set" Keys(sets::smismember) "Which members a set has" "";
     "smove" 4 CHANGE_FAST TWO "set" Keys(sets::smove) "Moves a member to another set" "both keys on one shard";
+    "sort" -2 GROW_COUNTED ONE "generic" Keys(sort::sort) "Sorts a list, a set or a sorted set" "of up to 100,000 elements; BY and GET take no patterns; with STORE both keys on one shard";
+    "sort_ro" -2 READ_COUNTED ONE "generic" Keys(sort::sort_ro) "Sorts a list, a set or a sorted set" "as SORT, without STORE";
     "spop" -2 CHANGE_FAST ONE "set" Keys(sets::spop) "Removes members of a set at random" "refused above 100,000 members or 8 MiB, unless it is all of them";
     "srandmember" -2 READ ONE "set" Keys(sets::srandmember) "Members of a set at random" "refused above 8 MiB";
     "srem" -3 CHANGE_FAST ONE "set" Keys(sets::srem) "Removes members of a set" "";

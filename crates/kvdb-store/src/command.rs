@@ -179,6 +179,8 @@ pub static COMMANDS: &[Row] = &[
     row::<keys::Copy>("copy"),
     row::<keys::Encoding>("encoding"),
     row::<keys::Size>("size"),
+    row::<keys::Sort>("sort"),
+    row::<keys::SortInto>("sort_into"),
     row::<hash::Set>("hash_set"),
     row::<hash::Delete>("hash_delete"),
     row::<hash::Increment>("hash_increment"),

@@ -1,8 +1,10 @@
 //! Commands on keys, whatever they hold.
 
 mod expiry;
+mod sort;
 
 pub use expiry::{Expiry, ExpiryRule};
+pub use sort::{By, Order as SortOrder, Sort, SortInto};
 
 use crate::changes::is_promoted;
 use crate::command::{Command, Done, Effect, Fault, flag, wrong};

@@ -44,7 +44,8 @@ fn ranks_of(start: i64, stop: i64, count: u64) -> Option<(u64, u64)> {
     (start <= stop).then_some((start as u64, stop as u64))
 }
 
-fn push(
+/// Adds values at an end, one after the other.
+pub(crate) fn push(
     order: &mut Order<'_, '_>,
     end: End,
     values: impl IntoIterator<Item = Bytes>,
