@@ -158,6 +158,9 @@ fn categories(name: &str, group: &str, flags: &str) -> Vec<&'static str> {
         "fast" => has("fast"),
         "slow" => !has("fast"),
         _ if is_container => false,
+        // It is of every type that it sorts.
+        "set" | "sortedset" | "list" | "dangerous" if matches!(name, "sort" | "sort_ro") => true,
+        "keyspace" if matches!(name, "sort" | "sort_ro") => false,
         "dangerous" => {
             let named = ["flushall", "flushdb", "info", "keys", "restore", "swapdb"];
             has("admin") || named.contains(&name)

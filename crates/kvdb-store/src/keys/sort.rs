@@ -110,12 +110,15 @@ impl Order {
 
 /// A decimal number, as Redis reads one.
 fn number(text: &[u8]) -> Option<f64> {
+    // It ends at a zero byte, and an empty one counts as 0.
+    let text = text.split(|byte| *byte == 0).next()?;
     let text = std::str::from_utf8(text).ok()?;
     if text.is_empty() {
-        // As of an empty string that C reads.
         return Some(0.0);
     }
-    text.parse().ok().filter(|number: &f64| !number.is_nan())
+    let number: f64 = text.parse().ok()?;
+    let is_too_large = number.is_infinite() && !text.contains(['i', 'I']);
+    (!number.is_nan() && !is_too_large).then_some(number)
 }
 
 /// The elements of a list, a set or a sorted set, and which of them it is.
@@ -286,6 +289,14 @@ mod tests {
         let refused = |trial: &mut Trial, key| trial.run(&Sort { order: NUMBERS }, &[key]);
         assert_eq!(refused(&mut trial, "l"), Err(Refusal::WrongValue(NOT_A_WEIGHT)));
         assert_eq!(refused(&mut trial, "s"), Err(Refusal::WrongValue(WRONG_TYPE)));
+        for (text, expected) in
+            [("\0x", Some(0.0)), ("7\0x", Some(7.0)), ("-inf", Some(f64::NEG_INFINITY))]
+        {
+            assert_eq!(number(text.as_bytes()), expected, "{text:?}");
+        }
+        for text in ["1e999", "nan", "x", "1 "] {
+            assert_eq!(number(text.as_bytes()), None, "{text:?}");
+        }
     }
 
     #[test]
