@@ -648,7 +648,7 @@ fn whole(dev: &Dev, key: &str) -> String {
 fn commands_are_counted_by_name_and_result() {
     let dev = Dev::start();
     let mut client = dev.client();
-    for words in ["set a x", "get a", "GET a", "lpush a x", "nonsense"] {
+    for words in ["set a x", "strlen a", "STRLEN a", "lpush a x", "nonsense"] {
         client.ask(words);
     }
     let mut socket = TcpStream::connect(("127.0.0.1", dev.http)).unwrap();
@@ -656,8 +656,8 @@ fn commands_are_counted_by_name_and_result() {
     let mut page = String::new();
     socket.read_to_string(&mut page).unwrap();
     for line in [
-        "kvdb_redis_commands_total{command=\"get\",result=\"OK\"} 2",
-        "kvdb_redis_commands_total{command=\"get\",result=\"ERROR\"} 0",
+        "kvdb_redis_commands_total{command=\"strlen\",result=\"OK\"} 2",
+        "kvdb_redis_commands_total{command=\"strlen\",result=\"ERROR\"} 0",
         "kvdb_redis_commands_total{command=\"lpush\",result=\"ERROR\"} 1",
         "kvdb_redis_commands_total{command=\"unknown\",result=\"ERROR\"} 1",
     ] {
