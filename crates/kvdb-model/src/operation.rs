@@ -33,7 +33,7 @@ pub struct Operation {
     pub key: Bytes,
     /// The routing keys that the command touches beside `key`, in its own order.
     pub others: Vec<Bytes>,
-    /// Its place in the client's request; with the [`RequestTag`] it identifies the operation,
+    /// Its place in the client's request; with the [`crate::RequestTag`] it identifies the operation,
     /// however the request is regrouped on a retry.
     pub item: u32,
     /// What to do.

@@ -1,6 +1,6 @@
 //! Commands on lists: values in the order in which they were put.
 //!
-//! An element is a row ([`crate::Order`]): its place is a [`position`] between its neighbours', its
+//! An element is a row ([`crate::Order`]): its place is a position (`position`) between its neighbours', its
 //! payload is the value.
 
 mod position;
