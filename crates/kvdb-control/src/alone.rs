@@ -171,7 +171,8 @@ impl ControlState {
     }
 
     fn end_all_operators(&mut self) {
-        let why = "the coordinators were recovered from one of them alone: look at what has become of it, and                    start it again if it is still wanted";
+        let why = "the coordinators were recovered from one of them alone: look at what has become of it, and \
+                   start it again if it is still wanted";
         let mut drained = Vec::new();
         for operator in self.operators.values_mut().filter(|operator| operator.is_running()) {
             operator.state = OperatorState::Failed(why.to_owned());
