@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use kvdb_model::{
     Keyspace, Operation, OperationOutcome, Refusal, RequestTag, RetryClass, ShardId, Write,
+    WriteResult,
 };
 use kvdb_router::{Failure, Next, RequestMachine, Route};
 use kvdb_wire::proto::node_answer::Answer;
@@ -247,6 +248,7 @@ impl Gateway {
         let mut outcomes: Vec<OperationOutcome> =
             items.iter().map(|_| Err(Refusal::DeadlineExceeded)).collect();
         let mut open: Vec<usize> = (0..items.len()).collect();
+        let mut size = 0;
         let mut rounds = Rounds::new(self, deadline, true);
         while !open.is_empty() {
             let groups = self.write_groups(&mut items, &open, own.as_ref(), &mut ids);
@@ -259,6 +261,12 @@ impl Gateway {
             for Written { outcomes: answered, is_unsure } in written {
                 for (place, outcome) in answered {
                     items[place].is_unsure |= is_unsure;
+                    size += outcome.as_ref().map_or(0, WriteResult::answer_bytes);
+                    // It wasn't carried out, and there is room for its answer yet.
+                    let is_beyond = matches!(outcome, Err(Refusal::ResponseTooLarge { .. }));
+                    if is_beyond && size <= self.limits.request_max_bytes {
+                        open.push(place);
+                    }
                     if let Err(refusal) = &outcome
                         && is_elsewhere(refusal)
                     {

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Longest decimal number, as text, that a string action works with: as in Redis.
 pub const FLOAT_TEXT_MAX_BYTES: usize = 5 * 1024 - 1;
 
+/// Most bytes of previous values and replies in the answers of one write, each of which alone has less: so
+/// that they fit in a message. A part of the state machine: fixed.
+pub const ANSWER_MAX_BYTES: usize = 9 << 20;
+
 /// Limits on what a client may send. Bytes throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

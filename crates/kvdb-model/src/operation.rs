@@ -239,6 +239,28 @@ pub struct WriteResult {
     pub deduplicated: bool,
 }
 
+impl WriteResult {
+    /// Bytes of the previous value and the reply.
+    pub fn answer_bytes(&self) -> usize {
+        let previous = self.previous.as_ref().map_or(0, |previous| previous.value.len());
+        previous + self.reply.size_bytes()
+    }
+
+    /// Whether the reply is more than a number.
+    pub fn has_bulk_reply(&self) -> bool {
+        !matches!(self.reply, Reply::None | Reply::Nil | Reply::Integer(_) | Reply::Double(_))
+    }
+
+    /// The same without a previous value, and with no more of a reply than a number.
+    #[must_use]
+    pub fn without_bulk(self) -> Self {
+        let is_bulk = self.has_bulk_reply();
+        let left_out = self.left_out || is_bulk || self.previous.is_some();
+        let reply = if is_bulk { Reply::None } else { self.reply };
+        WriteResult { previous: None, reply, left_out, ..self }
+    }
+}
+
 /// The answer of one operation.
 pub type OperationOutcome = Result<WriteResult, Refusal>;
 

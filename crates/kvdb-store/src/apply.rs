@@ -6,7 +6,9 @@
 //! large, but only ever between entries. How entries are grouped into runs can't be seen in the
 //! result: every decision depends on the entries and the state alone.
 
+use crate::command::{Effect, effect_of};
 use crate::deadlines::FREED_MOST;
+use crate::keys;
 use crate::layout::{Kind, record_key};
 use crate::machine::Machine;
 use crate::membership::MembershipChange;
@@ -20,10 +22,12 @@ use crate::split::Born;
 use bytes::Bytes;
 use kvdb_engine::{Batch, EngineError, SequenceNumber};
 use kvdb_model::codec::DecodeError;
+use kvdb_model::limits::ANSWER_MAX_BYTES;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{
     CommandId, EntryCommand, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
     OperationOutcome, RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, Write,
+    WriteResult,
 };
 use thiserror::Error;
 
@@ -333,7 +337,9 @@ impl<M: Machine> Shard<M> {
         Ok(outcomes)
     }
 
-    /// Each operation for itself, each with a version of its own.
+    /// Each operation for itself, each with a version of its own. From the first one on whose answer doesn't fit
+    /// beside those before it none is carried out: it is to be sent again. What a command takes away is told to
+    /// somebody, or is still there.
     fn apply_one_by_one(
         &self,
         run: &mut Overlay,
@@ -343,20 +349,35 @@ impl<M: Machine> Shard<M> {
     ) -> Result<Vec<OperationOutcome>, ApplyError> {
         let mut outcomes = Vec::with_capacity(write.operations.len());
         let mut version = version;
+        let (mut size, mut is_full) = (0, false);
         for operation in &write.operations {
-            outcomes.push(match self.answered(write.request.as_ref(), operation) {
+            let savepoint = run.savepoint();
+            let mut outcome = match self.answered(write.request.as_ref(), operation) {
+                _ if is_full => Err(too_much_to_tell()),
                 Some(earlier) => earlier,
                 None => match self.may_change(write, operation, room) {
                     Ok(()) => run.carry_out(operation, version)?,
                     Err(refusal) => Err(refusal),
                 },
-            });
+            };
+            if let Ok(result) = &outcome {
+                let with_it = size + result.answer_bytes();
+                if size > 0 && with_it > ANSWER_MAX_BYTES {
+                    run.roll_back(savepoint);
+                    (is_full, outcome) = (true, Err(too_much_to_tell()));
+                } else {
+                    size = with_it;
+                }
+            }
+            outcomes.push(outcome);
             version = version.plus(1);
         }
         Ok(outcomes)
     }
 
-    /// All operations or none, all with one version. Later ones see what earlier ones did.
+    /// All operations or none, all with one version. Later ones see what earlier ones did. Where the answers are too
+    /// large together, those to reads and values that were overwritten are left out; if one of them tells what was
+    /// taken away, nothing is done.
     fn apply_together(
         &self,
         run: &mut Overlay,
@@ -374,8 +395,24 @@ impl<M: Machine> Shard<M> {
         }
         let savepoint = run.savepoint();
         let mut outcomes = Vec::with_capacity(write.operations.len());
+        let mut size = 0;
         for operation in &write.operations {
-            outcomes.push(run.carry_out(operation, version)?);
+            let mut outcome = run.carry_out(operation, version)?;
+            if let Ok(result) = outcome {
+                let with_it = size + result.answer_bytes();
+                outcome = Ok(match with_it > ANSWER_MAX_BYTES && size > 0 {
+                    false => {
+                        size = with_it;
+                        result
+                    }
+                    true if takes_away(operation, &result) => {
+                        run.roll_back(savepoint);
+                        return Ok(refuse_all(write, &too_much_to_tell()));
+                    }
+                    true => result.without_bulk(),
+                });
+            }
+            outcomes.push(outcome);
         }
         let failed = write.operations.iter().zip(&outcomes).any(failed);
         if failed {
@@ -421,6 +458,16 @@ impl<M: Machine> Shard<M> {
         }
         room.check()
     }
+}
+
+fn too_much_to_tell() -> Refusal {
+    Refusal::ResponseTooLarge { limit_bytes: ANSWER_MAX_BYTES as u64 }
+}
+
+/// Whether the answer may tell what isn't stored any more.
+fn takes_away(operation: &Operation, result: &WriteResult) -> bool {
+    let is_change = effect_of(operation) > Effect::Read;
+    is_change && (result.has_bulk_reply() || keys::Delete::is(&operation.body))
 }
 
 fn refuse_all(write: &Write, refusal: &Refusal) -> Vec<OperationOutcome> {

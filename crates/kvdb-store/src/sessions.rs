@@ -179,16 +179,20 @@ impl Sessions {
         }
         check_validity(tag, shard, &self.limits)?;
         let mut room = Room::Free;
+        // What the tag acknowledges goes with it, and takes up no room.
+        let mut freed = 0;
         if let Some(session) = self.clients.get(&tag.client_id) {
             // Its client has said that it is settled: a copy that was under way for long.
             if tag.sequence < session.acked_below {
                 return Err(expired(tag, shard));
             }
-            if session.size_bytes >= self.limits.client_max_bytes {
+            let acknowledged = session.requests.range(..tag.acked_below.min(tag.sequence));
+            freed = acknowledged.map(|(_, held)| held.size_bytes).sum();
+            if session.size_bytes.saturating_sub(freed) >= self.limits.client_max_bytes {
                 room = Room::Full;
             }
         }
-        if self.size_bytes >= self.limits.shard_max_bytes {
+        if self.size_bytes.saturating_sub(freed) >= self.limits.shard_max_bytes {
             room = Room::Full;
         }
         Ok(room)

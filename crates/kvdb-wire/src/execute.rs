@@ -6,14 +6,11 @@ use crate::convert::previous_to;
 use crate::proto;
 use crate::refusal::{refusal_from_proto, refusal_to_proto};
 use bytes::Bytes;
+use kvdb_model::limits::ANSWER_MAX_BYTES;
 use kvdb_model::{
     EntryCommand, Limits, Operation, OperationOutcome, Previous, RangeEpoch, Refusal, Reply,
     ShardId, Version, Write, WriteResult,
 };
-
-/// Most bytes of previous values and replies in one answer: what is beyond is left out, so that the
-/// answer fits in a message.
-const ANSWER_MAX_BYTES: usize = 9 << 20;
 
 /// A write as a front sends it.
 pub fn execute_request(shard: ShardId, write: Write) -> proto::NodeExecuteRequest {
@@ -71,11 +68,11 @@ const OVERHEAD_BYTES: usize = 256;
 /// The answers of a write. Previous values and replies that don't fit into a message are left out.
 pub fn results_to(outcomes: Vec<OperationOutcome>) -> proto::NodeExecuteResponse {
     let mut size = 0;
-    let result = |outcome| match outcome {
+    let result = |outcome: OperationOutcome| match outcome {
         Ok(mut result) => {
-            size += size_of(&result);
+            size += result.answer_bytes();
             if size > ANSWER_MAX_BYTES {
-                result = without_bulk(result);
+                result = result.without_bulk();
             }
             result_to(result)
         }
@@ -85,19 +82,6 @@ pub fn results_to(outcomes: Vec<OperationOutcome>) -> proto::NodeExecuteResponse
         },
     };
     proto::NodeExecuteResponse { results: outcomes.into_iter().map(result).collect() }
-}
-
-fn size_of(result: &WriteResult) -> usize {
-    let previous = result.previous.as_ref().map_or(0, |previous| previous.value.len());
-    previous + result.reply.size_bytes()
-}
-
-fn without_bulk(result: WriteResult) -> WriteResult {
-    let is_bulk =
-        !matches!(result.reply, Reply::None | Reply::Nil | Reply::Integer(_) | Reply::Double(_));
-    let left_out = result.left_out || is_bulk || result.previous.is_some();
-    let reply = if is_bulk { Reply::None } else { result.reply };
-    WriteResult { previous: None, reply, left_out, ..result }
 }
 
 fn result_to(result: WriteResult) -> proto::OperationResult {

@@ -644,6 +644,32 @@ fn whole(dev: &Dev, key: &str) -> String {
     format!("{key} {kind} {} {items:?}", answer["reply"].as_str().unwrap_or_default())
 }
 
+/// All of it is answered, in order, though one answer of the cluster holds a fifth of it.
+#[test]
+fn elements_beyond_a_message_of_answers_are_taken_and_told_one_after_the_other() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    let element = |number: usize| vec![b'a' + number as u8; 2_000_000];
+    for number in 0..20 {
+        let mut push = b"*3\r\n$5\r\nRPUSH\r\n$1\r\nq\r\n$2000000\r\n".to_vec();
+        push.extend(element(number));
+        push.extend(b"\r\n");
+        client.send(&push);
+        assert_eq!(client.line(), format!(":{}\r\n", number + 1));
+    }
+    let pops: Vec<u8> =
+        (0..20).flat_map(|n| format!("LPOP q\r\nINCR n{n}\r\n").into_bytes()).collect();
+    client.send(&pops);
+    client.send(b"LLEN q\r\nMULTI\r\nGET n0\r\nEXEC\r\n");
+    for number in 0..20 {
+        assert_eq!(client.line(), "$2000000\r\n", "element {number}");
+        assert_eq!(client.line().trim_end().as_bytes(), element(number));
+        assert_eq!(client.line(), ":1\r\n");
+    }
+    assert_eq!(client.line(), ":0\r\n");
+    assert_eq!((client.line(), client.line()), ("+OK\r\n".into(), "+QUEUED\r\n".into()));
+}
+
 #[test]
 fn commands_are_counted_by_name_and_result() {
     let dev = Dev::start();

@@ -202,7 +202,7 @@ impl Connection {
             Some(Ok(Some(keyspace))) => {
                 let mut wave = Wave::new(&gateway, keyspace, steps);
                 wave.start().await;
-                self.clients.changed(wave.changes());
+                self.clients.changed(wave.take_changes());
                 Some(wave)
             }
             _ => None,
@@ -218,6 +218,7 @@ impl Connection {
                         // More than this command's, so that those after it wait less.
                         let ahead = range.start..(range.end + 64).min(wave.len());
                         wave.go_on(ahead).await;
+                        self.clients.changed(wave.take_changes());
                     }
                     if wave.size_bytes(range.clone()) > ANSWER_MAX_BYTES {
                         too_large()
@@ -280,7 +281,7 @@ impl Connection {
         };
         let mut wave = Wave::new(&gateway, &keyspace, steps);
         wave.together().await?;
-        self.clients.changed(wave.changes());
+        self.clients.changed(wave.take_changes());
         let now_ms = wave.now_ms(&(0..count));
         Ok((wave.take(0..count), now_ms))
     }

@@ -7,6 +7,10 @@
 //!
 //! A batch is sent again under the same request id until it is settled, so each step takes effect
 //! once. After a split its steps go separate ways, each still known by its place in the wave.
+//!
+//! Where the answers of a batch are more than a message holds, the steps after that wait until those before them
+//! were taken: nothing that was taken away is lost on the way, and a gateway holds no more than a message of
+//! answers a shard.
 
 use crate::ages::Stamping;
 use crate::batch::{execute_on, outcomes_of};
@@ -62,6 +66,20 @@ pub(crate) struct Wave<'a> {
     is_deadline_fixed: bool,
     own: Option<Own>,
     placed: Vec<Placed>,
+    /// Steps that have changed their key, until they are asked for.
+    changes: u64,
+    /// What hasn't been written yet, since the answers before it filled a message.
+    unwritten: Vec<Unwritten>,
+}
+
+/// Steps of one shard that are to be written one after the other.
+struct Unwritten {
+    shard: ShardId,
+    id: Identified,
+    /// Of the present batch.
+    open: Vec<usize>,
+    /// After it.
+    rest: Vec<usize>,
 }
 
 impl<'a> Wave<'a> {
@@ -85,7 +103,16 @@ impl<'a> Wave<'a> {
             })
             .collect();
         let deadline = Instant::now() + PATIENCE;
-        Wave { gateway, keyspace, deadline, is_deadline_fixed: false, own: None, placed }
+        Wave {
+            gateway,
+            keyspace,
+            deadline,
+            is_deadline_fixed: false,
+            own: None,
+            placed,
+            changes: 0,
+            unwritten: vec![],
+        }
     }
 
     /// The same, done by a deadline.
@@ -115,30 +142,40 @@ impl<'a> Wave<'a> {
         self.placed.len()
     }
 
-    /// Carries all writes out, and begins to read.
+    /// Carries writes out, as far as their answers fit in a message a shard, and begins to read.
     pub(crate) async fn start(&mut self) {
-        let writes = self.write_all();
-        let reads = self.read_some(0..self.placed.len());
-        let (written, read) = join(writes, reads).await;
-        self.settle(written.into_iter().chain(read));
+        let open =
+            |place: &usize| self.placed[*place].writes && self.placed[*place].outcome.is_none();
+        let groups = self.by_shard((0..self.placed.len()).filter(open));
+        self.unwritten = groups
+            .into_iter()
+            .map(|(shard, rest)| Unwritten { shard, id: self.ticket(shard), open: vec![], rest })
+            .collect();
+        self.write_and_read(0..self.placed.len()).await;
     }
 
-    /// Reads more of the steps in a range, in order.
+    async fn write_and_read(&mut self, range: std::ops::Range<usize>) {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        let writes = join_all(unwritten.into_iter().map(|unwritten| self.write(unwritten)));
+        let (written, read) = join(writes, self.read_some(range)).await;
+        for (settled, unwritten) in written {
+            self.settle(settled);
+            self.unwritten.extend(unwritten);
+        }
+        self.settle(read);
+    }
+
+    /// Writes what is left, and reads more of the steps in a range, in order.
     pub(crate) async fn go_on(&mut self, range: std::ops::Range<usize>) {
         if !self.is_deadline_fixed {
             self.deadline = Instant::now() + PATIENCE;
         }
-        let read = self.read_some(range).await;
-        self.settle(read);
+        self.write_and_read(range).await;
     }
 
-    /// How many steps have changed their key.
-    pub(crate) fn changes(&self) -> u64 {
-        let changes = |placed: &&Placed| {
-            let changes = effect(&placed.step) > Effect::Read;
-            changes && matches!(&placed.outcome, Some(Ok(result)) if result.applied)
-        };
-        self.placed.iter().filter(changes).count() as u64
+    /// How many steps have changed their key since this was asked last.
+    pub(crate) fn take_changes(&mut self) -> u64 {
+        std::mem::take(&mut self.changes)
     }
 
     /// Whether all steps in a range are done.
@@ -193,7 +230,10 @@ impl<'a> Wave<'a> {
 
     fn settle(&mut self, outcomes: impl IntoIterator<Item = (usize, Outcome)>) {
         for (place, outcome) in outcomes {
-            self.placed[place].outcome = Some(outcome);
+            let placed = &mut self.placed[place];
+            let changes = effect(&placed.step) > Effect::Read;
+            self.changes += u64::from(changes && outcome.as_ref().is_ok_and(|done| done.applied));
+            placed.outcome = Some(outcome);
         }
     }
 
@@ -209,24 +249,28 @@ impl<'a> Wave<'a> {
         groups
     }
 
-    async fn write_all(&self) -> Vec<(usize, Outcome)> {
-        let open =
-            |place: &usize| self.placed[*place].writes && self.placed[*place].outcome.is_none();
-        let groups = self.by_shard((0..self.placed.len()).filter(open));
-        let written = groups.into_iter().map(|(shard, places)| self.write_group(shard, places));
-        join_all(written).await.into_iter().flatten().collect()
-    }
-
-    /// The writes of one shard: as few batches as they fit in, one after the other.
-    async fn write_group(&self, shard: ShardId, places: Vec<usize>) -> Vec<(usize, Outcome)> {
-        let mut settled = Vec::with_capacity(places.len());
-        let mut rest = &places[..];
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at(self.batch_length(rest));
-            self.write_batch(shard, batch, &mut settled).await;
-            rest = after;
+    /// Writes steps of one shard: as few batches as they fit in, one after the other, up to one whose answers are
+    /// more than a message holds. What is left comes back.
+    async fn write(&self, mut unwritten: Unwritten) -> (Vec<(usize, Outcome)>, Option<Unwritten>) {
+        let mut settled = Vec::with_capacity(unwritten.open.len() + unwritten.rest.len());
+        loop {
+            if unwritten.open.is_empty() {
+                if unwritten.rest.is_empty() {
+                    return (settled, None);
+                }
+                let length = self.batch_length(&unwritten.rest);
+                unwritten.open = unwritten.rest.drain(..length).collect();
+                unwritten.id = self.ticket(unwritten.shard);
+            }
+            let is_unsure = self.write_batch(&mut unwritten, &mut settled).await;
+            if !unwritten.open.is_empty() {
+                // What was certainly not carried out needs the id no more, and its answers needn't be kept.
+                if !is_unsure {
+                    unwritten.id = self.ticket(unwritten.shard);
+                }
+                return (settled, Some(unwritten));
+            }
         }
-        settled
     }
 
     fn batch_length(&self, places: &[usize]) -> usize {
@@ -242,20 +286,22 @@ impl<'a> Wave<'a> {
         count
     }
 
+    /// Writes a batch; what stays open was refused because the answers before it filled a message. Returns
+    /// whether an earlier try of that may have been carried out.
     async fn write_batch(
         &self,
-        shard: ShardId,
-        places: &[usize],
+        unwritten: &mut Unwritten,
         settled: &mut Vec<(usize, Outcome)>,
-    ) {
-        let ticket = self.ticket(shard);
-        let mut open: Vec<usize> = Vec::with_capacity(places.len());
-        for place in places {
-            match self.on_one_shard(*place) {
-                Ok(()) => open.push(*place),
-                Err(refusal) => settled.push((*place, Err(refusal))),
+    ) -> bool {
+        let Unwritten { id, open, .. } = unwritten;
+        open.retain(|place| match self.on_one_shard(*place) {
+            Ok(()) => true,
+            Err(refusal) => {
+                settled.push((*place, Err(refusal)));
+                false
             }
-        }
+        });
+        let mut was_unsure = false;
         while let Some(first) = open.first() {
             let place = Place::At(&self.placed[*first].routing_key);
             // Only what is on the shard that it is routed to.
@@ -264,36 +310,50 @@ impl<'a> Wave<'a> {
             };
             let build = |route: &Route, stamping: Stamping<'_>| {
                 let operations = here(route).iter().map(|place| self.operation(*place)).collect();
-                execute_on(route, operations, false, &ticket.tag, stamping)
+                execute_on(route, operations, false, &id.tag, stamping)
             };
             let asked = self.gateway.ask(place, Nature::TaggedWrite, self.deadline, build).await;
-            match asked {
-                Ok(Answered { answer: Answer::Execute(answer), route, now_ms, .. }) => {
+            let (answer, sent) = match asked {
+                Ok(Answered { answer: Answer::Execute(answer), route, now_ms, is_unsure }) => {
+                    was_unsure |= is_unsure;
                     let sent = here(&route);
                     self.answered_at(&sent, now_ms);
-                    let outcomes = answer.results.into_iter().map(execute::outcome_from);
-                    for (place, outcome) in sent.into_iter().zip(outcomes) {
-                        if let Err(refusal) = &outcome
-                            && refusal.class() == RetryClass::RetryElsewhere
-                            && self.learn_and_wait(refusal).await
-                        {
-                            // It was not carried out; maybe its keys have gone separate ways.
-                            let Err(apart @ Refusal::CrossShard { .. }) = self.on_one_shard(place)
-                            else {
-                                continue;
-                            };
-                            open.retain(|open| *open != place);
-                            settled.push((place, Err(apart)));
-                            continue;
-                        }
-                        open.retain(|open| *open != place);
-                        settled.push((place, outcome));
-                    }
+                    (answer, sent)
                 }
-                Ok(_) => return self.refuse(&open, &other_kind(), settled),
-                Err(refusal) => return self.refuse(&open, &refusal, settled),
+                asked => {
+                    let why = asked.err().unwrap_or_else(other_kind);
+                    self.refuse(open, &why, settled);
+                    open.clear();
+                    return was_unsure;
+                }
+            };
+            let outcomes = answer.results.into_iter().map(execute::outcome_from);
+            let mut is_full = false;
+            for (place, outcome) in sent.into_iter().zip(outcomes) {
+                if matches!(outcome, Err(Refusal::ResponseTooLarge { .. })) {
+                    is_full = true;
+                    continue;
+                }
+                if let Err(refusal) = &outcome
+                    && refusal.class() == RetryClass::RetryElsewhere
+                    && self.learn_and_wait(refusal).await
+                {
+                    // It was not carried out; maybe its keys have gone separate ways.
+                    let Err(apart @ Refusal::CrossShard { .. }) = self.on_one_shard(place) else {
+                        continue;
+                    };
+                    open.retain(|open| *open != place);
+                    settled.push((place, Err(apart)));
+                    continue;
+                }
+                open.retain(|open| *open != place);
+                settled.push((place, outcome));
+            }
+            if is_full {
+                return was_unsure;
             }
         }
+        was_unsure
     }
 
     fn refuse(&self, open: &[usize], why: &Refusal, settled: &mut Vec<(usize, Outcome)>) {
