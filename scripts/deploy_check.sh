@@ -3,6 +3,7 @@
 # metrics of a cluster in one process. Without promtool it says so; Debian's package prometheus has it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 bin=$(realpath -m "${KVDB_BIN:-target/release/kvdb}")
 offset=${PORT_OFFSET:-$((10000 + RANDOM % 10000))}
 if ! command -v promtool >/dev/null; then
@@ -25,11 +26,7 @@ END
 promtool check rules "$work/dashboard.yml"
 TMPDIR=$work "$bin" dev --temporary --port-offset "$offset" >"$work/dev.log" 2>&1 &
 server=$!
-for _ in $(seq 600); do
-  grep -q "is ready" "$work/dev.log" && break
-  kill -0 $server 2>/dev/null || { cat "$work/dev.log" >&2; exit 1; }
-  sleep 0.1
-done
+await_ready $server "$work/dev.log"
 for port in 7181 7281 7480; do
   python3 - $((port + offset)) >"$work/metrics" <<'END'
 import sys, urllib.request

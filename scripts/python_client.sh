@@ -2,6 +2,7 @@
 # A Python client made from the .proto files alone, against a running cluster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 command -v python3 >/dev/null || { echo "skipped: the Python client test needs python3"; exit 0; }
 work=$(mktemp -d)
 bin=${CARGO_TARGET_DIR:-$PWD/target}/debug/kvdb
@@ -16,10 +17,6 @@ fi
 cargo build --quiet --locked -p kvdb
 "$bin" dev --temporary --port-offset "$PORT_OFFSET" >"$work/dev.log" 2>&1 &
 pid=$!
-for _ in $(seq 300); do
-  grep -q "KvDB is ready" "$work/dev.log" && break
-  kill -0 $pid 2>/dev/null || { cat "$work/dev.log" >&2; exit 1; }
-  sleep 0.1
-done
+await_ready $pid "$work/dev.log"
 PYTHONPATH="$work" "$work/venv/bin/python" tests/python/client.py "$PORT_OFFSET"
 PYTHONPATH="$work" "$work/venv/bin/python" examples/python/tour.py "127.0.0.1:$((7400 + PORT_OFFSET))"

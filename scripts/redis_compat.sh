@@ -5,6 +5,7 @@
 # Without a redis-server of version 7.0 it says so and, where UNAVAILABLE=0, counts as passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 bin=$(realpath "${KVDB_BIN:-target/release/kvdb}")
 offset=${PORT_OFFSET:-$((10000 + RANDOM % 10000))}
 port=$((7379 + offset)) redis_port=$((7380 + offset))
@@ -24,9 +25,5 @@ redis=$!
 TMPDIR=$work "$bin" dev --temporary --nodes 1 --shards 1 --port-offset "$offset" >"$work/dev.log" 2>&1 &
 server=$!
 trap 'kill $redis $server 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT
-for _ in $(seq 600); do
-  grep -q "is ready" "$work/dev.log" && break
-  kill -0 $server 2>/dev/null || { cat "$work/dev.log" >&2; exit 1; }
-  sleep 0.1
-done
+await_ready $server "$work/dev.log"
 python3 tests/redis/lockstep.py --redis "$redis_port" --kvdb "$port" --seed "${SEED:-1}" --commands "${COMMANDS:-300000}"

@@ -4,6 +4,7 @@
 # Without python3 or the package it says so and, where UNAVAILABLE=0, counts as passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 bin=$(realpath "${KVDB_BIN:-target/release/kvdb}")
 offset=${PORT_OFFSET:-$((10000 + RANDOM % 10000))}
 work=$(mktemp -d)
@@ -21,11 +22,7 @@ judge=$PWD/tests/redis
 expected=$(sed 's/ *#.*//; /^$/d' tests/redis/redis_py.txt | tr '\n' ' ')
 TMPDIR=$work "$bin" dev --temporary --nodes 1 --shards 1 --port-offset "$offset" >"$work/dev.log" 2>&1 &
 server=$!
-for _ in $(seq 600); do
-  grep -q "is ready" "$work/dev.log" && break
-  kill -0 $server 2>/dev/null || { cat "$work/dev.log" >&2; exit 1; }
-  sleep 0.1
-done
+await_ready $server "$work/dev.log"
 cd "$work"/redis-*/
 status=0
 EXPECTED_FAILURES=$expected PYTHONPATH=$judge PYTHONDONTWRITEBYTECODE=1 timeout 900 "$work/venv/bin/python" -m pytest tests/test_commands.py -q --tb=no -r N -s --timeout 60 \

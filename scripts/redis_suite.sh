@@ -6,6 +6,7 @@
 #   KVDB_BIN=target/debug/kvdb     another binary
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 bin=$(realpath -m "${KVDB_BIN:-target/release/kvdb}")
 units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/type/hash unit/type/list unit/type/list-2 unit/type/list-3 unit/type/set unit/type/zset unit/geo unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
 offset=${PORT_OFFSET:-21000}
@@ -72,11 +73,7 @@ skipped=$(wc -l <$work/skip.txt)
 "$bin" dev --temporary --port-offset "$offset" >$work/dev.log 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
-for _ in $(seq 600); do
-  grep -q "is ready" $work/dev.log && break
-  kill -0 $server 2>/dev/null || { cat $work/dev.log >&2; exit 1; }
-  sleep 0.1
-done
+await_ready $server $work/dev.log
 
 passed=0 failed=0
 cd "$suite"

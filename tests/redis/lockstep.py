@@ -519,6 +519,8 @@ class Maker:
             words = words[:-1] if self.chance(0.5) and len(words) > 1 else words + [self.random.choice(JUNK)]
         if self.chance(0.05):
             words = [words[0].swapcase()] + words[1:]
+        if inside and words[0].lower() in AHEAD:
+            words = words[:3]
         return words
 
     def step(self):
@@ -533,24 +535,28 @@ class Maker:
             commands += self.transaction()
         else:
             for _ in range(self.random.choice([1, 1, 1, 2, 3, 5, 9, 20])):
-                commands += self.after_reset(self.command(False))
+                commands += self.apart(self.command(False))
                 if commands[-1][0].upper() == b"SADD" and len(commands[-1]) > 3:
                     # Redis keeps what it once took, here it goes by what is there: so only of a new one.
                     if self.chance(0.2):
                         commands[-1:] = [[b"DEL", commands[-1][1]], commands[-1], [b"OBJECT", b"ENCODING", commands[-1][1]]]
-                if commands[-1][0].upper() == b"SPOP" and len(commands[-1]) > 1:
-                    commands.append([b"DEL", commands[-1][1]])
                 if commands[-1][0] == b"SET" and len(commands[-1]) == 3 and self.chance(0.1):
                     commands.append([b"OBJECT", b"ENCODING", commands[-1][1]])
         return [(0 if self.chance(0.8) else 1, commands)]
 
-    def after_reset(self, words):
-        """Redis refuses to sort by number when the number before, in whichever command, was out of range: so a good one comes between."""
-        good = [[b"ZADD", TAG + b"none", b"XX", b"1", b"m"]]
-        return (good if words[0].upper() in (b"SORT", b"SORT_RO") else []) + [words]
+    def apart(self, words):
+        """A command, with what keeps it from being judged by, or making, a state in which the two may differ."""
+        name = words[0].upper()
+        if name in (b"SORT", b"SORT_RO"):
+            # Redis refuses to sort by number when the number before, in whichever command, was out of range.
+            return [[b"ZADD", TAG + b"none", b"XX", b"1", b"m"], words]
+        if name == b"SPOP" and len(words) > 1:
+            # Which members are left is chance.
+            return [words, [b"DEL", words[1]]]
+        return [words]
 
     def transaction(self):
-        inner = [words for _ in range(self.random.choice([0, 1, 2, 3, 6, 12])) for words in self.after_reset(self.command(True))]
+        inner = [words for _ in range(self.random.choice([0, 1, 2, 3, 6, 12])) for words in self.apart(self.command(True))]
         if self.chance(0.05):
             inner.append(self.pick([b"MULTI"], [b"WATCH", self.key()], [b"SAVE"], [b"CLIENT"], [b"DISCARD", b"x"]))
         return [[b"MULTI"]] + inner + [[self.pick(b"EXEC", b"EXEC", b"EXEC", b"EXEC", b"DISCARD")]]
