@@ -51,8 +51,11 @@ pub const TOO_WIDE: &str =
 /// A sort by number of what is none.
 pub const NOT_A_WEIGHT: &str = "an element to be sorted by number is not a number";
 
+/// A command that would hold too much in memory.
+pub const TOO_MUCH_READ: &str = "the command would read more than 128 MiB of elements; use smaller ranges, or keep less under one key";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -73,6 +76,7 @@ pub const ALL: [&str; 20] = [
     NO_SUCH_MEMBER,
     TOO_WIDE,
     NOT_A_WEIGHT,
+    TOO_MUCH_READ,
 ];
 
 /// The one with this text.

@@ -24,6 +24,7 @@ use kvdb_engine::{Batch, EngineError, SequenceNumber};
 use kvdb_model::codec::DecodeError;
 use kvdb_model::limits::ANSWER_MAX_BYTES;
 use kvdb_model::planted::{Bug, has};
+use kvdb_model::wrong_value::TOO_MUCH_READ;
 use kvdb_model::{
     CommandId, EntryCommand, EntryKind, EntryPayload, LogEntry, LogIndex, LogPosition, Operation,
     OperationOutcome, RangeEpoch, Refusal, RequestTag, ShardDescriptor, Version, Write,
@@ -61,6 +62,9 @@ pub enum ApplyError {
     /// The header of a collection that a command needed can't be read.
     #[error("the header of a collection can't be read: {0}")]
     Collection(#[from] DecodeError),
+    /// A command has read more than it may. It is refused; no replica stops.
+    #[error("{TOO_MUCH_READ}")]
+    TooMuchRead,
     /// A committed entry holds a command that this binary doesn't know. A node never proposes one.
     #[error("command {} in format {format} is not known to this version: it needs a newer one", id.0)]
     UnknownCommand {
@@ -338,7 +342,7 @@ impl<M: Machine> Shard<M> {
     }
 
     /// Each operation for itself, each with a version of its own. From the first one on whose answer doesn't fit
-    /// beside those before it none is carried out: it is to be sent again. What a command takes away is told to
+    /// beside those before it, or that would read too much with them, none is carried out: it is to be sent again. What a command takes away is told to
     /// somebody, or is still there.
     fn apply_one_by_one(
         &self,
@@ -351,7 +355,7 @@ impl<M: Machine> Shard<M> {
         let mut version = version;
         let (mut size, mut is_full) = (0, false);
         for operation in &write.operations {
-            let savepoint = run.savepoint();
+            let (savepoint, read_before) = (run.savepoint(), run.read_bytes());
             let mut outcome = match self.answered(write.request.as_ref(), operation) {
                 _ if is_full => Err(too_much_to_tell()),
                 Some(earlier) => earlier,
@@ -368,6 +372,10 @@ impl<M: Machine> Shard<M> {
                 } else {
                     size = with_it;
                 }
+            }
+            // Alone it may have read as much.
+            if outcome == Err(Refusal::WrongValue(TOO_MUCH_READ)) && read_before > 0 {
+                (is_full, outcome) = (true, Err(too_much_to_tell()));
             }
             outcomes.push(outcome);
             version = version.plus(1);

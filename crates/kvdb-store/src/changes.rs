@@ -5,14 +5,16 @@
 
 use crate::apply::ApplyError;
 use crate::collection::{Header, encode_element};
+use crate::command::READ_MAX_BYTES;
 use crate::layout::{garbage_key, routing_key_of};
 use crate::recent::ChangeEvent;
 use crate::record::{Record, Type};
 use bytes::Bytes;
-use kvdb_engine::{EngineError, Snapshot};
+use kvdb_engine::Snapshot;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{KeyRange, Version};
 use rustc_hash::FxHashMap;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// What happens to a key.
@@ -48,9 +50,13 @@ pub(crate) struct Changes {
     pub(crate) clock_ms: Option<u64>,
     /// A read has met a key that has expired by the clock, not yet by what is applied.
     pub(crate) expires_by_clock: bool,
+    /// Bytes of elements that the present write has read, or the present command outside of one.
+    read_bytes: Cell<u64>,
+    /// Whether a command reads: what is done beside commands has other limits.
+    is_bounded: bool,
     /// Places that scans of elements have looked at, those of removed ones too.
     #[cfg(test)]
-    pub(crate) looked_at: std::cell::Cell<u64>,
+    pub(crate) looked_at: Cell<u64>,
 }
 
 /// Which way a scan goes.
@@ -78,6 +84,25 @@ impl Changes {
     /// A write begins: what came before it is not taken back any more.
     pub(crate) fn begin(&mut self) {
         self.undone.clear();
+        self.read_bytes.set(0);
+    }
+
+    /// A command begins or ends.
+    pub(crate) fn bound_reads(&mut self, is_bounded: bool) {
+        self.is_bounded = is_bounded;
+    }
+
+    /// Bytes of elements that the present write has read, or the present command outside of one.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes.get()
+    }
+
+    fn count_read(&self, bytes: usize) -> Result<(), ApplyError> {
+        self.read_bytes.set(self.read_bytes.get() + bytes as u64);
+        match self.is_bounded && self.read_bytes.get() > READ_MAX_BYTES {
+            true => Err(ApplyError::TooMuchRead),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn savepoint(&self) -> Savepoint {
@@ -178,11 +203,13 @@ impl Changes {
         &self,
         before: &dyn Snapshot,
         key: &Bytes,
-    ) -> Result<Option<Bytes>, EngineError> {
-        match self.elements.get(key) {
-            Some(changed) => Ok(changed.clone()),
-            None => before.get(key),
-        }
+    ) -> Result<Option<Bytes>, ApplyError> {
+        let found = match self.elements.get(key) {
+            Some(changed) => changed.clone(),
+            None => before.get(key)?,
+        };
+        self.count_read(found.as_ref().map_or(0, Bytes::len))?;
+        Ok(found)
     }
 
     /// Elements in a range of engine keys as they are stored, ascending or descending, while `more`
@@ -237,10 +264,11 @@ impl Changes {
                 Some(changed) => changed,
                 None => stored.next().transpose()?.map(|(_, value)| value),
             };
-            if let Some(value) = value
-                && !more(key, value)?
-            {
-                return Ok(());
+            if let Some(value) = value {
+                self.count_read(key.len() + value.len())?;
+                if !more(key, value)? {
+                    return Ok(());
+                }
             }
         }
     }

@@ -12,10 +12,20 @@ use crate::tx::Tx;
 use crate::{bits, geo, hash, keys, list, set, string, zset};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
+use kvdb_model::wrong_value::{REPLY_TOO_LARGE, TOO_MUCH_READ};
 use kvdb_model::{Body, CommandId, Limits, Operation, Refusal, Reply};
 
 /// Most bytes of elements in one reply. A part of the state machine: fixed.
-pub(crate) const REPLY_MAX_BYTES: usize = 8 << 20;
+const REPLY_MAX_BYTES: usize = 8 << 20;
+/// What an element in a reply counts beside its bytes. A part of the state machine: fixed.
+const REPLY_OVERHEAD_BYTES: usize = 16;
+/// Most elements of a reply. A part of the state machine: fixed.
+pub(crate) const REPLIED_MOST: u64 = (REPLY_MAX_BYTES / REPLY_OVERHEAD_BYTES) as u64;
+/// Most bytes of elements of one result that is stored. A part of the state machine: fixed.
+pub(crate) const STORED_MAX_BYTES: usize = REPLY_MAX_BYTES;
+/// Most bytes of elements that a write reads, or a command that isn't in one: they are in memory together, and what a command
+/// copies stays there until its write is done. A part of the state machine: fixed.
+pub(crate) const READ_MAX_BYTES: u64 = 128 << 20;
 /// Most elements that one command changes. A part of the state machine: fixed.
 pub(crate) const CHANGED_MOST: u64 = 100_000;
 
@@ -71,7 +81,38 @@ impl From<Refusal> for Fault {
 
 impl From<ApplyError> for Fault {
     fn from(error: ApplyError) -> Self {
-        Fault::Stop(error)
+        match error {
+            ApplyError::TooMuchRead => wrong(TOO_MUCH_READ),
+            error => Fault::Stop(error),
+        }
+    }
+}
+
+/// How large a reply is, as far as it has been put together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReplySize {
+    bytes: usize,
+    elements: usize,
+}
+
+impl ReplySize {
+    /// Counts an element. Returns whether the reply is within its limit.
+    pub(crate) fn add(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.elements += 1;
+        self.is_within()
+    }
+
+    /// An element as large as it can be fits where it is the only one.
+    fn is_within(self) -> bool {
+        let overhead = self.elements.saturating_sub(1) * REPLY_OVERHEAD_BYTES;
+        self.bytes + overhead <= REPLY_MAX_BYTES
+    }
+
+    /// # Errors
+    /// If the reply is beyond its limit.
+    pub(crate) fn check(self) -> Result<(), Fault> {
+        if self.is_within() { Ok(()) } else { Err(wrong(REPLY_TOO_LARGE)) }
     }
 }
 

@@ -57,6 +57,14 @@ fn after(row: &[u8]) -> Bytes {
     next.freeze()
 }
 
+/// The ranks from one index to another one of so many, both included, below 0 from the end; `None` for none.
+pub(crate) fn ranks_of(start: i64, stop: i64, count: u64) -> Option<(u64, u64)> {
+    let length = i64::try_from(count).unwrap_or(i64::MAX);
+    let place = |index: i64| if index < 0 { length.saturating_add(index) } else { index };
+    let (start, stop) = (place(start).max(0), place(stop).min(length - 1));
+    (start <= stop).then_some((start as u64, stop as u64))
+}
+
 /// Which end of the rows a row stands at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {

@@ -115,6 +115,11 @@ impl Overlay {
         Ok(freed)
     }
 
+    /// Bytes of elements that the present write has read.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.changes.read_bytes()
+    }
+
     /// Carries an operation out at a version. What it has changed is taken back if it fails.
     ///
     /// # Errors
@@ -162,7 +167,10 @@ fn carry_out(
     version: Version,
 ) -> Result<OperationOutcome, ApplyError> {
     let savepoint = changes.savepoint();
-    match Tx::new(before, changes, operation, version).carry_out() {
+    changes.bound_reads(true);
+    let carried_out = Tx::new(before, changes, operation, version).carry_out();
+    changes.bound_reads(false);
+    match carried_out {
         Ok(result) => Ok(Ok(result)),
         Err(Fault::Refused(refusal)) => {
             changes.roll_back(savepoint);
@@ -193,6 +201,7 @@ impl<'a> Reading<'a> {
             let problem = "may change what is stored; a read doesn't";
             return Ok(Err(Refusal::invalid("command", problem)));
         }
+        self.changes.begin();
         carry_out(self.before, &mut self.changes, operation, self.version)
     }
 

@@ -6,12 +6,13 @@
 //! [`choose`]. All of it is a part of the state machine: fixed.
 
 use crate::apply::ApplyError;
-use crate::command::{Fault, REPLY_MAX_BYTES, flag, wrong};
+use crate::command::{Done, Fault, REPLIED_MOST, ReplySize, flag, wrong};
+use crate::record::Type;
 use crate::tx::{Collection, Tx};
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::REPLY_TOO_LARGE;
-use kvdb_model::{Limits, Refusal};
+use kvdb_model::{Limits, Refusal, Reply};
 use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -31,10 +32,6 @@ const DRAWS: u32 = 64;
 /// Elements that are looked at for one that is drawn, about: if so many are wanted that a walk through
 /// all of them is shorter, that is taken.
 const LOOKED_AT: u64 = 64;
-/// Most elements chosen at once: each counts as 8 bytes of the reply beside its name.
-const CHOSEN_MOST: u64 = (REPLY_MAX_BYTES / CHOSEN_BYTES) as u64;
-const CHOSEN_BYTES: usize = 8;
-
 pub(crate) fn encode_list(list: &[Bytes], out: &mut Writer) {
     out.varint(list.len() as u64);
     list.iter().for_each(|item| out.bytes(item));
@@ -109,13 +106,13 @@ pub(crate) fn part(
     if cursor >= PLACES {
         return Ok((0, found));
     }
-    let (mut size, mut last, mut next) = (0, None, 0);
+    let (mut size, mut last, mut next) = (ReplySize::default(), None, 0);
     tx.scan(place, collection, &place_at(cursor), |element, payload| {
-        size += element.len() + payload.len();
+        let fits = size.add(element.len() + payload.len());
         let cursor = cursor_of(&element);
         let is_full = most > 0 && found.len() as u64 >= most;
         // Names with the same hash come together.
-        if (is_full || size > REPLY_MAX_BYTES) && last.is_some_and(|last| last != cursor) {
+        if (is_full || !fits) && last.is_some_and(|last| last != cursor) {
             next = cursor;
             return false;
         }
@@ -145,6 +142,35 @@ impl Numbers {
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
+
+    /// So many different ones from 0 to below `end` (Floyd's way: Bentley, Programming Pearls, CACM 30:9,
+    /// 1987).
+    pub(crate) fn sample(&mut self, wanted: u64, end: u64) -> BTreeSet<u64> {
+        let mut sample = BTreeSet::new();
+        for last in end - wanted..end {
+            let number = self.below(last + 1);
+            if !sample.insert(number) {
+                sample.insert(last);
+            }
+        }
+        sample
+    }
+}
+
+/// Removes elements by their names. Replies with how many were there.
+pub(crate) fn remove(tx: &mut Tx<'_>, kind: Type, names: &[Bytes]) -> Result<Done, Fault> {
+    let Some(mut collection) = tx.collection(0, kind)? else {
+        return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
+    };
+    let mut removed = 0;
+    for name in names {
+        removed += i64::from(tx.remove_element(0, &mut collection, &place_of(name))?);
+    }
+    if removed == 0 {
+        return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
+    }
+    tx.store(0, collection)?;
+    Ok(Done::APPLIED.with(Reply::Integer(removed)))
 }
 
 /// How many elements are chosen at random.
@@ -190,7 +216,7 @@ pub(crate) fn choose(
         }
         Choice::Distinct(count) | Choice::Repeating(count) => count,
     };
-    if wanted > CHOSEN_MOST {
+    if wanted > REPLIED_MOST {
         return Err(wrong(REPLY_TOO_LARGE));
     }
     let mut chooser = Chooser { tx, place, collection, there, numbers: Numbers(seed) };
@@ -202,12 +228,9 @@ pub(crate) fn choose(
 }
 
 /// Counts what goes into a reply.
-fn add_up(size: &mut usize, (element, payload): &(Bytes, Bytes)) -> Result<(), Fault> {
-    *size += element.len() - PLACE_BYTES.min(element.len()) + payload.len() + CHOSEN_BYTES;
-    if *size > REPLY_MAX_BYTES {
-        return Err(wrong(REPLY_TOO_LARGE));
-    }
-    Ok(())
+fn add_up(size: &mut ReplySize, (element, payload): &(Bytes, Bytes)) -> Result<(), Fault> {
+    size.add(element.len() - PLACE_BYTES.min(element.len()) + payload.len());
+    size.check()
 }
 
 struct Chooser<'a, 'tx> {
@@ -222,7 +245,7 @@ impl Chooser<'_, '_> {
     fn by_place(&mut self, choice: Choice, wanted: u64) -> Result<Vec<(Bytes, Bytes)>, Fault> {
         let mut seen = BTreeSet::new();
         let mut chosen = Vec::new();
-        let mut size = 0;
+        let mut size = ReplySize::default();
         while (chosen.len() as u64) < wanted {
             let Some(found) = self.draw()? else { break };
             let is_new = !matches!(choice, Choice::Distinct(_)) || seen.insert(found.0.clone());
@@ -270,16 +293,8 @@ impl Chooser<'_, '_> {
     fn by_rank(&mut self, choice: Choice, wanted: u64) -> Result<Vec<(Bytes, Bytes)>, Fault> {
         let mut ranks: Vec<(u64, usize)> = Vec::with_capacity(wanted as usize);
         match choice {
-            // Floyd's way of a sample: Bentley, Programming Pearls (CACM 30:9, 1987).
             Choice::Distinct(_) => {
-                let mut sample = BTreeSet::new();
-                for last in self.there - wanted..self.there {
-                    let rank = self.numbers.below(last + 1);
-                    if !sample.insert(rank) {
-                        sample.insert(last);
-                    }
-                }
-                ranks.extend(sample.into_iter().zip(0..));
+                ranks.extend(self.numbers.sample(wanted, self.there).into_iter().zip(0..));
             }
             Choice::Repeating(_) => {
                 ranks.extend((0..wanted as usize).map(|at| (self.numbers.below(self.there), at)));
@@ -287,7 +302,7 @@ impl Chooser<'_, '_> {
             }
         }
         let mut chosen = vec![None; ranks.len()];
-        let (mut passed, mut next, mut size) = (0, 0, 0);
+        let (mut passed, mut next, mut size) = (0, 0, ReplySize::default());
         let mut problem = None;
         self.tx.scan(self.place, self.collection, &[], |element, payload| {
             while let Some((rank, at)) = ranks.get(next)

@@ -11,21 +11,21 @@ mod tests;
 pub use position::{LATITUDE_MOST, LONGITUDE_MOST, Position};
 
 use crate::changes::Direction;
-use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
+use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, ReplySize, flag, wrong};
 use crate::order::Order;
 use crate::record::Type;
 use crate::tx::Tx;
 use crate::zset::{Score, score_in, store_members};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
-use kvdb_model::wrong_value::{NO_SUCH_MEMBER, REPLY_TOO_LARGE, TOO_MANY_ELEMENTS, TOO_WIDE};
+use kvdb_model::wrong_value::{NO_SUCH_MEMBER, TOO_MANY_ELEMENTS, TOO_WIDE};
 use kvdb_model::{CommandId, Reply};
 use position::{Cell, STEPS, box_around};
 
 /// Most members that one command looks at. A part of the state machine: fixed.
 const LOOKED_AT_MOST: u64 = 1_000_000;
-/// What a member costs in a reply beside its own bytes.
-const REPLY_OVERHEAD_BYTES: usize = 32;
+/// Distance and place of a member, in a reply.
+const POINT_BYTES: usize = 24;
 /// About half of the way around the earth, in metres: that far one cell is all.
 const HALF_WAY_AROUND: f64 = 20_037_726.37;
 
@@ -359,9 +359,10 @@ impl Command for Search {
         let found = self.area.search(tx, 0)?;
         let applied = found.is_some();
         let points = found.unwrap_or_default();
-        let size = |point: &Point| point.member.len() + REPLY_OVERHEAD_BYTES;
-        if points.iter().map(size).sum::<usize>() > REPLY_MAX_BYTES {
-            return Err(wrong(REPLY_TOO_LARGE));
+        let mut size = ReplySize::default();
+        for point in &points {
+            size.add(point.member.len() + POINT_BYTES);
+            size.check()?;
         }
         let metres = self.area.unit.metres();
         let shown = |point: Point| {

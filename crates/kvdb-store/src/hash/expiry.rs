@@ -1,13 +1,12 @@
 //! Fields that expire by themselves, and what reads or sets them together with their deadline.
 
 use super::{Command, Done, Effect, Fault, check_name, decode_list, encode_list, place_of};
-use crate::command::{REPLY_MAX_BYTES, wrong};
+use crate::command::ReplySize;
 use crate::keys::{Expiry, ExpiryRule};
 use crate::record::Type;
 use crate::tx::{Collection, Tx};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
-use kvdb_model::wrong_value::REPLY_TOO_LARGE;
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 
 /// In a list of replies: the field isn't there.
@@ -183,21 +182,25 @@ impl Command for FieldDeadlines {
 }
 
 /// The values of fields, within what a reply holds.
-fn values(tx: &Tx<'_>, hash: &Collection, fields: &[Bytes]) -> Result<Vec<Option<Bytes>>, Fault> {
-    let mut size = 0;
+pub(super) fn values(
+    tx: &Tx<'_>,
+    hash: &Collection,
+    fields: &[Bytes],
+) -> Result<Vec<Option<Bytes>>, Fault> {
+    let mut size = ReplySize::default();
     let mut found = Vec::with_capacity(fields.len());
     for field in fields {
         let value = tx.element(0, hash, &place_of(field))?;
-        size += value.as_ref().map_or(0, Bytes::len);
-        if size > REPLY_MAX_BYTES {
-            return Err(wrong(REPLY_TOO_LARGE));
+        if let Some(value) = &value {
+            size.add(value.len());
+            size.check()?;
         }
         found.push(value);
     }
     Ok(found)
 }
 
-fn listed(values: Vec<Option<Bytes>>) -> Reply {
+pub(super) fn listed(values: Vec<Option<Bytes>>) -> Reply {
     Reply::List(values.into_iter().map(|value| value.map_or(Reply::Nil, Reply::Bytes)).collect())
 }
 

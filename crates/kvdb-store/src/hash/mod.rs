@@ -9,19 +9,18 @@ pub use expiry::{
     ExpireFields, FieldCondition, FieldDeadlines, GetAndExpire, PersistFields, SetUntil, Take,
 };
 
-use crate::command::{Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
+use crate::command::{Command, Done, Effect, Fault, flag, wrong};
 use crate::record::Type;
 use crate::string::{decimal, parse_counter};
 use crate::tx::Tx;
 use crate::unordered::{
     Choice, check_name, choose, decode_list, decode_random, encode_list, encode_random, name_at,
-    part, place_of,
+    part, place_of, remove,
 };
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{
     DELTA_NOT_FINITE, FIELD_NOT_A_FLOAT, FIELD_NOT_A_NUMBER, NOT_A_FLOAT, NOT_FINITE, OVERFLOW,
-    REPLY_TOO_LARGE,
 };
 use kvdb_model::{CommandId, Limits, Refusal, Reply};
 
@@ -101,18 +100,7 @@ impl Command for Delete {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let Some(mut hash) = tx.collection(0, Type::Hash)? else {
-            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
-        };
-        let mut removed = 0;
-        for field in &self.fields {
-            removed += i64::from(tx.remove_element(0, &mut hash, &place_of(field))?);
-        }
-        if removed == 0 {
-            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
-        }
-        tx.store(0, hash)?;
-        Ok(Done::APPLIED.with(Reply::Integer(removed)))
+        remove(tx, Type::Hash, &self.fields)
     }
 }
 
@@ -228,17 +216,7 @@ impl Command for Get {
         let Some(hash) = tx.collection(0, Type::Hash)? else {
             return Ok(Done::NOT_APPLIED.with(Reply::List(vec![Reply::Nil; self.fields.len()])));
         };
-        let mut values = Vec::with_capacity(self.fields.len());
-        let mut size = 0;
-        for field in &self.fields {
-            let value = tx.element(0, &hash, &place_of(field))?;
-            size += value.as_ref().map_or(0, Bytes::len);
-            if size > REPLY_MAX_BYTES {
-                return Err(wrong(REPLY_TOO_LARGE));
-            }
-            values.push(value.map_or(Reply::Nil, Reply::Bytes));
-        }
-        Ok(Done::APPLIED.with(Reply::List(values)))
+        Ok(Done::APPLIED.with(expiry::listed(expiry::values(tx, &hash, &self.fields)?)))
     }
 }
 

@@ -1,7 +1,9 @@
 //! `SORT`: the elements of a list, a set or a sorted set in another order.
 
 use crate::changes::Direction;
-use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
+use crate::command::{
+    CHANGED_MOST, Command, Done, Effect, Fault, ReplySize, STORED_MAX_BYTES, flag, wrong,
+};
 use crate::order::End;
 use crate::record::Type;
 use crate::tx::{Collection, Tx};
@@ -9,7 +11,7 @@ use crate::unordered::name_at;
 use crate::{list, zset};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
-use kvdb_model::wrong_value::{NOT_A_WEIGHT, REPLY_TOO_LARGE, TOO_MANY_ELEMENTS, WRONG_TYPE};
+use kvdb_model::wrong_value::{NOT_A_WEIGHT, RESULT_TOO_LARGE, TOO_MANY_ELEMENTS, WRONG_TYPE};
 use kvdb_model::{CommandId, Reply};
 
 /// What elements are sorted by.
@@ -63,7 +65,7 @@ impl Order {
         Ok(Order { by, descending, offset, count, times: input.u8()? })
     }
 
-    /// The elements that are told, in their order.
+    /// The elements that are told, in their order, each once.
     fn sorted(
         self,
         kind: Type,
@@ -77,7 +79,7 @@ impl Order {
         };
         match by {
             By::Nothing => {
-                if self.descending && kind == Type::SortedSet {
+                if self.descending && kind != Type::Set {
                     elements.reverse();
                 }
             }
@@ -102,9 +104,7 @@ impl Order {
         let from = usize::try_from(self.offset).unwrap_or(0).min(elements.len());
         let left = elements.len() - from;
         let count = usize::try_from(self.count).map_or(left, |count| count.min(left));
-        let told = elements.into_iter().skip(from).take(count);
-        let times = usize::from(self.times);
-        Ok(told.flat_map(|element| std::iter::repeat_n(element, times)).collect())
+        Ok(elements.into_iter().skip(from).take(count).collect())
     }
 }
 
@@ -169,11 +169,15 @@ impl Command for Sort {
         let Some((kind, elements)) = elements(tx)? else {
             return Ok(Done::NOT_APPLIED.with(Reply::List(vec![])));
         };
-        let told = self.order.sorted(kind, elements, false)?;
-        if told.iter().map(Bytes::len).sum::<usize>() > REPLY_MAX_BYTES {
-            return Err(wrong(REPLY_TOO_LARGE));
+        let (mut told, mut size) = (Vec::new(), ReplySize::default());
+        for element in self.order.sorted(kind, elements, false)? {
+            for _ in 0..self.order.times {
+                size.add(element.len());
+                size.check()?;
+                told.push(Reply::Bytes(element.clone()));
+            }
         }
-        Ok(Done::APPLIED.with(Reply::List(told.into_iter().map(Reply::Bytes).collect())))
+        Ok(Done::APPLIED.with(Reply::List(told)))
     }
 }
 
@@ -203,9 +207,11 @@ impl Command for SortInto {
             Some((kind, elements)) => self.order.sorted(kind, elements, true)?,
             None => vec![],
         };
-        let count = told.len() as u64;
-        if count > CHANGED_MOST {
-            return Err(wrong(TOO_MANY_ELEMENTS));
+        let times = usize::from(self.order.times);
+        let count = (told.len() * times) as u64;
+        let size_bytes = told.iter().map(Bytes::len).sum::<usize>() * times;
+        if count > CHANGED_MOST || size_bytes > STORED_MAX_BYTES {
+            return Err(wrong(RESULT_TOO_LARGE));
         }
         if told.is_empty() {
             let was_there = tx.get(1)?.is_some();
@@ -216,6 +222,7 @@ impl Command for SortInto {
         }
         let mut target = Collection::new(Type::List);
         let mut rows = tx.order(1, &mut target);
+        let told = told.into_iter().flat_map(|element| std::iter::repeat_n(element, times));
         list::push(&mut rows, End::Last, told)?;
         rows.close()?;
         tx.store(1, target)?;
@@ -230,6 +237,7 @@ mod tests {
     use crate::overlay::tests::{Trial, record};
     use crate::set;
     use kvdb_model::Refusal;
+    use kvdb_model::wrong_value::REPLY_TOO_LARGE;
 
     const NUMBERS: Order =
         Order { by: By::Number, descending: false, offset: 0, count: -1, times: 1 };
@@ -263,6 +271,8 @@ mod tests {
             "-1.5 -1.5"
         );
         assert_eq!(told(&mut trial, Order { offset: 9, ..NUMBERS }, "l"), "");
+        let backwards = Order { by: By::Nothing, descending: true, count: 2, ..NUMBERS };
+        assert_eq!(told(&mut trial, backwards, "l"), " 1e1");
         assert_eq!(told(&mut trial, NUMBERS, "none"), "");
     }
 
@@ -297,6 +307,22 @@ mod tests {
         for text in ["1e999", "nan", "x", "1 "] {
             assert_eq!(number(text.as_bytes()), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_is_told_many_times_is_bounded_before_it_is_put_together() {
+        let mut trial = Trial::new(&[]);
+        let long = Bytes::from(vec![b'x'; 1 << 20]);
+        let values = vec![long; 3];
+        trial.run(&list::Push { end: End::Last, only_present: false, values }, &["l"]).unwrap();
+        let order = Order { by: By::Bytes, times: 255, ..NUMBERS };
+        let refused = trial.run(&Sort { order }, &["l"]);
+        assert_eq!(refused, Err(Refusal::WrongValue(REPLY_TOO_LARGE)));
+        let refused = trial.run(&SortInto { order }, &["l", "m"]);
+        assert_eq!(refused, Err(Refusal::WrongValue(RESULT_TOO_LARGE)));
+        let twice = Order { times: 2, ..order };
+        let stored = trial.run(&SortInto { order: twice }, &["l", "m"]).unwrap().reply;
+        assert_eq!(stored, Reply::Integer(6));
     }
 
     #[test]

@@ -3,6 +3,7 @@ use crate::command::tests::survives;
 use crate::keys;
 use crate::overlay::tests::{Trial, record};
 use crate::string;
+use kvdb_model::wrong_value::REPLY_TOO_LARGE;
 use kvdb_model::{OperationOutcome, wrong_value};
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -344,4 +345,21 @@ fn too_large_a_reply_and_too_large_a_change_are_refused_whole() {
     assert_eq!(trial.run(&Range { start: 0, stop: -1 }, &["l"]), too_large);
     assert_eq!(trial.run(&Pop { end: End::First, count: 9 }, &["l"]), too_large);
     assert_eq!(trial.run(&Length, &["l"]).unwrap().reply, Reply::Integer(9));
+}
+
+#[test]
+fn a_reply_is_bounded_in_elements_though_they_are_empty() {
+    let mut trial = Trial::new(&[]);
+    let empty = Push { end: End::Last, only_present: false, values: vec![Bytes::new(); 90_000] };
+    for _ in 0..6 {
+        trial.run(&empty, &["l"]).expect("they are added");
+    }
+    let refused = trial.run(&Range { start: 0, stop: -1 }, &["l"]);
+    assert_eq!(refused, Err(Refusal::WrongValue(REPLY_TOO_LARGE)));
+    let told = trial.run(&Range { start: 0, stop: 500_000 }, &["l"]).expect("they fit").reply;
+    assert!(matches!(told, Reply::List(found) if found.len() == 500_001));
+    let long = Push { values: vec![Bytes::from(vec![0; 8 << 20])], ..empty };
+    trial.run(&long, &["one"]).expect("it is added");
+    let told = trial.run(&Range { start: 0, stop: -1 }, &["one"]).expect("one fits alone").reply;
+    assert!(matches!(told, Reply::List(found) if found.len() == 1));
 }

@@ -1,7 +1,7 @@
 //! What several sets have in common, together, or only the first of them.
 
 use super::{Command, Done, Effect, Fault};
-use crate::command::{CHANGED_MOST, REPLY_MAX_BYTES, wrong};
+use crate::command::{CHANGED_MOST, ReplySize, STORED_MAX_BYTES, wrong};
 use crate::record::Type;
 use crate::tx::{Collection, Tx};
 use crate::unordered::name_at;
@@ -13,6 +13,22 @@ use std::collections::BTreeSet;
 
 /// Most members that one command looks at. A part of the state machine: fixed.
 const LOOKED_AT_MOST: u64 = 1_000_000;
+
+/// How many members a command has looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Effort(u64);
+
+impl Effort {
+    /// # Errors
+    /// If it is more than one command may look at.
+    pub(crate) fn look(&mut self) -> Result<(), Fault> {
+        self.0 += 1;
+        match self.0 > LOOKED_AT_MOST {
+            true => Err(wrong(TOO_MUCH_TO_COMBINE)),
+            false => Ok(()),
+        }
+    }
+}
 
 /// How sets are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +73,9 @@ impl Command for Combine {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let mut size = 0;
+        let mut size = ReplySize::default();
         let places = combined(tx, 0, self.combination, |place| {
-            size += place.len();
-            if size > REPLY_MAX_BYTES { Err(REPLY_TOO_LARGE) } else { Ok(true) }
+            if size.add(place.len()) { Ok(true) } else { Err(REPLY_TOO_LARGE) }
         })?;
         let names = places.iter().map(|place| Reply::Bytes(name_at(place))).collect();
         Ok(Done::APPLIED.with(Reply::List(names)))
@@ -93,7 +108,7 @@ impl Command for CombineInto {
         let places = combined(tx, 1, self.combination, |place| {
             size += place.len();
             count += 1;
-            let is_too_large = size > REPLY_MAX_BYTES || count > CHANGED_MOST;
+            let is_too_large = size > STORED_MAX_BYTES || count > CHANGED_MOST;
             if is_too_large { Err(RESULT_TOO_LARGE) } else { Ok(true) }
         })?;
         let reply = Reply::Integer(places.len() as i64);
@@ -178,12 +193,12 @@ fn combined(
 struct Walk<'a, 'tx> {
     tx: &'a Tx<'tx>,
     sets: &'a Sets,
-    looked_at: u64,
+    effort: Effort,
 }
 
 impl<'a, 'tx> Walk<'a, 'tx> {
     fn over(tx: &'a Tx<'tx>, sets: &'a Sets) -> Self {
-        Walk { tx, sets, looked_at: 0 }
+        Walk { tx, sets, effort: Effort::default() }
     }
 
     /// Members of one set that `wanted` finds, while `take` says so.
@@ -195,7 +210,7 @@ impl<'a, 'tx> Walk<'a, 'tx> {
     ) -> Result<(), Fault> {
         let tx = self.tx;
         let mut step = |member: Bytes| -> Result<bool, Fault> {
-            self.look()?;
+            self.effort.look()?;
             match wanted(self, &member)? {
                 true => take(member).map_err(wrong),
                 false => Ok(true),
@@ -211,16 +226,8 @@ impl<'a, 'tx> Walk<'a, 'tx> {
         problem.map_or(Ok(()), Err)
     }
 
-    fn look(&mut self) -> Result<(), Fault> {
-        self.looked_at += 1;
-        if self.looked_at > LOOKED_AT_MOST {
-            return Err(wrong(TOO_MUCH_TO_COMBINE));
-        }
-        Ok(())
-    }
-
     fn is_in(&mut self, (place, set): (usize, &Collection), member: &[u8]) -> Result<bool, Fault> {
-        self.look()?;
+        self.effort.look()?;
         Ok(self.tx.element(place, set, member)?.is_some())
     }
 

@@ -4,6 +4,7 @@
 
 mod combine;
 
+pub(crate) use combine::Effort;
 pub use combine::{Combination, Combine, CombineInto, CountCommon};
 
 use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, flag, wrong};
@@ -12,7 +13,7 @@ use crate::string::parse_counter;
 use crate::tx::{Collection, Tx};
 use crate::unordered::{
     Choice, check_name, choose, decode_list, decode_random, encode_list, encode_random, name_at,
-    part, place_of,
+    part, place_of, remove,
 };
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
@@ -89,18 +90,7 @@ impl Command for Remove {
     }
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
-        let Some(mut set) = tx.collection(0, Type::Set)? else {
-            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
-        };
-        let mut removed = 0;
-        for member in &self.members {
-            removed += i64::from(tx.remove_element(0, &mut set, &place_of(member))?);
-        }
-        if removed == 0 {
-            return Ok(Done::NOT_APPLIED.with(Reply::Integer(0)));
-        }
-        tx.store(0, set)?;
-        Ok(Done::APPLIED.with(Reply::Integer(removed)))
+        remove(tx, Type::Set, &self.members)
     }
 }
 

@@ -4,21 +4,17 @@
 use super::range::store_rows;
 use super::score::{Score, parse_row, row_of};
 use super::{
-    CHANGED_MOST, Collection, Command, Done, Effect, Fault, Members, Reply, TOO_MANY_ELEMENTS, Tx,
-    Type, add_up, pair, wrong,
+    CHANGED_MOST, Collection, Command, Done, Effect, Fault, Members, Reply, ReplySize,
+    TOO_MANY_ELEMENTS, Tx, Type, add_up, pair, wrong,
 };
 use crate::changes::Direction;
-use crate::set::Combination;
+use crate::set::{Combination, Effort};
 use crate::unordered::{name_at, place_of};
 use bytes::Bytes;
 use kvdb_model::CommandId;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
-use kvdb_model::wrong_value::TOO_MUCH_TO_COMBINE;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-
-/// Most members that one command looks at. A part of the state machine: fixed.
-const LOOKED_AT_MOST: u64 = 1_000_000;
 
 /// What becomes of the scores of a member in several sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +121,7 @@ impl Command for Combine {
 
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
         let rows = self.rows(tx, 0)?;
-        let mut size = 0;
+        let mut size = ReplySize::default();
         rows.iter().try_for_each(|row| add_up(&mut size, row))?;
         Ok(Done::APPLIED.with(Reply::Map(rows.iter().map(pair).collect())))
     }
@@ -214,19 +210,6 @@ fn sources(tx: &mut Tx<'_>, from: usize, weights: &[Score]) -> Result<Vec<Source
     Ok(sources)
 }
 
-/// How many members were looked at.
-struct Effort(u64);
-
-impl Effort {
-    fn look(&mut self) -> Result<(), Fault> {
-        self.0 += 1;
-        match self.0 > LOOKED_AT_MOST {
-            true => Err(wrong(TOO_MUCH_TO_COMBINE)),
-            false => Ok(()),
-        }
-    }
-}
-
 impl Source {
     fn count(&self) -> u64 {
         self.set.as_ref().map_or(0, Collection::count)
@@ -291,7 +274,7 @@ fn common(
     aggregate: Aggregate,
     most: u64,
 ) -> Result<Found, Fault> {
-    let mut effort = Effort(0);
+    let mut effort = Effort::default();
     let Some((smallest, others)) = sources.split_first_mut() else { return Ok(vec![]) };
     let mut found = Vec::new();
     'members: for (member, score) in smallest.members(tx, &mut effort)? {
@@ -310,7 +293,7 @@ fn common(
 
 /// Members of any set.
 fn together(tx: &mut Tx<'_>, sources: &mut [Source], aggregate: Aggregate) -> Result<Found, Fault> {
-    let mut effort = Effort(0);
+    let mut effort = Effort::default();
     let mut found: BTreeMap<Bytes, f64> = BTreeMap::new();
     for source in sources {
         for (member, score) in source.members(tx, &mut effort)? {
@@ -324,7 +307,7 @@ fn together(tx: &mut Tx<'_>, sources: &mut [Source], aggregate: Aggregate) -> Re
 
 /// Members of the first set that are in none of the others.
 fn difference(tx: &mut Tx<'_>, sources: &mut [Source]) -> Result<Found, Fault> {
-    let mut effort = Effort(0);
+    let mut effort = Effort::default();
     let Some((first, others)) = sources.split_first_mut() else { return Ok(vec![]) };
     let mut found = Vec::new();
     'members: for (member, score) in first.members(tx, &mut effort)? {

@@ -24,7 +24,7 @@ pub use score::Score;
 
 use crate::apply::ApplyError;
 use crate::collection::Elements;
-use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, REPLY_MAX_BYTES, flag, wrong};
+use crate::command::{CHANGED_MOST, Command, Done, Effect, Fault, ReplySize, flag, wrong};
 use crate::order::{End, MEMBER, Order, placed};
 use crate::record::Type;
 use crate::tx::{Collection, Tx};
@@ -36,9 +36,6 @@ use kvdb_model::{CommandId, Limits, Refusal, Reply};
 use rustc_hash::FxHashMap;
 pub(crate) use score::parse_row;
 use score::{parse_score, row_of};
-
-/// What a member costs in a reply beside its own bytes.
-const REPLY_OVERHEAD_BYTES: usize = 16;
 
 /// Writes the members of rows beside them, with their scores.
 pub(crate) fn note_members<'a>(
@@ -158,12 +155,9 @@ fn remove_all(
 }
 
 /// Counts what goes into a reply.
-fn add_up(size: &mut usize, member: &[u8]) -> Result<(), Fault> {
-    *size += member.len() + REPLY_OVERHEAD_BYTES;
-    match *size > REPLY_MAX_BYTES {
-        true => Err(wrong(REPLY_TOO_LARGE)),
-        false => Ok(()),
-    }
+fn add_up(size: &mut ReplySize, member: &[u8]) -> Result<(), Fault> {
+    size.add(member.len());
+    size.check()
 }
 
 /// A member with its score, as a part of a reply.

@@ -2,11 +2,12 @@
 
 use super::score::{Score, parse_row, row_of};
 use super::{
-    CHANGED_MOST, Collection, Command, Done, Effect, End, Fault, Members, Order, TOO_MANY_ELEMENTS,
-    Tx, Type, add_up, flag, pair, remove_all, wrong,
+    CHANGED_MOST, Collection, Command, Done, Effect, End, Fault, Members, Order, ReplySize,
+    TOO_MANY_ELEMENTS, Tx, Type, add_up, flag, pair, remove_all, wrong,
 };
 use crate::apply::ApplyError;
 use crate::changes::Direction;
+use crate::order::ranks_of;
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::{CommandId, Reply};
@@ -174,13 +175,10 @@ enum Window {
 
 /// As Redis counts, from either end.
 fn ranks_between(start: i64, stop: i64, count: u64, reverse: bool) -> Window {
-    let size = i64::try_from(count).unwrap_or(i64::MAX);
-    let place = |rank: i64| if rank < 0 { rank.saturating_add(size) } else { rank };
-    let (start, stop) = (place(start).max(0), place(stop).min(size - 1));
-    if start > stop {
+    let Some((start, stop)) = ranks_of(start, stop, count) else {
         return Window::Ranks(0, 0);
-    }
-    let (start, end) = (start as u64, stop as u64 + 1);
+    };
+    let end = stop + 1;
     match reverse {
         false => Window::Ranks(start, end),
         true => Window::Ranks(count - end, count - start),
@@ -349,7 +347,7 @@ impl Command for Select {
         let set = tx.collection(0, Type::SortedSet)?;
         let applied = set.is_some();
         if let Some(mut set) = set {
-            let mut size = 0;
+            let mut size = ReplySize::default();
             self.selection.rows(&mut tx.order(0, &mut set), |row| {
                 let (member, score) = pair(&row);
                 add_up(&mut size, &row)?;
@@ -509,7 +507,7 @@ impl Members<'_, '_> {
         let reverse = end == End::Last;
         let selection =
             Selection { range: Range::Ranks(0, -1), reverse, skip: 0, most: Some(most) };
-        let (mut found, mut size) = (Vec::new(), 0);
+        let (mut found, mut size) = (Vec::new(), ReplySize::default());
         selection.rows(&mut self.rows, |row| {
             add_up(&mut size, &row)?;
             found.push(row);

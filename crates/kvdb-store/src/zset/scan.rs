@@ -2,12 +2,13 @@
 
 use super::score::{parse_row, parse_score};
 use super::{
-    Collection, Command, Done, Effect, Fault, MEMBER, Members, REPLY_MAX_BYTES, REPLY_TOO_LARGE,
-    Tx, Type, add_up, pair, placed, wrong,
+    Collection, Command, Done, Effect, Fault, MEMBER, Members, REPLY_TOO_LARGE, ReplySize, Tx,
+    Type, add_up, pair, placed, wrong,
 };
 use crate::apply::ApplyError;
 use crate::changes::Direction;
 use crate::collection::Elements;
+use crate::command::REPLIED_MOST;
 use crate::unordered::{
     Numbers, PLACES, cursor_of, decode_random, encode_random, name_at, place_at, place_of,
 };
@@ -43,12 +44,12 @@ impl Command for Scan {
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
         let set = tx.collection(0, Type::SortedSet)?;
         let applied = set.is_some();
-        let (mut found, mut size) = (Vec::new(), 0);
+        let (mut found, mut size) = (Vec::new(), ReplySize::default());
         let (mut last, mut next) = (None, 0);
         let mut step = |place: Bytes, score: f64| {
-            size += place.len() + super::REPLY_OVERHEAD_BYTES;
+            let fits = size.add(place.len());
             let cursor = cursor_of(&place);
-            let is_full = found.len() as u64 >= self.most.max(1) || size > REPLY_MAX_BYTES;
+            let is_full = found.len() as u64 >= self.most.max(1) || !fits;
             // Members with the same hash come together.
             if is_full && last.is_some_and(|last| last != cursor) {
                 next = cursor;
@@ -106,8 +107,6 @@ pub struct Random {
 /// Rows that are looked at to find one by its rank, about: for so many ranks that one walk through all rows
 /// is shorter, that is taken.
 const LOOKED_AT: u64 = 256;
-/// Most members chosen at once: more don't fit into a reply.
-const CHOSEN_MOST: u64 = (REPLY_MAX_BYTES / super::REPLY_OVERHEAD_BYTES) as u64;
 
 impl Command for Random {
     const ID: CommandId = CommandId(0x060d);
@@ -146,21 +145,13 @@ impl Random {
             Some(count) => (count.unsigned_abs(), count >= 0),
         };
         let wanted = if is_distinct { wanted.min(there) } else { wanted };
-        if wanted > CHOSEN_MOST {
+        if wanted > REPLIED_MOST {
             return Err(wrong(REPLY_TOO_LARGE));
         }
         if !is_distinct {
             return Ok((0..wanted).map(|_| numbers.below(there)).collect());
         }
-        // Floyd's way of a sample: Bentley, Programming Pearls (CACM 30:9, 1987).
-        let mut sample = BTreeSet::new();
-        for last in there - wanted..there {
-            let rank = numbers.below(last + 1);
-            if !sample.insert(rank) {
-                sample.insert(last);
-            }
-        }
-        Ok(sample.into_iter().collect())
+        Ok(numbers.sample(wanted, there).into_iter().collect())
     }
 }
 
@@ -186,7 +177,7 @@ fn at_ranks(members: &mut Members<'_, '_>, ranks: &[u64]) -> Result<Vec<Bytes>, 
             }
         }
     }
-    let mut size = 0;
+    let mut size = ReplySize::default();
     let mut rows = Vec::with_capacity(ranks.len());
     for row in ranks.iter().filter_map(|rank| found.get(rank)) {
         add_up(&mut size, row)?;

@@ -3,9 +3,9 @@
 
 use crate::support::{Single, With, atomic, lenient, on, put, tagged, write};
 use bytes::Bytes;
-use kvdb_model::{Condition, Operation, OperationOutcome, Refusal, Version, Write};
+use kvdb_model::{Condition, Operation, OperationOutcome, Refusal, Version, Write, wrong_value};
 use kvdb_store::End;
-use kvdb_store::keys::{Check, Delete, Expiry, Look, Rename};
+use kvdb_store::keys::{Check, Copy, Delete, Expiry, Look, Rename};
 use kvdb_store::list::{Length, Pop, Push, Range};
 use kvdb_store::string::{Append, Increment, Set};
 
@@ -138,6 +138,40 @@ fn a_transaction_that_would_take_more_than_it_can_tell_does_nothing_and_one_that
     let left_out: Vec<bool> =
         outcomes.iter().map(|outcome| outcome.as_ref().unwrap().left_out).collect();
     assert_eq!(left_out, [false, true, false]);
+    assert_eq!(single.value("next"), Some("x".into()));
+}
+
+/// Adds elements of 8 MiB to a list, one write each.
+fn fill(single: &mut Single, key: &str, count: usize) {
+    for _ in 0..count {
+        let values = vec![Bytes::from(vec![7; 8 << 20])];
+        single.one(on(key, Push { end: End::Last, only_present: false, values })).expect("added");
+    }
+}
+
+#[test]
+fn a_copy_of_more_than_a_command_may_read_is_refused_and_two_of_less_go_one_after_the_other() {
+    let mut single = Single::new();
+    fill(&mut single, "q", 9);
+    let copy =
+        |key: &'static str, item| lenient("q", Copy { only_absent: false }).and(key).item(item);
+    let both = tagged(1, write(vec![copy("one", 0), copy("two", 1)]));
+    let (outcomes, _) = single.write(both.clone());
+    assert!(outcomes[0].as_ref().unwrap().applied);
+    assert!(matches!(outcomes[1], Err(Refusal::ResponseTooLarge { .. })), "{:?}", outcomes[1]);
+    assert_eq!((length(&mut single, "one"), length(&mut single, "two")), (Some(9), Some(0)));
+    let (rest, _) = single.write(Write { operations: both.operations[1..].to_vec(), ..both });
+    assert!(rest[0].as_ref().unwrap().applied);
+    // In a transaction the second is refused for good, and so is one that is too large by itself.
+    let too_much = |outcome: &OperationOutcome| {
+        matches!(outcome, Err(Refusal::WrongValue(wrong_value::TOO_MUCH_READ)))
+    };
+    let (outcomes, _) = single.write(atomic(vec![copy("three", 0), copy("four", 1)]));
+    assert!(outcomes[0].as_ref().unwrap().applied && too_much(&outcomes[1]));
+    fill(&mut single, "q", 7);
+    let (outcomes, _) = single.write(write(vec![copy("five", 0), put("next", "x").item(1)]));
+    assert!(too_much(&outcomes[0]), "{:?}", outcomes[0]);
+    assert_eq!((length(&mut single, "four"), length(&mut single, "five")), (Some(0), Some(0)));
     assert_eq!(single.value("next"), Some("x".into()));
 }
 

@@ -5,6 +5,7 @@ use crate::output::printable;
 use crate::rows::{Kind, Part};
 use bytes::Bytes;
 use kvdb_client::{Client, Reply};
+use kvdb_model::wrong_value::REPLY_TOO_LARGE;
 use std::collections::BTreeMap;
 
 /// Elements that are asked for at a time. (A large one comes in smaller parts of its own.)
@@ -54,7 +55,9 @@ impl<'a> Parts<'a> {
             let words = ["LRANGE".into(), self.key.clone(), number(self.at), number(last)];
             match self.client.execute(words).await? {
                 // It has large elements.
-                Reply::Error(problem) if count > 1 && problem.contains("larger") => count /= 10,
+                Reply::Error(problem) if count > 1 && problem.contains(REPLY_TOO_LARGE) => {
+                    count /= 10;
+                }
                 reply => {
                     let items = items_of(&self.key, reply)?;
                     if items.len() == count {
