@@ -280,8 +280,9 @@ fn nodes_that_all_start_again_with_a_wrong_clock_among_them_go_on() {
 #[test]
 fn two_nodes_that_disagree_after_a_restart_of_everything_go_on_at_once() {
     let mut cluster = Cluster::start();
-    let note = cluster.data_of("n1").join("clock");
-    cluster.until("the time is written down", |_| note.exists());
+    let survivors = ["n1", "n2", "c1", "c2", "c3"];
+    let notes = survivors.map(|name| cluster.data_of(name).join("clock"));
+    cluster.until("the time is written down", |_| notes.iter().all(|note| note.exists()));
     put_for(&cluster, "hour", HOUR_MS as u64);
     std::fs::write(cluster.nodes[0].clock(), (8 * HOUR_MS).to_string()).unwrap();
     cluster.parts().for_each(support::Part::kill);
@@ -292,7 +293,7 @@ fn two_nodes_that_disagree_after_a_restart_of_everything_go_on_at_once() {
     });
     assert_eq!(cluster.get("hour"), "v");
     // Who has to wait for the clocks to agree doesn't say so.
-    for name in ["n1", "n2", "c1", "c2", "c3"] {
+    for name in survivors {
         let log = cluster.folder.path().join(format!("{name}.log"));
         let log = std::fs::read_to_string(log).unwrap();
         assert!(log.contains("cluster time is known from before the restart"), "{name}: {log}");
