@@ -17,6 +17,8 @@ import time
 STEPS = 60
 TAG = b"{t}"
 KEYS = [TAG + name for name in (b"a", b"b", b"c", b"d", b"e", b"f", b"long-name", b"\x00\xff\r\n")]
+# A HyperLogLog that Redis writes to while it counts.
+COUNTED = TAG + b"counted"
 EXPIRY = {b"TTL": 2, b"EXPIRETIME": 2, b"PTTL": 5000, b"PEXPIRETIME": 5000}
 EDGES = [
     b"0", b"1", b"-1", b"2", b"10", b"100", b"-100", b"127", b"128", b"-129", b"255", b"32768", b"-32769", b"2147483647",
@@ -263,6 +265,55 @@ class Maker:
     def index(self):
         return self.number() if self.chance(0.2) else b"%d" % self.random.randint(-12, 12)
 
+    def sketch_key(self):
+        """Mostly one that holds a HyperLogLog."""
+        return self.key() if self.chance(0.08) else TAG + self.pick(b"u1", b"u1", b"u2", b"u3")
+
+    def sketched(self):
+        """Elements to be counted: a few, or so many that the value becomes dense."""
+        many = self.pick(0, 1, 2, 3, 8, 40) if self.chance(0.85) else self.pick(300, 900, 2500)
+        return [b"%d" % self.random.randrange(20 if many < 9 else 100_000) for _ in range(many)]
+
+    def runs(self, is_damaged):
+        """A sparse value as no server makes it: runs that could be fewer, or that don't come to 16,384."""
+        left, body = 16384, b""
+        while left:
+            kind, most = self.random.randrange(3), min(left, self.pick(1, 4, 64, 16384))
+            count = self.random.randrange(most) + 1
+            if kind == 0:
+                count = min(count, 64)
+                body += bytes([count - 1])
+            elif kind == 1:
+                body += bytes([0x40 | (count - 1) >> 8, (count - 1) & 255])
+            else:
+                count = min(count, 4)
+                body += bytes([0x80 | self.random.choice([0, 0, 0, 1, 31]) << 2 | count - 1])
+            left -= count
+            if len(body) > 3200:
+                body, left = body + bytes([0x40 | (left - 1) >> 8, (left - 1) & 255]) if left else body, 0
+        if is_damaged:
+            body = self.pick(body + b"\x00", body + b"\x80", body + b"\x40\x00", b"\x7f\xfe", b"\x7f\xfe\x81", b"")
+        return b"HYLL\x01\x00\x00\x00" + self.pick(bytes(7) + b"\x80", bytes(7) + b"\x80", bytes([9]) + bytes(7)) + body
+
+    def hyperloglog(self):
+        u = self.sketch_key
+        kind = self.random.randrange(13)
+        if self.chance(0.15):
+            return self.pick([b"PFADD", COUNTED] + self.sketched(), [b"PFCOUNT", COUNTED], [b"GET", COUNTED], [b"PFMERGE", u(), COUNTED], [b"DEL", COUNTED])
+        if kind < 5:
+            return [self.pick(b"PFADD", b"PFADD", b"pfadd"), u()] + self.sketched()
+        if kind < 8:
+            return [b"PFCOUNT"] + self.few(u, 5)
+        if kind < 10:
+            return [b"PFMERGE"] + self.few(u, 5)
+        if kind == 10:
+            return [b"SET", u(), self.runs(False)]
+        if kind == 11:
+            # Redis finds the damage when it counts; here what adds finds it too.
+            damaged = TAG + b"damaged"
+            return self.pick([b"SET", damaged, self.runs(True)], [b"PFCOUNT", damaged], [b"PFCOUNT", u(), damaged], [b"PFMERGE", u(), damaged])
+        return [self.pick(b"GET", b"GET", b"STRLEN", b"DUMP", b"DEL", b"TYPE", b"PERSIST", b"TTL"), u()]
+
     def few(self, make, most=4):
         return [make() for _ in range(self.random.randrange(1, most))]
 
@@ -466,6 +517,9 @@ class Maker:
             self.geo,
             self.geo,
             self.geo,
+            self.hyperloglog,
+            self.hyperloglog,
+            self.hyperloglog,
             lambda: [b"ZRANGE", TAG + self.pick(b"g1", b"g2"), b"0", b"-1"] + self.options(b"WITHSCORES", most=1),
             lambda: [b"ZINCRBY", z(), self.score(), w()],
             lambda: [b"ZREM", z()] + [w() for _ in range(self.random.randrange(1, 4))],
@@ -550,6 +604,10 @@ class Maker:
         if name in (b"SORT", b"SORT_RO"):
             # Redis refuses to sort by number when the number before, in whichever command, was out of range.
             return [[b"ZADD", TAG + b"none", b"XX", b"1", b"m"], words]
+        if name == b"PFCOUNT" and len(words) == 2 and words[1] != COUNTED:
+            # Redis writes what it has counted into the value; here counting writes nothing.
+            copy = TAG + b"copy"
+            return [[b"DEL", copy], [b"COPY", words[1], copy], [words[0], copy], [b"DEL", copy]]
         if name == b"SPOP" and len(words) > 1:
             # Which members are left is chance.
             return [words, [b"DEL", words[1]]]
@@ -621,6 +679,9 @@ def allowed(words, redis, kvdb):
     name = words[0].upper()
     if name in EXPIRY and redis[0] == kvdb[0] == ":":
         return abs(redis[1] - kvdb[1]) <= EXPIRY[name] and (redis[1] < 0) == (kvdb[1] < 0)
+    if name == b"GET" and words[1] == COUNTED and redis[0] == kvdb[0] == "$":
+        # The number that Redis has counted stands in it.
+        return redis[1][:8] == kvdb[1][:8] == b"HYLL" + redis[1][4:8] and redis[1][16:] == kvdb[1][16:]
     if name == b"KEYS":
         return ordered(redis) == ordered(kvdb)
     if name in (b"HKEYS", b"HVALS", b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF"):

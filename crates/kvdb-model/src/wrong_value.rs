@@ -54,8 +54,13 @@ pub const NOT_A_WEIGHT: &str = "an element to be sorted by number is not a numbe
 /// A command that would hold too much in memory.
 pub const TOO_MUCH_READ: &str = "the command would read more than 128 MiB of elements; use smaller ranges, or keep less under one key";
 
+/// A command on HyperLogLogs on a string that is none.
+pub const NOT_A_HYPERLOGLOG: &str = "the value is not a HyperLogLog";
+/// A HyperLogLog whose registers are too few, too many, or such as no elements make.
+pub const DAMAGED_HYPERLOGLOG: &str = "the HyperLogLog is damaged";
+
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 23] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -77,6 +82,8 @@ pub const ALL: [&str; 21] = [
     TOO_WIDE,
     NOT_A_WEIGHT,
     TOO_MUCH_READ,
+    NOT_A_HYPERLOGLOG,
+    DAMAGED_HYPERLOGLOG,
 ];
 
 /// The one with this text.

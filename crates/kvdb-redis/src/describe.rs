@@ -38,6 +38,17 @@ const ACCESS: &[(&str, &[Access])] = &[
     ("geosearchstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, 0, 1, "")]),
     ("getex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
     ("hgetex", &[("RW access update", 1, 0, 1, "RW and UPDATE because it changes the TTL")]),
+    (
+        "pfcount",
+        &[(
+            "RW access",
+            1,
+            -1,
+            1,
+            "RW because it may change the internal representation of the key, and propagate to replicas",
+        )],
+    ),
+    ("pfmerge", &[("RW access insert", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
     ("rename", &[("RW access delete", 1, 0, 1, ""), ("OW update", 2, 0, 1, "")]),
     ("renamenx", &[("RW access delete", 1, 0, 1, ""), ("OW insert", 2, 0, 1, "")]),
     ("sdiffstore", &[("OW update", 1, 0, 1, ""), ("RO access", 2, -1, 1, "")]),
@@ -60,9 +71,8 @@ const ACCESS: &[(&str, &[Access])] = &[
 /// What a command does with its keys, where they are all of one kind.
 fn usual_access(name: &str) -> &'static str {
     match name {
-        "append" | "hsetnx" | "linsert" | "lpush" | "lpushx" | "rpush" | "rpushx" | "sadd" => {
-            "RW insert"
-        }
+        "append" | "hsetnx" | "linsert" | "lpush" | "lpushx" | "pfadd" | "rpush" | "rpushx"
+        | "sadd" => "RW insert",
         "decr" | "decrby" | "getset" | "hincrby" | "hincrbyfloat" | "incr" | "incrby"
         | "incrbyfloat" | "move" | "setbit" | "zincrby" => "RW access update",
         "hdel" | "lrem" | "ltrim" | "srem" | "zrem" | "zremrangebylex" | "zremrangebyrank"

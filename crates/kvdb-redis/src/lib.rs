@@ -16,6 +16,7 @@ mod field_expiry;
 mod geo;
 pub mod glob;
 mod hashes;
+mod hyperloglogs;
 mod keys;
 mod lcs;
 mod lists;

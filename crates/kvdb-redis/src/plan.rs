@@ -149,6 +149,12 @@ pub fn refused(refusal: &Refusal) -> Reply {
         Refusal::WrongValue(wrong_value::WRONG_TYPE) => Reply::Error(
             "WRONGTYPE Operation against a key holding the wrong kind of value".to_owned(),
         ),
+        Refusal::WrongValue(wrong_value::NOT_A_HYPERLOGLOG) => Reply::Error(
+            "WRONGTYPE Key is not a valid HyperLogLog string value.".to_owned(),
+        ),
+        Refusal::WrongValue(wrong_value::DAMAGED_HYPERLOGLOG) => {
+            Reply::Error("INVALIDOBJ Corrupted HLL object detected".to_owned())
+        }
         Refusal::WrongValue(why) => Reply::error(match *why {
             wrong_value::NOT_A_NUMBER => "value is not an integer or out of range",
             wrong_value::OVERFLOW => "increment or decrement would overflow",

@@ -391,6 +391,7 @@ const SETTINGS: &[(&str, &str, May)] = &[
     ("hash-max-listpack-value", "64", Change),
     ("hash-max-ziplist-entries", "512", Change),
     ("hash-max-ziplist-value", "64", Change),
+    ("hll-sparse-max-bytes", "3000", Change),
     ("latency-monitor-threshold", "0", Stay),
     ("lazyfree-lazy-user-del", "no", Change),
     ("lazyfree-lazy-user-flush", "no", Change),

@@ -4,8 +4,8 @@ use crate::number::parse_u64;
 use crate::reply::Reply;
 use crate::session::{Session, Step};
 use crate::{
-    args::Planned, bits, field_expiry, geo, hashes, keys, lcs, lists, server, sets, sort, strings,
-    zsets,
+    args::Planned, bits, field_expiry, geo, hashes, hyperloglogs, keys, lcs, lists, server, sets,
+    sort, strings, zsets,
 };
 use bytes::Bytes;
 
@@ -280,6 +280,9 @@ commands! {
     "pexpire" -3 CHANGE_FAST ONE "generic" Keys(keys::pexpire) "Sets milliseconds to live" "";
     "pexpireat" -3 CHANGE_FAST ONE "generic" Keys(keys::pexpireat) "Sets the end of a key's life" "";
     "pexpiretime" 2 READ_FAST ONE "generic" Keys(keys::pexpiretime) "When a key expires, in milliseconds since 1970" "";
+    "pfadd" -2 GROW_FAST ONE "hyperloglog" Keys(hyperloglogs::pfadd) "Adds elements to a HyperLogLog" "";
+    "pfcount" -2 READ ALL "hyperloglog" Keys(hyperloglogs::pfcount) "About how many elements were added to HyperLogLogs" "all keys on one shard; writes nothing, so the bytes of the value stay as they are";
+    "pfmerge" -2 GROW ALL "hyperloglog" Keys(hyperloglogs::pfmerge) "Adds HyperLogLogs to another one" "all keys on one shard";
     "ping" -1 FAST NONE "connection" Local(server::ping) "Whether the server answers" "";
     "psetex" 4 GROW ONE "string" Keys(strings::psetex) "Sets a key for milliseconds" "";
     "pttl" 2 READ_FAST ONE "generic" Keys(keys::pttl) "Milliseconds to live" "";

@@ -9,7 +9,7 @@
 
 use crate::apply::ApplyError;
 use crate::tx::Tx;
-use crate::{bits, geo, hash, keys, list, set, string, zset};
+use crate::{bits, geo, hash, hyperloglog, keys, list, set, string, zset};
 use bytes::Bytes;
 use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::wrong_value::{REPLY_TOO_LARGE, TOO_MUCH_READ};
@@ -277,6 +277,9 @@ pub static COMMANDS: &[Row] = &[
     row::<list::Trim>("list_trim"),
     row::<list::Find>("list_find"),
     row::<list::Move>("list_move"),
+    row::<hyperloglog::Add>("hyperloglog_add"),
+    row::<hyperloglog::Count>("hyperloglog_count"),
+    row::<hyperloglog::Merge>("hyperloglog_merge"),
 ];
 
 /// The row of a command, if this binary knows it in that format.

@@ -15,7 +15,7 @@
 //! - A record carries a checksum over key and content: damage is found before it is served.
 //!
 //! Reading order: [`Shard`] for what a replica is, [`command`] for what a command is, its families
-//! ([`keys`], [`string`], [`bits`], [`hash`], [`set`], [`zset`], [`geo`]), [`Tx`] for what it sees, `apply` for the way of an entry, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
+//! ([`keys`], [`string`], [`bits`], [`hash`], [`set`], [`zset`], [`geo`], [`hyperloglog`]), [`Tx`] for what it sees, `apply` for the way of an entry, `sessions` for retries, [`View`] for reads, `snapshot` for how a shard
 //! travels, `split` for how it becomes two, [`Measure`] for where, [`Recent`] for what watchers are
 //! told, `history` for what they are told of the past. Left out: who may propose, and when a read may
 //! be served (`kvdb-replication`); when a volume is flushed or deleted (the runtime). The
@@ -32,6 +32,7 @@ mod deadlines;
 pub mod geo;
 pub mod hash;
 mod history;
+pub mod hyperloglog;
 pub mod keys;
 mod layout;
 pub mod list;
