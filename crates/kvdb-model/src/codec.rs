@@ -4,7 +4,7 @@
 //! descriptors). The reader hands out [`Bytes`] slices that share the input's allocation, checks
 //! every length against what is left before it trusts it, and never panics on any input.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 /// Why some bytes are not what they should be.
@@ -163,12 +163,21 @@ impl Reader {
         Ok(self.rest.split_to(count))
     }
 
+    /// The next bytes, copied: cheaper than a share of the input where they are few.
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        self.need(N)?;
+        let mut array = [0; N];
+        array.copy_from_slice(&self.rest[..N]);
+        self.rest.advance(N);
+        Ok(array)
+    }
+
     /// One byte.
     ///
     /// # Errors
     /// [`DecodeError::Truncated`].
     pub fn u8(&mut self) -> Result<u8, DecodeError> {
-        Ok(self.raw(1)?[0])
+        Ok(self.array::<1>()?[0])
     }
 
     /// Four bytes, little endian.
@@ -176,8 +185,7 @@ impl Reader {
     /// # Errors
     /// [`DecodeError::Truncated`].
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
-        let raw = self.raw(4)?;
-        Ok(u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
+        Ok(u32::from_le_bytes(self.array()?))
     }
 
     /// Eight bytes, little endian.
@@ -185,10 +193,7 @@ impl Reader {
     /// # Errors
     /// [`DecodeError::Truncated`].
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
-        let raw = self.raw(8)?;
-        let mut array = [0; 8];
-        array.copy_from_slice(&raw);
-        Ok(u64::from_le_bytes(array))
+        Ok(u64::from_le_bytes(self.array()?))
     }
 
     /// A LEB128 number.
@@ -204,7 +209,7 @@ impl Reader {
             }
             value |= bits << (7 * position);
             if byte & 0x80 == 0 {
-                let _ = self.rest.split_to(position + 1);
+                self.rest.advance(position + 1);
                 return Ok(value);
             }
         }
