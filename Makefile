@@ -73,8 +73,8 @@ settings-docs:
 	@scripts/settings_docs.sh
 
 sim:
-	cargo build --release --locked -p kvdb-sim
-	@cargo run --quiet --release --locked -p kvdb-sim --bin kvdb-sim -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS) --for $(FOR))
+	cargo build --release --locked -p kvdb-sim --features small-collections --bin kvdb-sim
+	@cargo run --quiet --release --locked -p kvdb-sim --features small-collections --bin kvdb-sim -- $(if $(SEED),--seed $(SEED) --trace,--seeds $(SEEDS) --for $(FOR))
 
 planted:
 	cargo build --release --locked -p kvdb-sim --features planted --bin kvdb-planted

@@ -34,7 +34,7 @@ const EXPIRING: u64 = 150;
 const COLLECTIONS: u64 = 400;
 /// Elements of one that lies in its key's record, and of one that doesn't.
 const SMALL: u64 = 4;
-const LARGE: u64 = 135;
+const LARGE: u64 = if cfg!(feature = "small-collections") { 24 } else { 135 };
 /// Of the counters these are the lengths of lists.
 const LIST_COUNTERS: u64 = 2;
 const DEADLINE_MS: u64 = 3_000;

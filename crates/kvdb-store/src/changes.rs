@@ -152,8 +152,12 @@ impl Changes {
         now: Version,
     ) -> Result<Option<Record>, ApplyError> {
         let record = self.stored(before, data_key)?.filter(|record| !record.is_expired(now));
-        if let (Some(record), Some(clock_ms)) = (&record, self.clock_ms) {
-            self.expires_by_clock |= record.is_over_at(clock_ms);
+        if let (Some(found), Some(clock_ms)) = (&record, self.clock_ms) {
+            let is_over = found.is_over_at(clock_ms);
+            if is_over && (has(Bug::GoneByClockAlone) || has(Bug::HiddenByWallClock)) {
+                return Ok(None);
+            }
+            self.expires_by_clock |= is_over;
         }
         Ok(record)
     }

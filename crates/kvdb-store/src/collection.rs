@@ -27,7 +27,7 @@ use kvdb_model::codec::{DecodeError, Reader, Writer};
 use std::collections::BTreeMap;
 
 /// Most elements that lie in the key's record.
-pub(crate) const INLINE_MOST: usize = 128;
+pub(crate) const INLINE_MOST: usize = if cfg!(feature = "small-collections") { 12 } else { 128 };
 /// Most bytes of elements that lie in the key's record: they are written again with each change.
 pub(crate) const INLINE_BYTES: usize = 4096;
 

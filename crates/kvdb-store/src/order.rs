@@ -32,8 +32,13 @@ use kvdb_model::codec::{DecodeError, Reader, Writer};
 use kvdb_model::planted::{Bug, has};
 use std::ops::Bound;
 
-/// Most rows of a chunk, and most chunks of a span: few in tests, so that a few rows need several.
-const MOST: u64 = if cfg!(test) { 6 } else { 256 };
+/// Most rows of a chunk, and most chunks of a span: few in tests and simulations, so that a few rows need
+/// several.
+const MOST: u64 = match () {
+    () if cfg!(feature = "small-collections") => 4,
+    () if cfg!(test) => 6,
+    () => 256,
+};
 
 /// What the places of elements begin with where a collection has several kinds.
 pub(crate) const ROW: u8 = 0;
