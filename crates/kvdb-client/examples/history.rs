@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 use kvdb_client::{AdminClient, Client, Options, ScanOptions, Watch, WatchOptions, WatchUpdate};
-use kvdb_model::{HistoryLimits, Partitioning, Version};
+use kvdb_model::{HistoryLimits, NewKeyspace, Partitioning, Version};
 use std::collections::BTreeMap;
 use std::error::Error;
 
@@ -27,7 +27,9 @@ pub async fn run(endpoint: &str) -> Result<(), Box<dyn Error>> {
     let admin = AdminClient::new(Options::to(endpoint))?;
     let limits = HistoryLimits { max_age_ms: 24 * 3_600_000, max_bytes: 32 << 20 };
     let layout = Partitioning::Range;
-    admin.create_keyspace_with_history(name, layout, 0, 0, Some(limits)).await?;
+    let new =
+        NewKeyspace { partitioning: layout, history: Some(limits), ..NewKeyspace::named(name) };
+    admin.create_keyspace_as(&new).await?;
     let orders = Client::new(Options::to(endpoint))?.keyspace(name);
 
     // First the watch, then the scan: nothing falls in between, and what comes twice does no harm.

@@ -12,13 +12,13 @@ use crate::pool::{Connection, Pool};
 use crate::retry::{Next, Retries};
 use crate::whois::explain;
 use kvdb_model::{
-    ClusterId, Generation, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NodeId, NodeStatus,
-    Partitioning, Refusal, RetryClass, Role, ShardId, ShardMap, Term,
+    ClusterId, Generation, HistoryLimits, KeyspaceId, LogIndex, MapVersion, NewKeyspace, NodeId,
+    NodeStatus, Partitioning, Refusal, RetryClass, Role, ShardId, ShardMap, Term,
 };
 use kvdb_wire::proto::{self, coordinator_client::CoordinatorClient};
 use kvdb_wire::transport::{AddressError, MAX_MESSAGE_BYTES};
 use kvdb_wire::{
-    cluster_id_from, generation_from, history_to, node_status_to, partitioning_to, role_from,
+    cluster_id_from, generation_from, history_to, new_keyspace_to, node_status_to, role_from,
     shard_map_from,
 };
 use parking_lot::Mutex;
@@ -280,32 +280,19 @@ impl AdminClient {
         name: &str,
         partitioning: Partitioning,
         shards: u32,
-        replication_factor: u32,
+        replicas: u32,
     ) -> Result<CreatedKeyspace, Error> {
-        self.create_keyspace_with_history(name, partitioning, shards, replication_factor, None)
-            .await
+        let new = NewKeyspace { partitioning, shards, replicas, ..NewKeyspace::named(name) };
+        self.create_keyspace_as(&new).await
     }
 
-    /// Makes a keyspace whose shards keep their changes within limits: a watch can begin in the
+    /// Makes a keyspace. One with history keeps the changes of its shards: a watch can begin in the
     /// past, whatever has become of processes and shards since.
     ///
     /// # Errors
-    /// [`Error`], also if it exists or the limits are out of bounds.
-    pub async fn create_keyspace_with_history(
-        &self,
-        name: &str,
-        partitioning: Partitioning,
-        shards: u32,
-        replication_factor: u32,
-        history: Option<HistoryLimits>,
-    ) -> Result<CreatedKeyspace, Error> {
-        let message = proto::CreateKeyspaceRequest {
-            name: name.to_owned(),
-            partitioning: partitioning_to(partitioning).into(),
-            shards,
-            replication_factor,
-            history: history.as_ref().map(history_to),
-        };
+    /// [`Error`], also if it exists, its number is taken or a limit is out of bounds.
+    pub async fn create_keyspace_as(&self, new: &NewKeyspace) -> Result<CreatedKeyspace, Error> {
+        let message = new_keyspace_to(new);
         let answer = self
             .call(Manner::write(false), &message, |mut coordinator, request| async move {
                 coordinator.create_keyspace(request).await

@@ -5,14 +5,14 @@ use crate::operator::OperatorRequest;
 use crate::starts::NodeStart;
 use bytes::Bytes;
 use kvdb_model::{
-    ClusterId, Generation, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NodeId,
-    NodeStatus, OperatorId, Partitioning, ShardDescriptor, ShardId, ShardMap, Term,
+    ClusterId, Generation, HistoryLimits, KeyspaceId, MapVersion, MembershipEpoch, NewKeyspace,
+    NodeId, NodeStatus, OperatorId, ShardDescriptor, ShardId, ShardMap, Term,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// A shard as its leader reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,18 +55,7 @@ pub enum ControlCommand {
         replication_factor: u32,
     },
     /// Makes a keyspace with its shards.
-    CreateKeyspace {
-        /// 1 to 64 of `a-z 0-9 - _`.
-        name: String,
-        /// Its layout.
-        partitioning: Partitioning,
-        /// How many shards; range keyspaces begin with one.
-        shards: u32,
-        /// As for [`ControlCommand::InitShards`].
-        replication_factor: u32,
-        /// How much of their past its shards keep.
-        history: Option<HistoryLimits>,
-    },
+    CreateKeyspace(NewKeyspace),
     /// Sets how a node is.
     SetNodeStatus {
         /// The node.
@@ -281,6 +270,27 @@ pub enum ControlError {
     /// A keyspace of this name exists.
     #[error("keyspace `{0}` exists already")]
     KeyspaceExists(String),
+    /// Another keyspace is selected by this number.
+    #[error("database {db} of Redis's protocol is keyspace `{name}` already")]
+    DatabaseTaken {
+        /// The number.
+        db: u8,
+        /// Its name.
+        name: String,
+    },
+    /// The name stands for another number.
+    #[error(
+        "the name `{name}` is kept for database {db} of Redis's protocol; use another name, or that number"
+    )]
+    NameOfDatabase {
+        /// The name.
+        name: String,
+        /// The number that it stands for.
+        db: u8,
+    },
+    /// A colocated keyspace has one shard.
+    #[error("keyspace `{0}` is colocated: all its keys are on one shard, which is never split")]
+    Colocated(String),
     /// The node has no voting replica of the shard.
     #[error(
         "node {node} has no voting replica of shard {shard}; its replicas are on nodes {}",
@@ -554,7 +564,7 @@ impl ControlCommand {
     pub(crate) fn needs_all_nodes(&self) -> bool {
         match self {
             ControlCommand::InitShards { .. }
-            | ControlCommand::CreateKeyspace { .. }
+            | ControlCommand::CreateKeyspace(_)
             | ControlCommand::DropKeyspace { .. }
             | ControlCommand::SetHistory { .. }
             | ControlCommand::SetShardLeader { .. } => true,

@@ -230,6 +230,9 @@ impl ControlState {
         at: Bytes,
     ) -> Result<OperatorKind, ControlError> {
         let shard = descriptor.shard_id;
+        if let Some(colocated) = self.colocated(descriptor.keyspace_id) {
+            return Err(ControlError::Colocated(colocated.name.clone()));
+        }
         let range = &descriptor.range;
         if !range.contains(&at) || range.start == at {
             let why = "the key is not strictly inside the shard's range".to_owned();

@@ -6,9 +6,9 @@ use crate::placement::place_replicas;
 use crate::state::ControlState;
 use kvdb_model::key::slot_start;
 use kvdb_model::{
-    HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, MapChange, MembershipEpoch,
-    NodeId, NodeRecord, NodeStatus, Partitioning, RangeEpoch, Replica, Role, SLOT_COUNT,
-    ShardDescriptor, ShardRecord, Term,
+    HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, LAST_REDIS_DB, MapChange,
+    MembershipEpoch, NewKeyspace, NodeId, NodeRecord, NodeStatus, Partitioning, RangeEpoch,
+    Replica, Role, SLOT_COUNT, ShardDescriptor, ShardRecord, Term, redis_db_named,
 };
 use std::collections::BTreeMap;
 
@@ -36,35 +36,66 @@ impl ControlState {
             }
             return Err(ControlError::AlreadyInitialised(existing));
         }
-        self.make_keyspace("default", Partitioning::Hash, shards, factor)?;
+        let new = NewKeyspace { shards, replicas: factor, ..NewKeyspace::named("default") };
+        self.make_keyspace(&new)?;
         Ok(ControlResponse::ShardsInitialised(true, self.map.version))
     }
 
     pub(crate) fn create_keyspace(
         &mut self,
-        name: &str,
-        partitioning: Partitioning,
-        shards: u32,
-        factor: u32,
+        new: &NewKeyspace,
     ) -> Result<ControlResponse, ControlError> {
+        let name = &new.name;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
         if name.is_empty() || name.len() > 64 || !name.chars().all(good) {
-            return Err(ControlError::BadName(name.to_owned()));
+            return Err(ControlError::BadName(name.clone()));
         }
         if self.map.keyspace_named(name).is_some() || name == "default" {
-            return Err(ControlError::KeyspaceExists(name.to_owned()));
+            return Err(ControlError::KeyspaceExists(name.clone()));
+        }
+        let redis_db = self.free_database(new)?;
+        if new.colocated && new.shards > 1 {
+            return Err(ControlError::Colocated(name.clone()));
         }
         if self.counters.next_keyspace == DEFAULT_KEYSPACE {
             // The first id is kept for `default`.
             self.counters.next_keyspace = DEFAULT_KEYSPACE.next();
         }
-        let shards = match partitioning {
+        let shards = match new.partitioning {
+            _ if new.colocated => 1,
             Partitioning::Range => 1,
-            Partitioning::Hash if shards == 0 => 8,
-            Partitioning::Hash => shards,
+            Partitioning::Hash if new.shards == 0 => 8,
+            Partitioning::Hash => new.shards,
         };
-        let id = self.make_keyspace(name, partitioning, shards, factor)?;
+        let id = self.make_keyspace(&NewKeyspace { shards, redis_db, ..new.clone() })?;
         Ok(ControlResponse::KeyspaceCreated(id, self.map.version))
+    }
+
+    /// The number of the database that a new keyspace is to be; 0 for none.
+    fn free_database(&self, new: &NewKeyspace) -> Result<u8, ControlError> {
+        if new.redis_db > LAST_REDIS_DB {
+            return Err(ControlError::OutOfRange {
+                field: "redis_db".to_owned(),
+                value: new.redis_db.into(),
+                accepted: format!("1 to {LAST_REDIS_DB}, or 0 for none"),
+            });
+        }
+        let db = match redis_db_named(&new.name) {
+            Some(db) if new.redis_db != 0 && new.redis_db != db => {
+                return Err(ControlError::NameOfDatabase { name: new.name.clone(), db });
+            }
+            Some(db) => db,
+            None => new.redis_db,
+        };
+        match self.map.keyspace_of_redis_db(db).filter(|_| db != 0) {
+            Some(other) => Err(ControlError::DatabaseTaken { db, name: other.name.clone() }),
+            None => Ok(db),
+        }
+    }
+
+    /// A keyspace, if its shard is never split.
+    pub(crate) fn colocated(&self, keyspace: KeyspaceId) -> Option<&Keyspace> {
+        self.map.keyspaces.get(&keyspace).filter(|keyspace| keyspace.colocated)
     }
 
     pub(crate) fn set_history(
@@ -98,13 +129,8 @@ impl ControlState {
         Ok(ControlResponse::Done(self.map.version))
     }
 
-    fn make_keyspace(
-        &mut self,
-        name: &str,
-        partitioning: Partitioning,
-        shards: u32,
-        factor: u32,
-    ) -> Result<KeyspaceId, ControlError> {
+    fn make_keyspace(&mut self, new: &NewKeyspace) -> Result<KeyspaceId, ControlError> {
+        let NewKeyspace { ref name, partitioning, shards, replicas: factor, .. } = *new;
         if shards == 0 || shards > u32::from(SLOT_COUNT) {
             return Err(ControlError::OutOfRange {
                 field: "shards".to_owned(),
@@ -135,9 +161,12 @@ impl ControlState {
         let keyspace_id =
             if name == "default" { DEFAULT_KEYSPACE } else { self.counters.next_keyspace };
         self.counters.next_keyspace = self.counters.next_keyspace.max(keyspace_id.next());
-        let name = name.to_owned();
-        let history = HistoryPolicy::default();
-        let keyspace = Keyspace { keyspace_id, name, partitioning, history, replicas };
+        let keyspace = Keyspace {
+            replicas,
+            colocated: new.colocated,
+            redis_db: new.redis_db,
+            ..Keyspace::new(keyspace_id, name, partitioning)
+        };
         self.map.change(MapChange::Keyspace(keyspace));
         let refs: Vec<&NodeRecord> = nodes.iter().collect();
         let placed =

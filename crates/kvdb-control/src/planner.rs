@@ -555,7 +555,10 @@ impl Round<'_> {
             let Some(at) = load.split_at.clone().filter(|_| load.bytes > limit_bytes) else {
                 continue;
             };
-            if self.state.running_on(*shard).is_some() || self.failed_lately(*shard) {
+            if self.state.running_on(*shard).is_some()
+                || self.failed_lately(*shard)
+                || self.is_colocated(*shard)
+            {
                 continue;
             }
             let (shard, has) = (*shard, balance::mebibytes(load.bytes));
@@ -564,6 +567,11 @@ impl Round<'_> {
                 running += 1;
             }
         }
+    }
+
+    fn is_colocated(&self, shard: ShardId) -> bool {
+        let record = self.state.map().shards.get(&shard);
+        record.is_some_and(|record| self.state.colocated(record.descriptor.keyspace_id).is_some())
     }
 
     /// Whether a split of the shard has failed not long ago: another try can wait.

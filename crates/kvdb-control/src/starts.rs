@@ -254,13 +254,15 @@ mod tests {
         enter(&mut state, start(&[8, 11], 14, 4)).unwrap();
         // Replicas that it gets from now on count.
         let name = "new".to_owned();
-        let made = ControlCommand::CreateKeyspace {
+        let made = ControlCommand::CreateKeyspace(kvdb_model::NewKeyspace {
             name,
             partitioning: kvdb_model::Partitioning::Range,
             shards: 1,
-            replication_factor: 1,
+            replicas: 1,
             history: None,
-        };
+            colocated: false,
+            redis_db: 0,
+        });
         state.apply(&made).result.unwrap();
         let descriptor = &state.map.shards.values().last().unwrap().descriptor;
         assert!(state.map.has_majority(descriptor));

@@ -155,18 +155,11 @@ impl ControlState {
             ControlCommand::InitShards { shards, replication_factor } => {
                 self.init_shards(*shards, *replication_factor)?
             }
-            ControlCommand::CreateKeyspace {
-                name,
-                partitioning,
-                shards,
-                replication_factor,
-                history,
-            } => {
-                check_history(history.as_ref())?;
-                let made =
-                    self.create_keyspace(name, *partitioning, *shards, *replication_factor)?;
-                if history.is_some() {
-                    self.set_history(name, *history)?;
+            ControlCommand::CreateKeyspace(new) => {
+                check_history(new.history.as_ref())?;
+                let made = self.create_keyspace(new)?;
+                if new.history.is_some() {
+                    self.set_history(&new.name, new.history)?;
                 }
                 made
             }

@@ -10,8 +10,8 @@ use kvdb_control::{
     OperatorRequest, OperatorState, first_descriptor, generation_of, plan_alone,
 };
 use kvdb_model::{
-    Generation, HistoryLimits, MapVersion, MembershipEpoch, NodeId, NodeStatus, Partitioning,
-    RangeEpoch, ReplicaId, ShardId, ShardMap, Term,
+    Generation, HistoryLimits, MapVersion, MembershipEpoch, NewKeyspace, NodeId, NodeStatus,
+    Partitioning, RangeEpoch, ReplicaId, ShardId, ShardMap, Term,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,13 +79,15 @@ fn all_that_is_given_out_leaps_and_the_others_are_left_behind() {
     assert_eq!(loaded, once);
 
     (1..=3).for_each(|node| report(&mut cluster, node));
-    let made = cluster.apply(ControlCommand::CreateKeyspace {
+    let made = cluster.apply(ControlCommand::CreateKeyspace(NewKeyspace {
         name: "new".to_owned(),
         partitioning: Partitioning::Range,
         shards: 1,
-        replication_factor: 0,
+        replicas: 0,
         history: None,
-    });
+        colocated: false,
+        redis_db: 0,
+    }));
     assert!(matches!(made, Ok(ControlResponse::KeyspaceCreated(id, _)) if id.0 > leap as u32));
     assert!(cluster.state.map().shards.keys().any(|shard| shard.0 > leap));
     let node = cluster.add_node("");
@@ -231,13 +233,15 @@ impl Story {
 
     fn make_keyspace(&mut self) {
         let cluster = &mut self.cluster;
-        let made = cluster.apply(ControlCommand::CreateKeyspace {
+        let made = cluster.apply(ControlCommand::CreateKeyspace(NewKeyspace {
             name: format!("k{}", cluster.state.map().keyspaces.len()),
             partitioning: Partitioning::Hash,
             shards: 2,
-            replication_factor: 0,
+            replicas: 0,
             history: None,
-        });
+            colocated: false,
+            redis_db: 0,
+        }));
         made.unwrap();
         let new: Vec<_> =
             cluster.state.map().shards.values().filter(|record| record.creating).cloned().collect();

@@ -4,8 +4,10 @@
 mod cluster;
 
 use cluster::Cluster;
-use kvdb_control::{ControlCommand, Load, OperatorRequest, PlannerConfig};
-use kvdb_model::{NodeId, ShardId};
+use kvdb_control::{
+    ControlCommand, ControlError, ControlResponse, Load, OperatorRequest, PlannerConfig,
+};
+use kvdb_model::{NewKeyspace, NodeId, ShardId};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -110,6 +112,35 @@ fn a_shard_that_has_grown_too_large_is_split_at_the_middle_of_its_bytes() {
     cluster.settle();
     assert_eq!(cluster.shards[&ShardId(2)].range.start, at);
     assert_eq!(cluster.shards[&ShardId(1)].range.end, at);
+}
+
+#[test]
+fn the_shard_of_a_colocated_keyspace_is_never_split() {
+    let mut cluster = Cluster::new(&["", "", ""], 1);
+    let colocated = |shards| NewKeyspace { colocated: true, shards, ..NewKeyspace::named("app") };
+    let refused = Err(ControlError::Colocated("app".to_owned()));
+    assert_eq!(cluster.apply(ControlCommand::CreateKeyspace(colocated(2))), refused);
+    let made = cluster.apply(ControlCommand::CreateKeyspace(colocated(0))).unwrap();
+    let ControlResponse::KeyspaceCreated(keyspace, _) = made else { panic!("it is new") };
+    let shard = ShardId(2);
+    let descriptor = cluster.state.map().shards[&shard].descriptor.clone();
+    assert_eq!(descriptor.keyspace_id, keyspace);
+    assert_eq!(descriptor.range, kvdb_model::KeyRange::of_keyspace(keyspace));
+    cluster.leaders.insert(shard, descriptor.replicas[0].node_id);
+    cluster.shards.insert(shard, descriptor);
+    cluster.report();
+    let at = kvdb_model::key::slot_start(keyspace, 5000);
+    let large = Load { bytes: 300 * MIB, split_at: Some(at.clone()), ..Load::default() };
+    cluster.loads.shards.insert(shard, large);
+    cluster.plan();
+    assert_eq!(cluster.state.running().count(), 0);
+    for request in [
+        OperatorRequest::Split { shard, at: None },
+        OperatorRequest::Split { shard, at: Some("k".into()) },
+        OperatorRequest::SplitAt { shard, at },
+    ] {
+        assert_eq!(cluster.start(request).err(), refused.clone().err());
+    }
 }
 
 #[test]

@@ -7,16 +7,18 @@ use cluster::Cluster;
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, OperatorRequest, OperatorState, Shortage,
 };
-use kvdb_model::{NodeId, NodeStatus, Partitioning, ShardId};
+use kvdb_model::{NewKeyspace, NodeId, NodeStatus, Partitioning, ShardId};
 
 fn create(cluster: &mut Cluster, name: &str, factor: u32) -> Result<(), ControlError> {
-    let command = ControlCommand::CreateKeyspace {
+    let command = ControlCommand::CreateKeyspace(NewKeyspace {
         name: name.to_owned(),
         partitioning: Partitioning::Hash,
         shards: 2,
-        replication_factor: factor,
+        replicas: factor,
         history: None,
-    };
+        colocated: false,
+        redis_db: 0,
+    });
     let made = cluster.apply(command)?;
     assert!(matches!(made, ControlResponse::KeyspaceCreated(..)), "{made:?}");
     for (shard, record) in cluster.state.map().shards.clone() {

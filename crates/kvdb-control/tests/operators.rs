@@ -9,7 +9,8 @@ use kvdb_control::{
     OperatorState,
 };
 use kvdb_model::{
-    MembershipEpoch, NodeId, NodeStatus, Partitioning, ReplicaId, Role, ShardId, Term, slot_of,
+    MembershipEpoch, NewKeyspace, NodeId, NodeStatus, Partitioning, ReplicaId, Role, ShardId, Term,
+    slot_of,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -176,13 +177,15 @@ fn a_split_is_made_where_it_is_asked_for_and_only_inside_the_range() {
     // The same place again is the start of the child, not inside it.
     let again = cluster.start(OperatorRequest::Split { shard: ShardId(2), at });
     assert!(matches!(again, Err(ControlError::NotSplittable { .. })), "{again:?}");
-    let command = ControlCommand::CreateKeyspace {
+    let command = ControlCommand::CreateKeyspace(NewKeyspace {
         name: "ordered".to_owned(),
         partitioning: Partitioning::Range,
         history: None,
         shards: 0,
-        replication_factor: 0,
-    };
+        replicas: 0,
+        colocated: false,
+        redis_db: 0,
+    });
     cluster.apply(command).unwrap();
     let new = ShardId(3);
     let descriptor = cluster.state.map().shards[&new].descriptor.clone();

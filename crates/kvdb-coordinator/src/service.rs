@@ -21,7 +21,7 @@ use kvdb_runtime::drive::{Drive, Outcome, Ticket};
 use kvdb_wire::proto::coordinator_server::Coordinator;
 use kvdb_wire::{
     cluster_id_from, cluster_id_to, descriptor_from, generation_from, generation_to, history_from,
-    node_status_from, partitioning_from, proto, shard_map_from, shard_map_to, shard_task_to,
+    new_keyspace_from, node_status_from, proto, shard_map_from, shard_map_to, shard_task_to,
     status_of, token_from,
 };
 use parking_lot::Mutex;
@@ -295,8 +295,10 @@ pub(crate) fn invalid(error: &ControlError) -> Status {
         ControlError::BadAddress(_) | ControlError::AddressTaken(..) => "address",
         ControlError::BadName(_)
         | ControlError::KeyspaceExists(_)
+        | ControlError::NameOfDatabase { .. }
         | ControlError::UnknownKeyspace(_)
         | ControlError::DefaultStays => "name",
+        ControlError::DatabaseTaken { .. } => "redis_db",
         ControlError::OlderDirectory(_) => "start",
         ControlError::AlreadyInitialised(_) => "shards",
         ControlError::TooFewForReplicas { .. } => "replication_factor",
@@ -566,15 +568,9 @@ impl Coordinator for Member {
         request: Request<proto::CreateKeyspaceRequest>,
     ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
         let request = request.into_inner();
-        let partitioning = partitioning_from(request.partitioning).map_err(bad_field)?;
-        let name = request.name.clone();
-        let command = ControlCommand::CreateKeyspace {
-            name: request.name,
-            partitioning,
-            shards: request.shards,
-            replication_factor: request.replication_factor,
-            history: request.history.map(history_from),
-        };
+        let new = new_keyspace_from(request).map_err(bad_field)?;
+        let name = new.name.clone();
+        let command = ControlCommand::CreateKeyspace(new);
         let response = self.propose(command).await?;
         let keyspace_id = match response {
             ControlResponse::KeyspaceCreated(id, _) => id.0,

@@ -156,13 +156,11 @@ mod tests {
     fn routes(names: impl Iterator<Item = String>) -> Routes {
         let mut map = ShardMap::default();
         for (id, name) in (1..).zip(names) {
-            map.change(MapChange::Keyspace(Keyspace {
-                keyspace_id: KeyspaceId(id),
-                name,
-                partitioning: Partitioning::Hash,
-                history: Default::default(),
-                replicas: 3,
-            }));
+            map.change(MapChange::Keyspace(Keyspace::new(
+                KeyspaceId(id),
+                &name,
+                Partitioning::Hash,
+            )));
         }
         let mut cache = kvdb_router::MapCache::default();
         cache.snapshot(map);

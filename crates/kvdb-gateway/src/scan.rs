@@ -201,13 +201,7 @@ mod tests {
     }
 
     fn cursors(keyspace: u32, request: &proto::ScanRequest) -> Cursors {
-        let keyspace = Keyspace {
-            keyspace_id: KeyspaceId(keyspace),
-            name: "k".into(),
-            partitioning: Partitioning::Range,
-            history: Default::default(),
-            replicas: 3,
-        };
+        let keyspace = Keyspace::new(KeyspaceId(keyspace), "k", Partitioning::Range);
         Cursors::new(&keyspace, request)
     }
 
@@ -253,13 +247,7 @@ mod tests {
 
     #[test]
     fn bounds_of_a_range_keyspace_are_those_of_its_user_keys() {
-        let keyspace = Keyspace {
-            keyspace_id: KeyspaceId(1),
-            name: "r".into(),
-            partitioning: Partitioning::Range,
-            history: Default::default(),
-            replicas: 3,
-        };
+        let keyspace = Keyspace::new(KeyspaceId(1), "r", Partitioning::Range);
         let prefix = proto::ScanRequest { prefix: "ab".into(), ..Default::default() };
         let bounds_of = bounds(&keyspace, &prefix);
         assert!(bounds_of.contains(b"\0\0\0\x01abz") && !bounds_of.contains(b"\0\0\0\x01ac"));

@@ -38,7 +38,8 @@ pub use key::{KeyRange, Partitioning, SLOT_COUNT, slot_of};
 pub use limits::Limits;
 pub use log::{EntryKind, HardState, LogEntry, LogPosition, WalRecord};
 pub use map::{
-    DeltaGap, Keyspace, MapChange, MapDelta, NodeRecord, NodeStatus, ShardMap, ShardRecord,
+    DeltaGap, Keyspace, LAST_REDIS_DB, MapChange, MapDelta, NewKeyspace, NodeRecord, NodeStatus,
+    ShardMap, ShardRecord, redis_db_named,
 };
 pub use operation::{
     Body, CommandId, Condition, Operation, OperationOutcome, Previous, WriteResult,

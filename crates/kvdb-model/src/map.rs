@@ -6,7 +6,7 @@
 
 use crate::descriptor::{Replica, ShardDescriptor};
 use crate::generation::Generation;
-use crate::history::HistoryPolicy;
+use crate::history::{HistoryLimits, HistoryPolicy};
 use crate::id::{ClusterId, KeyspaceId, MapVersion, NodeId, ReplicaId, ShardId, Term};
 use crate::key::{KeyRange, Partitioning};
 use serde::{Deserialize, Serialize};
@@ -61,9 +61,69 @@ pub struct Keyspace {
     pub history: HistoryPolicy,
     /// Replicas that each of its shards is to have. It has fewer while there are too few nodes.
     pub replicas: u32,
+    /// It has one shard, which is never split: a command or a transaction may name any of its keys.
+    pub colocated: bool,
+    /// The number by which clients of Redis's protocol select it; 0 for none. (Their 0 is `default`.)
+    pub redis_db: u8,
+}
+
+/// The last number of a database of Redis's protocol.
+pub const LAST_REDIS_DB: u8 = 15;
+
+/// The number of a database of Redis's protocol that a name stands for: `db1` to `db15`.
+pub fn redis_db_named(name: &str) -> Option<u8> {
+    let db = name.strip_prefix("db")?.parse().ok()?;
+    ((1..=LAST_REDIS_DB).contains(&db) && name == format!("db{db}")).then_some(db)
+}
+
+/// A keyspace that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewKeyspace {
+    /// 1 to 64 of `a-z 0-9 - _`.
+    pub name: String,
+    /// How its keys are laid out.
+    pub partitioning: Partitioning,
+    /// How many shards it begins with; 0 = 8. One that is in ranges or colocated begins with one.
+    pub shards: u32,
+    /// Replicas wanted of each shard, 1 to 7; 0 = 3.
+    pub replicas: u32,
+    /// How much of its past its shards keep.
+    pub history: Option<HistoryLimits>,
+    /// As [`Keyspace::colocated`].
+    pub colocated: bool,
+    /// As [`Keyspace::redis_db`]. The names `db1` to `db15` imply theirs.
+    pub redis_db: u8,
+}
+
+impl NewKeyspace {
+    /// One with 8 shards by hash, no history and no number.
+    pub fn named(name: impl Into<String>) -> Self {
+        NewKeyspace {
+            name: name.into(),
+            partitioning: Partitioning::Hash,
+            shards: 0,
+            replicas: 0,
+            history: None,
+            colocated: false,
+            redis_db: 0,
+        }
+    }
 }
 
 impl Keyspace {
+    /// One that is neither colocated nor selected by a number, and without history.
+    pub fn new(keyspace_id: KeyspaceId, name: &str, partitioning: Partitioning) -> Self {
+        Keyspace {
+            keyspace_id,
+            name: name.to_owned(),
+            partitioning,
+            history: HistoryPolicy::default(),
+            replicas: 3,
+            colocated: false,
+            redis_db: 0,
+        }
+    }
+
     /// Whether it was dropped.
     pub fn is_dropped(&self) -> bool {
         self.name.is_empty()
@@ -229,6 +289,15 @@ impl ShardMap {
         self.keyspaces.values().find(|keyspace| keyspace.name == name)
     }
 
+    /// The keyspace that clients of Redis's protocol select by a number.
+    pub fn keyspace_of_redis_db(&self, db: u8) -> Option<&Keyspace> {
+        let is_it = |keyspace: &&Keyspace| !keyspace.is_dropped() && keyspace.redis_db == db;
+        match db {
+            0 => self.keyspace_named("default"),
+            _ => self.keyspaces.values().find(is_it),
+        }
+    }
+
     /// Shards whose ranges overlap `range`, by start of range.
     pub fn shards_in(&self, range: &KeyRange) -> Vec<&ShardRecord> {
         let mut found: Vec<_> =
@@ -269,13 +338,10 @@ mod tests {
                 least_replica: ReplicaId(u64::from(port)),
             })),
             (0u64..4).prop_map(|id| MapChange::NodeGone(NodeId(id))),
-            (0u32..3, "[a-c]").prop_map(|(id, name)| MapChange::Keyspace(Keyspace {
-                keyspace_id: KeyspaceId(id),
-                name,
-                partitioning: Partitioning::Hash,
-                history: HistoryPolicy::default(),
-                replicas: 3,
-            })),
+            (0u32..3, "[a-c]", 0u8..3).prop_map(|(id, name, db)| {
+                let keyspace = Keyspace::new(KeyspaceId(id), &name, Partitioning::Hash);
+                MapChange::Keyspace(Keyspace { colocated: db == 1, redis_db: db, ..keyspace })
+            }),
             (0u32..3).prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),
             (0u64..4, 0u64..5, prop::option::of(0u64..3)).prop_map(|(id, epoch, leader)| {
                 MapChange::Shard(ShardRecord {

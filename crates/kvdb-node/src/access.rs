@@ -185,17 +185,11 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvdb_model::{HistoryPolicy, RetryClass};
+    use kvdb_model::RetryClass;
 
     #[test]
     fn what_this_node_has_not_heard_of_yet_is_worth_another_try() {
-        let keyspace = Keyspace {
-            keyspace_id: KeyspaceId(4),
-            name: "k".to_owned(),
-            partitioning: Partitioning::Range,
-            history: HistoryPolicy::default(),
-            replicas: 3,
-        };
+        let keyspace = Keyspace::new(KeyspaceId(4), "k", Partitioning::Range);
         let known = BTreeMap::from([(KeyspaceId(4), keyspace)]);
         let asked = |id| partitioning_of(&known, ShardId(7), KeyspaceId(id));
         let class = |id| asked(id).map_err(|refusal| refusal.class());

@@ -30,6 +30,8 @@ pub struct Routes {
     shards: Vec<Routed>,
     nodes: BTreeMap<NodeId, (Arc<str>, NodeStatus)>,
     keyspaces: BTreeMap<String, Keyspace>,
+    /// Names of those that are databases of Redis's protocol, by their numbers.
+    databases: BTreeMap<u8, String>,
     /// Those that were dropped, with the names they had as far as they are known.
     dropped: BTreeMap<KeyspaceId, String>,
 }
@@ -54,6 +56,15 @@ impl Routes {
     /// The keyspace of this name; the empty name is `default`.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.get(if name.is_empty() { "default" } else { name })
+    }
+
+    /// The name of a database of Redis's protocol: that which it will get if there is none yet.
+    pub fn database_name(&self, db: u8) -> String {
+        match self.databases.get(&db) {
+            Some(name) => name.clone(),
+            None if db == 0 => "default".to_owned(),
+            None => format!("db{db}"),
+        }
     }
 
     /// The name of the keyspace that a routing key belonged to, if it was dropped.
@@ -299,6 +310,13 @@ impl MapCache {
                 .filter(|keyspace| !keyspace.is_dropped())
                 .map(|keyspace| (keyspace.name.clone(), keyspace.clone()))
                 .collect(),
+            databases: self
+                .map
+                .keyspaces
+                .values()
+                .filter(|keyspace| !keyspace.is_dropped() && keyspace.redis_db > 0)
+                .map(|keyspace| (keyspace.redis_db, keyspace.name.clone()))
+                .collect(),
             dropped: self
                 .map
                 .keyspaces
@@ -342,13 +360,11 @@ mod tests {
 
     fn cache(bounds: &[u8]) -> MapCache {
         let mut map = ShardMap::default();
-        map.change(MapChange::Keyspace(Keyspace {
-            keyspace_id: KeyspaceId(1),
-            name: "default".into(),
-            partitioning: kvdb_model::Partitioning::Range,
-            history: Default::default(),
-            replicas: 3,
-        }));
+        map.change(MapChange::Keyspace(Keyspace::new(
+            KeyspaceId(1),
+            "default",
+            kvdb_model::Partitioning::Range,
+        )));
         for id in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
                 node_id: NodeId(id),
@@ -373,13 +389,8 @@ mod tests {
 
     #[test]
     fn a_dropped_keyspace_is_known_by_the_name_it_had() {
-        let keyspace = |name: &str| Keyspace {
-            keyspace_id: KeyspaceId(7),
-            name: name.to_owned(),
-            partitioning: kvdb_model::Partitioning::Hash,
-            history: Default::default(),
-            replicas: 3,
-        };
+        let keyspace =
+            |name: &str| Keyspace::new(KeyspaceId(7), name, kvdb_model::Partitioning::Hash);
         let mut cache = MapCache::default();
         let map = |version, name: &str| ShardMap {
             version: MapVersion(version),

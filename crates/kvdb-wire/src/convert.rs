@@ -4,9 +4,10 @@ use crate::proto;
 use bytes::Bytes;
 use kvdb_model::{
     ClusterId, Condition, Generation, HistoryLimits, HistoryPolicy, KeyRange, Keyspace, KeyspaceId,
-    Limits, MOST_GENERATIONS, MapChange, MapDelta, MapVersion, MembershipEpoch, NodeId, NodeRecord,
-    NodeStatus, Partitioning, Previous, RangeEpoch, Refusal, Replica, ReplicaId, RequestTag, Role,
-    ShardDescriptor, ShardId, ShardMap, ShardRecord, Term, ValidUntil, Version,
+    LAST_REDIS_DB, Limits, MOST_GENERATIONS, MapChange, MapDelta, MapVersion, MembershipEpoch,
+    NewKeyspace, NodeId, NodeRecord, NodeStatus, Partitioning, Previous, RangeEpoch, Refusal,
+    Replica, ReplicaId, RequestTag, Role, ShardDescriptor, ShardId, ShardMap, ShardRecord, Term,
+    ValidUntil, Version,
 };
 use thiserror::Error;
 
@@ -242,7 +243,43 @@ fn keyspace_to(keyspace: &Keyspace) -> proto::Keyspace {
         history: keyspace.history.limits.as_ref().map(history_to),
         history_revision: keyspace.history.revision,
         replicas: keyspace.replicas,
+        colocated: keyspace.colocated,
+        redis_db: keyspace.redis_db.into(),
     }
+}
+
+/// The request for a new keyspace.
+pub fn new_keyspace_to(new: &NewKeyspace) -> proto::CreateKeyspaceRequest {
+    proto::CreateKeyspaceRequest {
+        name: new.name.clone(),
+        partitioning: partitioning_to(new.partitioning).into(),
+        shards: new.shards,
+        replication_factor: new.replicas,
+        history: new.history.as_ref().map(history_to),
+        colocated: new.colocated,
+        redis_db: new.redis_db.into(),
+    }
+}
+
+/// Reads one.
+///
+/// # Errors
+/// [`FieldError`].
+pub fn new_keyspace_from(request: proto::CreateKeyspaceRequest) -> Result<NewKeyspace, FieldError> {
+    Ok(NewKeyspace {
+        name: request.name,
+        partitioning: partitioning_from(request.partitioning)?,
+        shards: request.shards,
+        replicas: request.replication_factor,
+        history: request.history.map(history_from),
+        colocated: request.colocated,
+        redis_db: redis_db_from(request.redis_db)?,
+    })
+}
+
+fn redis_db_from(db: u32) -> Result<u8, FieldError> {
+    let known = u8::try_from(db).ok().filter(|db| *db <= LAST_REDIS_DB);
+    known.ok_or(FieldError { field: "redis_db", problem: "must be 1 to 15, or 0 for none" })
 }
 
 fn keyspace_from(keyspace: proto::Keyspace) -> Result<Keyspace, FieldError> {
@@ -255,6 +292,8 @@ fn keyspace_from(keyspace: proto::Keyspace) -> Result<Keyspace, FieldError> {
             limits: keyspace.history.map(history_from),
         },
         replicas: keyspace.replicas,
+        colocated: keyspace.colocated,
+        redis_db: redis_db_from(keyspace.redis_db)?,
     })
 }
 
@@ -539,9 +578,10 @@ mod tests {
                 ".{0,9}",
                 prop::sample::select(layouts.to_vec()),
                 (any::<u64>(), prop::option::of((1..u64::MAX, 1..u64::MAX))),
-                any::<u32>(),
+                (any::<u32>(), any::<bool>(), 0..=LAST_REDIS_DB),
             )
-                .prop_map(|(id, name, partitioning, (revision, limits), replicas)| {
+                .prop_map(|(id, name, partitioning, (revision, limits), rest)| {
+                    let (replicas, colocated, redis_db) = rest;
                     let limits = limits
                         .map(|(max_age_ms, max_bytes)| HistoryLimits { max_age_ms, max_bytes });
                     MapChange::Keyspace(Keyspace {
@@ -550,6 +590,8 @@ mod tests {
                         partitioning,
                         history: HistoryPolicy { revision, limits },
                         replicas,
+                        colocated,
+                        redis_db,
                     })
                 }),
             any::<u32>().prop_map(|id| MapChange::KeyspaceGone(KeyspaceId(id))),

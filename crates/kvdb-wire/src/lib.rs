@@ -16,9 +16,9 @@ pub mod transport;
 pub use convert::{
     FieldError, client_tag_from, cluster_id_from, cluster_id_to, condition_from, descriptor_from,
     descriptor_to, generation_from, generation_to, history_from, history_to, map_change_from,
-    map_change_to, map_delta_from, map_delta_to, node_status_from, node_status_to,
-    partitioning_from, partitioning_to, previous_to, request_tag_from, role_from, role_to,
-    shard_map_from, shard_map_to, token_from, type_to,
+    map_change_to, map_delta_from, map_delta_to, new_keyspace_from, new_keyspace_to,
+    node_status_from, node_status_to, partitioning_from, partitioning_to, previous_to,
+    request_tag_from, role_from, role_to, shard_map_from, shard_map_to, token_from, type_to,
 };
 pub use pack::pack;
 pub use refusal::{

@@ -6,7 +6,7 @@ mod support;
 
 use bytes::Bytes;
 use kvdb_client::{AdminClient, Client, Options, Watch, WatchEvent, WatchOptions, WatchUpdate};
-use kvdb_model::{HistoryLimits, NodeId, Partitioning, ShardId, Version};
+use kvdb_model::{HistoryLimits, NewKeyspace, NodeId, Partitioning, ShardId, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -123,7 +123,14 @@ async fn a_watch_from_an_old_cursor_misses_and_repeats_nothing_whatever_has_happ
     let admin = AdminClient::new(options(&cluster)).unwrap();
     let limits = HistoryLimits { max_age_ms: 3_600_000, max_bytes: 16 << 20 };
     let layout = Partitioning::Hash;
-    admin.create_keyspace_with_history("past", layout, 2, 3, Some(limits)).await.unwrap();
+    let new = NewKeyspace {
+        partitioning: layout,
+        shards: 2,
+        replicas: 3,
+        history: Some(limits),
+        ..NewKeyspace::named("past")
+    };
+    admin.create_keyspace_as(&new).await.unwrap();
     let client = Client::new(options(&cluster)).unwrap().keyspace("past");
     let of_all = WatchOptions { prefix: "k-".into(), ..WatchOptions::default() };
     let mut live = client.watch(of_all.clone());

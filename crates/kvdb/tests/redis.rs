@@ -226,6 +226,56 @@ fn a_database_is_made_when_it_is_written_to_and_refused_once_it_was_dropped() {
 }
 
 #[test]
+fn a_colocated_database_takes_any_keys_together_and_is_selected_by_its_number() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    let pairs = |count: u32| (0..count).map(|n| format!(" key-{n} {n}")).collect::<String>();
+    let apart = client.ask(&format!("msetnx{}", pairs(20)));
+    assert!(apart.starts_with("-CROSSSHARD"), "of all shards: {apart}");
+    dev.admin(&["create-keyspace", "app", "--colocated", "--redis-db", "3"]);
+    let listed = dev.admin(&["keyspaces"]);
+    assert!(listed.contains("HASH, COLOCATED"), "{listed}");
+    // One that is made when it is first written to is colocated, too.
+    for db in [3, 4] {
+        assert_eq!(client.ask(&format!("select {db}")), "+OK\r\n");
+        assert_eq!(client.ask(&format!("msetnx{}", pairs(20))), ":1\r\n");
+        assert_eq!(client.ask("rename key-0 key-20"), "+OK\r\n");
+        assert_eq!(client.ask("multi"), "+OK\r\n");
+        for line in ["incr key-1", "incr key-2", "lpush key-30 a", "del key-3 key-4"] {
+            assert_eq!(client.ask(line), "+QUEUED\r\n", "{line}");
+        }
+        let done = client.ask("exec");
+        assert!(done.starts_with("*4\r\n:2\r\n:3\r\n:1\r\n:2\r\n"), "{done}");
+    }
+    let listed = dev.admin(&["keyspaces", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let told: Vec<_> = document["keyspaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            (one["name"].as_str().unwrap(), one["redis_db"].as_u64(), one["shards"].as_u64())
+        })
+        .collect();
+    let expected =
+        [("default", Some(0), Some(2)), ("app", Some(3), Some(1)), ("db4", Some(4), Some(1))];
+    assert_eq!(told, expected);
+    // The keyspace is the same whichever way it is reached; it stays in one piece.
+    let kvdb = |args: &[&str]| {
+        let endpoint = format!("127.0.0.1:{}", dev.grpc);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvdb"));
+        let done = command.args(["--endpoint", &endpoint]).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        (done.status.success(), text.into_owned())
+    };
+    assert_eq!(kvdb(&["get", "key-1", "--keyspace", "app"]), (true, "2\n".to_owned()));
+    let (is_split, told) = kvdb(&["admin", "split", "3"]);
+    assert!(!is_split && told.contains("never split"), "{told}");
+    let (is_made, told) = kvdb(&["admin", "create-keyspace", "other", "--redis-db", "3"]);
+    assert!(!is_made && told.contains("keyspace `app` already"), "{told}");
+}
+
+#[test]
 fn who_does_not_read_is_not_served_further() {
     let dev = Dev::start();
     let mut good = dev.client();

@@ -9,10 +9,10 @@ use kvdb_engine_lsm::{LsmConfig, LsmEngine};
 use kvdb_model::key::slot_start;
 use kvdb_model::log::INITIAL_POSITION;
 use kvdb_model::{
-    EntryCommand, EntryKind, EntryPayload, HistoryPolicy, KeyRange, Keyspace, KeyspaceId, LogEntry,
-    LogIndex, LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus,
-    Partitioning, RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor, ShardId,
-    ShardMap, ShardRecord, Term, Version, VolumeId, WalRecord, Write,
+    EntryCommand, EntryKind, EntryPayload, KeyRange, Keyspace, KeyspaceId, LogEntry, LogIndex,
+    LogPosition, MapChange, MembershipEpoch, NodeId, NodeRecord, NodeStatus, Partitioning,
+    RangeEpoch, Replica, ReplicaId, Role, SLOT_COUNT, ShardDescriptor, ShardId, ShardMap,
+    ShardRecord, Term, Version, VolumeId, WalRecord, Write,
 };
 use kvdb_redis::Parser;
 use kvdb_router::{MapCache, Routes};
@@ -74,13 +74,7 @@ pub struct Routing {
 impl Routing {
     pub fn new() -> Self {
         let mut map = ShardMap::default();
-        map.change(MapChange::Keyspace(Keyspace {
-            keyspace_id: KEYSPACE,
-            name: "default".into(),
-            partitioning: Partitioning::Hash,
-            history: HistoryPolicy::default(),
-            replicas: 3,
-        }));
+        map.change(MapChange::Keyspace(Keyspace::new(KEYSPACE, "default", Partitioning::Hash)));
         for node in 1..=3 {
             map.change(MapChange::Node(NodeRecord {
                 node_id: NodeId(node),

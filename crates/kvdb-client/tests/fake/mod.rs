@@ -85,13 +85,11 @@ impl Fake {
                 status: NodeStatus::Alive,
                 least_replica: Default::default(),
             }));
-            map.change(MapChange::Keyspace(Keyspace {
-                keyspace_id: kvdb_model::KeyspaceId(1),
-                name: "default".into(),
-                partitioning: Partitioning::Hash,
-                history: Default::default(),
-                replicas: 3,
-            }));
+            map.change(MapChange::Keyspace(Keyspace::new(
+                kvdb_model::KeyspaceId(1),
+                "default",
+                Partitioning::Hash,
+            )));
         }
         self
     }

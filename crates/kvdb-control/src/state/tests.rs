@@ -3,7 +3,9 @@
 use super::*;
 use crate::command::LedShard;
 use crate::keyspaces::DEFAULT_KEYSPACE;
-use kvdb_model::{ClusterId, HistoryLimits, HistoryPolicy, KeyRange, Partitioning, Term};
+use kvdb_model::{
+    ClusterId, HistoryLimits, HistoryPolicy, KeyRange, NewKeyspace, Partitioning, Term,
+};
 use proptest::prelude::*;
 
 fn register(state: &mut ControlState, token: u128) -> NodeId {
@@ -91,13 +93,15 @@ fn a_new_node_that_is_not_reached_gets_no_replicas() {
     let Ok(ControlResponse::Registered(node, _)) = state.apply(&command).result else { panic!() };
     assert_eq!(state.map().nodes[&node].status, NodeStatus::Unreachable);
     let name = "four".to_owned();
-    let command = ControlCommand::CreateKeyspace {
+    let command = ControlCommand::CreateKeyspace(NewKeyspace {
         name,
         partitioning: Partitioning::Hash,
         shards: 1,
-        replication_factor: 4,
+        replicas: 4,
         history: None,
-    };
+        colocated: false,
+        redis_db: 0,
+    });
     state.apply(&command).result.unwrap();
     let holds = |record: &&kvdb_model::ShardRecord| record.descriptor.replica_on(node).is_some();
     assert_eq!(state.map().shards.values().filter(holds).count(), 0);
@@ -130,15 +134,51 @@ fn a_stale_report_changes_nothing_and_a_newer_one_does() {
 }
 
 #[test]
+fn a_number_of_a_database_belongs_to_one_keyspace_until_that_is_dropped() {
+    let mut state = initialised(3, 1);
+    let mut make = |name: &str, redis_db| {
+        let new = NewKeyspace { redis_db, ..NewKeyspace::named(name) };
+        state.apply(&ControlCommand::CreateKeyspace(new)).result
+    };
+    assert!(make("app", 1).is_ok());
+    let taken = |db, name: &str| Err(ControlError::DatabaseTaken { db, name: name.into() });
+    assert_eq!(make("other", 1), taken(1, "app"));
+    assert_eq!(make("db1", 0), taken(1, "app"));
+    let misnamed = Err(ControlError::NameOfDatabase { name: "db7".into(), db: 7 });
+    assert_eq!(make("db7", 8), misnamed);
+    assert!(matches!(make("x", 16), Err(ControlError::OutOfRange { .. })));
+    // A name that looks like one and is none.
+    for name in ["db0", "db16", "db01", "db"] {
+        assert!(make(name, 0).is_ok(), "{name}");
+    }
+    assert!(make("db7", 0).is_ok());
+    assert_eq!(make("seven", 7), taken(7, "db7"));
+    let of = |state: &ControlState, db| {
+        state.map().keyspace_of_redis_db(db).map(|keyspace| keyspace.name.clone())
+    };
+    assert_eq!(
+        [0, 1, 2, 7].map(|db| of(&state, db).unwrap_or_default()),
+        ["default", "app", "", "db7"]
+    );
+    state.apply(&ControlCommand::DropKeyspace { name: "app".into() }).result.unwrap();
+    assert_eq!(of(&state, 1), None);
+    let new = NewKeyspace { redis_db: 1, ..NewKeyspace::named("next") };
+    state.apply(&ControlCommand::CreateKeyspace(new)).result.unwrap();
+    assert_eq!(of(&state, 1).as_deref(), Some("next"));
+}
+
+#[test]
 fn a_dropped_keyspace_takes_its_shards_along_and_frees_its_name_not_its_id() {
     let mut state = initialised(3, 2);
-    let create = ControlCommand::CreateKeyspace {
+    let create = ControlCommand::CreateKeyspace(NewKeyspace {
         name: "k".into(),
         partitioning: Partitioning::Hash,
         shards: 3,
-        replication_factor: 0,
+        replicas: 0,
         history: None,
-    };
+        colocated: false,
+        redis_db: 0,
+    });
     let drop = |name: &str| ControlCommand::DropKeyspace { name: name.into() };
     let Ok(ControlResponse::KeyspaceCreated(id, _)) = state.apply(&create).result else {
         panic!("it is new");
@@ -172,13 +212,15 @@ fn a_dropped_keyspace_takes_its_shards_along_and_frees_its_name_not_its_id() {
 fn the_history_of_a_keyspace_is_set_within_bounds_and_each_decision_has_a_number() {
     let mut state = initialised(3, 1);
     let limits = HistoryLimits { max_age_ms: 5000, max_bytes: 2 << 20 };
-    let create = ControlCommand::CreateKeyspace {
+    let create = ControlCommand::CreateKeyspace(NewKeyspace {
         name: "k".into(),
         partitioning: Partitioning::Hash,
         shards: 2,
-        replication_factor: 0,
+        replicas: 0,
         history: Some(limits),
-    };
+        colocated: false,
+        redis_db: 0,
+    });
     assert!(matches!(state.apply(&create).result, Ok(ControlResponse::KeyspaceCreated(..))));
     let policy = |state: &ControlState, name: &str| {
         state.map().keyspace_named(name).map(|known| known.history).unwrap()
@@ -236,13 +278,15 @@ fn any_command() -> impl Strategy<Value = ControlCommand> {
         ("[a-c]{0,2}", any::<bool>(), 0u32..5).prop_map(|(name, range, shards)| {
             let partitioning = if range { Partitioning::Range } else { Partitioning::Hash };
             let (replication_factor, history) = (0, None);
-            ControlCommand::CreateKeyspace {
+            ControlCommand::CreateKeyspace(NewKeyspace {
                 name,
                 partitioning,
                 shards,
-                replication_factor,
+                replicas: replication_factor,
                 history,
-            }
+                colocated: false,
+                redis_db: 0,
+            })
         }),
         ("[a-c]{0,2}", prop::option::of(900u64..2000)).prop_map(|(name, age)| {
             let history = age.map(|max_age_ms| HistoryLimits { max_age_ms, max_bytes: 1 << 20 });

@@ -256,7 +256,9 @@ impl Connection {
 
     /// The figures of the database that is selected.
     fn figures(&self) -> Arc<Figures> {
-        self.gateway.figures.of(&keyspace_name(self.session.db), &self.gateway.routes())
+        self.gateway
+            .figures
+            .of(&self.gateway.routes().database_name(self.session.db), &self.gateway.routes())
     }
 
     /// A command that is carried out as a whole or not at all.
@@ -292,7 +294,7 @@ impl Connection {
     /// Also if it was dropped since it was selected: what is another one now isn't taken for it.
     pub(super) async fn current_keyspace(&mut self) -> Result<Option<Keyspace>, Refusal> {
         let db = self.session.db;
-        let name = keyspace_name(db);
+        let name = self.gateway.routes().database_name(db);
         if let Some((known, keyspace)) = &self.keyspace
             && *known == db
         {
@@ -303,7 +305,13 @@ impl Connection {
                 false => Err(Refusal::UnknownKeyspace { name }),
             };
         }
-        let keyspace = match self.gateway.current_keyspace(&name).await {
+        let mut found = self.gateway.current_keyspace(&name).await;
+        // Since the coordinators were asked it may have another name.
+        let named = self.gateway.routes().database_name(db);
+        if found.is_err() && named != name {
+            found = self.gateway.current_keyspace(&named).await;
+        }
+        let keyspace = match found {
             Err(Refusal::UnknownKeyspace { .. }) if db > 0 => return Ok(None),
             found => found?,
         };
@@ -320,7 +328,7 @@ impl Connection {
         if found.is_some() || !steps.iter().any(wave::makes) {
             return Ok(found);
         }
-        self.make_keyspace(&keyspace_name(self.session.db)).await?;
+        self.make_database(self.session.db).await?;
         self.current_keyspace().await
     }
 
@@ -446,9 +454,4 @@ pub(super) fn too_large() -> Reply {
 /// The most bytes that an answer may have.
 pub(super) const fn answer_max_bytes() -> usize {
     ANSWER_MAX_BYTES
-}
-
-/// The keyspace that a database is.
-pub(super) fn keyspace_name(db: u8) -> String {
-    if db == 0 { "default".to_owned() } else { format!("db{db}") }
 }

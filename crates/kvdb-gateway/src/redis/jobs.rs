@@ -1,6 +1,6 @@
 //! Commands that take more than one wave.
 
-use super::connection::{Connection, answer_max_bytes, keyspace_name, too_large};
+use super::connection::{Connection, answer_max_bytes, too_large};
 use super::count;
 use super::info::{Around, Keys, wants_keys};
 use super::scan::{self, Pages};
@@ -9,13 +9,13 @@ use crate::route::Place;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use kvdb_model::{Condition, Keyspace, Refusal, Version, WriteResult};
+use kvdb_model::{Condition, Keyspace, NewKeyspace, Refusal, Version, WriteResult};
 use kvdb_redis::args::is;
 use kvdb_redis::plan::{change, change_if, look, refused};
 use kvdb_redis::session::{DATABASES, Job, Part, Scan, Transaction, Watched};
 use kvdb_redis::{Plan, Reply, glob};
 use kvdb_store::keys::{Check, Delete};
-use kvdb_wire::proto;
+use kvdb_wire::new_keyspace_to;
 use std::time::{Duration, Instant};
 use tonic::{Code, Request};
 
@@ -70,7 +70,11 @@ impl Connection {
     /// Replicas beside the leader that are sure to have an answered write of this database,
     /// whatever its shard.
     fn replicas(&self) -> u32 {
-        let Ok(keyspace) = self.gateway.keyspace(&keyspace_name(self.session.db)) else { return 0 };
+        let Ok(keyspace) =
+            self.gateway.keyspace(&self.gateway.routes().database_name(self.session.db))
+        else {
+            return 0;
+        };
         let voters = self.gateway.routes().fewest_voters(keyspace.keyspace_id);
         voters.map_or(0, |voters| voters as u32 / 2)
     }
@@ -78,7 +82,10 @@ impl Connection {
     async fn counted_keys(&self) -> Vec<(u8, Keys)> {
         let mut all = Vec::new();
         for db in 0..DATABASES {
-            let Ok(keyspace) = self.gateway.keyspace(&keyspace_name(db)) else { continue };
+            let Ok(keyspace) = self.gateway.keyspace(&self.gateway.routes().database_name(db))
+            else {
+                continue;
+            };
             if let Some(keys) = self.clients.counts.of(&self.gateway, keyspace).await {
                 all.push((db, keys));
             }
@@ -86,17 +93,13 @@ impl Connection {
         all
     }
 
-    /// Makes a keyspace, and waits until it can be used.
-    pub(super) async fn make_keyspace(&self, name: &str) -> Result<(), Refusal> {
+    /// Makes a database, all of whose keys are on one shard, and waits until it can be used.
+    pub(super) async fn make_database(&self, db: u8) -> Result<(), Refusal> {
+        let name = &self.gateway.routes().database_name(db);
         let deadline = Instant::now() + SELECT_PATIENCE;
         let mut changes = self.gateway.map.changes();
-        let request = proto::CreateKeyspaceRequest {
-            name: name.to_owned(),
-            partitioning: proto::Partitioning::Hash.into(),
-            history: None,
-            shards: 0,
-            replication_factor: 0,
-        };
+        let new = NewKeyspace { colocated: true, redis_db: db, ..NewKeyspace::named(name) };
+        let request = new_keyspace_to(&new);
         let made = self
             .gateway
             .coordinators
@@ -107,11 +110,13 @@ impl Connection {
                 status.code() == Code::AlreadyExists || status.message().contains("exists");
             if !exists {
                 tracing::warn!(name, error = status.message(), "a keyspace can't be made");
-                return Err(Refusal::UnknownKeyspace { name: name.to_owned() });
+                return Err(Refusal::UnknownKeyspace { name: name.clone() });
             }
         }
         loop {
             changes.mark_unchanged();
+            // Somebody else may have made it under another name.
+            let name = &self.gateway.routes().database_name(db);
             if let Ok(keyspace) = self.gateway.keyspace(name) {
                 let start = keyspace.partitioning.routing_key(keyspace.keyspace_id, b"");
                 if self.gateway.find(Place::At(&start), None).is_some() {
@@ -119,7 +124,7 @@ impl Connection {
                 }
             }
             if Instant::now() >= deadline {
-                return Err(Refusal::UnknownKeyspace { name: name.to_owned() });
+                return Err(Refusal::UnknownKeyspace { name: name.clone() });
             }
             let _ = tokio::time::timeout(Duration::from_millis(100), changes.changed()).await;
         }
@@ -136,7 +141,7 @@ impl Connection {
     }
 
     async fn flush_db(&mut self, db: u8) -> Done {
-        let keyspace = self.gateway.keyspace(&keyspace_name(db))?;
+        let keyspace = self.gateway.keyspace(&self.gateway.routes().database_name(db))?;
         let gateway = &self.gateway;
         let starts = scan::shard_starts(gateway, &keyspace);
         let walks = stream::iter(starts).map(|range| {

@@ -275,13 +275,7 @@ mod tests {
     use kvdb_model::KeyspaceId;
 
     fn keyspace() -> Keyspace {
-        Keyspace {
-            keyspace_id: KeyspaceId(3),
-            name: "k".into(),
-            partitioning: Partitioning::Hash,
-            history: Default::default(),
-            replicas: 3,
-        }
+        Keyspace::new(KeyspaceId(3), "k", Partitioning::Hash)
     }
 
     #[test]

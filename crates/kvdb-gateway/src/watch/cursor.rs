@@ -93,13 +93,7 @@ mod tests {
     use kvdb_model::{KeyspaceId, Partitioning};
 
     fn selector(prefix: &str) -> Selector {
-        let keyspace = Keyspace {
-            keyspace_id: KeyspaceId(1),
-            name: "k".into(),
-            partitioning: Partitioning::Range,
-            history: Default::default(),
-            replicas: 3,
-        };
+        let keyspace = Keyspace::new(KeyspaceId(1), "k", Partitioning::Range);
         Selector::new(&keyspace, b"", prefix.as_bytes())
     }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::exit::Failure;
 use crate::output::Output;
 use kvdb_client::AdminClient;
-use kvdb_model::{NodeId, NodeStatus, ShardId, ShardMap, ShardRecord};
+use kvdb_model::{NewKeyspace, NodeId, NodeStatus, ShardId, ShardMap, ShardRecord};
 use serde_json::{Value, json};
 
 /// Says what was done, in the way that was asked for.
@@ -58,11 +58,16 @@ pub(super) async fn create_keyspace(
     command: CreateKeyspace,
     json: bool,
 ) -> Result<(), Failure> {
-    let layout = command.partitioning.into();
-    let history = history::limits(command.history, command.history_bytes);
-    let CreateKeyspace { name, shards, replicas, .. } = &command;
-    let made =
-        admin.create_keyspace_with_history(name, layout, *shards, *replicas, history).await?;
+    let new = NewKeyspace {
+        name: command.name.clone(),
+        partitioning: command.partitioning.into(),
+        shards: command.shards,
+        replicas: command.replicas,
+        history: history::limits(command.history, command.history_bytes),
+        colocated: command.colocated,
+        redis_db: command.redis_db.unwrap_or(0),
+    };
+    let made = admin.create_keyspace_as(&new).await?;
     let id = made.keyspace_id;
     let document = json!({
         "keyspace_id": id.0,

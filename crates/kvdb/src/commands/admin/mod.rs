@@ -356,7 +356,11 @@ pub(crate) struct InitShards {
 Examples:
   kvdb admin create-keyspace orders
   kvdb admin create-keyspace log --partitioning range
-  kvdb admin create-keyspace events --history 24h --history-bytes 64MiB")]
+  kvdb admin create-keyspace events --history 24h --history-bytes 64MiB
+  kvdb admin create-keyspace app --colocated --redis-db 1
+
+A colocated keyspace has one shard, which is never split: commands on several keys, and transactions, may name
+any of its keys. It can't hold or carry more than one shard does.")]
 pub(crate) struct CreateKeyspace {
     /// Keyspace name
     name: String,
@@ -369,6 +373,12 @@ pub(crate) struct CreateKeyspace {
     /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
     #[arg(long, default_value_t = 0)]
     replicas: u32,
+    /// Keep all keys on one shard, so that any of them can be named together
+    #[arg(long)]
+    colocated: bool,
+    /// The number by which clients of Redis's protocol select it; the names db1 to db15 imply theirs
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=15))]
+    redis_db: Option<u8>,
     /// Keep changes for so long, so that watches can begin in the past: 1s to 30d
     #[arg(long, value_name = "TIME", value_parser = history::parse_time)]
     history: Option<u64>,

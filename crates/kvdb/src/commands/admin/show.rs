@@ -299,6 +299,8 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
                 "partitioning": layout_name(keyspace.partitioning),
                 "shards": shards(keyspace.keyspace_id),
                 "replicas": keyspace.replicas,
+                "colocated": keyspace.colocated,
+                "redis_db": database(keyspace),
                 "history": keyspace.history.limits.map(|limits| json!({
                     "max_age_ms": limits.max_age_ms,
                     "max_bytes": limits.max_bytes,
@@ -312,15 +314,27 @@ pub(super) async fn keyspaces(admin: &AdminClient, json: bool) -> Result<(), Fai
             vec![
                 keyspace.keyspace_id.to_string(),
                 keyspace.name.clone(),
-                layout_name(keyspace.partitioning).to_owned(),
+                match keyspace.colocated {
+                    true => format!("{}, COLOCATED", layout_name(keyspace.partitioning)),
+                    false => layout_name(keyspace.partitioning).to_owned(),
+                },
+                database(keyspace).map_or("-".to_owned(), |db| db.to_string()),
                 shards(keyspace.keyspace_id).to_string(),
                 keyspace.replicas.to_string(),
                 super::history::words(keyspace.history.limits.as_ref()),
             ]
         };
         let rows: Vec<Vec<String>> = there().map(row).collect();
-        table(&["KEYSPACE", "NAME", "PARTITIONING", "SHARDS", "REPLICAS", "HISTORY"], &rows)
+        table(
+            &["KEYSPACE", "NAME", "PARTITIONING", "REDIS DB", "SHARDS", "REPLICAS", "HISTORY"],
+            &rows,
+        )
     })
+}
+
+/// The number by which clients of Redis's protocol select it.
+fn database(keyspace: &kvdb_model::Keyspace) -> Option<u8> {
+    (keyspace.redis_db > 0 || keyspace.name == "default").then_some(keyspace.redis_db)
 }
 
 fn layout_name(partitioning: Partitioning) -> &'static str {
@@ -493,13 +507,7 @@ mod tests {
 
     fn map(partitioning: Partitioning) -> ShardMap {
         let mut map = ShardMap::default();
-        map.change(MapChange::Keyspace(Keyspace {
-            keyspace_id: KeyspaceId(1),
-            name: "default".into(),
-            partitioning,
-            history: Default::default(),
-            replicas: 3,
-        }));
+        map.change(MapChange::Keyspace(Keyspace::new(KeyspaceId(1), "default", partitioning)));
         map
     }
 
