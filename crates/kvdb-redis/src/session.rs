@@ -102,6 +102,8 @@ pub struct Transaction {
     pub parts: Vec<Part>,
     /// What must not have changed.
     pub watched: Vec<Watched>,
+    /// What the connection calls itself once it is done.
+    pub name: Bytes,
 }
 
 #[derive(Default)]
@@ -332,8 +334,11 @@ impl Session {
             let problem = "EXECABORT Transaction discarded because of previous errors.";
             return Step::Reply(Reply::Error(problem.to_owned()));
         }
+        let name = self.name.clone();
         let parts = multi.queued.iter().map(|args| self.part(args)).collect();
-        Step::Job(Job::Exec(Transaction { parts, watched }))
+        // What was set counts once it is known that no watched key has changed.
+        let name = std::mem::replace(&mut self.name, name);
+        Step::Job(Job::Exec(Transaction { parts, watched, name }))
     }
 
     fn part(&mut self, args: &[Bytes]) -> Part {
@@ -370,6 +375,19 @@ mod tests {
             Step::Reply(reply) | Step::Close(reply) => reply,
             _ => panic!("{line} needs the cluster"),
         }
+    }
+
+    #[test]
+    fn a_name_that_is_set_in_a_transaction_counts_once_that_is_done() {
+        let mut session = Session::new(1);
+        session.name = "before".into();
+        for line in ["multi", "client setname after", "client getname"] {
+            say(&mut session, line);
+        }
+        let Step::Job(Job::Exec(transaction)) = say(&mut session, "exec") else { panic!() };
+        let Part::Reply(Reply::Bulk(told)) = &transaction.parts[1] else { panic!() };
+        assert_eq!((&told[..], &transaction.name[..]), (&b"after"[..], &b"after"[..]));
+        assert_eq!(session.name, "before");
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Connection {
     }
 
     async fn exec(&mut self, transaction: Transaction) -> Done {
-        let Transaction { parts, watched } = transaction;
+        let Transaction { parts, watched, name } = transaction;
         if watched.iter().any(|watched| watched.db != self.session.db) {
             return Ok(Reply::error(
                 "keys of another database are watched; WATCH and EXEC must see the same one",
@@ -233,22 +233,22 @@ impl Connection {
         }
         let checks = watched.len();
         let mut steps: Vec<_> = watched.into_iter().map(check).collect();
-        let mut plans: Vec<Result<(Plan, usize), Reply>> = Vec::with_capacity(parts.len());
+        let mut plans: Vec<Planned> = Vec::with_capacity(parts.len());
         for part in parts {
             plans.push(match part {
-                Part::Reply(reply) => Err(reply),
-                Part::Server(args) => Err(self.of_server(&args).await),
+                Part::Reply(reply) => Planned::Reply(reply),
+                Part::Server(args) => Planned::Server(args),
                 Part::Plan(mut plan) => {
                     // What is beyond a limit fails its own command alone.
                     let checked =
                         plan.steps.iter().try_for_each(|step| wave::check(&self.gateway, step));
                     if let Err(refusal) = checked {
-                        plans.push(Err(refused(&refusal)));
+                        plans.push(Planned::Reply(refused(&refusal)));
                         continue;
                     }
                     let count = plan.steps.len();
                     steps.append(&mut plan.steps);
-                    Ok((plan, count))
+                    Planned::Plan(plan, count)
                 }
             });
         }
@@ -261,23 +261,28 @@ impl Connection {
         if !outcomes.iter().all(is_same) {
             return Ok(Reply::NilArray);
         }
-        Ok(Reply::Array(answers(plans, rest, now_ms)))
+        self.session.name = name;
+        let mut rest = rest.into_iter();
+        let mut answers = Vec::with_capacity(plans.len());
+        for planned in plans {
+            answers.push(match planned {
+                Planned::Reply(reply) => reply,
+                Planned::Server(args) => self.of_server(&args).await,
+                Planned::Plan(plan, count) => {
+                    plan.finish(rest.by_ref().take(count).collect(), now_ms)
+                }
+            });
+        }
+        Ok(Reply::Array(answers))
     }
 }
 
-fn answers(
-    plans: Vec<Result<(Plan, usize), Reply>>,
-    outcomes: Vec<Outcome>,
-    now: u64,
-) -> Vec<Reply> {
-    let mut outcomes = outcomes.into_iter();
-    plans
-        .into_iter()
-        .map(|part| match part {
-            Err(reply) => reply,
-            Ok((plan, count)) => plan.finish(outcomes.by_ref().take(count).collect(), now),
-        })
-        .collect()
+/// A command of a transaction whose work on keys, if it has any, is under way.
+enum Planned {
+    Reply(Reply),
+    Server(Vec<Bytes>),
+    /// With so many steps.
+    Plan(Plan, usize),
 }
 
 fn check(watched: Watched) -> kvdb_redis::plan::Step {
