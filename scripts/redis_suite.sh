@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 bin=$(realpath -m "${KVDB_BIN:-target/release/kvdb}")
-units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/type/hash unit/type/list unit/type/list-2 unit/type/list-3 unit/type/set unit/type/zset unit/geo unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
+units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/type/hash unit/type/list unit/type/list-2 unit/type/list-3 unit/type/set unit/type/zset unit/geo unit/hyperloglog unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
 offset=${PORT_OFFSET:-21000}
 port=$((7379 + offset))
 work=target/redis-suite
@@ -80,7 +80,7 @@ cd "$suite"
 for unit in $units; do
   log=$root/$work/logs/${unit//\//_}.log
   ./runtest --host 127.0.0.1 --port $port --singledb --cluster-mode --ignore-encoding --ignore-digest --durable \
-    --tags "-slow -needs:debug -needs:repl -needs:config-maxmemory" --skipfile "$root/$work/skip.txt" \
+    --tags "-slow -needs:debug -needs:pfdebug -needs:repl -needs:config-maxmemory" --skipfile "$root/$work/skip.txt" \
     --single "$unit" >"$log" 2>&1 </dev/null || true
   ok=$(grep -c '\[.*ok.*\]: ' "$log" || true)
   # Failures stand twice in the log, as they happen and in the summary with stars.

@@ -9,6 +9,7 @@
 //! seeded mutations (`tests/corpus.rs`).
 
 mod commands;
+mod hyperloglogs;
 mod mutate;
 mod protobuf;
 mod records;
@@ -25,6 +26,7 @@ mod snapshots;
 mod wal;
 
 pub use commands::commands;
+pub use hyperloglogs::hyperloglogs;
 pub use mutate::Mutator;
 pub use protobuf::protobuf;
 pub use records::engine_records;
@@ -44,7 +46,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "wal_frames", run: wal_frames, seeds: seeds::wal_frames },
     Target { name: "engine_records", run: engine_records, seeds: seeds::engine_records },
     Target { name: "snapshots", run: snapshots, seeds: seeds::snapshots },
@@ -52,6 +54,7 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "protobuf", run: protobuf, seeds: seeds::protobuf },
     Target { name: "import_files", run: import_files, seeds: seeds::import_files },
     Target { name: "redis_requests", run: redis_requests, seeds: seeds::redis_requests },
+    Target { name: "hyperloglogs", run: hyperloglogs, seeds: seeds::hyperloglogs },
 ];
 
 /// Files that `kvdb import` reads. The first byte chooses the format, or to guess it.

@@ -8,6 +8,7 @@ use kvdb_model::{
     ClusterId, EntryPayload, MapVersion, NodeId, NodeRecord, NodeStatus, Refusal, ShardId,
     ShardMap, ShardRecord, Term, Version,
 };
+use kvdb_store::hyperloglog::Sketch;
 use kvdb_store::{MembershipChange, SnapshotWriter};
 use kvdb_wire::proto;
 use prost::Message;
@@ -187,4 +188,16 @@ pub(crate) fn redis_requests() -> Vec<Vec<u8>> {
             "hello 3\r\nclient reply skip\r\nscan 0 match a* count 5\r\nexpire k 5 nx gt\r\n",
         ),
     ]
+}
+
+pub(crate) fn hyperloglogs() -> Vec<Vec<u8>> {
+    let of = |elements: u32| {
+        let mut sketch = Sketch::default();
+        for element in 0..elements {
+            let _ = sketch.add(&element.to_le_bytes());
+        }
+        sketch.changed()
+    };
+    let [few, many] = [of(10), of(3_000)];
+    vec![chosen(0, &few), chosen(0, &many), chosen(1, &few[16..]), chosen(2, &many[16..])]
 }

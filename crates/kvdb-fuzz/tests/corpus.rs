@@ -103,3 +103,8 @@ fn import_files() {
 fn redis_requests() {
     try_all("redis_requests");
 }
+
+#[test]
+fn hyperloglogs() {
+    try_all("hyperloglogs");
+}
