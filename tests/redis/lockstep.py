@@ -52,6 +52,15 @@ SCORES = [
 BAD_SCORES = [b"nan", b"abc", b"", b" 1", b"1 ", b"1e400", b"1e-400", b"0x", b"1e", b"--1", b"(1", b"1\x00"]
 
 
+# The forms in which Redis dumps collections, each with the plain one of its type.
+PLAIN = {18: 1, 2: 2, 11: 2, 4: 4, 16: 4, 5: 5, 17: 5}
+# How all that a key holds is read.
+WHOLE = {
+    b"string": [b"GET"], b"list": [b"LRANGE", b"0", b"-1"], b"hash": [b"HGETALL"], b"set": [b"SMEMBERS"],
+    b"zset": [b"ZRANGE", b"0", b"-1", b"WITHSCORES"],
+}
+
+
 class Gone(Exception):
     """A server has closed the connection."""
 
@@ -404,6 +413,14 @@ class Maker:
             b"\x00\xc0\n\n\x00n\x9fWE\x0e\xaec\xbb",
             b"\x00\x01v\n\x00\x91\x08\xce\xb2\x198\x8a\xce",
             b"\x00\xc3\t@d\x01aa\xe0W\x00\x01aa\n\x00\xe8\xa3\xb5\x07\xb0m\xf2q",
+            b"\x12\x03\x02\x0d\x0d\x00\x00\x00\x02\x00\x81a\x02\x81b\x02\xff\x02\x0c\x0c\x00\x00\x00\x02\x00\x81c\x02\x01\x01\xff\x02\x09\x09\x00\x00\x00\x01\x00\x02\x01\xff\x0a\x00\xde\x90\x00\xa3u\xbd\xb3H",
+            b"\x12\x01\x02\xc3\x13@\xbb\x0b\xbb\x00\x00\x00\x1e\x00\x84same\x05\xe0\xa4\x05\x01\x05\xff\x0a\x00h\x1a6\x90\xa1J\x1aa",
+            b"\x0b\x0e\x02\x00\x00\x00\x03\x00\x00\x00\xfe\xff\x01\x00,\x01\x0a\x00[\x0a\xa8b\xf7\x94`\x0a",
+            b"\x02\x03\xc0\xf9\x01a\x01b\x0a\x00\x18\x12\xdfAnXXJ",
+            b"\x10\x16\x16\x00\x00\x00\x06\x00\x81f\x02\x81v\x02\x81n\x02*\x01\x80\x01\x80\x01\xff\x0a\x00!j@d\x93\xe4\xc1\x87",
+            b"\x0d\x17\x17\x00\x00\x00\x13\x00\x00\x00\x04\x00\x00\x01f\x03\x01v\x03\x01n\x03\xfe*\xff\x09\x00+r\x8a\xc9ecU#",
+            b"\x05\x03\x01c\x00\x00\x00\x00\x00\x00\xf0\x7f\xc3\x09@F\x01aa\xe09\x00\x01aa\x00\x00\x00\x00\x00\x00\xf8?\x01b\x00\x00\x00\x00\x00\x00\x00\xc0\x0a\x00\x8dm\x03\xdf7;\xc9\x93",
+            b"\x0c\x19\x19\x00\x00\x00\x16\x00\x00\x00\x04\x00\x00\x01a\x03\x04-1.5\x06\x01b\x03\xf4\xff\x09\x00\xc3\xfdJ\xeaZ>A\xde",
         ]
         dump = self.random.choice(good)
         if self.chance(0.3):
@@ -456,8 +473,8 @@ class Maker:
             lambda: [b"TYPE", k()],
             lambda: [self.pick(b"RENAME", b"RENAMENX"), k(), k()],
             lambda: [b"COPY", k(), k()] + self.options(b"REPLACE", lambda self: [b"DB", self.pick(b"0", b"0", b"16", b"-1", b"x")], most=2),
-            lambda: [b"DUMP", k()],
-            lambda: [b"RESTORE", k(), self.pick(b"0", b"0", b"500000", b"-1", b"x"), self.dump()] + self.options(b"REPLACE", lambda self: [b"IDLETIME", self.number()], lambda self: [b"FREQ", self.number()], b"nonsense"),
+            lambda: [b"DUMP", self.pick(k, l, h, s, z)()],
+            lambda: [b"RESTORE", self.pick(k, l, h, s, z)(), self.pick(b"0", b"0", b"500000", b"-1", b"x"), self.dump()] + self.options(b"REPLACE", lambda self: [b"IDLETIME", self.number()], lambda self: [b"FREQ", self.number()], b"nonsense"),
             lambda: [b"RESTORE", k(), self.moment(True), self.dump(), b"ABSTTL"] + self.options(b"REPLACE"),
             lambda: [b"OBJECT", self.pick(b"IDLETIME", b"FREQ", b"nonsense"), k()],
             lambda: [self.pick(b"HSET", b"HSET", b"HMSET", b"hset"), h()] + [word for _ in range(self.random.randrange(1, 4)) for word in (f(), v())],
@@ -706,8 +723,8 @@ def allowed(words, redis, kvdb):
     if name == b"HSCAN" and redis[0] == kvdb[0] == "*":
         return redis[1][0] == kvdb[1][0] and paired(redis[1][1]) == paired(kvdb[1][1])
     if name == b"DUMP":
-        # Strings alone.
-        return kvdb[0] == "-" and kvdb[1].startswith(b"WRONGTYPE")
+        # Collections in a plain form, which the other must restore: see `crossed`.
+        return redis[0] == kvdb[0] == "$" and None not in (redis[1], kvdb[1]) and kvdb[1][0] == PLAIN.get(redis[1][0])
     if name == b"SCAN" and redis[0] == kvdb[0] == "*":
         return redis[1][0] == kvdb[1][0] and ordered(redis[1][1]) == ordered(kvdb[1][1])
     if name == b"CLIENT" and words[1].upper() in (b"LIST", b"INFO") and redis[0] == kvdb[0] != "-":
@@ -755,6 +772,30 @@ def same(words, redis, kvdb, queued):
     return allowed(words, redis, kvdb)
 
 
+def whole(client, key):
+    """All that a key holds."""
+    kind = client.ask(b"TYPE", key)[1]
+    name, *more = WHOLE[kind]
+    answer = client.ask(name, key, *more)
+    shaped = {b"hash": paired, b"set": ordered, b"zset": zeroed}.get(kind)
+    return (kind, shaped(answer) if shaped else answer)
+
+
+def crossed(redis, kvdb):
+    """Whether what each server dumps is the same after the other has restored it. The first difference: command and both answers."""
+    for key in sorted(item for _, item in redis.ask(b"KEYS", b"*")[1]):
+        there = whole(redis, key)
+        for source, target in ((redis, kvdb), (kvdb, redis)):
+            restored = target.ask(b"RESTORE", TAG + b"crossed", b"0", source.ask(b"DUMP", key)[1] or b"", b"REPLACE")
+            if restored == ("+", b"OK"):
+                restored = whole(target, TAG + b"crossed")
+            if restored != there:
+                return ([b"DUMP", key], there if source is redis else restored, restored if source is redis else there)
+        for client in (redis, kvdb):
+            client.ask(b"DEL", TAG + b"crossed")
+    return None
+
+
 class Pair:
     """Two servers that are asked the same."""
 
@@ -780,6 +821,10 @@ class Pair:
                         client.close()
                 elif found:
                     return (place, *found)
+            pairs["crossed"] = [Client(port) for port in self.ports]
+            found = crossed(*pairs["crossed"])
+            if found:
+                return (len(steps) - 1, *found)
         finally:
             for clients in pairs.values():
                 for client in clients:

@@ -30,7 +30,7 @@ pub use hyperloglogs::hyperloglogs;
 pub use mutate::Mutator;
 pub use protobuf::protobuf;
 pub use records::engine_records;
-pub use redis::redis_requests;
+pub use redis::{redis_dumps, redis_requests};
 pub use snapshots::snapshots;
 pub use wal::wal_frames;
 
@@ -46,7 +46,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "wal_frames", run: wal_frames, seeds: seeds::wal_frames },
     Target { name: "engine_records", run: engine_records, seeds: seeds::engine_records },
     Target { name: "snapshots", run: snapshots, seeds: seeds::snapshots },
@@ -55,6 +55,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "import_files", run: import_files, seeds: seeds::import_files },
     Target { name: "redis_requests", run: redis_requests, seeds: seeds::redis_requests },
     Target { name: "hyperloglogs", run: hyperloglogs, seeds: seeds::hyperloglogs },
+    Target { name: "redis_dumps", run: redis_dumps, seeds: seeds::redis_dumps },
 ];
 
 /// Files that `kvdb import` reads. The first byte chooses the format, or to guess it.

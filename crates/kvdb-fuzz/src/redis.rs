@@ -1,6 +1,7 @@
 //! What a Redis client sends: any bytes, cut anywhere, and whatever commands they come to.
 
 use bytes::BytesMut;
+use kvdb_redis::dump;
 use kvdb_redis::{Parser, ProtocolError, Request, Session};
 
 /// More than this a request under way may not hold beside its own bytes, for each of them.
@@ -36,4 +37,14 @@ fn read(pieces: &[&[u8]]) -> (Vec<Request>, Option<ProtocolError>) {
         assert!(parser.held_bytes() <= most, "it holds more than what has come");
     }
     (requests, None)
+}
+
+/// What a client gives to `RESTORE`: any bytes, and the same under a right checksum. What is taken for good
+/// must be the same after it was dumped.
+pub fn redis_dumps(data: &[u8]) {
+    let sealed = dump::sealed(data.to_vec());
+    for content in [dump::read(data), dump::read(&sealed)].into_iter().flatten() {
+        let again = dump::read(&dump::of(&content));
+        assert_eq!(again.as_ref(), Ok(&content), "a dump comes back as another");
+    }
 }

@@ -108,3 +108,8 @@ fn redis_requests() {
 fn hyperloglogs() {
     try_all("hyperloglogs");
 }
+
+#[test]
+fn redis_dumps() {
+    try_all("redis_dumps");
+}

@@ -58,9 +58,12 @@ pub const TOO_MUCH_READ: &str = "the command would read more than 128 MiB of ele
 pub const NOT_A_HYPERLOGLOG: &str = "the value is not a HyperLogLog";
 /// A HyperLogLog whose registers are too few, too many, or such as no elements make.
 pub const DAMAGED_HYPERLOGLOG: &str = "the HyperLogLog is damaged";
+/// A dump of a hash that has fields with an expiry of their own.
+pub const FIELDS_EXPIRE: &str =
+    "the hash has fields that expire, which a dump can't hold; HPERSIST takes their expiry away";
 
 /// All of them. Their places are stored: only ever add at the end.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 24] = [
     NOT_A_NUMBER,
     OVERFLOW,
     NOT_A_FLOAT,
@@ -84,6 +87,7 @@ pub const ALL: [&str; 23] = [
     TOO_MUCH_READ,
     NOT_A_HYPERLOGLOG,
     DAMAGED_HYPERLOGLOG,
+    FIELDS_EXPIRE,
 ];
 
 /// The one with this text.

@@ -12,8 +12,10 @@ use crate::subcommands;
 use bytes::Bytes;
 use kvdb_model::{Condition, WriteResult};
 use kvdb_store::Type;
-use kvdb_store::keys::{Copy, Delete, Encoding, Expiry, ExpiryRule, Rename, SetExpiry, Size};
-use kvdb_store::string::Set;
+use kvdb_store::keys::{
+    Content, Copy, Delete, Encoding, Expiry, ExpiryRule, ReadWhole, Rename, Restore, SetExpiry,
+    Size,
+};
 
 fn count_applied(results: &mut [WriteResult]) -> Reply {
     Reply::Integer(results.iter().filter(|result| result.applied).count() as i64)
@@ -173,8 +175,8 @@ pub(crate) fn pexpiretime(args: &[Bytes]) -> Planned {
 }
 
 pub(crate) fn dump_key(args: &[Bytes]) -> Planned {
-    Ok(Plan::read(args[1].clone(), |found| {
-        Reply::bulk_or_nil(found.map(|value| dump::of_string(&value)))
+    Ok(Plan::write(args[1].clone(), &ReadWhole, |result| {
+        Reply::bulk_or_nil(Content::in_reply(&result.reply).map(|content| dump::of(&content)))
     }))
 }
 
@@ -202,19 +204,18 @@ pub(crate) fn restore(args: &[Bytes]) -> Planned {
         }
     }
     let busy = || Reply::Error("BUSYKEY Target key name already exists.".to_owned());
-    let (expiry, value) = match restored(&args[2], absolute, &args[3]) {
+    let action = match restored(&args[2], absolute, &args[3]) {
         Ok(restored) => restored,
         Err(error) if replace => return Err(error),
         // A key that is in the way comes first.
         Err(error) => return Ok(Plan::failing(look(args[1].clone()), busy(), error)),
     };
     let condition = (!replace).then_some(Condition::IfAbsent);
-    let action = Set { value: value.into(), expiry };
     let step = change_if(args[1].clone(), &action, condition, false);
     Ok(Plan::one(step, move |result, _| if result.applied { Reply::OK } else { busy() }))
 }
 
-fn restored(ttl: &[u8], absolute: bool, dump: &[u8]) -> Result<(Expiry, Vec<u8>), Reply> {
+fn restored(ttl: &[u8], absolute: bool, dump: &[u8]) -> Result<Restore, Reply> {
     let ttl = u64::try_from(integer(ttl)?)
         .map_err(|_| Reply::error("Invalid TTL value, must be >= 0"))?;
     let expiry = match ttl {
@@ -226,7 +227,7 @@ fn restored(ttl: &[u8], absolute: bool, dump: &[u8]) -> Result<(Expiry, Vec<u8>)
         }
         ms => Expiry::In(ms),
     };
-    Ok((expiry, dump::read_string(dump).map_err(Reply::error)?))
+    Ok(Restore { content: dump::read(dump).map_err(Reply::error)?, expiry })
 }
 
 /// Longest lifetime, so that its end can be told as a time since 1970.

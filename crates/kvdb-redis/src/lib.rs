@@ -11,7 +11,7 @@ pub mod args;
 mod bits;
 pub mod compatibility;
 mod describe;
-mod dump;
+pub mod dump;
 mod field_expiry;
 mod geo;
 pub mod glob;

@@ -194,7 +194,7 @@ commands! {
     "decrby" 3 GROW_FAST ONE "string" Keys(strings::decrby) "Takes a number from a counter" "";
     "del" -2 CHANGE ALL "generic" Keys(keys::del) "Removes keys" "each key for itself";
     "discard" 1 TRANSACTION NONE "transactions" Local(server::discard) "Drops a transaction" "";
-    "dump" 2 READ ONE "generic" Keys(keys::dump_key) "The stored form of a key" "as Redis 7.0 writes it";
+    "dump" 2 READ ONE "generic" Keys(keys::dump_key) "The stored form of a key" "as Redis 7.0 reads it; refused above 8 MiB, and for a hash with fields that expire";
     "echo" 2 CONNECTION_FAST NONE "connection" Local(server::echo) "Answers with what it was sent" "";
     "exec" 1 EXEC NONE "transactions" Step(server::exec) "Carries a transaction out" "atomic; all keys, watched ones too, on one shard, otherwise refused";
     "exists" -2 READ_FAST ALL "generic" Keys(keys::exists) "Whether keys are there" "each key for itself";
@@ -291,7 +291,7 @@ commands! {
     "rename" 3 CHANGE TWO "generic" Keys(keys::rename) "Renames a key" "both keys on one shard";
     "renamenx" 3 CHANGE_FAST TWO "generic" Keys(keys::renamenx) "Renames a key if the new name is free" "both keys on one shard";
     "reset" 1 ALWAYS NONE "connection" Step(server::reset) "Resets the connection" "";
-    "restore" -4 GROW ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "strings alone, of Redis up to 7.4";
+    "restore" -4 GROW ONE "generic" Keys(keys::restore) "Sets a key from its stored form" "from dumps of Redis up to 7.4; refused above 100,000 elements or 8 MiB, and for fields that expire";
     "rpop" -2 CHANGE_FAST ONE "list" Keys(lists::rpop) "Takes elements off the end of a list" "refused above 8 MiB";
     "rpoplpush" 3 GROW TWO "list" Keys(lists::rpoplpush) "Moves the last element of a list to the beginning of another one" "both keys on one shard";
     "rpush" -3 GROW_FAST ONE "list" Keys(lists::rpush) "Adds elements at the end of a list" "";

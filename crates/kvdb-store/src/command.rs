@@ -222,6 +222,8 @@ pub static COMMANDS: &[Row] = &[
     row::<keys::Size>("size"),
     row::<keys::Sort>("sort"),
     row::<keys::SortInto>("sort_into"),
+    row::<keys::ReadWhole>("read_whole"),
+    row::<keys::Restore>("restore"),
     row::<hash::Set>("hash_set"),
     row::<hash::Delete>("hash_delete"),
     row::<hash::Increment>("hash_increment"),

@@ -91,6 +91,15 @@ impl Tx<'_> {
         Ok(is_due)
     }
 
+    /// Whether an element that is there has a deadline.
+    pub(crate) fn has_deadlines(
+        &self,
+        place: usize,
+        collection: &Collection,
+    ) -> Result<bool, ApplyError> {
+        self.is_due_between(place, collection, u64::MAX)
+    }
+
     /// Whether a deadline has passed; 0 never does.
     pub(crate) fn is_past(&self, deadline_ms: u64) -> bool {
         deadline_ms != 0 && deadline_ms <= self.version().millis()

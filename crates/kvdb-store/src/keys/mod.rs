@@ -1,8 +1,10 @@
 //! Commands on keys, whatever they hold.
 
+mod content;
 mod expiry;
 mod sort;
 
+pub use content::{Content, ReadWhole, Restore};
 pub use expiry::{Expiry, ExpiryRule};
 pub use sort::{By, Order as SortOrder, Sort, SortInto};
 

@@ -126,6 +126,18 @@ pub(crate) fn score_in(
     Members::of(tx, place, set).score(member)
 }
 
+/// Puts members, each of them once, into a new set.
+pub(crate) fn fill(
+    tx: &mut Tx<'_>,
+    set: &mut Collection,
+    members: Vec<(Score, Bytes)>,
+) -> Result<(), ApplyError> {
+    let row = |(score, member): (Score, Bytes)| row_of(score, &member);
+    let mut rows: Vec<Bytes> = members.into_iter().map(row).collect();
+    rows.sort_unstable();
+    range::fill_rows(tx, set, &rows)
+}
+
 /// Stores a new set of these members under the own key, whatever that held.
 pub(crate) fn store_members(
     tx: &mut Tx<'_>,

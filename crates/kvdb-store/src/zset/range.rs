@@ -435,13 +435,22 @@ pub(super) fn store_rows(tx: &mut Tx<'_>, rows: &[Bytes]) -> Result<Done, Fault>
         return Ok(Done::NOT_APPLIED.with(reply));
     }
     let mut set = Collection::new(Type::SortedSet);
-    let mut order = tx.order(0, &mut set);
+    fill_rows(tx, &mut set, rows)?;
+    tx.store(0, set)?;
+    Ok(Done::APPLIED.with(reply))
+}
+
+/// Puts these rows into a new set.
+pub(super) fn fill_rows(
+    tx: &mut Tx<'_>,
+    set: &mut Collection,
+    rows: &[Bytes],
+) -> Result<(), ApplyError> {
+    let mut order = tx.order(0, set);
     for row in rows {
         order.insert(row, Bytes::new())?;
     }
-    order.close()?;
-    tx.store(0, set)?;
-    Ok(Done::APPLIED.with(reply))
+    order.close()
 }
 
 /// Removes the members of a range. Replies with how many there were.
