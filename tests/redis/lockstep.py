@@ -784,8 +784,8 @@ def whole(client, key):
 def crossed(redis, kvdb):
     """Whether what each server dumps is the same after the other has restored it. The first difference: command and both answers."""
     for key in sorted(item for _, item in redis.ask(b"KEYS", b"*")[1]):
-        there = whole(redis, key)
         for source, target in ((redis, kvdb), (kvdb, redis)):
+            there = whole(source, key)
             restored = target.ask(b"RESTORE", TAG + b"crossed", b"0", source.ask(b"DUMP", key)[1] or b"", b"REPLACE")
             if restored == ("+", b"OK"):
                 restored = whole(target, TAG + b"crossed")
