@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 bin=$(realpath -m "${KVDB_BIN:-target/release/kvdb}")
-units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/type/hash unit/type/list unit/type/list-2 unit/type/list-3 unit/type/set unit/type/zset unit/geo unit/hyperloglog unit/dump unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
+units=${UNITS:-unit/protocol unit/quit unit/type/string unit/type/incr unit/type/hash unit/type/list unit/type/list-2 unit/type/list-3 unit/type/set unit/type/zset unit/geo unit/dump unit/keyspace unit/expire unit/scan unit/bitops unit/multi}
 offset=${PORT_OFFSET:-21000}
 port=$((7379 + offset))
 work=target/redis-suite

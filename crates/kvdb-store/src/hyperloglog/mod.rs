@@ -1,7 +1,7 @@
 //! Commands on HyperLogLogs: about how many different elements were added, in 12 KiB whatever their number
 //! (Flajolet et al. 2007; Heule et al. 2013 for the registers of 64-bit hashes). The error is about 0.81 %.
 //!
-//! A HyperLogLog is a string in Redis's own format ([`sketch`]), so that every command on strings works on it. Only
+//! A HyperLogLog is a string in Redis's own format (`sketch`), so that every command on strings works on it. Only
 //! what adds elements writes: counting never does, though Redis keeps in the value what it has counted.
 
 mod estimator;
