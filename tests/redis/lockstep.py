@@ -772,11 +772,14 @@ def same(words, redis, kvdb, queued):
     return allowed(words, redis, kvdb)
 
 
-def whole(client, key):
-    """All that a key holds."""
+def whole(client, key, of):
+    """All that a key holds, which is the content of another one or its own."""
     kind = client.ask(b"TYPE", key)[1]
     name, *more = WHOLE[kind]
     answer = client.ask(name, key, *more)
+    if of == COUNTED and answer[0] == "$":
+        # The number that Redis has counted stands in it.
+        answer = ("$", answer[1][:8] + answer[1][16:])
     shaped = {b"hash": paired, b"set": ordered, b"zset": zeroed}.get(kind)
     return (kind, shaped(answer) if shaped else answer)
 
@@ -784,11 +787,11 @@ def whole(client, key):
 def crossed(redis, kvdb):
     """Whether what each server dumps is the same after the other has restored it. The first difference: command and both answers."""
     for key in sorted(item for _, item in redis.ask(b"KEYS", b"*")[1]):
+        there = whole(redis, key, key)
         for source, target in ((redis, kvdb), (kvdb, redis)):
-            there = whole(source, key)
             restored = target.ask(b"RESTORE", TAG + b"crossed", b"0", source.ask(b"DUMP", key)[1] or b"", b"REPLACE")
             if restored == ("+", b"OK"):
-                restored = whole(target, TAG + b"crossed")
+                restored = whole(target, TAG + b"crossed", key)
             if restored != there:
                 return ([b"DUMP", key], there if source is redis else restored, restored if source is redis else there)
         for client in (redis, kvdb):

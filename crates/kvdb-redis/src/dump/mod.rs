@@ -1,8 +1,8 @@
 //! The form of `DUMP` and `RESTORE`: a type, what the key holds as in an RDB file, the version of that
-//! format, and a CRC64. What Redis dumps can be restored here and the other way round.
+//! format, and a CRC64. What Redis dumps can be restored here, and what is dumped here in Redis 7.0 and later.
 //!
-//! Read is whatever Redis up to 7.4 writes for strings, hashes, lists, sets and sorted sets; written are the
-//! plain forms, in which Redis keeps large collections and which each of its versions reads. A dump comes
+//! Read is whatever Redis up to 7.4 writes for strings, hashes, lists, sets and sorted sets, but hashes whose
+//! fields expire; written are the plain forms, in which Redis keeps large collections. A dump comes
 //! from outside: no length in it is believed before it is compared with what is there, and the elements
 //! together are bounded before they are unpacked.
 
