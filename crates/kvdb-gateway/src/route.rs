@@ -101,10 +101,27 @@ impl Gateway {
     /// The keyspace of this name, also when it was made a moment ago: before one is said not to
     /// exist, the coordinators must have said so.
     pub(crate) async fn current_keyspace(&self, name: &str) -> Result<Keyspace, Refusal> {
-        match self.keyspace(name) {
+        self.current(|| self.keyspace(name)).await
+    }
+
+    /// The keyspace that is a database of Redis's protocol, whatever its name is by now.
+    pub(crate) fn database(&self, db: u8) -> Result<Keyspace, Refusal> {
+        self.keyspace(&self.routes().database_name(db))
+    }
+
+    /// The same, also when it was made a moment ago: as [`Gateway::current_keyspace`].
+    pub(crate) async fn current_database(&self, db: u8) -> Result<Keyspace, Refusal> {
+        self.current(|| self.database(db)).await
+    }
+
+    async fn current(
+        &self,
+        find: impl Fn() -> Result<Keyspace, Refusal>,
+    ) -> Result<Keyspace, Refusal> {
+        match find() {
             Err(Refusal::UnknownKeyspace { .. } | Refusal::NotInitialised) => {
                 let is_current = self.map.refreshed(ASK_AGAIN).await;
-                match self.keyspace(name) {
+                match find() {
                     Err(Refusal::UnknownKeyspace { .. } | Refusal::NotInitialised)
                         if !is_current =>
                     {

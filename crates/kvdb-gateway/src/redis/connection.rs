@@ -294,24 +294,16 @@ impl Connection {
     /// Also if it was dropped since it was selected: what is another one now isn't taken for it.
     pub(super) async fn current_keyspace(&mut self) -> Result<Option<Keyspace>, Refusal> {
         let db = self.session.db;
-        let name = self.gateway.routes().database_name(db);
         if let Some((known, keyspace)) = &self.keyspace
             && *known == db
         {
-            let routes = self.gateway.routes();
-            let now = routes.keyspace(&name).map(|now| now.keyspace_id);
-            return match now == Some(keyspace.keyspace_id) {
+            let now = self.gateway.database(db).map(|now| now.keyspace_id);
+            return match now == Ok(keyspace.keyspace_id) {
                 true => Ok(Some(keyspace.clone())),
-                false => Err(Refusal::UnknownKeyspace { name }),
+                false => Err(Refusal::UnknownKeyspace { name: keyspace.name.clone() }),
             };
         }
-        let mut found = self.gateway.current_keyspace(&name).await;
-        // Since the coordinators were asked it may have another name.
-        let named = self.gateway.routes().database_name(db);
-        if found.is_err() && named != name {
-            found = self.gateway.current_keyspace(&named).await;
-        }
-        let keyspace = match found {
+        let keyspace = match self.gateway.current_database(db).await {
             Err(Refusal::UnknownKeyspace { .. }) if db > 0 => return Ok(None),
             found => found?,
         };

@@ -17,7 +17,7 @@ use kvdb_redis::{Plan, Reply, glob};
 use kvdb_store::keys::{Check, Delete};
 use kvdb_wire::new_keyspace_to;
 use std::time::{Duration, Instant};
-use tonic::{Code, Request};
+use tonic::Request;
 
 /// Longest that making a keyspace takes.
 const SELECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -70,9 +70,7 @@ impl Connection {
     /// Replicas beside the leader that are sure to have an answered write of this database,
     /// whatever its shard.
     fn replicas(&self) -> u32 {
-        let Ok(keyspace) =
-            self.gateway.keyspace(&self.gateway.routes().database_name(self.session.db))
-        else {
+        let Ok(keyspace) = self.gateway.database(self.session.db) else {
             return 0;
         };
         let voters = self.gateway.routes().fewest_voters(keyspace.keyspace_id);
@@ -82,8 +80,7 @@ impl Connection {
     async fn counted_keys(&self) -> Vec<(u8, Keys)> {
         let mut all = Vec::new();
         for db in 0..DATABASES {
-            let Ok(keyspace) = self.gateway.keyspace(&self.gateway.routes().database_name(db))
-            else {
+            let Ok(keyspace) = self.gateway.database(db) else {
                 continue;
             };
             if let Some(keys) = self.clients.counts.of(&self.gateway, keyspace).await {
@@ -105,19 +102,16 @@ impl Connection {
             .coordinators
             .call(async |mut client| client.create_keyspace(Request::new(request.clone())).await)
             .await;
-        if let Err(status) = made {
-            let exists =
-                status.code() == Code::AlreadyExists || status.message().contains("exists");
-            if !exists {
-                tracing::warn!(name, error = status.message(), "a keyspace can't be made");
-                return Err(Refusal::UnknownKeyspace { name: name.clone() });
-            }
+        // Somebody else may have made it meanwhile, maybe under another name.
+        if let Err(status) = made
+            && self.gateway.current_database(db).await.is_err()
+        {
+            tracing::warn!(name, error = status.message(), "a keyspace can't be made");
+            return Err(Refusal::UnknownKeyspace { name: name.clone() });
         }
         loop {
             changes.mark_unchanged();
-            // Somebody else may have made it under another name.
-            let name = &self.gateway.routes().database_name(db);
-            if let Ok(keyspace) = self.gateway.keyspace(name) {
+            if let Ok(keyspace) = self.gateway.database(db) {
                 let start = keyspace.partitioning.routing_key(keyspace.keyspace_id, b"");
                 if self.gateway.find(Place::At(&start), None).is_some() {
                     return Ok(());
@@ -141,7 +135,7 @@ impl Connection {
     }
 
     async fn flush_db(&mut self, db: u8) -> Done {
-        let keyspace = self.gateway.keyspace(&self.gateway.routes().database_name(db))?;
+        let keyspace = self.gateway.database(db)?;
         let gateway = &self.gateway;
         let starts = scan::shard_starts(gateway, &keyspace);
         let walks = stream::iter(starts).map(|range| {

@@ -180,47 +180,49 @@ impl Command for ReadWhole {
     fn apply(self, tx: &mut Tx<'_>) -> Result<Done, Fault> {
         let Some(record) = tx.get(0)? else { return Ok(Done::NOT_APPLIED) };
         let kind = record.kind;
+        if kind == Type::String {
+            return Ok(Done::APPLIED.with(whole(kind, Reply::Bytes(record.value))));
+        }
+        let Some(collection) = tx.collection(0, kind)? else { return Ok(Done::NOT_APPLIED) };
         let content = match kind {
-            Type::String => Reply::Bytes(record.value),
-            kind => match tx.collection(0, kind)? {
-                Some(collection) => elements(tx, collection)?,
-                None => return Ok(Done::NOT_APPLIED),
-            },
+            Type::List | Type::SortedSet => rows(tx, collection)?,
+            _ => names(tx, &collection)?,
         };
-        Ok(Done::APPLIED.with(Reply::List(vec![Reply::Integer(kind as i64), content])))
+        Ok(Done::APPLIED.with(whole(kind, content)))
     }
 }
 
-fn elements(tx: &mut Tx<'_>, mut collection: Collection) -> Result<Reply, Fault> {
-    let kind = collection.kind;
-    if matches!(kind, Type::String | Type::Hash | Type::Set) {
-        if tx.has_deadlines(0, &collection)? {
-            return Err(wrong(FIELDS_EXPIRE));
-        }
-        let found = part(tx, 0, &collection, 0, 0)?.1.into_iter();
-        let name = |place: &Bytes| Reply::Bytes(name_at(place));
-        return Ok(match kind {
-            Type::Set => Reply::List(found.map(|(place, _)| name(&place)).collect()),
-            _ => Reply::Map(
-                found.map(|(place, value)| (name(&place), Reply::Bytes(value))).collect(),
-            ),
-        });
+fn whole(kind: Type, content: Reply) -> Reply {
+    Reply::List(vec![Reply::Integer(kind as i64), content])
+}
+
+/// Of a hash or a set.
+fn names(tx: &Tx<'_>, collection: &Collection) -> Result<Reply, Fault> {
+    if tx.has_deadlines(0, collection)? {
+        return Err(wrong(FIELDS_EXPIRE));
     }
-    let (mut values, mut members) = (Vec::new(), Vec::new());
-    let mut size = ReplySize::default();
+    let found = part(tx, 0, collection, 0, 0)?.1.into_iter();
+    let name = |place: &Bytes| Reply::Bytes(name_at(place));
+    Ok(match collection.kind {
+        Type::Set => Reply::List(found.map(|(place, _)| name(&place)).collect()),
+        _ => Reply::Map(found.map(|(place, value)| (name(&place), Reply::Bytes(value))).collect()),
+    })
+}
+
+/// Of a list or a sorted set.
+fn rows(tx: &mut Tx<'_>, mut collection: Collection) -> Result<Reply, Fault> {
+    let is_list = collection.kind == Type::List;
+    let (mut values, mut members, mut size) = (Vec::new(), Vec::new(), ReplySize::default());
     tx.order(0, &mut collection).scan(None, Direction::Ascending, |row, value| {
-        if kind == Type::List {
-            let more = size.add(value.len());
-            values.push(Reply::Bytes(value));
-            return Ok(more);
+        let bytes = if is_list { value.len() } else { row.len() };
+        match is_list {
+            true => values.push(Reply::Bytes(value)),
+            false => members.push(zset::pair(&row)),
         }
-        let (score, member) = zset::parse_row(&row);
-        let more = size.add(member.len());
-        members.push((Reply::Bytes(member), Reply::double(score.number())));
-        Ok(more)
+        Ok(size.add(bytes))
     })?;
     size.check()?;
-    Ok(if kind == Type::List { Reply::List(values) } else { Reply::Map(members) })
+    Ok(if is_list { Reply::List(values) } else { Reply::Map(members) })
 }
 
 /// Stores all that a key is to hold, in the place of whatever it held.

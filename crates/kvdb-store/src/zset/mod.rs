@@ -173,7 +173,7 @@ fn add_up(size: &mut ReplySize, member: &[u8]) -> Result<(), Fault> {
 }
 
 /// A member with its score, as a part of a reply.
-fn pair(row: &Bytes) -> (Reply, Reply) {
+pub(crate) fn pair(row: &Bytes) -> (Reply, Reply) {
     let (score, member) = parse_row(row);
     (Reply::Bytes(member), Reply::double(score.number()))
 }
