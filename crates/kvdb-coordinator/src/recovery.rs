@@ -1,7 +1,8 @@
 //! Shards without a majority over gRPC: what is heard of single replicas, and what going on from
 //! one of them would mean.
 
-use crate::service::{Member, invalid};
+use crate::refusals::invalid;
+use crate::service::Member;
 use kvdb_control::{Load, RecoveryPreview, ReplicaReport, ReplicaStanding, preview_recovery};
 use kvdb_model::{LogIndex, LogPosition, NodeId, RangeEpoch, ReplicaId, ShardId, Term, Version};
 use kvdb_runtime::clock;

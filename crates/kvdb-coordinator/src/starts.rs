@@ -1,6 +1,7 @@
 //! Which process of a node counts: older copies of its directory and second processes are turned away.
 
-use crate::service::{Member, bad_field};
+use crate::refusals::bad_field;
+use crate::service::Member;
 use kvdb_control::{ControlCommand, ControlError, Heard, NodeStart, NotAccepted};
 use kvdb_model::{NodeId, Refusal};
 use kvdb_runtime::clock;
