@@ -8,7 +8,7 @@ use crate::view::View;
 use crate::{copies, duties, members, reach};
 use kvdb_control::{
     Beginning, ControlState, CoordinatorRecord, Coordinators, Liveness, LivenessConfig,
-    MustNotBegin, Planner, PlannerConfig, first_descriptor,
+    MustNotBegin, Planner, PlannerConfig, first_descriptor, generation_of,
 };
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, ShardDescriptor, ShardId};
@@ -102,12 +102,17 @@ pub enum CoordinatorError {
 
 /// The group that a directory belongs to is written in it: `--peers` says only where its members
 /// were when it was founded.
+///
+/// A group that was recovered from one has but this one, and its state may not know yet whom it has left behind: until it
+/// does, any name may be one of these.
 fn check_peers(
     peers: &BTreeMap<u64, String>,
     group: &ShardDescriptor,
     state: &ControlState,
 ) -> Result<(), String> {
     let known = |id: u64| state.coordinators().contains_key(&NodeId(id));
+    let generations = group.replicas.iter().map(|replica| generation_of(replica.replica_id));
+    let is_behind = generations.max().unwrap_or_default() > state.generation().number;
     let missing: Vec<String> = group
         .replicas
         .iter()
@@ -126,7 +131,7 @@ fn check_peers(
         .filter(|id| group.replica_on(NodeId(**id)).is_none() && !known(**id))
         .map(u64::to_string)
         .collect();
-    if !strangers.is_empty() {
+    if !strangers.is_empty() && !is_behind {
         return Err(format!(
             "--peers names {}, which this group of coordinators doesn't have; \
              `kvdb admin coordinators add` adds one",
@@ -491,6 +496,8 @@ fn begin(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvdb_control::plan_alone;
+    use kvdb_model::{Generation, Term};
 
     #[test]
     fn peers_other_than_the_group_has_are_refused_by_number() {
@@ -503,5 +510,15 @@ mod tests {
         assert!(missing.contains("2 is missing"), "{missing}");
         let stranger = check(&[1, 2, 3, 4]).unwrap_err();
         assert!(stranger.contains("names 4"), "{stranger}");
+    }
+
+    #[test]
+    fn a_group_that_goes_on_alone_takes_the_peers_it_had_before_its_state_knows_of_that() {
+        let peers = [1, 2, 3].map(|id| (id, format!("host:{id}"))).into();
+        let group = first_descriptor([1, 2, 3].map(NodeId).into_iter());
+        let generation = Generation { number: 1, nonce: 0 };
+        let plan = plan_alone(&group, NodeId(1), &generation, Term(7)).unwrap();
+        let alone = ShardDescriptor { replicas: vec![plan.replica], ..group };
+        assert_eq!(check_peers(&peers, &alone, &ControlState::default()), Ok(()));
     }
 }
