@@ -49,7 +49,7 @@ pub use failover::{Failover, How, failover};
 pub use fault::{Fault, parse_list};
 pub use judge::Findings;
 pub use planned::{Alone, Change, Crowded, Noticed, PlannedWork, planned};
-pub use ports::free_ports;
+pub use ports::{free_offset, free_ports};
 pub use report::{Report, Verdict};
 pub use run::{Options, Work, run};
 pub use schedule::{Planned, Schedule};

@@ -34,6 +34,32 @@ pub fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
+/// By how much to shift the ports of `kvdb dev` so that all of them were free a moment ago: those of four nodes, of a
+/// coordinator and of a gateway. They lie where [`free_ports`] finds some.
+///
+/// # Errors
+/// If there is no such shift.
+pub fn free_offset() -> std::io::Result<u16> {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    const ROLES: [(u16, u16); 5] =
+        [(7101, 7104), (7181, 7184), (7201, 7204), (7281, 7284), (7379, 7380)];
+    const FRONT: [(u16, u16); 2] = [(7400, 7400), (7480, 7480)];
+    const MOST: u32 = END - 7500;
+    const LEAST: u32 = FIRST - 7100;
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let own = std::process::id().wrapping_mul(APART);
+    for _ in 0..(MOST - LEAST) / APART {
+        let step = TAKEN.fetch_add(1, Ordering::Relaxed).wrapping_mul(APART);
+        let offset = (LEAST + own.wrapping_add(step) % (MOST - LEAST)) as u16;
+        let mut ports = ROLES.into_iter().chain(FRONT).flat_map(|(first, last)| first..=last);
+        if ports.all(|port| is_free(port + offset)) {
+            return Ok(offset);
+        }
+    }
+    let words = "no shift of the ports of `kvdb dev` leaves all of them free";
+    Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, words))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +70,19 @@ mod tests {
         let distinct: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
         assert_eq!(distinct.len(), 40);
         assert!(ports.iter().all(|port| (FIRST..END).contains(&u32::from(*port))));
+    }
+
+    #[test]
+    fn a_shift_for_a_development_cluster_leaves_its_ports_free_and_below_outgoing_connections() {
+        let [one, other] = [free_offset().unwrap(), free_offset().unwrap()];
+        assert_ne!(one, other);
+        for offset in [one, other] {
+            let ports = [7101, 7484].map(|port| u32::from(port + offset));
+            assert!(ports.into_iter().all(|port| (FIRST..END).contains(&port)), "{offset}");
+        }
+        // One that is taken is passed over, whichever of them.
+        let taken = TcpListener::bind(("127.0.0.1", 7400 + other)).unwrap();
+        assert!((0..400).all(|_| free_offset().unwrap() != other));
+        drop(taken);
     }
 }

@@ -12,13 +12,10 @@ use kvdb_wire::proto;
 use kvdb_wire::proto::kv_client::KvClient;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a development cluster's ports are shifted from.
-const FIRST_PORT: u16 = 7100;
 const GATEWAY_PORT: u16 = 7400;
 
 struct Cluster {
@@ -53,8 +50,7 @@ impl Cluster {
     }
 
     fn try_start() -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let offset = port.checked_sub(FIRST_PORT).filter(|offset| *offset < 57_000)?;
+        let offset = kvdb_torture::free_offset().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         // Killed, it removes nothing itself: its temporary directory is in the test's own.

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Cluster, KVDB, free_ports};
+use support::{Cluster, KVDB};
 
 /// `kvdb dev --temporary`, told that it is ready, with its files in a folder.
 struct Dev {
@@ -19,12 +19,10 @@ struct Dev {
 
 impl Dev {
     fn start(folder: &Path, more: &[&str]) -> Self {
-        // Ports in a row are needed: one that is free may have neighbours that aren't.
+        // Somebody else may take one of the ports meanwhile.
         for _ in 0..20 {
-            let port = free_ports(1)[0];
-            let Some(offset) = port.checked_sub(7400).filter(|offset| *offset < 50_000) else {
-                continue;
-            };
+            let offset = kvdb_torture::free_offset().unwrap();
+            let port = 7400 + offset;
             let mut child = Command::new(KVDB)
                 .env("TMPDIR", folder)
                 .args(["dev", "--log", "info", "--port-offset", &offset.to_string()])

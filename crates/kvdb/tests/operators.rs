@@ -4,10 +4,9 @@
 
 use kvdb_client::{Client, Options};
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const KVDB: &str = env!("CARGO_BIN_EXE_kvdb");
 const CLIENTS: usize = 6;
@@ -26,7 +25,7 @@ impl Dev {
     }
 
     fn with_nodes(nodes: u32) -> Self {
-        let offset = free_offset();
+        let offset = kvdb_torture::free_offset().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(KVDB)
             .env("TMPDIR", folder.path())
@@ -71,24 +70,6 @@ impl Drop for Dev {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// An offset by which every port that `dev` takes was free a moment ago.
-fn free_offset() -> u16 {
-    // Tests of one process ask for different ones.
-    static ASKED: AtomicU16 = AtomicU16::new(0);
-    let seed = (std::process::id() as u16)
-        .wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed).wrapping_mul(100));
-    (0..100u16)
-        .map(|attempt| 2000 + (seed.wrapping_mul(7).wrapping_add(attempt * 411)) % 40_000)
-        .find(|offset| {
-            let single = [7101, 7181, 7400, 7379, 7480];
-            let ports = single.into_iter().chain(7201..=7204).chain(7281..=7284);
-            ports
-                .map(|port| port + offset)
-                .all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
-        })
-        .unwrap()
 }
 
 /// Counts in keys of its own until it is told to stop. Every call must succeed, and count once.

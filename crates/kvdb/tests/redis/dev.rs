@@ -1,7 +1,7 @@
 //! A small cluster, and a client that speaks Redis's protocol to it.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ impl Drop for Dev {
 
 impl Dev {
     pub(crate) fn start() -> Self {
-        let offset = free_offset();
+        let offset = kvdb_torture::free_offset().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_kvdb"))
             .env("TMPDIR", folder.path())
@@ -67,18 +67,6 @@ impl Dev {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Client(stream)
     }
-}
-
-/// An offset at which the ports of a small cluster are free.
-pub(crate) fn free_offset() -> u16 {
-    for try_at in 0..200u16 {
-        let offset = 20_000 + (std::process::id() as u16 % 97) * 200 % 19_000 + try_at * 17;
-        let free = |port: u16| TcpListener::bind(("127.0.0.1", port + offset)).is_ok();
-        if [7101, 7181, 7201, 7281, 7400, 7379, 7480].into_iter().all(free) {
-            return offset;
-        }
-    }
-    panic!("no free ports");
 }
 
 pub(crate) struct Client(pub(crate) TcpStream);
