@@ -8,7 +8,7 @@ SECONDS ?= 600
 
 COMMANDS ?= 300000
 
-.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite redis-py-suite deploy-check settings-docs sim planted torture bench bench-criterion instructions verify fix
+.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite redis-py-suite redis-programs deploy-check settings-docs sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -22,6 +22,7 @@ help:
 	@echo "compat          random commands to a real Redis and to a gateway, every answer compared: COMMANDS=300000, SEED=n"
 	@echo "redis-suite     Redis's own tests against a gateway; needs Debian's source package of redis 7.0"
 	@echo "redis-py-suite  redis-py's own tests of commands against a gateway; needs its source package"
+	@echo "redis-programs  leaderboard, job queues, tags, sessions, RQ, Dramatiq and django-redis against a cluster whose node dies; needs PyPI"
 	@echo "deploy-check    the files in deploy/, and the metrics, with promtool; needs Debian's package prometheus"
 	@echo "settings-docs   writes docs/settings.md from the definitions of the flags"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
@@ -65,6 +66,9 @@ redis-suite: build
 
 redis-py-suite: build
 	@KVDB_BIN=$(KVDB) scripts/redis_py_suite.sh
+
+redis-programs: build
+	@KVDB_BIN=$(KVDB) scripts/redis_programs.sh
 
 deploy-check: build
 	@KVDB_BIN=$(KVDB) scripts/deploy_check.sh

@@ -14,5 +14,6 @@ KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb COMMANDS=30000 UNAVAILABLE=0 scr
 # Where what they need can be had; each says so if not.
 KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb UNAVAILABLE=0 scripts/deploy_check.sh
 KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb UNAVAILABLE=0 scripts/redis_py_suite.sh
+KVDB_BIN=${CARGO_TARGET_DIR:-$PWD/target}/debug/kvdb UNAVAILABLE=0 scripts/redis_programs.sh
 # It takes three minutes.
 KVDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kvdb UNAVAILABLE=0 scripts/redis_suite.sh
