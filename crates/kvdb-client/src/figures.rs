@@ -34,6 +34,9 @@ pub struct NodeFigures {
 pub struct ShardFigures {
     /// Of keys and values, or about as many.
     pub bytes: u64,
+    /// Keys that haven't expired, as the leader has last counted them: exact if the shard is left alone,
+    /// of some time ago if it changes.
+    pub keys: Option<u64>,
     /// Strong reads a second, lately.
     pub reads_per_second: u64,
     /// Changes of keys a second, lately.
@@ -71,6 +74,7 @@ impl AdminClient {
         let of_shard = |told: proto::ShardFigures| {
             let figures = ShardFigures {
                 bytes: told.bytes,
+                keys: told.keys,
                 reads_per_second: told.reads_per_second,
                 writes_per_second: told.writes_per_second,
             };

@@ -38,6 +38,8 @@ pub struct ReplicaReport {
 pub struct Load {
     /// Of keys and values, or about as many.
     pub bytes: u64,
+    /// Keys, as its leader has last counted them.
+    pub keys: Option<u64>,
     /// Strong reads a second, lately.
     pub reads_per_second: u64,
     /// Changes of keys a second, lately.
@@ -71,6 +73,8 @@ pub struct Standings {
     /// Reads a second of shards, in the range of which epoch: they stay known while leaders change,
     /// so that a shard that was handed over doesn't seem idle, and draw more of its like after it.
     reads: BTreeMap<ShardId, (RangeEpoch, u64)>,
+    /// Keys of shards, likewise: a new leader hasn't counted them yet.
+    keys: BTreeMap<ShardId, (RangeEpoch, u64)>,
     /// At what rate each node sends snapshots.
     rates: BTreeMap<NodeId, u64>,
     /// Nodes that have said that their disks have too little room.
@@ -84,6 +88,7 @@ impl Standings {
     pub fn reset(&mut self) {
         self.reports.clear();
         self.reads.clear();
+        self.keys.clear();
         self.rates.clear();
         self.short.clear();
         self.preferences.reset();
@@ -124,6 +129,9 @@ impl Standings {
         let Some(record) = map.shards.get(&shard) else { return };
         let known = record.descriptor.replica_on(node);
         if known.is_some_and(|replica| replica.replica_id == report.replica) {
+            if let Some(keys) = report.load.keys.filter(|_| record.leader == Some(node)) {
+                self.keys.insert(shard, (report.range_epoch, keys));
+            }
             if report.reads_known && record.leader == Some(node) {
                 self.reads.insert(shard, (report.range_epoch, report.load.reads_per_second));
             }
@@ -143,7 +151,9 @@ impl Standings {
             let is_present = report.range_epoch == record.descriptor.range_epoch;
             let reads = self.reads.get(shard).filter(|(epoch, _)| *epoch == report.range_epoch);
             let reads_per_second = reads.map_or(0, |(_, reads)| *reads);
-            is_present.then(|| (*shard, Load { reads_per_second, ..report.load.clone() }))
+            let keys = self.keys.get(shard).filter(|(epoch, _)| *epoch == report.range_epoch);
+            let keys = keys.map(|(_, keys)| *keys);
+            is_present.then(|| (*shard, Load { reads_per_second, keys, ..report.load.clone() }))
         };
         let shards = map.shards.iter().filter_map(of).collect();
         let less_preferred = self.preferences.reasons();
@@ -154,6 +164,7 @@ impl Standings {
     pub fn forget_gone(&mut self, map: &ShardMap) {
         self.preferences.retain(|node| map.nodes.contains_key(&node));
         self.reads.retain(|shard, _| map.shards.contains_key(shard));
+        self.keys.retain(|shard, _| map.shards.contains_key(shard));
         self.reports.retain(|shard, reports| {
             let Some(record) = map.shards.get(shard) else { return false };
             reports.retain(|node, report| {

@@ -299,3 +299,28 @@ fn a_shard_that_was_handed_over_is_asked_as_much_as_before() {
     tell(&mut standings, &state, 2, 600, true);
     assert_eq!(reads(&standings, &state), 600);
 }
+
+#[test]
+fn a_shard_that_was_handed_over_has_as_many_keys_as_before() {
+    let mut state = cluster(3);
+    let mut standings = Standings::default();
+    let keys = |standings: &Standings, state: &ControlState| {
+        standings.loads(state.map()).shards[&SHARD].keys
+    };
+    let tell = |standings: &mut Standings, state: &ControlState, node, keys| {
+        let load = Load { keys, ..Load::default() };
+        let report = ReplicaReport { load, ..heard(state, node, 40) };
+        standings.heard(state.map(), SHARD, NodeId(node), report);
+    };
+    tell(&mut standings, &state, 1, None);
+    assert_eq!(keys(&standings, &state), None);
+    tell(&mut standings, &state, 1, Some(500));
+    // The new leader hasn't counted yet; the one before leads no more.
+    let descriptor = state.map().shards[&SHARD].descriptor.clone();
+    report(&mut state, 2, descriptor, 8);
+    tell(&mut standings, &state, 2, None);
+    tell(&mut standings, &state, 1, Some(3));
+    assert_eq!(keys(&standings, &state), Some(500));
+    tell(&mut standings, &state, 2, Some(510));
+    assert_eq!(keys(&standings, &state), Some(510));
+}

@@ -57,6 +57,7 @@ pub(crate) fn of_shards(member: &Member) -> Vec<proto::ShardFigures> {
     let figures = loads.shards.into_iter().map(|(shard, load)| proto::ShardFigures {
         shard_id: shard.0,
         bytes: load.bytes,
+        keys: load.keys,
         reads_per_second: load.reads_per_second,
         writes_per_second: load.writes_per_second,
     });

@@ -63,6 +63,7 @@ fn report_from(report: &proto::ReplicaReport) -> ReplicaReport {
         reads_known: report.reads_known,
         load: Load {
             bytes: report.bytes,
+            keys: report.keys,
             reads_per_second: report.reads_per_second,
             writes_per_second: report.writes_per_second,
             split_at: Some(report.split_at.clone())
@@ -88,6 +89,7 @@ fn standing_to(shard: ShardId, standing: &ReplicaStanding) -> proto::ReplicaStan
             range_epoch: report.range_epoch.0,
             awaits_snapshot: report.awaits_snapshot,
             bytes: report.load.bytes,
+            keys: report.load.keys,
             reads_per_second: report.load.reads_per_second,
             writes_per_second: report.load.writes_per_second,
             split_at: report.load.split_at.clone().unwrap_or_default(),

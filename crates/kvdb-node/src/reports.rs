@@ -108,6 +108,7 @@ impl Reports {
             range_epoch: descriptor.map_or(0, |descriptor| descriptor.range_epoch.0),
             awaits_snapshot: group.awaits_snapshot,
             bytes: size.bytes,
+            keys: size.keys,
             reads_per_second: reads.unwrap_or_default(),
             writes_per_second: writes.unwrap_or_default(),
             split_at: size.middle.unwrap_or_default(),

@@ -1,10 +1,11 @@
-//! How many bytes a shard holds, and at which key half of them lie.
+//! How many keys and bytes a shard holds, and at which key half of the bytes lie.
 //!
 //! Read page by page, each from a snapshot of its own, so that nothing is held up by it: what is
 //! written meanwhile may be counted or not. Of the places where the shard could be cut some
 //! thousands are remembered, further apart the more there are.
 
 use crate::layout::{data_key, data_range, routing_key_of};
+use crate::record::Record;
 use bytes::Bytes;
 use kvdb_engine::{EngineError, Snapshot};
 use kvdb_model::KeyRange;
@@ -18,6 +19,8 @@ pub struct Measure {
     /// Routing keys with the same first bytes, so many, stay together.
     together: Option<usize>,
     bytes: u64,
+    /// Keys that haven't expired.
+    keys: u64,
     /// Where the shard could be cut, with the bytes before.
     places: Vec<(Bytes, u64)>,
     /// Bytes from one remembered place to the next, at least.
@@ -27,7 +30,7 @@ pub struct Measure {
 impl Measure {
     /// Begins one. Routing keys that agree in their first `together` bytes are never parted.
     pub fn new(together: Option<usize>) -> Self {
-        Measure { together, bytes: 0, places: Vec::new(), apart: 0 }
+        Measure { together, bytes: 0, keys: 0, places: Vec::new(), apart: 0 }
     }
 
     /// Bytes of keys and values so far.
@@ -35,8 +38,13 @@ impl Measure {
         self.bytes
     }
 
-    /// Takes in the shard's data from a routing key on, up to `most_bytes`. Returns where to go on;
-    /// `None` at the end.
+    /// Keys so far that hadn't expired. A collection is one key, whatever it holds.
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Takes in the shard's data from a routing key on, up to `most_bytes`. `now_ms` is shard time in
+    /// milliseconds since 1970. Returns where to go on; `None` at the end.
     ///
     /// # Errors
     /// If the engine can't be read.
@@ -45,6 +53,7 @@ impl Measure {
         snapshot: &dyn Snapshot,
         range: &KeyRange,
         from: &Bytes,
+        now_ms: u64,
         most_bytes: u64,
     ) -> Result<Option<Bytes>, EngineError> {
         let mut rest = data_range(range);
@@ -58,6 +67,9 @@ impl Measure {
             }
             self.see(&key);
             self.bytes += (key.len() + value.len()) as u64;
+            // A damaged record counts as there: whoever reads it finds and names the damage.
+            let has_expired = Record::decode(&key, &value).is_ok_and(|it| it.is_over_at(now_ms));
+            self.keys += u64::from(!has_expired);
         }
         Ok(None)
     }
@@ -95,8 +107,9 @@ impl Measure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{ElementTimes, Type};
     use kvdb_engine::{Batch, Engine, MemoryEngine};
-    use kvdb_model::VolumeId;
+    use kvdb_model::{Version, VolumeId};
 
     fn engine(records: impl Iterator<Item = (Vec<u8>, usize)>) -> MemoryEngine {
         let engine = MemoryEngine::new();
@@ -114,7 +127,8 @@ mod tests {
         let mut from = Bytes::new();
         loop {
             let snapshot = engine.snapshot(VolumeId(1)).expect("it is there");
-            match measure.read(&*snapshot, &KeyRange::ALL, &from, page).expect("it can be read") {
+            match measure.read(&*snapshot, &KeyRange::ALL, &from, 0, page).expect("it can be read")
+            {
                 Some(next) => from = next,
                 None => return measure,
             }
@@ -130,6 +144,40 @@ mod tests {
         let engine = engine((0..1000).map(|n| (key(n), 96)));
         for page in [1, 100, 5_000, u64::MAX] {
             assert_eq!(measure(&engine, None, page).bytes(), 100_000, "{page}");
+        }
+    }
+
+    #[test]
+    fn keys_are_counted_unless_they_have_expired() {
+        let engine = MemoryEngine::new();
+        engine.create_volume(VolumeId(1)).expect("it is new");
+        let mut batch = Batch::default();
+        for number in 0..100 {
+            // Ten never expire.
+            let record = Record {
+                version: Version(1),
+                expires_at_ms: u64::from(number / 10),
+                elements: ElementTimes::default(),
+                kind: Type::String,
+                value: Bytes::new(),
+            };
+            batch.put(data_key(&key(number)), record.encode(&key(number)));
+        }
+        engine.write(VolumeId(1), batch).expect("it is there");
+        let count = |now_ms, page| {
+            let mut measure = Measure::new(None);
+            let mut from = Bytes::new();
+            loop {
+                let snapshot = engine.snapshot(VolumeId(1)).expect("it is there");
+                let read = measure.read(&*snapshot, &KeyRange::ALL, &from, now_ms, page);
+                match read.expect("it can be read") {
+                    Some(next) => from = next,
+                    None => return measure.keys(),
+                }
+            }
+        };
+        for page in [1, 100, u64::MAX] {
+            assert_eq!([0, 1, 5, 9].map(|now_ms| count(now_ms, page)), [100, 90, 50, 10], "{page}");
         }
     }
 

@@ -66,13 +66,29 @@ fn nodes_and_shards_tell_what_they_do_and_hold() {
             })
             && bytes > 150_000
     });
+    // Keys that are there, a collection as one: not those that were deleted or have expired.
+    let keys = |cluster: &Cluster, of: &str| -> Option<Vec<u64>> {
+        let told = cluster.json(&["admin", of, "--json"])?;
+        told[of].as_array()?.iter().map(|row| row["keys"].as_u64()).collect()
+    };
+    for command in [
+        &["redis", "HSET", "hash", "one", "1", "two", "2"][..],
+        &["put", "short", "x", "--ttl-ms", "1"],
+        &["del", "first", "key-0", "key-1", "key-2"],
+    ] {
+        assert!(cluster.kvdb(command).status.success(), "{command:?}");
+    }
+    cluster.until("all keys are counted", |cluster| {
+        keys(cluster, "shards").is_some_and(|shards| shards.iter().sum::<u64>() == 198)
+            && keys(cluster, "nodes") == Some(vec![198; 3])
+    });
     let table = text(&cluster.kvdb(&["admin", "nodes"]));
     assert!(
-        table.contains("OPS/S") && table.contains("DISK FREE") && table.contains("HEARD"),
+        table.contains("OPS/S") && table.contains("KEYS") && table.contains("DISK FREE") && table.contains("HEARD"),
         "{table}"
     );
     let table = text(&cluster.kvdb(&["admin", "shards"]));
-    assert!(table.contains("OPS/S") && table.contains("KiB"), "{table}");
+    assert!(table.contains("OPS/S") && table.contains("KEYS") && table.contains("KiB"), "{table}");
 }
 
 #[test]

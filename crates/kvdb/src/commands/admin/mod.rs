@@ -36,12 +36,19 @@ Examples:
   kvdb admin status --json")]
     Status,
     /// Show all nodes: address, status, load, disk
+    ///
+    /// OPS/S counts the reads and writes of the shards that the node leads. KEYS and SIZE are of all replicas on the node. HEARD
+    /// tells how long ago its last heartbeat came. KEYS is as exact as in `kvdb admin shards`.
     #[command(after_help = "\
 Examples:
   kvdb admin nodes
   kvdb admin nodes --json")]
     Nodes,
     /// Show all shards: range, leader, replicas, load, size
+    ///
+    /// KEYS counts the keys that haven't expired; a collection is one key. Leaders count in the background: a shard that nobody
+    /// writes to has an exact count, one that changes has a count from seconds ago (a large shard: from minutes ago). `-` means
+    /// that the leader hasn't counted yet. SIZE is in bytes of keys and values, or about as many.
     #[command(after_help = "\
 Examples:
   kvdb admin shards

@@ -185,6 +185,8 @@ struct NodeRow<'a> {
     leaders: usize,
     /// Of all its replicas.
     bytes: u64,
+    /// Of all its replicas; unknown while a leader hasn't counted.
+    keys: Option<u64>,
     /// Of the shards that it leads.
     operations_per_second: u64,
     told: Option<&'a NodeFigures>,
@@ -202,7 +204,8 @@ impl<'a> NodeRow<'a> {
             record,
             replicas: hosted.clone().count(),
             leaders: led.clone().count(),
-            bytes: hosted.map(|shard| figures_of(shard).bytes).sum(),
+            bytes: hosted.clone().map(|shard| figures_of(shard).bytes).sum(),
+            keys: hosted.map(|shard| figures_of(shard).keys).sum(),
             operations_per_second: led.map(|one| figures_of(one).operations_per_second()).sum(),
             told: figures.nodes.get(&node),
         }
@@ -217,6 +220,7 @@ impl<'a> NodeRow<'a> {
             "replicas": self.replicas,
             "leaders": self.leaders,
             "bytes": self.bytes,
+            "keys": self.keys,
             "operations_per_second": self.operations_per_second,
             "disk_free_bytes": self.told.map(|told| told.disk_free_bytes),
             "version": self.told.map(|told| &told.version),
@@ -235,6 +239,7 @@ impl<'a> NodeRow<'a> {
             self.replicas.to_string(),
             self.leaders.to_string(),
             self.operations_per_second.to_string(),
+            count(self.keys),
             about_size(self.bytes),
             told(&|told| about_size(told.disk_free_bytes)),
             told(&|told| told.version.clone()),
@@ -265,6 +270,7 @@ pub(super) async fn nodes(admin: &AdminClient, json: bool) -> Result<(), Failure
             "REPLICAS",
             "LEADERS",
             "OPS/S",
+            "KEYS",
             "SIZE",
             "DISK FREE",
             "VERSION",
@@ -361,6 +367,7 @@ pub(super) async fn shards(admin: &AdminClient, json: bool) -> Result<(), Failur
             "LEADER",
             "REPLICAS",
             "OPS/S",
+            "KEYS",
             "SIZE",
             "RANGE EPOCH",
             "MEMBER EPOCH",
@@ -419,6 +426,7 @@ fn shard_object(map: &ShardMap, shard: &ShardRecord, figures: Option<ShardFigure
     object.insert("replicas".into(), replicas.into());
     let told = |figure: fn(ShardFigures) -> u64| Value::from(figures.map(figure));
     object.insert("bytes".into(), told(|figures| figures.bytes));
+    object.insert("keys".into(), figures.and_then(|figures| figures.keys).into());
     object.insert("reads_per_second".into(), told(|figures| figures.reads_per_second));
     object.insert("writes_per_second".into(), told(|figures| figures.writes_per_second));
     Value::Object(object)
@@ -448,10 +456,15 @@ fn shard_row(map: &ShardMap, shard: &ShardRecord, figures: Option<ShardFigures>)
         shard.leader.map_or_else(|| "-".to_owned(), |node| node.to_string()),
         replicas.join(","),
         figures.map_or_else(unknown, |figures| figures.operations_per_second().to_string()),
+        count(figures.and_then(|figures| figures.keys)),
         figures.map_or_else(unknown, |figures| about_size(figures.bytes)),
         descriptor.range_epoch.to_string(),
         descriptor.membership_epoch.to_string(),
     ]
+}
+
+fn count(known: Option<u64>) -> String {
+    known.map_or_else(|| "-".to_owned(), |keys| keys.to_string())
 }
 
 /// The node, and the role where it isn't the usual one.
