@@ -54,12 +54,7 @@ pub(crate) fn copy(session: &Session, args: &[Bytes]) -> Planned {
     while let Some(word) = options.word() {
         match word.as_str() {
             "REPLACE" => only_absent = false,
-            "DB" => {
-                db = options.integer()?;
-                if !(0..i64::from(DATABASES)).contains(&db) {
-                    return Err(Reply::error("DB index is out of range"));
-                }
-            }
+            "DB" => db = database(options.integer()?)?,
             _ => return Err(syntax()),
         }
     }
@@ -77,8 +72,22 @@ pub(crate) fn copy(session: &Session, args: &[Bytes]) -> Planned {
     Ok(Plan::one(step, |result, _| Reply::flag(result.applied)))
 }
 
-pub(crate) fn move_key(_: &[Bytes]) -> Planned {
-    Err(Reply::error("MOVE between databases is not supported: they are on different shards"))
+/// A number that a database may have.
+fn database(number: i64) -> Result<i64, Reply> {
+    match (0..i64::from(DATABASES)).contains(&number) {
+        true => Ok(number),
+        false => Err(Reply::error("DB index is out of range")),
+    }
+}
+
+/// Two databases are on two shards: a key would be in both for a while, or in none.
+pub(crate) fn move_key(session: &Session, args: &[Bytes]) -> Planned {
+    if database(integer(&args[2])?)? == i64::from(session.db) {
+        return Err(Reply::error("source and destination objects are the same"));
+    }
+    Err(Reply::error(
+        "MOVE between databases is not supported: they are on different shards; DUMP, RESTORE and DEL move a key step by step",
+    ))
 }
 
 pub(crate) fn swap_db(_: &[Bytes]) -> Planned {

@@ -271,7 +271,7 @@ commands! {
     "ltrim" 4 CHANGE ONE "list" Keys(lists::ltrim) "Removes all but a part of a list" "refused where more than 100,000 elements would go and more than 100,000 stay";
     "memory" -2 CONTAINER (2, 2, 1) "server" Keys(keys::memory) "How much room a key takes up" "HELP USAGE; about, in the store rather than in memory";
     "mget" -2 READ_FAST ALL "string" Keys(strings::mget) "The values of keys" "each key for itself; refused above 64 MiB";
-    "move" 3 CHANGE_FAST ONE "generic" Keys(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards";
+    "move" 3 CHANGE_FAST ONE "generic" Here(keys::move_key) "Moves a key to another database" "always refused: databases are on different shards; DUMP, RESTORE and DEL move a key step by step";
     "mset" -3 GROW (1, -1, 2) "string" Keys(strings::mset) "Sets keys" "each key for itself; atomic inside MULTI";
     "msetnx" -3 GROW (1, -1, 2) "string" Keys(strings::msetnx) "Sets keys if none is there" "atomic; all keys on one shard; not inside MULTI";
     "multi" 1 TRANSACTION NONE "transactions" Local(server::multi) "Begins a transaction" "up to 10,000 commands and 16 MiB";

@@ -14,10 +14,36 @@ fn a_database_is_made_when_it_is_written_to_and_refused_once_it_was_dropped() {
         ("dbsize", ":0\r\n"),
         ("rename a b", "-ERR no such key\r\n"),
         ("flushdb", "+OK\r\n"),
+        ("hgetall a", "*0\r\n"),
+        ("lrange a 0 -1", "*0\r\n"),
+        ("sinter a b", "*0\r\n"),
+        ("zrevrange a 0 -1", "*0\r\n"),
+        ("zcard a", ":0\r\n"),
+        ("geopos a b", "*1\r\n*-1\r\n"),
+        ("pfcount a b", ":0\r\n"),
+        ("lpop a", "$-1\r\n"),
+        ("spop a", "$-1\r\n"),
+        ("srem a b", ":0\r\n"),
+        ("expire a 10", ":0\r\n"),
+        ("dump a", "$-1\r\n"),
+        ("sort a", "*0\r\n"),
+        ("type a", "+none\r\n"),
+        ("mget a b", "*2\r\n$-1\r\n$-1\r\n"),
+        ("keys *", "*0\r\n"),
+        ("scan 0", "*2\r\n$1\r\n0\r\n*0\r\n"),
+        ("randomkey", "$-1\r\n"),
+        ("watch a", "+OK\r\n"),
+        ("multi", "+OK\r\n"),
+        ("llen a", "+QUEUED\r\n"),
+        ("exec", "*1\r\n:0\r\n"),
     ] {
         assert_eq!(client.ask(line), answer, "{line}");
     }
-    assert!(!dev.admin(&["keyspaces"]).contains("db9"), "choosing a database makes none");
+    for db in 1..16 {
+        assert_eq!(client.ask(&format!("select {db}")), "+OK\r\n");
+    }
+    assert_eq!(client.ask("select 9"), "+OK\r\n");
+    assert!(!dev.admin(&["keyspaces"]).contains("db"), "choosing a database and reading make none");
     assert_eq!(client.ask("set a 1"), "+OK\r\n");
     assert!(dev.admin(&["keyspaces"]).contains("db9"));
 
@@ -94,6 +120,14 @@ fn what_can_not_be_done_at_one_moment_across_databases_is_refused_in_clear_words
     for command in ["move k 1", "copy k other db 1", "swapdb 0 1"] {
         let told = client.ask(command);
         assert!(told.starts_with("-ERR") && told.contains("different shards"), "{told}");
+    }
+    for (line, answer) in [
+        ("move k 0", "-ERR source and destination objects are the same\r\n"),
+        ("move k 16", "-ERR DB index is out of range\r\n"),
+        ("move k -1", "-ERR DB index is out of range\r\n"),
+        ("move k x", "-ERR value is not an integer or out of range\r\n"),
+    ] {
+        assert_eq!(client.ask(line), answer, "{line}");
     }
     assert_eq!(client.ask("get k"), "$1\r\nv\r\n");
     assert_eq!(client.ask("copy {k}a {k}b"), ":0\r\n");
