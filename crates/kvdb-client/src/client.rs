@@ -10,8 +10,8 @@ use crate::reply::Reply;
 use crate::scan::Scan;
 use crate::stamps::{self, Identified, Stamps, stamp_from};
 use crate::types::{
-    BatchOperation, Counter, ReadOptions, Record, ScanOptions, WriteOptions, Written, expiry_from,
-    previous_from,
+    BatchOperation, Counter, Executed, ReadOptions, Record, ScanOptions, WriteOptions, Written,
+    expiry_from, previous_from,
 };
 use crate::watch::{Watch, WatchOptions};
 use bytes::Bytes;
@@ -283,17 +283,39 @@ impl Client {
         &self,
         words: impl IntoIterator<Item = W>,
     ) -> Result<Reply, Error> {
+        Ok(self.execute_with(words, ReadOptions::default()).await?.reply)
+    }
+
+    /// As [`Client::execute`], and tells which version was written or read. `options` say how fresh the state must be that
+    /// a command reads which changes nothing; `head_only` has no effect. A command that may change something is refused
+    /// with any but the default ones.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn execute_with<W: Into<Bytes>>(
+        &self,
+        words: impl IntoIterator<Item = W>,
+        options: ReadOptions,
+    ) -> Result<Executed, Error> {
         let mut words = words.into_iter().map(Into::into);
         let name = words.next().unwrap_or_default();
         let message = proto::ExecuteRequest {
             keyspace: self.keyspace.clone(),
             command: String::from_utf8_lossy(&name).into_owned(),
             arguments: words.collect(),
-            request_id: None,
+            consistency: options.consistency.to_proto(),
+            max_staleness_ms: options.max_staleness_ms.unwrap_or_default(),
+            min_version: options.min_version.0,
+            ..Default::default()
         };
         let answer =
             self.write(message, |mut kv, request| async move { kv.execute(request).await }).await?;
-        Ok(answer.reply.map_or(Reply::Nil, Reply::from_proto))
+        Ok(Executed {
+            reply: answer.reply.map_or(Reply::Nil, Reply::from_proto),
+            version: Version(answer.version),
+            served_by: NodeId(answer.served_by),
+            as_of: Version(answer.as_of_version),
+        })
     }
 
     /// Writes many keys, up to 10,000: one answer an operation, in order. Atomic within a shard if

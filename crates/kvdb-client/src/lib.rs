@@ -69,7 +69,7 @@ pub use options::Options;
 pub use reply::Reply;
 pub use scan::Scan;
 pub use types::{
-    BatchAction, BatchOperation, Consistency, Counter, Item, ReadOptions, Record, ScanOptions,
-    WriteOptions, Written,
+    BatchAction, BatchOperation, Consistency, Counter, Executed, Item, ReadOptions, Record,
+    ScanOptions, WriteOptions, Written,
 };
 pub use watch::{Watch, WatchEvent, WatchOptions, WatchUpdate};

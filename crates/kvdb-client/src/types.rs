@@ -1,5 +1,6 @@
 //! What goes into a call and what comes out of it.
 
+use crate::reply::Reply;
 use bytes::Bytes;
 use kvdb_model::{Condition, NodeId, Previous, Version};
 use kvdb_wire::proto;
@@ -64,6 +65,20 @@ pub struct Record {
     /// The node that served the read.
     pub served_by: NodeId,
     /// The shard's time in the state that was read: every write up to it was seen.
+    pub as_of: Version,
+}
+
+/// What became of a command that the cluster carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Executed {
+    /// What it answers.
+    pub reply: Reply,
+    /// Of a command that may change something: the latest version that its keys have now. As [`ReadOptions::min_version`]
+    /// it makes a read of the same shard see the change. Zero if the command only reads.
+    pub version: Version,
+    /// Of a command that only reads: a node that has served it.
+    pub served_by: NodeId,
+    /// The shard's time in the state that was read: every write up to it was seen. Of several shards the earliest.
     pub as_of: Version,
 }
 

@@ -6,12 +6,13 @@
 
 use crate::redis::wave::Wave;
 use crate::route::Gateway;
+use crate::service::Freshness;
 use bytes::Bytes;
 use kvdb_model::{Refusal, RequestTag};
 use kvdb_redis::session::Step;
 use kvdb_redis::{Plan, Reply, Session};
 use kvdb_wire::transport::MAX_MESSAGE_BYTES;
-use kvdb_wire::{client_tag_from, proto};
+use kvdb_wire::{client_tag_from, proto, requests};
 use proto::reply::Kind;
 use std::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
@@ -31,24 +32,62 @@ impl Gateway {
         deadline: Instant,
     ) -> Result<proto::ExecuteResponse, Refusal> {
         let keyspace = self.current_keyspace(&request.keyspace).await?;
+        requests::consistency_from(request.consistency)?;
+        let fresh = Freshness {
+            consistency: request.consistency,
+            max_staleness_ms: request.max_staleness_ms,
+            min_version: request.min_version,
+        };
         let tag = client_tag_from(request.request_id, &self.limits)?;
         let mut words = vec![Bytes::from(request.command.to_ascii_lowercase())];
         words.extend(request.arguments);
         let own = tag.map(|tag| Own { tag, fingerprint: fingerprint(&words) });
-        let reply = match plan(words, self.now_ms())? {
-            Ok(plan) => {
-                let mut wave_plan = plan;
-                let steps = std::mem::take(&mut wave_plan.steps);
-                let wave = Wave::new(self, &keyspace, steps).until(deadline).identified(own);
-                carry_out(wave, wave_plan).await?
+        let mut plan = match plan(words, self.now_ms())? {
+            Ok(plan) => plan,
+            Err(error) => {
+                let reply = Some(reply_to(error));
+                return Ok(proto::ExecuteResponse { reply, ..Default::default() });
             }
-            Err(error) => error,
         };
+        let steps = std::mem::take(&mut plan.steps);
+        let wave = Wave::new(self, &keyspace, steps).until(deadline).identified(own).fresh(fresh);
+        if !wave.only_reads() {
+            refuse_freshness(&request.command, fresh)?;
+        }
+        let Executed { reply, version, seen: (served_by, as_of_version) } =
+            carry_out(wave, plan).await?;
         if reply.size_bytes() > MAX_MESSAGE_BYTES {
             return Err(Refusal::ResponseTooLarge { limit_bytes: MAX_MESSAGE_BYTES as u64 });
         }
-        Ok(proto::ExecuteResponse { reply: Some(reply_to(reply)) })
+        let reply = Some(reply_to(reply));
+        Ok(proto::ExecuteResponse { reply, version, served_by, as_of_version })
     }
+}
+
+/// What a command came to.
+struct Executed {
+    reply: Reply,
+    /// The latest of the versions that its keys have now; 0 if it only reads.
+    version: u64,
+    /// [`Wave::seen`].
+    seen: (u64, u64),
+}
+
+/// A command that may change something goes through its shard's log: it can't be carried out on an older state.
+fn refuse_freshness(command: &str, fresh: Freshness) -> Result<(), Refusal> {
+    let field = if fresh.consistency != Freshness::STRONG.consistency {
+        "consistency"
+    } else if fresh.max_staleness_ms > 0 {
+        "max_staleness_ms"
+    } else if fresh.min_version > 0 {
+        "min_version"
+    } else {
+        return Ok(());
+    };
+    let name = command.to_uppercase();
+    let problem =
+        format!("is for commands that only read, and {name} may change something; leave it out");
+    Err(Refusal::invalid(field, problem))
 }
 
 /// What a command does, or what is wrong with its arguments.
@@ -66,7 +105,7 @@ fn plan(words: Vec<Bytes>, now_ms: u64) -> Result<Result<Plan, Reply>, Refusal> 
     }
 }
 
-async fn carry_out(mut wave: Wave<'_>, plan: Plan) -> Result<Reply, Refusal> {
+async fn carry_out(mut wave: Wave<'_>, plan: Plan) -> Result<Executed, Refusal> {
     let all = 0..wave.len();
     if plan.atomic {
         wave.together().await?;
@@ -80,14 +119,17 @@ async fn carry_out(mut wave: Wave<'_>, plan: Plan) -> Result<Reply, Refusal> {
         }
     }
     let now_ms = wave.now_ms(&all);
+    let (seen, only_reads) = (wave.seen(), wave.only_reads());
     let outcomes = wave.take(all);
+    let versions = outcomes.iter().flatten().map(|result| result.version.0);
+    let version = versions.max().filter(|_| !only_reads).unwrap_or_default();
     let refused = outcomes.iter().find_map(|outcome| match outcome {
         Err(Refusal::WrongValue(_)) | Ok(_) => None,
         Err(refusal) => Some(refusal.clone()),
     });
     match refused {
         Some(refusal) => Err(refusal),
-        None => Ok(plan.finish(outcomes, now_ms)),
+        None => Ok(Executed { reply: plan.finish(outcomes, now_ms), version, seen }),
     }
 }
 

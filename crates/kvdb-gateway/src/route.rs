@@ -438,7 +438,7 @@ mod tests {
         };
         let answer = |codes: &[&str]| {
             let results = codes.iter().map(|code| result(code)).collect();
-            Answer::Execute(proto::NodeExecuteResponse { results })
+            Answer::Execute(proto::NodeExecuteResponse { results, ..Default::default() })
         };
         let refusal = expired_as_a_whole(&answer(&[EXPIRED, EXPIRED]));
         assert_eq!(refusal.map(|refusal| refusal.code()), Some(EXPIRED));

@@ -79,7 +79,7 @@ impl Call<'_> {
 }
 
 /// How fresh a read must be, as the caller has said.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Freshness {
     pub(crate) consistency: i32,
     pub(crate) max_staleness_ms: u64,
@@ -87,6 +87,13 @@ pub(crate) struct Freshness {
 }
 
 impl Freshness {
+    /// Linearizable, whatever was written before.
+    pub(crate) const STRONG: Freshness = Freshness {
+        consistency: proto::Consistency::Strong as i32,
+        max_staleness_ms: 0,
+        min_version: 0,
+    };
+
     /// Who may serve it.
     pub(crate) fn nature(self) -> Nature {
         match self.consistency {

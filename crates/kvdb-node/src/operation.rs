@@ -56,6 +56,7 @@ pub(crate) enum Pending {
 pub(crate) struct Query {
     epoch: RangeEpoch,
     operations: Vec<Operation>,
+    fresh: Freshness,
     max_bytes: usize,
 }
 
@@ -228,10 +229,10 @@ impl Access {
         let mut keyspace = None;
         operations.iter().try_for_each(|operation| self.check(shard, operation, &mut keyspace))?;
         let first = operations.first().map(|operation| operation.key.clone());
-        let view = self.leader(shard, epoch, &first.unwrap_or_default())?;
+        let fresh = Freshness::of(asked.consistency, asked.max_staleness_ms, asked.min_version)?;
+        let (fresh, submit) = self.accept_read(shard, epoch, &first.unwrap_or_default(), fresh)?;
         let max_bytes = usize::try_from(asked.max_bytes).unwrap_or(usize::MAX);
-        let query = Box::new(Query { epoch, operations, max_bytes });
-        let submit = self.strong_read(shard, &view);
+        let query = Box::new(Query { epoch, operations, fresh, max_bytes });
         Ok(Accepted { pending: Pending::Query { shard, query }, submit })
     }
 
@@ -471,13 +472,23 @@ impl Access {
 
     fn query(&self, shard: ShardId, query: Box<Query>) -> Result<Finished, Refusal> {
         let reader = self.reader(shard)?;
-        let Query { epoch, operations, max_bytes } = &*query;
-        let outcomes = reader
-            .view()
-            .and_then(|view| view.query(*epoch, operations, reader.now_ms(), *max_bytes))
-            .map_err(|error| self.unread(shard, error))?;
-        match outcomes {
-            Some(outcomes) => Ok(Finished::Answer(Answer::Query(execute::results_to(outcomes)))),
+        let view = reader.view().map_err(|error| self.unread(shard, error))?;
+        let (now_ms, reached) = (reader.now_ms(), view.last_version());
+        if let Some(wanted) = self.check_freshness(shard, query.fresh, reached, now_ms)? {
+            let pending = Pending::Query { shard, query };
+            return Ok(Finished::Behind(Box::new(Behind { pending, wanted, reached })));
+        }
+        let Query { epoch, ref operations, fresh, max_bytes } = *query;
+        let outcomes = match fresh.is_linearizable() {
+            true => view.query(epoch, operations, now_ms, max_bytes),
+            false => view.query_by_clock(epoch, operations, now_ms, max_bytes).map(Some),
+        };
+        match outcomes.map_err(|error| self.unread(shard, error))? {
+            Some(outcomes) => Ok(Finished::Answer(Answer::Query(proto::NodeExecuteResponse {
+                served_by: self.drive.node_id().0,
+                as_of_version: reached.0,
+                ..execute::results_to(outcomes)
+            }))),
             None => Ok(Finished::NeedsTime(Pending::Query { shard, query })),
         }
     }

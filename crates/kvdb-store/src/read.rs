@@ -239,7 +239,36 @@ impl<'a> View<'a> {
         now_ms: u64,
         max_bytes: usize,
     ) -> Result<Option<Vec<OperationOutcome>>, ReadError> {
-        let mut reading = Reading::new(self.snapshot, self.state.time.version, now_ms);
+        let reading = Reading::new(self.snapshot, self.state.time.version, now_ms);
+        let (outcomes, expires_by_clock) = self.carry_out(reading, epoch, operations, max_bytes)?;
+        Ok((!expires_by_clock).then_some(outcomes))
+    }
+
+    /// The same for a read that needn't be linearizable: what has expired by the clock here is gone, whatever
+    /// was applied. It is the state that the shard would be in had it let time pass.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn query_by_clock(
+        &self,
+        epoch: RangeEpoch,
+        operations: &[Operation],
+        now_ms: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<OperationOutcome>, ReadError> {
+        let version = self.state.time.version.max(Version::from_millis(now_ms));
+        let reading = Reading::new(self.snapshot, version, now_ms);
+        Ok(self.carry_out(reading, epoch, operations, max_bytes)?.0)
+    }
+
+    /// What operations come to, and whether one of them met what has expired by the clock alone.
+    fn carry_out(
+        &self,
+        mut reading: Reading<'_>,
+        epoch: RangeEpoch,
+        operations: &[Operation],
+        max_bytes: usize,
+    ) -> Result<(Vec<OperationOutcome>, bool), ReadError> {
         let mut outcomes = Vec::with_capacity(operations.len());
         let mut size = 0;
         for operation in operations {
@@ -253,7 +282,7 @@ impl<'a> View<'a> {
                 break;
             }
         }
-        Ok((!reading.expires_by_clock()).then_some(outcomes))
+        Ok((outcomes, reading.expires_by_clock()))
     }
 
     /// Looks for elements of collections that are over, at most so many, all of one key. They are freed

@@ -27,7 +27,7 @@ pub fn query_request(
 ) -> proto::NodeQueryRequest {
     let write = Write { epoch, atomic: false, request: None, operations };
     let write = EntryCommand::Write(write).to_bytes();
-    proto::NodeQueryRequest { shard_id: shard.0, write, max_bytes }
+    proto::NodeQueryRequest { shard_id: shard.0, write, max_bytes, ..Default::default() }
 }
 
 /// A front's write, read and checked as a whole.
@@ -81,7 +81,8 @@ pub fn results_to(outcomes: Vec<OperationOutcome>) -> proto::NodeExecuteResponse
             ..Default::default()
         },
     };
-    proto::NodeExecuteResponse { results: outcomes.into_iter().map(result).collect() }
+    let results = outcomes.into_iter().map(result).collect();
+    proto::NodeExecuteResponse { results, ..Default::default() }
 }
 
 fn result_to(result: WriteResult) -> proto::OperationResult {

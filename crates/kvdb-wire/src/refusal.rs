@@ -164,7 +164,7 @@ pub fn refusal_from_proto(refusal: proto::Refusal) -> Refusal {
 /// The names of fields are static in the model. One that this version doesn't know, or none, leaves
 /// the server's own words.
 fn invalid_argument(refusal: proto::Refusal) -> Refusal {
-    const FIELDS: [&str; 20] = [
+    const FIELDS: [&str; 21] = [
         "key",
         "keys",
         "value",
@@ -173,6 +173,7 @@ fn invalid_argument(refusal: proto::Refusal) -> Refusal {
         "min_version",
         "condition",
         "consistency",
+        "max_staleness_ms",
         "operations",
         "operations.action",
         "prefix",

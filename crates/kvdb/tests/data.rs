@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use kvdb_client::{
-    AdminClient, BatchOperation, Client, Consistency, Options, ReadOptions, ScanOptions, Watch,
-    WatchEvent, WatchOptions, WatchUpdate, WriteOptions,
+    AdminClient, BatchOperation, Client, Consistency, Options, ReadOptions, Reply, ScanOptions,
+    Watch, WatchEvent, WatchOptions, WatchUpdate, WriteOptions,
 };
 use kvdb_model::{NodeId, Partitioning, Refusal, ShardId, Version};
 use kvdb_wire::proto;
@@ -13,7 +13,7 @@ use kvdb_wire::proto::kv_client::KvClient;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const GATEWAY_PORT: u16 = 7400;
@@ -323,6 +323,72 @@ async fn replicas_serve_reads_that_need_not_be_strong_and_own_writes_are_seen() 
         assert_eq!(many[0].as_ref().unwrap().as_ref().unwrap().value, number.to_string());
     }
     assert_eq!(served_by.len(), 3, "every replica serves some: {served_by:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_serve_commands_that_only_read_and_own_writes_are_seen() {
+    let cluster = Cluster::start();
+    let client = cluster.client();
+    let run = async |line: &str, options| {
+        client.execute_with(line.split(' ').map(|word| Bytes::from(word.to_owned())), options).await
+    };
+    let strong = ReadOptions::default();
+    let mut served_by = std::collections::BTreeSet::new();
+    for number in 0..60 {
+        let pushed = run(&format!("rpush list {number}"), strong).await.unwrap();
+        assert_eq!((pushed.reply, pushed.served_by), (Reply::Integer(number + 1), NodeId(0)));
+        let consistency =
+            if number % 2 == 0 { Consistency::Eventual } else { Consistency::Bounded };
+        let own = ReadOptions { consistency, min_version: pushed.version, ..strong };
+        let last = run("lindex list -1", own).await.unwrap();
+        assert_eq!(last.reply, Reply::Bytes(number.to_string().into()));
+        assert!(last.as_of >= pushed.version && last.version == Version::ZERO);
+        let seen = run("llen list", ReadOptions { consistency, ..strong }).await.unwrap();
+        let Reply::Integer(length) = seen.reply else { panic!("{seen:?}") };
+        assert!((0..=number + 1).contains(&length), "{length} of {number}");
+        served_by.insert(seen.served_by);
+        // Keys of several shards: each is read so.
+        let many = run("exists list x y z", own).await;
+        // A version of one shard may lie ahead of another one, which is then waited for.
+        assert_eq!(many.unwrap().reply, Reply::Integer(1));
+    }
+    assert_eq!(served_by.len(), 3, "every replica serves some: {served_by:?}");
+
+    // What is over is over at every replica, whatever it has heard of.
+    run("hset hash f v g w", strong).await.unwrap();
+    let expiring = run("hpexpire hash 300 fields 1 f", strong).await.unwrap();
+    let bounded = |max_staleness_ms| ReadOptions {
+        consistency: Consistency::Bounded,
+        max_staleness_ms: Some(max_staleness_ms),
+        min_version: expiring.version,
+        ..strong
+    };
+    let until = Instant::now() + PATIENCE;
+    while run("hlen hash", bounded(60_000)).await.unwrap().reply != Reply::Integer(1) {
+        assert!(Instant::now() < until, "the field never ends");
+    }
+    for _ in 0..10 {
+        let told = run("hgetall hash", bounded(60_000)).await.unwrap();
+        let (g, w) = (Reply::Bytes("g".into()), Reply::Bytes("w".into()));
+        assert_eq!(told.reply, Reply::Map(vec![(g, w)]));
+    }
+
+    // What may change something can't be carried out on an older state.
+    for (line, options, field) in [
+        ("lpop list", ReadOptions { consistency: Consistency::Bounded, ..strong }, "consistency"),
+        ("set k v", ReadOptions { consistency: Consistency::Eventual, ..strong }, "consistency"),
+        ("hset h f v", ReadOptions { max_staleness_ms: Some(5), ..strong }, "max_staleness_ms"),
+        ("zadd z 1 m", ReadOptions { min_version: Version(1), ..strong }, "min_version"),
+    ] {
+        let refused = run(line, options).await.unwrap_err();
+        let Some(Refusal::InvalidArgument { field: named, problem }) = refused.refusal() else {
+            panic!("{line}: {refused}");
+        };
+        let command = line.split(' ').next().unwrap().to_uppercase();
+        assert!(*named == field && problem.contains(&command), "{line}: {refused}");
+    }
+    assert_eq!(run("llen list", strong).await.unwrap().reply, Reply::Integer(60));
+    assert_eq!(run("exists k h z", strong).await.unwrap().reply, Reply::Integer(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

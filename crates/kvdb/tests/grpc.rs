@@ -5,8 +5,8 @@
 mod support;
 
 use kvdb_client::{
-    AdminClient, BatchOperation, Client, Consistency, Error, Options, ReadOptions, ScanOptions,
-    WatchOptions, WatchUpdate,
+    AdminClient, BatchOperation, Client, Consistency, Error, Options, ReadOptions, Reply,
+    ScanOptions, WatchOptions, WatchUpdate,
 };
 use kvdb_model::{Partitioning, Refusal, Version};
 use kvdb_wire::proto::coordinator_client::CoordinatorClient;
@@ -174,6 +174,14 @@ async fn a_version_that_no_state_has_reached_is_waited_for_or_refused() {
         let soon = Version(as_of.0 + (1_000 << 16));
         let found = client.get_with("k", with(soon)).await.unwrap().unwrap();
         assert!(found.as_of >= soon, "{consistency:?}: {} < {soon}", found.as_of);
+        // Commands that only read are no exception.
+        let ahead = client.execute_with(["get", "k"], never).await.unwrap_err();
+        let Some(Refusal::InvalidArgument { field: "min_version", .. }) = ahead.refusal() else {
+            panic!("{consistency:?}: {ahead}");
+        };
+        let soon = Version(found.as_of.0 + (1_000 << 16));
+        let found = client.execute_with(["get", "k"], with(soon)).await.unwrap();
+        assert!(found.as_of >= soon && found.reply == Reply::Bytes("v".into()), "{found:?}");
     }
     // Not within this deadline.
     let deadline = Duration::from_millis(1_500);

@@ -292,7 +292,8 @@ impl kv_server::Kv for Fake {
     ) -> Result<Response<proto::ExecuteResponse>, Status> {
         let count = request.into_inner().arguments.len() as i64;
         let kind = Some(proto::reply::Kind::Integer(count));
-        Ok(Response::new(proto::ExecuteResponse { reply: Some(proto::Reply { kind }) }))
+        let reply = Some(proto::Reply { kind });
+        Ok(Response::new(proto::ExecuteResponse { reply, ..Default::default() }))
     }
 
     async fn expire(

@@ -16,16 +16,16 @@ use crate::ages::Stamping;
 use crate::batch::{execute_on, outcomes_of};
 use crate::execute::Own;
 use crate::route::{Answered, Gateway, Nature, Place};
-use crate::service::{Identified, other_kind};
+use crate::service::{Freshness, Identified, other_kind};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use kvdb_model::{Keyspace, Operation, Refusal, RetryClass, ShardId, WriteResult};
 use kvdb_redis::plan::Step;
 use kvdb_router::Route;
 use kvdb_store::{Effect, command};
-use kvdb_wire::execute;
 use kvdb_wire::proto::node_answer::Answer;
 use kvdb_wire::proto::node_operation::Operation as Asked;
+use kvdb_wire::{execute, proto};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,11 +65,22 @@ pub(crate) struct Wave<'a> {
     /// Whether that holds for all of it, however often it goes on.
     is_deadline_fixed: bool,
     own: Option<Own>,
+    /// Of what it reads without writing.
+    fresh: Freshness,
+    seen: Seen,
     placed: Vec<Placed>,
     /// Steps that have changed their key, until they are asked for.
     changes: u64,
     /// What hasn't been written yet, since the answers before it filled a message.
     unwritten: Vec<Unwritten>,
+}
+
+/// The states that reads came from.
+struct Seen {
+    /// The earliest time of any of the shards; above all others before.
+    as_of: AtomicU64,
+    /// One of the nodes; 0 before.
+    served_by: AtomicU64,
 }
 
 /// Steps of one shard that are to be written one after the other.
@@ -109,6 +120,8 @@ impl<'a> Wave<'a> {
             deadline,
             is_deadline_fixed: false,
             own: None,
+            fresh: Freshness::STRONG,
+            seen: Seen { as_of: AtomicU64::new(u64::MAX), served_by: AtomicU64::new(0) },
             placed,
             changes: 0,
             unwritten: vec![],
@@ -125,6 +138,26 @@ impl<'a> Wave<'a> {
     #[must_use]
     pub(crate) fn identified(self, own: Option<Own>) -> Self {
         Wave { own, ..self }
+    }
+
+    /// The same, with reads that are no older than that.
+    #[must_use]
+    pub(crate) fn fresh(self, fresh: Freshness) -> Self {
+        Wave { fresh, ..self }
+    }
+
+    /// Whether no step may change anything.
+    pub(crate) fn only_reads(&self) -> bool {
+        self.placed.iter().all(|placed| !placed.writes)
+    }
+
+    /// A node that has served reads, and the earliest time of their shards in the states that were read; zeros if
+    /// nothing was read.
+    pub(crate) fn seen(&self) -> (u64, u64) {
+        match self.seen.served_by.load(Relaxed) {
+            0 => (0, 0),
+            served_by => (served_by, self.seen.as_of.load(Relaxed)),
+        }
     }
 
     /// The request id of writes to a shard.
@@ -495,13 +528,19 @@ impl<'a> Wave<'a> {
         };
         let build = |route: &Route, _: Stamping<'_>| {
             let steps = here(route).into_iter().map(|place| self.operation(place)).collect();
-            let query = execute::query_request(route.shard_id, route.epoch, steps, max_bytes);
-            Asked::Query(query)
+            Asked::Query(proto::NodeQueryRequest {
+                consistency: self.fresh.consistency,
+                max_staleness_ms: self.fresh.max_staleness_ms,
+                min_version: self.fresh.min_version,
+                ..execute::query_request(route.shard_id, route.epoch, steps, max_bytes)
+            })
         };
         let place = Place::At(&self.placed[*first].routing_key);
-        match self.gateway.ask(place, Nature::Read, self.deadline, build).await {
+        match self.gateway.ask(place, self.fresh.nature(), self.deadline, build).await {
             Ok(Answered { answer: Answer::Query(answer), route, now_ms, .. }) => {
                 let read = here(&route);
+                self.seen.as_of.fetch_min(answer.as_of_version, Relaxed);
+                self.seen.served_by.store(answer.served_by, Relaxed);
                 self.answered_at(&read, now_ms);
                 read.into_iter()
                     .zip(answer.results.into_iter().map(execute::outcome_from))

@@ -76,6 +76,31 @@ fn a_read_of_what_is_over_by_the_clock_alone_waits_until_the_log_says_so() {
 }
 
 #[test]
+fn a_read_that_need_not_be_linearizable_sees_the_state_as_it_is_once_time_has_passed() {
+    for count in [5, 300] {
+        let mut single = Single::new();
+        fill(&mut single, "h", count);
+        expire(&mut single, "h", 0..2, TTL_MS);
+        let due_ms = single.log.now_ms + TTL_MS;
+        let by_clock = |single: &Single, clock_ms| {
+            let snapshot = snapshot(&single.engine);
+            let view = View::new(&*snapshot, REPLICA).unwrap();
+            let (operations, before) = ([on("h", Length)], view.last_version());
+            let told = view.query_by_clock(EPOCH, &operations, clock_ms, usize::MAX).unwrap();
+            assert_eq!(view.last_version(), before);
+            told.into_iter().next().unwrap().unwrap().reply.integer()
+        };
+        let all = count as i64;
+        assert_eq!(by_clock(&single, due_ms - 1), Some(all));
+        assert_eq!(by_clock(&single, due_ms), Some(all - 2), "nobody lets time pass for it");
+        single.advance_time(TTL_MS);
+        // A clock that is late brings nothing back.
+        assert_eq!(by_clock(&single, due_ms - 1), Some(all - 2));
+        assert_eq!(by_clock(&single, 0), Some(all - 2));
+    }
+}
+
+#[test]
 fn what_is_over_is_found_and_freed_through_the_log_and_the_next_deadline_is_told() {
     let mut single = Single::new();
     fill(&mut single, "h", 300);

@@ -1,6 +1,7 @@
 //! `kvdb redis`
 
 use super::client;
+use super::get::FreshnessArgs;
 use crate::cli::ClientArgs;
 use crate::exit::Failure;
 use crate::output::{Output, printable};
@@ -20,11 +21,14 @@ Examples:
   kvdb redis HGETALL user:1
   kvdb redis LRANGE queue 0 -1
   kvdb --keyspace app redis SADD tags a b
+  kvdb redis --consistency bounded --max-staleness 5s ZRANGE board 0 9
 
 Commands on keys, with Redis's arguments and answers; docs/redis.md lists them. Options of kvdb itself
-stand before the command's name. --json prints the answer as JSON: bytes that aren't UTF-8 as
+stand before the command's name. Those about how fresh the answer is are for commands that only read. --json prints the answer as JSON: bytes that aren't UTF-8 as
 {\"b64\": …}. An error that the command answers with ends with exit code 3.")]
 pub(crate) struct Args {
+    #[command(flatten)]
+    freshness: FreshnessArgs,
     /// Command and its arguments
     #[arg(
         value_name = "WORD",
@@ -37,7 +41,7 @@ pub(crate) struct Args {
 
 pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure> {
     let words = command.words.into_iter().map(|word| Bytes::from(word.into_vec()));
-    let reply = client(args)?.execute(words).await?;
+    let reply = client(args)?.execute_with(words, command.freshness.options()).await?.reply;
     if let Reply::Error(problem) = reply {
         return Err(Failure::Refused(problem));
     }
