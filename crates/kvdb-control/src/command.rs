@@ -363,8 +363,18 @@ pub enum ControlError {
     /// All is as it should be.
     #[error("nothing to do: {0}")]
     NothingToDo(String),
+    /// An operation moves everything off the node.
+    #[error(
+        "operation {operator} drains node {node} now; wait for it, or `kvdb admin cancel {operator}`"
+    )]
+    NodeDrains {
+        /// The node.
+        node: NodeId,
+        /// The operation.
+        operator: OperatorId,
+    },
     /// The same is being done.
-    #[error("operation {0} does that already")]
+    #[error("operation {0} does that already; `kvdb admin operations` shows how far it is")]
     AlreadyUnderWay(OperatorId),
     /// No such operator.
     #[error("operation {0} does not exist, or ended long ago; `kvdb admin operations` lists them")]

@@ -4,7 +4,7 @@ use crate::alone::Recovered;
 use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::keyspaces::check_history;
 use crate::members::CoordinatorRecord;
-use crate::operator::{Operator, OperatorRequest, OperatorState};
+use crate::operator::{Operator, OperatorKind, OperatorRequest, OperatorState};
 use crate::starts::{Copies, StartRecord};
 use bytes::Bytes;
 use kvdb_model::{
@@ -173,6 +173,9 @@ impl ControlState {
             }
             ControlCommand::RemoveNode { node } => self.remove_node(*node, true)?,
             ControlCommand::SetNodeStatus { node, status } => {
+                if *status != NodeStatus::Draining {
+                    self.check_not_drained(*node)?;
+                }
                 let record =
                     self.map.nodes.get_mut(node).ok_or(ControlError::UnknownNode(*node))?;
                 if record.status == NodeStatus::Removed {
@@ -222,6 +225,15 @@ impl ControlState {
             ControlCommand::TakeMap { map } => self.take_map(map)?,
             ControlCommand::AdoptNode { node, token } => self.adopt_node(*node, *token)?,
         })
+    }
+
+    /// The status of a node that is being drained is the drain's: otherwise both would go on.
+    fn check_not_drained(&self, node: NodeId) -> Result<(), ControlError> {
+        let is_drain = |one: &&Operator| one.kind == OperatorKind::Drain { node };
+        match self.running().find(is_drain) {
+            Some(drain) => Err(ControlError::NodeDrains { node, operator: drain.id }),
+            None => Ok(()),
+        }
     }
 
     /// Applies a request as if its operation were finished: for previews.

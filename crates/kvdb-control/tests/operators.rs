@@ -233,6 +233,24 @@ fn a_drain_without_a_place_to_go_says_so_and_goes_on_when_there_is_one() {
 }
 
 #[test]
+fn the_status_of_a_node_that_is_drained_is_left_alone_until_the_drain_ends() {
+    let mut cluster = Cluster::new(&["", "", ""], 2);
+    let node = NodeId(2);
+    let operator = cluster.start(OperatorRequest::Drain { node }).unwrap();
+    for status in [NodeStatus::Alive, NodeStatus::Dead, NodeStatus::Suspect] {
+        let set = cluster.apply(ControlCommand::SetNodeStatus { node, status });
+        assert_eq!(set.map(|_| ()), Err(ControlError::NodeDrains { node, operator }));
+    }
+    cluster.set_status(NodeId(3), NodeStatus::Suspect);
+    assert_eq!(cluster.state.map().nodes[&node].status, NodeStatus::Draining);
+    cluster.add_node("");
+    cluster.set_status(NodeId(3), NodeStatus::Alive);
+    cluster.settle();
+    assert_eq!(cluster.outcome(operator), &OperatorState::Done);
+    cluster.set_status(node, NodeStatus::Alive);
+}
+
+#[test]
 fn a_drain_that_is_called_off_leaves_no_learner_behind() {
     let mut cluster = Cluster::new(&["", "", "", ""], 2);
     let id = cluster.start(OperatorRequest::Drain { node: NodeId(2) }).unwrap();
