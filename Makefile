@@ -8,7 +8,7 @@ SECONDS ?= 600
 
 COMMANDS ?= 300000
 
-.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite redis-py-suite redis-programs deploy-check settings-docs sim planted torture bench bench-criterion instructions verify fix
+.PHONY: help build build-profiling run-cluster stop-cluster cluster-status wipe-data smoke-test test compat redis-suite redis-py-suite redis-programs deploy-check size-check settings-docs sim planted torture bench bench-criterion instructions verify fix
 
 help:
 	@echo "build           release build of kvdb to target/release/kvdb"
@@ -24,6 +24,7 @@ help:
 	@echo "redis-py-suite  redis-py's own tests of commands against a gateway; needs its source package"
 	@echo "redis-programs  leaderboard, job queues, tags, sessions, RQ, Dramatiq and django-redis against a cluster whose node dies; needs PyPI"
 	@echo "deploy-check    the files in deploy/, and the metrics, with promtool; needs Debian's package prometheus"
+	@echo "size-check      the release binary has at most 30 MiB"
 	@echo "settings-docs   writes docs/settings.md from the definitions of the flags"
 	@echo "sim             simulated clusters under faults: SEEDS=1000 of them, FOR=900 seconds at least, or SEED=n again with its trace"
 	@echo "planted         mutants (seeded bugs), and how many seeds it takes to catch each"
@@ -72,6 +73,9 @@ redis-programs: build
 
 deploy-check: build
 	@KVDB_BIN=$(KVDB) scripts/deploy_check.sh
+
+size-check: build
+	@KVDB_BIN=$(KVDB) scripts/size_check.sh
 
 settings-docs:
 	@scripts/settings_docs.sh

@@ -71,7 +71,7 @@ pub(crate) enum ClientCommand {
     Incr(commands::incr::Args),
     /// Change when a key expires
     Expire(commands::expire::Args),
-    /// Carry out a command of the Redis vocabulary
+    /// Run a Redis command on keys
     Redis(commands::redis::Args),
     /// Print changes as they happen
     Watch(commands::watch::Args),
@@ -87,7 +87,7 @@ pub(crate) enum ClientCommand {
         after_help = "Examples:\n  kvdb status\n  kvdb status --json\n\nThe same as `kvdb admin status`."
     )]
     Status,
-    /// Measure puts, gets or a workload; of KvDB, Redis or etcd
+    /// Measure KvDB, Redis or etcd with puts, gets or a workload
     Bench(commands::bench::Args),
     /// Test a disposable cluster: kill, pause and starve it under load, and judge what clients saw
     Torture(commands::torture::Args),
@@ -180,7 +180,25 @@ pub(crate) fn plain_address(text: &str) -> Result<String, String> {
     Ok(plain.to_owned())
 }
 
+/// Commands that don't connect to a cluster, or are part of one.
+const WITHOUT_CLIENT: [&str; 8] =
+    ["dev", "coordinator", "node", "gateway", "version", "completions", "man", "claim"];
+
 impl Cli {
+    /// All commands, with the options that each of them uses in its help. Those of clients are accepted everywhere, so that
+    /// scripts may put them in front.
+    pub(crate) fn definition() -> clap::Command {
+        let mut whole = Cli::command();
+        let unused =
+            |one: &&clap::Arg| ["endpoint", "keyspace", "timeout"].contains(&one.get_id().as_str());
+        let hidden: Vec<clap::Arg> =
+            whole.get_arguments().filter(unused).map(|one| one.clone().hide(true)).collect();
+        for name in WITHOUT_CLIENT {
+            whole = whole.mut_subcommand(name, |command| command.args(hidden.iter().cloned()));
+        }
+        whole
+    }
+
     /// Reads a command line. Help and versions are printed, and bad usage is reported with exit
     /// code 2: then the process ends with the code that is returned.
     pub(crate) fn read(words: Vec<OsString>) -> Result<Self, ExitCode> {
@@ -189,7 +207,7 @@ impl Cli {
             let matches = command.try_get_matches_from_mut(words.iter().cloned())?;
             Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
         };
-        let error = match parse(Cli::command()) {
+        let error = match parse(Cli::definition()) {
             Ok(cli) => return Ok(cli),
             Err(error) => error,
         };
@@ -203,7 +221,7 @@ impl Cli {
             return Err(ExitCode::from(2));
         }
         // A usage line names the options that were given, and takes the environment's for such.
-        let error = match parse(without_environment(Cli::command())) {
+        let error = match parse(without_environment(Cli::definition())) {
             Err(same) if same.kind() == error.kind() => same,
             _ => error,
         };
@@ -229,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::definition().debug_assert();
     }
 
     /// Commands that can be called, with what is typed for them.
@@ -244,7 +262,7 @@ mod tests {
     #[test]
     fn every_command_says_what_it_does_and_shows_an_example() {
         let mut all = Vec::new();
-        commands(&Cli::command(), "kvdb", &mut all);
+        commands(&Cli::definition(), "kvdb", &mut all);
         assert!(all.len() > 40, "{}", all.len());
         for (path, command) in all {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -253,6 +271,100 @@ mod tests {
             assert!(words.contains("Example"), "{path} has no example");
             assert!(words.contains(&path), "{path} isn't in its example: {words}");
         }
+    }
+
+    /// Words of a line as a shell parts them: quotes hold words together, and a comment ends it. Nothing is expanded.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let (mut word, mut quote, mut is_word) = (String::new(), None, false);
+        for letter in line.chars() {
+            match (letter, quote) {
+                ('\'' | '"', None) => (quote, is_word) = (Some(letter), true),
+                (_, Some(open)) if open == letter => quote = None,
+                (' ', None) => {
+                    if std::mem::take(&mut is_word) {
+                        words.push(std::mem::take(&mut word));
+                    }
+                }
+                ('#', None) if !is_word => break,
+                _ => {
+                    word.push(letter);
+                    is_word = true;
+                }
+            }
+        }
+        words.extend(is_word.then_some(word));
+        words
+    }
+
+    /// What stands in the place of a command is a name, and comments stand far to the right in help.
+    fn typed(line: &str) -> Option<Vec<String>> {
+        let line = line.trim_start().split("   ").next()?;
+        let one = line.split([';', '|', '>', '<']).next()?.split("&&").next()?;
+        let words = words(one.trim_end_matches([' ', '&']));
+        let is_command = words.first().is_some_and(|first| first == "kvdb") && words.len() > 1;
+        let is_pattern =
+            words.iter().any(|word| word.contains(['…', '[']) || word.ends_with("..."));
+        (is_command && !is_pattern).then_some(words)
+    }
+
+    fn check(line: &str, place: &str) -> usize {
+        let Some(words) = typed(line) else { return 0 };
+        // What has to be filled in is a number, where one is needed.
+        let names = ["SHARD", "NODE", "ID", "FROM", "TO"];
+        let fill = |word: String| if names.contains(&word.as_str()) { "1".into() } else { word };
+        let parsed = Cli::definition().try_get_matches_from(words.into_iter().map(fill));
+        if let Err(error) = parsed {
+            assert!(!error.use_stderr(), "{place} says `{}`: {error}", line.trim());
+        }
+        1
+    }
+
+    #[test]
+    fn every_command_in_the_pages_and_the_help_can_be_typed() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let pages = std::fs::read_dir(root.join("docs")).unwrap().map(|page| page.unwrap().path());
+        let mut count = 0;
+        for page in pages.chain([root.join("README.md")]).filter(|page| page.is_file()) {
+            let place = page.display().to_string();
+            let text = std::fs::read_to_string(&page).unwrap().replace("\\\n", " ");
+            for line in text.lines().filter(|line| line.starts_with("    ")) {
+                count += check(line, &place);
+            }
+        }
+        assert!(count > 50, "{count}");
+        let mut all = Vec::new();
+        commands(&Cli::definition(), "kvdb", &mut all);
+        for (path, command) in all {
+            let words = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines = words.replace("\\\n", " ");
+            let found: usize = lines
+                .lines()
+                .filter(|line| line.starts_with("  "))
+                .map(|line| check(line, &path))
+                .sum();
+            assert!(found > 0, "{path}: {words}");
+        }
+    }
+
+    #[test]
+    fn commands_that_connect_to_nothing_show_no_options_for_it() {
+        let mut whole = Cli::definition();
+        whole.build();
+        let mut all = Vec::new();
+        commands(&whole, "kvdb", &mut all);
+        for (path, mut command) in all {
+            let name = path.split(' ').nth(1).unwrap_or_default();
+            let help = command.render_long_help().to_string();
+            assert!(!WITHOUT_CLIENT.contains(&name) || !help.contains("--endpoint"), "{help}");
+        }
+        // A script may give them to every command.
+        let line = ["kvdb", "--endpoint", "a:1", "version", "--timeout", "1s", "--json"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert_eq!(
+            (cli.client.options().addresses, cli.client.json),
+            (vec!["a:1".to_owned()], true)
+        );
     }
 
     #[test]

@@ -57,52 +57,52 @@ pub(crate) enum Role {
 /// What all roles take.
 #[derive(Args)]
 pub(crate) struct CommonArgs {
-    /// TOML file with settings; flags and environment variables go before it
-    #[arg(long, env = "KVDB_CONFIG")]
+    /// TOML file with settings; flags and environment variables override it
+    #[arg(long, env = "KVDB_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Format of log lines: text or json [default: text]
-    #[arg(long, env = "KVDB_LOG_FORMAT")]
+    #[arg(long, env = "KVDB_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
     /// Log filter, such as info or info,kvdb_node=debug [default: info, or warn for dev]
-    #[arg(long, env = "KVDB_LOG")]
+    #[arg(long, env = "KVDB_LOG", value_name = "FILTER")]
     log: Option<String>,
-    /// Number of network threads, beside a node's own for log, replication and storage
-    /// [default: the cores]
-    #[arg(long, env = "KVDB_NETWORK_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Number of network threads, besides a node's threads for log, replication and storage
+    /// [default: number of cores]
+    #[arg(long, env = "KVDB_NETWORK_THREADS", value_parser = clap::value_parser!(u16).range(1..=256), value_name = "COUNT")]
     network_threads: Option<u16>,
 }
 
 #[derive(Args)]
 pub(crate) struct CoordinatorArgs {
     /// Number of this coordinator, from 1
-    #[arg(long, env = "KVDB_ID")]
+    #[arg(long, env = "KVDB_ID", value_name = "ID")]
     id: Option<u64>,
     /// gRPC address [default: 127.0.0.1:7100 + id]
-    #[arg(long, env = "KVDB_LISTEN")]
+    #[arg(long, env = "KVDB_LISTEN", value_name = "HOST:PORT")]
     listen: Option<String>,
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7180 + id]
-    #[arg(long, env = "KVDB_HTTP")]
+    #[arg(long, env = "KVDB_HTTP", value_name = "HOST:PORT")]
     http: Option<String>,
     /// Addresses of all coordinators, this one included: 1=host:port,2=host:port,...
-    #[arg(long, env = "KVDB_PEERS")]
+    #[arg(long, env = "KVDB_PEERS", value_name = "ID=HOST:PORT,...")]
     peers: Option<String>,
     /// Data directory
-    #[arg(long, env = "KVDB_DATA")]
+    #[arg(long, env = "KVDB_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
     /// Time after which the replicas of a dead node are rebuilt elsewhere, such as 90s or 5m
     /// [default: 5m]
     #[arg(long, env = "KVDB_REPAIR_AFTER", value_name = "TIME", value_parser = units::parse_seconds)]
     repair_after: Option<u64>,
     /// Rebalance replicas and leaders automatically: true or false [default: true]
-    #[arg(long, env = "KVDB_REBALANCE")]
+    #[arg(long, env = "KVDB_REBALANCE", value_name = "BOOL")]
     rebalance: Option<bool>,
     /// Size beyond which a shard is split automatically; 0 = never [default: 256MiB]
     #[arg(long, env = "KVDB_SPLIT_SIZE_BYTES", value_name = "SIZE", value_parser = units::parse_size)]
     split_size_bytes: Option<u64>,
     /// Maximum number of new replicas that a node gets at a time [default: 2]
-    #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, env = "KVDB_MOVES_PER_NODE", value_parser = clap::value_parser!(u64).range(1..=1000), value_name = "COUNT")]
     moves_per_node: Option<u64>,
-    /// Go on without the others, which are lost for good with their majority: says what may be lost, and asks
+    /// Go on alone after the majority of the coordinators is lost for good: says what may be lost, and asks
     #[arg(long)]
     recover_alone: bool,
     #[command(flatten)]
@@ -114,28 +114,28 @@ pub(crate) struct CoordinatorArgs {
 #[derive(Args)]
 pub(crate) struct NodeArgs {
     /// gRPC address [default: 127.0.0.1:7201]
-    #[arg(long, env = "KVDB_LISTEN")]
+    #[arg(long, env = "KVDB_LISTEN", value_name = "HOST:PORT")]
     listen: Option<String>,
     /// Address by which the others reach this node [default: that of --listen]
-    #[arg(long, env = "KVDB_ADVERTISE")]
+    #[arg(long, env = "KVDB_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<String>,
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7281]
-    #[arg(long, env = "KVDB_HTTP")]
+    #[arg(long, env = "KVDB_HTTP", value_name = "HOST:PORT")]
     http: Option<String>,
     /// Addresses of the coordinators: host:port,host:port,...
-    #[arg(long, env = "KVDB_COORDINATORS")]
+    #[arg(long, env = "KVDB_COORDINATORS", value_name = "HOST:PORT,...")]
     coordinators: Option<String>,
     /// Data directory
-    #[arg(long, env = "KVDB_DATA")]
+    #[arg(long, env = "KVDB_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Failure domain: replicas of a shard are spread over zones
-    #[arg(long, env = "KVDB_ZONE")]
+    /// Failure domain, such as a rack: the replicas of a shard are spread over zones
+    #[arg(long, env = "KVDB_ZONE", value_name = "NAME")]
     zone: Option<String>,
     /// Maximum rate of snapshots to other nodes, in bytes a second; 0 = no limit [default: 64MiB]
     #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND", value_name = "SIZE", value_parser = units::parse_size)]
     snapshot_bytes_per_second: Option<u64>,
-    /// Serve strong reads by a lease: on or off. Off, each asks a quorum, and nothing relies on how
-    /// fast the machines' boot clocks run; set it alike on all nodes [default: on]
+    /// Serve strong reads under a lease: on or off. With off, each read asks a quorum, and nothing relies on
+    /// the speed of the machines' boot clocks; use the same value on all nodes [default: on]
     #[arg(long, env = "KVDB_LEASE", value_name = "on|off", value_parser = units::parse_switch)]
     lease: Option<bool>,
     #[command(flatten)]
@@ -145,20 +145,20 @@ pub(crate) struct NodeArgs {
 #[derive(Args)]
 pub(crate) struct GatewayArgs {
     /// gRPC address, or `off` [default: 127.0.0.1:7400]
-    #[arg(long, env = "KVDB_LISTEN")]
+    #[arg(long, env = "KVDB_LISTEN", value_name = "HOST:PORT")]
     listen: Option<String>,
     /// Address for the Redis protocol, or `off` [default: 127.0.0.1:7379]
-    #[arg(long, env = "KVDB_REDIS")]
+    #[arg(long, env = "KVDB_REDIS", value_name = "HOST:PORT")]
     redis: Option<String>,
     /// HTTP address for metrics and health, or `off` [default: 127.0.0.1:7480]
-    #[arg(long, env = "KVDB_HTTP")]
+    #[arg(long, env = "KVDB_HTTP", value_name = "HOST:PORT")]
     http: Option<String>,
     /// Addresses of the coordinators: host:port,host:port,...
-    #[arg(long, env = "KVDB_COORDINATORS")]
+    #[arg(long, env = "KVDB_COORDINATORS", value_name = "HOST:PORT,...")]
     coordinators: Option<String>,
     /// Maximum number of gRPC requests at a time; more are refused as OVERLOADED
     /// [default: 8192]
-    #[arg(long, env = "KVDB_MAX_REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "KVDB_MAX_REQUESTS", value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     max_requests: Option<u32>,
     #[command(flatten)]
     common: CommonArgs,
@@ -167,22 +167,22 @@ pub(crate) struct GatewayArgs {
 #[derive(Args)]
 pub(crate) struct DevArgs {
     /// Number of storage nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50), value_name = "COUNT")]
     nodes: u16,
     /// Number of coordinators
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=7), value_name = "COUNT")]
     coordinators: u16,
     /// Number of shards of the keyspace `default`, created at the first start
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_name = "COUNT")]
     shards: u32,
     /// Data directory
-    #[arg(long, default_value = "kvdb-data", conflicts_with = "temporary")]
+    #[arg(long, default_value = "kvdb-data", conflicts_with = "temporary", value_name = "DIR")]
     data: PathBuf,
     /// Keep the data in a temporary directory, which is removed at the end
     #[arg(long)]
     temporary: bool,
     /// Number added to every default port
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     port_offset: u16,
     #[command(flatten)]
     common: CommonArgs,

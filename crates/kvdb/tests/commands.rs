@@ -84,7 +84,10 @@ fn nodes_and_shards_tell_what_they_do_and_hold() {
     });
     let table = text(&cluster.kvdb(&["admin", "nodes"]));
     assert!(
-        table.contains("OPS/S") && table.contains("KEYS") && table.contains("DISK FREE") && table.contains("HEARD"),
+        table.contains("OPS/S")
+            && table.contains("KEYS")
+            && table.contains("DISK FREE")
+            && table.contains("HEARD"),
         "{table}"
     );
     let table = text(&cluster.kvdb(&["admin", "shards"]));

@@ -133,7 +133,7 @@ fn folders_have_the_numbers_of_their_nodes() {
 
 #[test]
 fn a_first_start_is_told_in_few_lines_and_takes_little_room() {
-    let cluster = Cluster::start();
+    let mut cluster = Cluster::start();
     for name in ["c1", "c2", "c3", "n1", "n2", "n3", "gateway"] {
         let log =
             std::fs::read_to_string(cluster.folder.path().join(format!("{name}.log"))).unwrap();
@@ -144,4 +144,14 @@ fn a_first_start_is_told_in_few_lines_and_takes_little_room() {
     let taken = String::from_utf8(taken.stdout).unwrap();
     let kib: u64 = taken.split_whitespace().next().unwrap().parse().unwrap();
     assert!(kib < 100 * 1024, "{kib} KiB");
+    let memory_kib: u64 =
+        cluster.parts().map(|part| own_memory_kib(part.child.as_ref().unwrap().id())).sum();
+    assert!(memory_kib < 150 * 1024, "{memory_kib} KiB");
+}
+
+/// Of a process, without what it shares with others: its program.
+fn own_memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

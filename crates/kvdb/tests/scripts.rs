@@ -18,6 +18,18 @@ fn a_binary_of_another_name_is_refused_rather_than_waited_for() {
 }
 
 #[test]
+fn a_binary_that_is_too_large_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/size_check.sh");
+    for (mib, is_fine) in [(30, true), (31, false)] {
+        let binary = folder.path().join("kvdb");
+        std::fs::File::create(&binary).unwrap().set_len(mib << 20).unwrap();
+        let output = Command::new("bash").arg(&script).env("KVDB_BIN", &binary).output().unwrap();
+        assert_eq!(output.status.success(), is_fine, "{output:?}");
+    }
+}
+
+#[test]
 fn package_sources_are_those_that_the_machine_has_packages_from() {
     let folder = tempfile::tempdir().unwrap();
     let parts = folder.path().join("sources.list.d");

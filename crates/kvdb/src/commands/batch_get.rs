@@ -21,7 +21,7 @@ Examples:
   kvdb batch-get user:1 user:2
   kvdb batch-get user:1 user:2 --json
 
-Prints key, tab, value for each key that is there, in the order asked; what isn't printable is
+Prints key, tab, value for each key that is there, in the order asked; what isn't printable is \
 escaped. Exit code 1: some are not there.")]
 pub(crate) struct Args {
     /// Keys

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// Between two looks at a new keyspace.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Measure puts, gets or a workload; of KvDB, Redis or etcd.
+/// Measure KvDB, Redis or etcd with puts, gets or a workload.
 #[derive(clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -35,22 +35,22 @@ Examples:
   kvdb bench --keyspace load --mode put && kvdb export --keyspace load load.tsv
   kvdb bench --json --row put-c64 >>rows.jsonl && kvdb bench compare rows.jsonl
 
-Keys are `bench:` and a number of ten digits. A bench of KvDB over gRPC creates a keyspace of its
-own, fills it for what reads, and drops it at the end. With --keyspace it uses that one, and leaves
+Keys are `bench:` and a number of ten digits. A bench of KvDB over gRPC creates a keyspace of its \
+own, fills it for what reads, and drops it at the end. With --keyspace it uses that one, and leaves \
 what it wrote: run puts before gets then, or say --fill. The same for other targets.
 
-Without --rate each client waits for its answer before it sends again (a closed loop). With --rate
-requests are sent when they are due, and latencies count from that moment, so that a target that
+Without --rate each client waits for its answer before it sends again (a closed loop). With --rate \
+requests are sent when they are due, and latencies count from that moment, so that a target that \
 stands still pays for all whom it kept waiting (an open loop).
 
-Workloads are those of YCSB, with one value a record: a half reads, half updates; b 95 % reads;
-c reads; d 95 % reads of the newest keys, 5 % inserts; e 95 % scans of up to 100 keys, 5 % inserts
+Workloads are those of YCSB, with one value a record: a half reads, half updates; b 95 % reads; \
+c reads; d 95 % reads of the newest keys, 5 % inserts; e 95 % scans of up to 100 keys, 5 % inserts \
 (needs a range keyspace); f half reads, half read-modify-writes."
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
     other: Option<Other>,
-    /// What is driven
+    /// System to measure
     #[arg(long, value_enum, default_value_t = Target::KvdbGrpc)]
     target: Target,
     /// Where the target is, or several places separated by commas: by default --endpoint for
@@ -66,19 +66,19 @@ pub(crate) struct Args {
     /// Write all keys first
     #[arg(long)]
     fill: bool,
-    /// Requests on their way at a time
+    /// Number of concurrent clients
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     clients: u32,
-    /// Requests that each client has on its way at once
+    /// Requests that each client sends before it waits for answers
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pipeline: u32,
     /// Requests in all
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// Measure for so long instead of counting requests
+    /// Measure for this long instead of counting requests
     #[arg(long, conflicts_with = "requests", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
-    /// Run for so long first, without measuring: 1 with --seconds, otherwise 0, if not given
+    /// Run for this long first, without measuring [default: 1 with --seconds, otherwise 0]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]
     warm_up: Option<u32>,
     /// Requests a second, all clients together

@@ -27,9 +27,9 @@ Examples:
   kvdb export users.jsonl --prefix user:
   kvdb export - --format jsonl | gzip > all.jsonl.gz
 
-TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a
-newline or with CR at their end, rows that expire, or hashes, lists and sets: these end the export with
-exit code 3. JSON lines hold everything; bytes that aren't UTF-8 go as key_b64 and value_b64. A large
+TSV is `key TAB value` in exact bytes. It can't hold keys with a tab or a newline, values with a \
+newline or with CR at their end, rows that expire, or hashes, lists and sets: these end the export with \
+exit code 3. JSON lines hold everything; bytes that aren't UTF-8 go as key_b64 and value_b64. A large \
 collection takes several lines. It is read in parts, so not as of one moment.")]
 pub(crate) struct Args {
     /// File, or `-` for standard output

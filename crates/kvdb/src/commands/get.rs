@@ -41,13 +41,13 @@ pub(crate) struct FreshnessArgs {
     /// How fresh the answer must be
     #[arg(long, value_enum, default_value_t = Freshness::Strong)]
     consistency: Freshness,
-    /// How old the state may be that a bounded read sees, such as 500ms or 5s
+    /// Maximum age of the state that a bounded read sees, such as 500ms or 5s
     #[arg(long, value_name = "TIME", value_parser = units::parse_time, conflicts_with = "max_staleness_ms")]
     max_staleness: Option<u64>,
     /// The same in milliseconds
     #[arg(long, hide = true, value_name = "MS")]
     max_staleness_ms: Option<u64>,
-    /// Version that the state must have reached that a bounded or eventual read sees
+    /// Lowest version that the state of a bounded or eventual read must have reached
     #[arg(long, value_name = "VERSION", default_value_t = 0, hide_default_value = true)]
     min_version: u64,
 }

@@ -4,7 +4,6 @@ use crate::cli::Cli;
 use crate::confirm::Confirmation;
 use crate::exit::Failure;
 use crate::output::Output;
-use clap::CommandFactory as _;
 use clap_complete::Shell;
 use kvdb_runtime::start::Start;
 use serde_json::json;
@@ -27,13 +26,13 @@ Examples:
         #[arg(value_enum)]
         shell: Shell,
     },
-    /// Write man pages into a directory, one a command
+    /// Write man pages into a directory, one for each command
     #[command(after_help = "\
 Examples:
   kvdb man ~/.local/share/man/man1
   man kvdb-admin-drain")]
     Man {
-        /// Directory; it is made if it isn't there
+        /// Directory, created if it doesn't exist
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
@@ -43,8 +42,8 @@ Examples:
   kvdb claim /var/lib/kvdb
   kvdb claim /var/lib/kvdb --yes
 
-Needed after a directory was copied or moved from a process that didn't end in order, and only for replicas that are
-alone in their shard.")]
+Needed after a directory was copied or moved from a process that wasn't shut down cleanly, and only for shards with a \
+single replica.")]
     Claim {
         /// Data directory of a node that isn't running
         #[arg(value_name = "DIR")]
@@ -75,7 +74,7 @@ fn version(json: bool) -> Result<(), Failure> {
 
 fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kvdb", &mut script);
+    clap_complete::generate(shell, &mut Cli::definition(), "kvdb", &mut script);
     let mut output = Output::new();
     output.raw(&script)?;
     output.finish()
@@ -99,7 +98,7 @@ fn claim(data: &Path, confirmation: Confirmation, json: bool) -> Result<(), Fail
 fn man(folder: &Path, json: bool) -> Result<(), Failure> {
     let place = folder.display().to_string();
     std::fs::create_dir_all(folder)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .and_then(|()| clap_mangen::generate_to(Cli::definition(), folder))
         .map_err(|error| Failure::writing(&place, &error))?;
     let mut output = Output::new();
     match json {

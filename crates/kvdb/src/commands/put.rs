@@ -25,7 +25,7 @@ Examples:
 
 `-` in place of a word is standard input. `--` ends the options, for words that begin with a dash.")]
 pub(crate) struct Args {
-    /// KEY and VALUE, as far as they don't come from files
+    /// KEY and VALUE; leave out what comes from a file
     #[arg(value_name = "KEY VALUE", num_args = 0..)]
     words: Vec<OsString>,
     /// Take the key from a file, all its bytes

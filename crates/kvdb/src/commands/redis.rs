@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-/// Carry out a command of the Redis vocabulary.
+/// Run a Redis command on keys.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,8 +23,9 @@ Examples:
   kvdb --keyspace app redis SADD tags a b
   kvdb redis --consistency bounded --max-staleness 5s ZRANGE board 0 9
 
-Commands on keys, with Redis's arguments and answers; docs/redis.md lists them. Options of kvdb itself
-stand before the command's name. Those about how fresh the answer is are for commands that only read. --json prints the answer as JSON: bytes that aren't UTF-8 as
+Commands on keys, with Redis's arguments and answers; docs/redis.md lists them. Options of kvdb itself \
+stand before the command's name. Options for how fresh an answer must be are for commands that only read. --json \
+prints the answer as JSON: bytes that aren't UTF-8 as \
 {\"b64\": …}. An error that the command answers with ends with exit code 3.")]
 pub(crate) struct Args {
     #[command(flatten)]

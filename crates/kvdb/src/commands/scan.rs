@@ -17,7 +17,7 @@ Examples:
   kvdb ls --keys-only
   kvdb scan --start a --end b --keys-only
 
-Prints key, tab, value; what isn't printable is escaped (`export` writes exact bytes). Keys come in
+Prints key, tab, value; what isn't printable is escaped (`export` writes exact bytes). Keys come in \
 order in range keyspaces, and in no particular order in hash keyspaces such as `default`.")]
 pub(crate) struct Args {
     /// List only keys that begin with this

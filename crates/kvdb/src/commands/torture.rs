@@ -25,9 +25,9 @@ Examples:
   kvdb torture --planned 10 --hold 600
   kvdb torture --duties --clients 64 --html report.html
 
-It starts 3 coordinators, 3 nodes and 2 gateways of this very binary on free ports of loopback, with
-their data in a temporary directory, and ends them. Your own cluster is not touched. The last line
-says it all: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 3 if the verdict isn't ok.")]
+It starts 3 coordinators, 3 nodes and 2 gateways of its own binary on free loopback ports, with \
+their data in a temporary directory, and ends them. Your own cluster is not touched. The last line \
+has the verdict: verdict=ok lost=0 wrong=0 stale=0 worst_gap_ms=310. Exit code 3 if the verdict isn't ok.")]
 pub(crate) struct Args {
     /// Length of load and faults
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=86_400))]

@@ -21,9 +21,9 @@ Examples:
   kvdb watch --key leader --json
   kvdb watch --prefix user: --cursor AgAAAAE...
 
-Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Without --key
-and --prefix the whole keyspace is watched. With --json each line has the cursor from which another
-watch of the same keys goes on; `gap` says that changes were missed: read the keys again. Where --limit
+Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Without --key \
+and --prefix the whole keyspace is watched. With --json each line has the cursor from which another \
+watch of the same keys goes on; `gap` says that changes were missed: read the keys again. Where --limit \
 falls among changes that came together, their cursor is the one before all of them.")]
 pub(crate) struct Args {
     /// Watch this key only

@@ -1,6 +1,6 @@
 //! Commands by their names, and keys of every type on the command line.
 
-use crate::dev::{Dev, kvdb};
+use crate::dev::{Client, Dev, kvdb};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -115,6 +115,50 @@ fn commands_are_counted_by_name_and_result() {
         assert!(page.contains(line), "{line} is missing: {page}");
     }
     assert!(!page.contains("command=\"zadd\""), "what never came isn't there");
+}
+
+#[test]
+fn the_server_tells_figures_of_its_own_and_claims_nothing_that_it_has_not() {
+    let dev = Dev::start();
+    let mut client = dev.client();
+    let figure = |client: &mut Client, name: &str| -> u64 {
+        let info = client.ask("info");
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("{name} is missing: {info}")).parse().unwrap()
+    };
+    client.ask("set k v");
+    assert_eq!(figure(&mut client, "arch_bits"), 64);
+    assert_eq!(figure(&mut client, "uptime_in_days"), 0);
+    assert!(figure(&mut client, "used_memory") > 1_000_000);
+    let before = figure(&mut client, "total_connections_received");
+    let mut other = dev.client();
+    assert!(other.ask("ping").starts_with("+PONG"));
+    assert_eq!(figure(&mut client, "total_connections_received"), before + 1);
+    assert!(client.ask("config resetstat").starts_with("+OK"));
+    assert_eq!(figure(&mut client, "total_connections_received"), 0);
+    assert!(client.ask("info keyspace").contains("db0:keys=1,"));
+    assert!(!client.ask("info memory").contains("redis_version"));
+
+    let named = client.ask("client info");
+    for field in ["id=", " addr=127.0.0.1:", " laddr=127.0.0.1:", " db=0 ", " cmd=client|info"] {
+        assert!(named.contains(field), "{field}: {named}");
+    }
+    for (command, part) in [
+        ("config set appendonly no", "it is always 'yes'"),
+        ("xadd s * f v", "KvDB doesn't have it (streams)"),
+        ("eval x 0", "KvDB doesn't have it (scripts"),
+        ("client kill user nobody", "No such user"),
+        ("copy k l db 99", "out of range"),
+    ] {
+        let answer = client.ask(command);
+        assert!(answer.starts_with('-') && answer.contains(part), "{command}: {answer}");
+    }
+    // Nobody has set a password.
+    assert!(client.ask("auth default x").starts_with("+OK"));
+    // What is only selected isn't made.
+    assert!(client.ask("select 7").starts_with("+OK"));
+    assert!(client.ask("get k").starts_with("$-1"));
+    assert!(!dev.admin(&["keyspaces"]).contains("db7"), "a read made a keyspace");
 }
 
 #[test]

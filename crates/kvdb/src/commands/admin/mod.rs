@@ -96,7 +96,7 @@ Examples:
   kvdb admin plan
   kvdb admin plan --json")]
     Plan,
-    /// Show operations: changes of the cluster, done and running
+    /// Show operations: past and running changes of the cluster
     #[command(alias = "operators")]
     Operations(Operations),
     /// Cancel an operation
@@ -122,7 +122,7 @@ Examples:
   kvdb admin shards                           which shards have lost their majority
   kvdb admin force-recover 3 --from 1         shows where the log of each copy ends, and asks
 
-Accept the copies of all nodes first, and recover each shard from the one whose log ends last. A shard that has a
+Accept the copies of all nodes first, and recover each shard from the one whose log ends last. A shard that has a \
 majority needs none of this: `kvdb admin replace` the node instead.")]
 pub(crate) struct AcceptCopy {
     /// Node id; its process has ended
@@ -146,8 +146,8 @@ Examples:
   kvdb admin force-recover 3 --from 2         shows what would be done, and asks
   kvdb admin force-recover 3 --from 2 --yes --wait
 
-It is refused while a majority of the shard's nodes is there or may be (a node counts as lost once it is DEAD),
-while an operation changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many
+It is refused while a majority of the shard's nodes is there or may be (a node counts as lost once it is DEAD), \
+while an operation changes the shard, and from a replica whose files are lost. Afterwards the shard gets as many \
 replicas as it had, as far as there are nodes. Start new nodes, and `kvdb admin replace` the lost ones.")]
 pub(crate) struct ForceRecover {
     /// Shard id
@@ -353,7 +353,7 @@ pub(crate) struct InitShards {
     /// Number of shards
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16384))]
     shards: u32,
-    /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
+    /// Replicas of each shard, 1 to 7; 0 = 3. Fewer while fewer nodes are alive
     #[arg(long, default_value_t = 0)]
     replicas: u32,
 }
@@ -366,7 +366,7 @@ Examples:
   kvdb admin create-keyspace events --history 24h --history-bytes 64MiB
   kvdb admin create-keyspace app --colocated --redis-db 1
 
-A colocated keyspace has one shard, which is never split: commands on several keys, and transactions, may name
+A colocated keyspace has one shard, which is never split: commands on several keys, and transactions, may name \
 any of its keys. It can't hold or carry more than one shard does.")]
 pub(crate) struct CreateKeyspace {
     /// Keyspace name
@@ -377,7 +377,7 @@ pub(crate) struct CreateKeyspace {
     /// Number of shards; 0 = 8, and always 1 for a range keyspace
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16384))]
     shards: u32,
-    /// Replicas wanted of each, 1 to 7; 0 = 3. While fewer nodes are alive there are fewer
+    /// Replicas of each shard, 1 to 7; 0 = 3. Fewer while fewer nodes are alive
     #[arg(long, default_value_t = 0)]
     replicas: u32,
     /// Keep all keys on one shard, so that any of them can be named together
@@ -386,10 +386,10 @@ pub(crate) struct CreateKeyspace {
     /// The number by which clients of Redis's protocol select it; the names db1 to db15 imply theirs
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=15))]
     redis_db: Option<u8>,
-    /// Keep changes for so long, so that watches can begin in the past: 1s to 30d
+    /// Keep changes for this long, so that watches can begin in the past: 1s to 30d
     #[arg(long, value_name = "TIME", value_parser = history::parse_time)]
     history: Option<u64>,
-    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB
+    /// Keep at most this many bytes of changes for each shard: 1MiB to 256MiB
     #[arg(long, value_name = "BYTES", value_parser = history::parse_size)]
     history_bytes: Option<u64>,
 }
@@ -401,16 +401,16 @@ Examples:
   kvdb admin set-history orders --for 7d --bytes 64MiB
   kvdb admin set-history orders --off
 
-Each shard keeps its changes until one of the bounds is reached; every replica holds them on disk.
+Each shard keeps its changes until one of the bounds is reached; every replica holds them on disk. \
 What was written before history was on is not in it: a watch that begins before gets a gap.")]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["time", "bytes", "off"]))]
 pub(crate) struct SetHistory {
     /// Keyspace name
     name: String,
-    /// Keep changes for so long: 1s to 30d [default: 24h]
+    /// Keep changes for this long: 1s to 30d [default: 24h]
     #[arg(long = "for", value_name = "TIME", value_parser = history::parse_time)]
     time: Option<u64>,
-    /// Keep so many bytes of changes a shard at most: 1MiB to 256MiB [default: 32MiB]
+    /// Keep at most this many bytes of changes for each shard: 1MiB to 256MiB [default: 32MiB]
     #[arg(long, value_name = "BYTES", value_parser = history::parse_size)]
     bytes: Option<u64>,
     /// Keep no changes any more
@@ -449,13 +449,13 @@ pub(crate) struct RegisterNode {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  kvdb admin drain 2 --wait                    empties a node that works; stop it afterwards
-  kvdb admin set-node-status 2 removed         then it can be removed: says what will happen, and asks
-  kvdb admin replace 2 --wait                  rebuilds what a lost node held, and removes it
-  kvdb admin set-node-status 2 removed --force removes it though it is alive or holds replicas
-  kvdb admin set-node-status 2 draining        the same as `kvdb admin drain 2`
+  kvdb admin drain 2 --wait                      empties a node that works; stop it afterwards
+  kvdb admin set-node-status 2 removed           then removes it: says what will happen, and asks
+  kvdb admin replace 2 --wait                    rebuilds what a lost node held, and removes it
+  kvdb admin set-node-status 2 removed --force   removes it although it is alive or holds replicas
+  kvdb admin set-node-status 2 draining          the same as `kvdb admin drain 2`
 
-A removed node never comes back under its number. It is refused, also with --force, where a shard would have no
+A removed node never comes back under its number. Even with --force this is refused if a shard would have no \
 majority without the node.")]
 pub(crate) struct SetNodeStatus {
     /// Node id
@@ -464,7 +464,7 @@ pub(crate) struct SetNodeStatus {
     /// Status
     #[arg(value_enum)]
     status: Status,
-    /// Remove the node though it is alive or holds replicas; they are rebuilt elsewhere at once
+    /// Remove the node although it is alive or holds replicas; they are rebuilt elsewhere at once
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -474,12 +474,12 @@ pub(crate) struct SetNodeStatus {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  kvdb admin set-leader 3 2            node 2 is to lead shard 3")]
+  kvdb admin set-leader 3 2            makes node 2 the leader of shard 3")]
 pub(crate) struct SetLeader {
     /// Shard id
     #[arg(value_name = "SHARD")]
     shard_id: u64,
-    /// Node that is to lead; it must have a voting replica
+    /// New leader; it must have a voting replica
     #[arg(value_name = "NODE")]
     node_id: u64,
 }

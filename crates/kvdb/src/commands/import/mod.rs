@@ -36,9 +36,9 @@ Examples:
   kvdb import rows.jsonl --skip-bad-lines
   zcat rows.tsv.gz | kvdb import - --format tsv
 
-TSV is `key TAB value`; everything after the first tab is the value, byte for byte. Lines may end
-in CR LF, and a byte order mark at the start is left out. JSON lines are
-{\"key\":…,\"value\":…} with optional key_b64, value_b64 (base64) and ttl_ms; a hash, list, set or
+TSV is `key TAB value`; everything after the first tab is the value, byte for byte. Lines may end \
+in CR LF, and a byte order mark at the start is left out. JSON lines are \
+{\"key\":…,\"value\":…} with optional key_b64, value_b64 (base64) and ttl_ms; a hash, list, set or \
 sorted set is {\"key\":…,\"type\":\"list\",\"items\":[…]}, of hashes and sorted sets in pairs.
 
 A bad line ends the import with its number and exit code 3. However it ends, it says how many rows
