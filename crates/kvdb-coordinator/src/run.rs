@@ -146,7 +146,7 @@ pub(crate) fn drive_config(data: &Path, node_id: NodeId, token: u128) -> DriveCo
         data: data.to_owned(),
         // Nodes tell the leader how they are without asking for anything: it must notice by itself
         // that it leads no more.
-        host: HostConfig { sleep_ticks: 0, ..HostConfig::new(node_id, token as u64) },
+        host: HostConfig { hibernate_ticks: 0, ..HostConfig::new(node_id, token as u64) },
         wal: WalConfig {
             first_segment_bytes: 1024 * 1024,
             segment_bytes: 16 * 1024 * 1024,

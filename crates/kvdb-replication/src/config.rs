@@ -9,14 +9,14 @@ pub enum HostConfigError {
     /// A setting must be at least 1.
     #[error("{0} is 0; it must be at least 1")]
     Zero(&'static str),
-    /// Groups would sleep between two heartbeats.
+    /// Groups would hibernate between two heartbeats.
     #[error(
-        "sleep_ticks is {sleep_ticks} and heartbeat_ticks {heartbeat_ticks}; a group must have \
-         been idle for a heartbeat at least before it sleeps, or never sleep (0)"
+        "hibernate_ticks is {hibernate_ticks} and heartbeat_ticks {heartbeat_ticks}; a group must have \
+         been idle for a heartbeat at least before it hibernates, or never hibernate (0)"
     )]
-    LightSleep {
+    EarlyHibernation {
         /// As configured.
-        sleep_ticks: usize,
+        hibernate_ticks: usize,
         /// As configured.
         heartbeat_ticks: usize,
     },
@@ -54,11 +54,11 @@ pub struct HostConfig {
     /// Ticks between a leader's heartbeats. Raising it saves messages and shortens what remains
     /// of the election timeout when one is lost.
     pub heartbeat_ticks: usize,
-    /// Ticks without anything to do after which a group sleeps: its members neither count ticks nor
+    /// Ticks without anything to do after which a group hibernates: its members neither count ticks nor
     /// send heartbeats until something happens. 0 for never. Raising it makes groups that are used
     /// now and then answer sooner (whoever wakes must ask the others before it reads), and costs
     /// their ticks and heartbeats.
-    pub sleep_ticks: usize,
+    pub hibernate_ticks: usize,
     /// How much faster a follower's clock may run than the leader's, in milliseconds over one
     /// election timeout. Taken off the read lease.
     pub clock_drift_ms: u64,
@@ -99,7 +99,7 @@ impl HostConfig {
             election_ticks: 20,
             election_spread_ticks: 12,
             heartbeat_ticks: 5,
-            sleep_ticks: 100,
+            hibernate_ticks: 100,
             clock_drift_ms: 10,
             stall_ticks: 30,
             wary_ticks: 1_000,
@@ -124,9 +124,9 @@ impl HostConfig {
         if self.heartbeat_ticks == 0 {
             return Err(HostConfigError::Zero("heartbeat_ticks"));
         }
-        if (1..self.heartbeat_ticks).contains(&self.sleep_ticks) {
-            return Err(HostConfigError::LightSleep {
-                sleep_ticks: self.sleep_ticks,
+        if (1..self.heartbeat_ticks).contains(&self.hibernate_ticks) {
+            return Err(HostConfigError::EarlyHibernation {
+                hibernate_ticks: self.hibernate_ticks,
                 heartbeat_ticks: self.heartbeat_ticks,
             });
         }

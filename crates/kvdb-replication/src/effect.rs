@@ -255,7 +255,7 @@ pub struct GroupStatus {
     /// Its state is lost, or hasn't come yet.
     pub awaits_snapshot: bool,
     /// Nothing has happened for a while, and nobody counts on hearing of it.
-    pub is_asleep: bool,
+    pub is_hibernating: bool,
     /// The descriptor as of `applied`; `None` while it waits for its first snapshot.
     pub descriptor: Option<ShardDescriptor>,
     /// As a leader: how far each replica is, itself included.
@@ -311,7 +311,7 @@ mod tests {
             applied: LogIndex(64),
             last_term: Term(6),
             awaits_snapshot: false,
-            is_asleep: false,
+            is_hibernating: false,
             descriptor: None,
             progress: vec![progress(matched)],
         };

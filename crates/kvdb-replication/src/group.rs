@@ -16,10 +16,10 @@
 //!   without asking anybody, before its log is durable.
 
 mod events;
+mod hibernation;
 mod ready;
 mod reconfigure;
 mod settle;
-mod sleep;
 mod snapshots;
 mod unsafe_recovery;
 
@@ -98,7 +98,7 @@ struct Incoming {
 
 /// What raft was when it was last looked at: a change of it is an event.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Reign {
+struct SoftState {
     role: StateRole,
     term: Term,
     leader: u64,
@@ -120,7 +120,7 @@ pub(crate) struct Group<T> {
     reads: Reads<T>,
     lease: Lease,
     pub(crate) permit: Arc<ReadPermit>,
-    reign: Reign,
+    soft_state: SoftState,
     /// Ticks for which the waiters of a lost leadership may still learn their outcome.
     grace_ticks: Option<usize>,
     persisting: VecDeque<Persisting>,
@@ -151,7 +151,7 @@ pub(crate) struct Group<T> {
     young_ticks: usize,
     /// Ticks since something happened.
     idle_ticks: usize,
-    sleep: Option<sleep::Sleep>,
+    hibernation: Option<hibernation::Hibernation>,
     /// Ticks during which votes are refused: what was promised before a restart is forgotten.
     silent_ticks: usize,
     election_timeout: usize,
@@ -197,7 +197,7 @@ impl<T> Group<T> {
             replica: from.replica,
             volume: from.volume,
             dirty: false,
-            reign: Reign {
+            soft_state: SoftState {
                 role: raw.raft.state,
                 term: Term(raw.raft.term),
                 leader: raw.raft.leader_id,
@@ -229,7 +229,7 @@ impl<T> Group<T> {
             eager_ticks: 0,
             young_ticks: 0,
             idle_ticks: 0,
-            sleep: None,
+            hibernation: None,
             silent_ticks: if restarted { config.election_ticks } else { 0 },
             election_timeout: 0,
             rng,
@@ -326,7 +326,7 @@ impl<T> Group<T> {
             applied: self.applied,
             last_term: self.log_end().term,
             awaits_snapshot: self.engine_lost || self.volume.is_none(),
-            is_asleep: self.is_asleep(),
+            is_hibernating: self.is_hibernating(),
             descriptor: self.descriptor.clone(),
             progress: self.progress(),
         }

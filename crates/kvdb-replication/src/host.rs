@@ -3,11 +3,11 @@
 
 mod life;
 
-use crate::beats::{Beats, beat};
 use crate::config::HostConfig;
 use crate::effect::{ApplyTask, CantGoOn, Effect, GroupStatus, LogTail, PeerMessage, PersistBatch};
 use crate::group::{Group, RecoveredGroup};
 use crate::input::{Input, Now, Rejection};
+use crate::liveness::{NodeLiveness, store_heartbeat};
 use crate::pending_votes::PendingVotes;
 use crate::permit::ReadPermit;
 use crate::shard_time::ShardTime;
@@ -67,7 +67,7 @@ pub struct Host<T> {
     pending_votes: PendingVotes,
     /// Shards whose first replica is to be created here, and until which tick it is waited for.
     expected: BTreeMap<ShardId, u64>,
-    beats: Beats,
+    liveness: NodeLiveness,
     stall: Stall,
     /// Peers whose logs have stalled lately.
     wary_peers: BTreeSet<NodeId>,
@@ -104,7 +104,7 @@ impl<T> Host<T> {
             closing: VecDeque::new(),
             pending_votes: PendingVotes::default(),
             expected: BTreeMap::new(),
-            beats: Beats::default(),
+            liveness: NodeLiveness::default(),
             stall: Stall::default(),
             wary_peers: BTreeSet::new(),
             least_replica: ReplicaId(0),
@@ -239,7 +239,7 @@ impl<T> Host<T> {
                 });
             }
             Input::Expect { shards } => {
-                let until = self.beats.now() + EXPECTED_TICKS;
+                let until = self.liveness.now() + EXPECTED_TICKS;
                 self.expected.extend(shards.into_iter().map(|shard| (shard, until)));
             }
             Input::Create { descriptor, volume, campaign } => {
@@ -279,7 +279,7 @@ impl<T> Host<T> {
             Input::SnapshotIngested { from_node, shard, message, descriptor, time, volume } => {
                 let receiver = ReplicaId(message.to);
                 let wanted = self.consider_snapshot(shard, receiver, &descriptor).is_ok();
-                let tick = self.beats.now();
+                let tick = self.liveness.now();
                 match self.touch(shard).filter(|_| wanted) {
                     Some(group) => {
                         group.snapshot_ingested(from_node, message, descriptor, time, volume, tick);
@@ -343,9 +343,9 @@ impl<T> Host<T> {
     fn process(&mut self, shard: ShardId, now: Now) {
         let agreed_ms = self.agreed_ms();
         if let Some(group) = self.groups.get_mut(&shard) {
-            group.process(&self.config, self.beats.now(), now, agreed_ms, &mut self.out);
+            group.process(&self.config, self.liveness.now(), now, agreed_ms, &mut self.out);
             // Whatever wakes one has it processed too.
-            if group.is_asleep() {
+            if group.is_hibernating() {
                 self.awake.remove(&shard);
             } else {
                 self.awake.insert(shard);
@@ -409,8 +409,8 @@ impl<T> Host<T> {
 
     fn tick(&mut self) {
         self.pending_votes.tick(&self.config);
-        self.beats.tick();
-        let now = self.beats.now();
+        self.liveness.tick();
+        let now = self.liveness.now();
         self.expected.retain(|_, until| *until > now);
         let was_wary = self.stall.is_wary();
         self.stall.tick(&self.config);
@@ -431,9 +431,9 @@ impl<T> Host<T> {
                 self.dirty.push(*shard);
             }
         }
-        let is_due = self.beats.now().is_multiple_of(self.config.heartbeat_ticks as u64);
-        if is_due || self.beats.any_falls_silent(self.config.election_ticks) {
-            self.look_after_sleepers();
+        let is_due = self.liveness.now().is_multiple_of(self.config.heartbeat_ticks as u64);
+        if is_due || self.liveness.any_falls_silent(self.config.election_ticks) {
+            self.check_hibernating();
         }
     }
 
@@ -455,13 +455,13 @@ impl<T> Host<T> {
         }
     }
 
-    /// Wakes who must not sleep on, and tells all who rely on it for the others that this host is
-    /// alive.
-    fn look_after_sleepers(&mut self) {
+    /// Wakes groups that must not hibernate any longer, and sends a store heartbeat to all hosts that
+    /// rely on it for the others.
+    fn check_hibernating(&mut self) {
         let mut nodes = BTreeSet::new();
         let mut woken = Vec::new();
-        for (shard, group) in self.groups.iter_mut().filter(|(_, group)| group.is_asleep()) {
-            if group.sleeps_on(&self.config, &self.beats) {
+        for (shard, group) in self.groups.iter_mut().filter(|(_, group)| group.is_hibernating()) {
+            if group.stays_hibernating(&self.config, &self.liveness) {
                 nodes.extend(group.others());
             } else {
                 woken.push(*shard);
@@ -471,12 +471,12 @@ impl<T> Host<T> {
             self.touch(shard);
         }
         for node in nodes {
-            self.out.send(node, beat());
+            self.out.send(node, store_heartbeat());
         }
     }
 
-    /// How many groups sleep: they are idle, and neither tick nor send heartbeats.
-    pub fn asleep(&self) -> usize {
+    /// How many groups hibernate: they are idle, and neither tick nor send heartbeats.
+    pub fn hibernating(&self) -> usize {
         self.groups.len() - self.awake.len()
     }
 
@@ -563,7 +563,7 @@ impl<T> Host<T> {
             | MessageType::MsgRequestVoteResponse
             | MessageType::MsgRequestPreVoteResponse
             | MessageType::MsgTimeoutNow => true,
-            MessageType::MsgBeat => return self.beats.heard(from_node),
+            MessageType::MsgBeat => return self.liveness.heard(from_node),
             // Snapshots come by their own way; proposals, reads and transfers are not forwarded;
             // the rest is raft's talk with itself.
             _ => return,
@@ -571,7 +571,7 @@ impl<T> Host<T> {
         if !is_possible {
             return;
         }
-        let tick = self.beats.now();
+        let tick = self.liveness.now();
         let group = self.groups.get(&shard).filter(|group| group.replica == receiver);
         if let Some(Err(lost)) = group.map(|group| group.check_own_log(&message)) {
             self.out.effects.push(Effect::PromiseLost(lost));

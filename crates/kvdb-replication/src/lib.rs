@@ -29,7 +29,7 @@
 //! 4. **The log is in memory too**, from the compaction point on: it is bounded by how far the
 //!    flush lags and by [`HostConfig::log_retain_bytes`]. A follower that needs more gets a
 //!    snapshot.
-//! 5. **Idle groups sleep.** They neither tick nor send heartbeats; hosts tell each other for all of
+//! 5. **Idle groups hibernate.** They neither tick nor send heartbeats; hosts tell each other for all of
 //!    them that they are alive. What is promised for a time is not shortened by it.
 //!
 //! The host neither blocks nor spawns, reads no clock and draws randomness only from its seed, so
@@ -40,7 +40,6 @@
     reason = "raft's generated types have private fields, which rules out struct literals elsewhere"
 )]
 
-mod beats;
 mod config;
 mod convert;
 mod effect;
@@ -48,6 +47,7 @@ mod group;
 mod host;
 mod input;
 mod lease;
+mod liveness;
 mod membership;
 mod pending_votes;
 mod permit;

@@ -164,10 +164,10 @@ impl<T> Proposals<T> {
     }
 
     /// Takes out all that is in the log without being known to be committed, but for what was
-    /// proposed in the `reigning` term.
-    pub(crate) fn drain_proposed_except(&mut self, reigning: Option<Term>) -> Vec<T> {
+    /// proposed in the `leading` term.
+    pub(crate) fn drain_proposed_except(&mut self, leading: Option<Term>) -> Vec<T> {
         let mut tickets = Vec::new();
-        while self.proposed.front().is_some_and(|first| Some(first.term) != reigning) {
+        while self.proposed.front().is_some_and(|first| Some(first.term) != leading) {
             let Some(first) = self.proposed.pop_front() else { break };
             tickets.extend(first.tickets);
         }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 /// Small, so that segments roll, are rewritten and are freed within seconds.
 const SEGMENT_BYTES: u64 = 64 * 1024;
-/// Short enough for shards that clients ask for less often than others to sleep between.
+/// Short enough for shards that clients ask for less often than others to hibernate in between.
 const SLEEP_TICKS: [usize; 5] = [0, 5, 8, 15, 40];
 pub(crate) const USUAL_SYNC_US: u64 = 1000;
 pub(crate) const USUAL_APPLY_US: u64 = 300;
@@ -229,7 +229,7 @@ impl Process {
             Wal::open(self.disk.clone(), config).map_err(|error| error.to_string())?;
         let mut host_config = HostConfig::new(node_id, seed);
         host_config.log_retain_bytes = 2000;
-        host_config.sleep_ticks =
+        host_config.hibernate_ticks =
             if self.is_coordinator { 0 } else { SLEEP_TICKS[seed as usize % SLEEP_TICKS.len()] };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let mut host = Host::new(host_config, live.tombstones(), logger);

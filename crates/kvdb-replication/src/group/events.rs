@@ -2,7 +2,7 @@
 //! [`Group::process`] is called afterwards.
 
 use super::Group;
-use super::sleep::{self, LastHeartbeat};
+use super::hibernation::{self, LastHeartbeat};
 use crate::config::HostConfig;
 use crate::effect::PromiseLost;
 use crate::host::Outbox;
@@ -32,7 +32,7 @@ impl<T> Group<T> {
         }
         self.arm_election(config);
         eventful |= self.stand_again();
-        eventful |= self.grows_tired(config);
+        eventful |= self.could_hibernate(config);
         self.raw.tick() || eventful
     }
 
@@ -97,7 +97,7 @@ impl<T> Group<T> {
 
     pub(crate) fn step(&mut self, from_node: NodeId, message: Message, tick: u64) {
         let last = LastHeartbeat::read(from_node, &message);
-        if last.is_none() && sleep::wakes(&message, self.raw.raft.term) {
+        if last.is_none() && hibernation::wakes(&message, self.raw.raft.term) {
             self.wake();
         }
         let ignored = match message.get_msg_type() {
@@ -118,7 +118,7 @@ impl<T> Group<T> {
         // What raft refuses (a response of somebody who left) is of no consequence.
         let _ = self.raw.step(message);
         if let Some(last) = last {
-            self.follow_into_sleep(&last, tick);
+            self.follow_into_hibernation(&last, tick);
         }
     }
 

@@ -12,7 +12,7 @@
 //!   could lead the same term again, with other entries at the same places;
 //! - all others' wait for their ready: a vote or an acknowledgement is a promise to remember.
 
-use super::{Group, Persisting, Reign, time_of};
+use super::{Group, Persisting, SoftState, time_of};
 use crate::config::HostConfig;
 use crate::convert::{entry_to_model, hard_state_to_model};
 use crate::effect::{ApplyTask, CommittedEntry, Effect, PeerMessage};
@@ -38,7 +38,7 @@ impl<T> Group<T> {
         out: &mut Outbox<T>,
     ) {
         self.dirty = false;
-        self.notice_reign(config, out);
+        self.notice_soft_state(config, out);
         if self.is_leader() {
             // Readers look at it, too.
             self.time.lead(agreed_ms, now.boot_us);
@@ -53,14 +53,14 @@ impl<T> Group<T> {
                 break;
             }
             self.handle_ready(config, now, out);
-            self.notice_reign(config, out);
+            self.notice_soft_state(config, out);
         }
         self.end_grace(out);
         self.discard_unused_snapshot(out);
         self.want_snapshot(out);
         self.serve_reads(out);
         self.tell_settled(out);
-        self.fall_asleep(config, tick, out);
+        self.hibernate(config, tick, out);
         self.arm_election(config);
         self.tell_permit();
     }
@@ -87,10 +87,10 @@ impl<T> Group<T> {
 
     // ---- leadership ---------------------------------------------------------------------
 
-    fn notice_reign(&mut self, config: &HostConfig, out: &mut Outbox<T>) {
+    fn notice_soft_state(&mut self, config: &HostConfig, out: &mut Outbox<T>) {
         let raft = &self.raw.raft;
-        let seen = Reign { role: raft.state, term: Term(raft.term), leader: raft.leader_id };
-        let known = std::mem::replace(&mut self.reign, seen);
+        let seen = SoftState { role: raft.state, term: Term(raft.term), leader: raft.leader_id };
+        let known = std::mem::replace(&mut self.soft_state, seen);
         let leads = seen.role == StateRole::Leader;
         if !leads {
             // Checked always: it may have led for less than a step.
@@ -135,8 +135,8 @@ impl<T> Group<T> {
     fn end_grace(&mut self, out: &mut Outbox<T>) {
         if self.grace_ticks == Some(0) {
             self.grace_ticks = None;
-            let reigning = self.is_leader().then(|| self.term());
-            let tickets = self.proposals.drain_proposed_except(reigning);
+            let leading = self.is_leader().then(|| self.term());
+            let tickets = self.proposals.drain_proposed_except(leading);
             out.refuse(self.shard, tickets, Rejection::OutcomeUnknown);
         }
     }

@@ -54,7 +54,7 @@ fn rough(config: &mut HostConfig) {
     config.log_retain_bytes = 400;
     config.max_inflight_messages = 8;
     config.max_message_bytes = 300;
-    config.sleep_ticks = [0, 5, 7, 12, 40][config.seed as usize % 5];
+    config.hibernate_ticks = [0, 5, 7, 12, 40][config.seed as usize % 5];
 }
 
 impl Story {

@@ -39,7 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) peer_messages_dropped: Counter,
     pub(crate) snapshots_sent: Counter,
     pub(crate) snapshots_received: Counter,
-    pub(crate) replicas_asleep: Gauge,
+    pub(crate) replicas_hibernating: Gauge,
     pub(crate) log_stalled: Gauge,
 }
 
@@ -152,8 +152,8 @@ impl Metrics {
         );
         registry.register(
             "kvdb_replicas_hibernating",
-            "Replicas of shards that nobody uses: they need neither time nor heartbeats",
-            self.replicas_asleep.clone(),
+            "Replicas of idle shards: they neither tick nor send heartbeats",
+            self.replicas_hibernating.clone(),
         );
         registry.register(
             "kvdb_log_segments",

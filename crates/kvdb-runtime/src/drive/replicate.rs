@@ -125,7 +125,7 @@ impl Replicator {
             let now = Instant::now();
             if now >= next_tick {
                 self.host.step(clock::now(), Input::Tick);
-                self.shared.metrics.replicas_asleep.set(self.host.asleep() as i64);
+                self.shared.metrics.replicas_hibernating.set(self.host.hibernating() as i64);
                 next_tick = (next_tick + self.tick).max(now);
                 self.tell_wary();
             }

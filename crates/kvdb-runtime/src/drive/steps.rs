@@ -63,7 +63,7 @@ mod tests {
             applied: LogIndex(1000),
             last_term: Term(6),
             awaits_snapshot: false,
-            is_asleep: false,
+            is_hibernating: false,
             progress: replicas.iter().map(progress).collect(),
             descriptor: Some(ShardDescriptor {
                 shard_id: ShardId(1),

@@ -104,9 +104,9 @@ pub fn describe(message: &Message) -> String {
             format!("vote for me, term {term}, last {}/{}", message.index, message.log_term)
         }
         MessageType::MsgRequestVoteResponse => format!("vote {verdict}, term {term}"),
-        MessageType::MsgBeat => "I am alive".to_owned(),
+        MessageType::MsgBeat => "store heartbeat".to_owned(),
         MessageType::MsgHeartbeat if message.context[..] == *b"sleep" => {
-            format!("sleep, commit {}, term {term}", message.commit)
+            format!("hibernate, commit {}, term {term}", message.commit)
         }
         MessageType::MsgHeartbeat if !message.context.is_empty() => {
             format!("heartbeat for a read, commit {}, term {term}", message.commit)

@@ -1,4 +1,4 @@
-//! Which peers are alive, for the groups that sleep: see `group/sleep.rs`.
+//! Which peers are alive, for the groups that hibernate: see `group/hibernation.rs`.
 
 use crate::effect::PeerMessage;
 use kvdb_model::{NodeId, ShardId};
@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 /// When each peer was last heard to be alive, in ticks.
 #[derive(Default)]
-pub(crate) struct Beats {
+pub(crate) struct NodeLiveness {
     now: u64,
     heard: BTreeMap<NodeId, u64>,
 }
 
-impl Beats {
+impl NodeLiveness {
     pub(crate) fn tick(&mut self) {
         self.now += 1;
     }
@@ -37,8 +37,8 @@ impl Beats {
     }
 }
 
-/// What a host says to another one about no group in particular: that it is alive.
-pub(crate) fn beat() -> PeerMessage {
+/// What a host sends to another one for all groups together: that it is alive.
+pub(crate) fn store_heartbeat() -> PeerMessage {
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgBeat);
     PeerMessage { shard: ShardId(0), message }

@@ -1,29 +1,29 @@
-//! Groups that nobody uses sleep: a thousand of them cost what one does.
+//! Idle groups hibernate: a thousand of them cost what one does.
 //!
-//! A leader whose group has nothing to do for a while, and whose members all have everything, says
-//! so with a last heartbeat, and none of them counts ticks any more. What they would have told each
-//! other with heartbeats and their answers, their hosts now say once for all groups
-//! ([`crate::beats`]). A host that misses another one's beats for an election timeout wakes whoever
-//! sleeps because of it: its followers are ready to stand, so a leader that is gone is missed as
-//! soon as ever, and a leader that may have lost its majority asks, as ever, whether it has.
+//! When a group has had nothing to do for a while, and all members have everything, its leader says
+//! so with a last heartbeat, and no member counts ticks any more. Store heartbeats, which hosts send
+//! once for all groups ([`crate::liveness`]), stand for the heartbeats of the group. A host that
+//! misses the store heartbeats of another one for an election timeout wakes the groups that rely on
+//! it. Their followers are ready to campaign, so a dead leader is missed as soon as ever. A leader
+//! that may have lost its majority checks as usual whether it has.
 //!
-//! Whatever happens to a group wakes it: a request, a message, a change of its members. Who wakes
-//! goes on where it had stopped.
+//! Anything that happens to a group wakes it: a request, a message, a change of its members. A
+//! replica that wakes goes on where it had stopped.
 //!
 //! # What makes it sound
 //!
-//! - A follower that sleeps votes for nobody: the time in which it refuses others since it heard
+//! - A hibernating follower votes for nobody: the time in which it refuses others since it heard
 //!   its leader stands still. It is over only once nothing was heard of that leader's host for as
-//!   long, so a leader's lease holds asleep as it does awake.
-//! - Sleeping is a matter of time only. One that sleeps while others don't, or while its leader has
-//!   lost its office in a way that nobody told it, is woken by whoever stands for election; and it
-//!   wakes by itself now and then.
+//!   long. So a leader's lease holds while it hibernates as it does otherwise.
+//! - Hibernation changes timing only. A replica that hibernates while others don't, or while its
+//!   leader has stepped down unheard, is woken by whoever campaigns; and it wakes by itself now and
+//!   then.
 
 use super::Group;
-use crate::beats::Beats;
 use crate::config::HostConfig;
 use crate::effect::PeerMessage;
 use crate::host::Outbox;
+use crate::liveness::NodeLiveness;
 use kvdb_model::{NodeId, Term};
 use raft::ProgressState;
 use raft::StateRole;
@@ -32,55 +32,60 @@ use raft::eraftpb::{Message, MessageType};
 /// The context of a leader's last heartbeat. (Those of reads have eight bytes.)
 const LAST_HEARTBEAT: &[u8] = b"sleep";
 
-/// A leader wakes after so many sleep timeouts, and makes sure that all is as it was.
-const NAP: u64 = 60;
+/// A leader wakes after so many hibernation timeouts, and makes sure that all is as it was.
+const WAKE_AFTER: u64 = 60;
 
 /// A replica that doesn't count ticks.
 #[derive(Clone, Copy)]
-pub(super) struct Sleep {
+pub(super) struct Hibernation {
     since: u64,
-    /// Whose beats it relies on; if it leads, those of all others.
+    /// Whose store heartbeats it relies on; if it leads, those of all others.
     leader: Option<NodeId>,
 }
 
 impl<T> Group<T> {
-    pub(crate) fn is_asleep(&self) -> bool {
-        self.sleep.is_some()
+    pub(crate) fn is_hibernating(&self) -> bool {
+        self.hibernation.is_some()
     }
 
     /// Something has happened.
     pub(crate) fn wake(&mut self) {
-        self.sleep = None;
+        self.hibernation = None;
         self.idle_ticks = 0;
     }
 
-    /// Time has gone by over one that sleeps. Returns whether it sleeps on.
-    pub(crate) fn sleeps_on(&mut self, config: &HostConfig, beats: &Beats) -> bool {
-        let Some(sleep) = self.sleep else { return false };
-        let slept = beats.now() - sleep.since;
-        let nap = NAP * config.sleep_ticks as u64;
-        let is_silent = |node: NodeId| beats.is_silent(node, sleep.since, config.election_ticks);
-        match sleep.leader {
+    /// Time has passed while it hibernated. Returns whether it still does.
+    pub(crate) fn stays_hibernating(
+        &mut self,
+        config: &HostConfig,
+        liveness: &NodeLiveness,
+    ) -> bool {
+        let Some(hibernation) = self.hibernation else { return false };
+        let elapsed = liveness.now() - hibernation.since;
+        let most = WAKE_AFTER * config.hibernate_ticks as u64;
+        let is_silent =
+            |node: NodeId| liveness.is_silent(node, hibernation.since, config.election_ticks);
+        match hibernation.leader {
             Some(leader) if is_silent(leader) => {
                 self.wake();
                 let raft = &mut self.raw.raft;
                 raft.election_elapsed = raft.election_elapsed.max(config.election_ticks);
             }
-            Some(_) if slept >= 2 * nap => self.wake(),
-            None if slept >= nap || self.others().any(is_silent) => self.wake(),
+            Some(_) if elapsed >= 2 * most => self.wake(),
+            None if elapsed >= most || self.others().any(is_silent) => self.wake(),
             _ => {}
         }
-        self.is_asleep()
+        self.is_hibernating()
     }
 
-    /// A tick goes by over one that is awake. Returns whether it could sleep now.
-    pub(super) fn grows_tired(&mut self, config: &HostConfig) -> bool {
+    /// Counts a tick without anything to do. Returns whether it could hibernate now.
+    pub(super) fn could_hibernate(&mut self, config: &HostConfig) -> bool {
         self.idle_ticks += 1;
-        config.sleep_ticks > 0 && self.idle_ticks >= config.sleep_ticks && self.is_leader()
+        config.hibernate_ticks > 0 && self.idle_ticks >= config.hibernate_ticks && self.is_leader()
     }
 
     /// Whether a leader has nothing to do, and all others have everything and were heard lately.
-    fn may_sleep(&self) -> bool {
+    fn may_hibernate(&self) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         // As long after the heartbeat before it as can be: whoever hears that one later wakes.
@@ -119,10 +124,10 @@ impl<T> Group<T> {
             && !self.raw.has_ready()
     }
 
-    /// A leader that has grown tired sends its last heartbeat and sleeps.
-    pub(super) fn fall_asleep(&mut self, config: &HostConfig, tick: u64, out: &mut Outbox<T>) {
-        let is_tired = config.sleep_ticks > 0 && self.idle_ticks >= config.sleep_ticks;
-        if !is_tired || self.sleep.is_some() || !self.may_sleep() {
+    /// A leader that was idle for long enough sends its last heartbeat and hibernates.
+    pub(super) fn hibernate(&mut self, config: &HostConfig, tick: u64, out: &mut Outbox<T>) {
+        let is_idle = config.hibernate_ticks > 0 && self.idle_ticks >= config.hibernate_ticks;
+        if !is_idle || self.hibernation.is_some() || !self.may_hibernate() {
             return;
         }
         let raft = &self.raw.raft;
@@ -138,11 +143,11 @@ impl<T> Group<T> {
             message.context = LAST_HEARTBEAT.into();
             out.send(node, PeerMessage { shard: self.shard, message });
         }
-        self.sleep = Some(Sleep { since: tick, leader: None });
+        self.hibernation = Some(Hibernation { since: tick, leader: None });
     }
 
-    /// A leader's last heartbeat was stepped: if all is as it says, this replica sleeps too.
-    pub(super) fn follow_into_sleep(&mut self, last: &LastHeartbeat, tick: u64) {
+    /// A leader's last heartbeat was stepped: if all is as it says, this replica hibernates too.
+    pub(super) fn follow_into_hibernation(&mut self, last: &LastHeartbeat, tick: u64) {
         let raft = &self.raw.raft;
         let is_so = raft.state == StateRole::Follower
             && Term(raft.term) == last.term
@@ -151,7 +156,7 @@ impl<T> Group<T> {
             && raft.raft_log.committed == last.commit;
         let is_quiet = self.grace_ticks.is_none() && self.silent_ticks == 0 && !self.engine_lost;
         if is_so && is_quiet && self.volume.is_some() {
-            self.sleep = Some(Sleep { since: tick, leader: Some(last.node) });
+            self.hibernation = Some(Hibernation { since: tick, leader: Some(last.node) });
         } else {
             self.wake();
         }

@@ -8,16 +8,16 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// Three replicas that sleep, led by n1.
-fn asleep() -> World {
+/// Three replicas that hibernate, led by n1.
+fn hibernating() -> World {
     let mut world = World::with_leader(3);
     world.write(1, "a");
-    world.run_until("all sleep", 1500, |world| (1..=3).all(|id| sleeps(world, id)));
+    world.run_until("all hibernate", 1500, |world| (1..=3).all(|id| is_hibernating(world, id)));
     world
 }
 
-fn sleeps(world: &World, node: u64) -> bool {
-    world.status(node).is_some_and(|status| status.is_asleep)
+fn is_hibernating(world: &World, node: u64) -> bool {
+    world.status(node).is_some_and(|status| status.is_hibernating)
 }
 
 /// How many messages of each kind are sent from now on.
@@ -33,19 +33,19 @@ fn counted(world: &mut World) -> Rc<RefCell<BTreeMap<String, u64>>> {
 }
 
 #[test]
-fn a_group_that_nobody_uses_sleeps_and_its_host_beats_for_it() {
-    let mut world = asleep();
+fn an_idle_group_hibernates_and_store_heartbeats_stand_for_it() {
+    let mut world = hibernating();
     let counts = counted(&mut world);
     world.run_ms(10_000);
-    assert!((1..=3).all(|id| sleeps(&world, id)));
-    // A beat each 50 ms from each to each.
+    assert!((1..=3).all(|id| is_hibernating(&world, id)));
+    // A heartbeat each 50 ms from each to each.
     assert_eq!(counts.borrow().keys().collect::<Vec<_>>(), ["MsgBeat"]);
     assert!((1180..=1206).contains(&counts.borrow()["MsgBeat"]), "{counts:?}");
 }
 
 #[test]
-fn a_hundred_groups_that_sleep_need_no_more_beats_than_one() {
-    let mut world = asleep();
+fn a_hundred_hibernating_groups_need_no_more_heartbeats_than_one() {
+    let mut world = hibernating();
     for shard in 2..=100 {
         world.create(ShardId(shard), &[1, 2, 3], 1);
     }
@@ -61,25 +61,27 @@ fn a_group_of_which_one_is_missing_stays_awake() {
     let mut world = World::with_leader(3);
     world.crash(3);
     world.run_ms(3000);
-    assert!(!sleeps(&world, 1) && !sleeps(&world, 2));
+    assert!(!is_hibernating(&world, 1) && !is_hibernating(&world, 2));
     world.restart(3);
-    world.run_until("all sleep", 2500, |world| (1..=3).all(|id| sleeps(world, id)));
+    world.run_until("all hibernate", 2500, |world| (1..=3).all(|id| is_hibernating(world, id)));
 }
 
 #[test]
 fn a_write_wakes_a_group_and_waits_no_longer_than_any() {
-    let mut world = asleep();
+    let mut world = hibernating();
     let ticket = world.write(1, "b");
     world.run_ms(5);
     assert!(matches!(world.outcome(ticket), Some(Outcome::Written(_))));
-    assert!((1..=3).all(|id| !sleeps(&world, id)));
-    world.run_until("all sleep again", 1500, |world| (1..=3).all(|id| sleeps(world, id)));
+    assert!((1..=3).all(|id| !is_hibernating(&world, id)));
+    world.run_until("all hibernate again", 1500, |world| {
+        (1..=3).all(|id| is_hibernating(world, id))
+    });
     assert!((1..=3).all(|id| world.words(id) == ["a", "b"]));
 }
 
 #[test]
-fn a_read_of_a_group_that_sleeps_asks_the_others() {
-    let mut world = asleep();
+fn a_read_of_a_hibernating_group_asks_the_others() {
+    let mut world = hibernating();
     let ticket = world.read(1);
     assert_eq!(world.outcome(ticket), None, "its lease is over");
     world.run_ms(5);
@@ -89,7 +91,7 @@ fn a_read_of_a_group_that_sleeps_asks_the_others() {
 #[test]
 fn a_leader_that_is_gone_is_missed_as_soon_as_if_all_were_awake() {
     for down in [World::crash, World::isolate, World::pause] {
-        let mut world = asleep();
+        let mut world = hibernating();
         world.run_ms(5000);
         down(&mut world, 1);
         world.run_until("another leader", 400, |world| {
@@ -102,8 +104,8 @@ fn a_leader_that_is_gone_is_missed_as_soon_as_if_all_were_awake() {
 }
 
 #[test]
-fn a_leader_that_sleeps_gives_up_its_office_when_it_is_cut_off() {
-    let mut world = asleep();
+fn a_hibernating_leader_steps_down_when_it_is_cut_off() {
+    let mut world = hibernating();
     world.run_ms(5000);
     world.isolate(1);
     world.run_until("n1 knows", 800, |world| world.status(1).unwrap().leader.is_none());
@@ -111,17 +113,17 @@ fn a_leader_that_sleeps_gives_up_its_office_when_it_is_cut_off() {
 
 #[test]
 fn a_group_wakes_when_one_of_it_is_lost() {
-    let mut world = asleep();
+    let mut world = hibernating();
     world.crash(3);
-    world.run_until("n1 is awake", 300, |world| !sleeps(world, 1));
+    world.run_until("n1 is awake", 300, |world| !is_hibernating(world, 1));
     world.run_ms(3000);
-    assert!(!sleeps(&world, 1) && !sleeps(&world, 2));
+    assert!(!is_hibernating(&world, 1) && !is_hibernating(&world, 2));
     assert_eq!(world.leader(SHARD), Some(1));
 }
 
 #[test]
 fn a_leader_that_restarts_before_it_is_missed_finds_its_group_again() {
-    let mut world = asleep();
+    let mut world = hibernating();
     world.run_ms(5000);
     world.crash(1);
     world.run_ms(20);
@@ -134,18 +136,20 @@ fn a_leader_that_restarts_before_it_is_missed_finds_its_group_again() {
 }
 
 #[test]
-fn a_follower_that_restarts_does_not_disturb_a_leader_that_sleeps() {
-    let mut world = asleep();
+fn a_follower_that_restarts_does_not_disturb_a_hibernating_leader() {
+    let mut world = hibernating();
     let term = world.status(1).unwrap().term;
     world.crash(3);
     world.restart(3);
-    world.run_until("all sleep again", 3000, |world| (1..=3).all(|id| sleeps(world, id)));
+    world.run_until("all hibernate again", 3000, |world| {
+        (1..=3).all(|id| is_hibernating(world, id))
+    });
     assert_eq!(world.status(3).unwrap().term, term);
     assert_eq!(world.leader(SHARD), Some(1));
 }
 
 #[test]
-fn a_follower_that_missed_the_last_heartbeat_wakes_the_others_and_all_sleep_in_the_end() {
+fn a_follower_that_missed_the_last_heartbeat_wakes_the_others_and_all_hibernate_in_the_end() {
     let mut world = World::with_leader(3);
     let term = world.status(1).unwrap().term;
     let mut missed = false;
@@ -154,20 +158,20 @@ fn a_follower_that_missed_the_last_heartbeat_wakes_the_others_and_all_sleep_in_t
             && !message.message.context.is_empty();
         is_last && to == 3 && !std::mem::replace(&mut missed, true)
     }));
-    world.run_until("n1 sleeps", 1500, |world| sleeps(world, 1));
-    world.run_until("n3 wakes it", 1000, |world| !sleeps(world, 1));
-    world.run_until("all sleep", 2000, |world| (1..=3).all(|id| sleeps(world, id)));
+    world.run_until("n1 hibernates", 1500, |world| is_hibernating(world, 1));
+    world.run_until("n3 wakes it", 1000, |world| !is_hibernating(world, 1));
+    world.run_until("all hibernate", 2000, |world| (1..=3).all(|id| is_hibernating(world, id)));
     assert_eq!(world.status(1).unwrap().term, term);
 }
 
 #[test]
 fn a_group_whose_leader_has_vanished_from_a_node_that_lives_on_wakes_by_itself() {
-    let mut world = asleep();
+    let mut world = hibernating();
     // The node goes on beating for this one.
     world.create(ShardId(2), &[1, 2, 3], 1);
     world.run_ms(1500);
     world.feed(1, Input::Destroy { shard: SHARD, replica: replica_on(SHARD, 1) });
     world.run_ms(10_000);
-    assert!(sleeps(&world, 2) && world.leader(SHARD).is_none(), "nobody has missed it");
+    assert!(is_hibernating(&world, 2) && world.leader(SHARD).is_none(), "nobody has missed it");
     world.run_until("another leader", 125_000, |world| world.leader(SHARD).is_some());
 }
