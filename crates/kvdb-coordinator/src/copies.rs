@@ -132,7 +132,7 @@ impl Starting {
                         let words: String =
                             why.chars().filter(|each| !each.is_ascii_digit()).collect();
                         if said.len() < MOST_SAID && said.insert(words) {
-                            tracing::info!(why, "waiting for the word of other coordinators");
+                            tracing::info!(why, "waiting for other coordinators to accept this start");
                         }
                     }
                 }

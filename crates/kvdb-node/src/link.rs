@@ -243,7 +243,7 @@ impl Registration {
     fn is_accepted(&self) {
         self.accepted.store(true, Ordering::Relaxed);
         if let Err(error) = self.start.lock().takes_part(&self.config.data, true) {
-            tracing::error!(%error, "that this start was accepted can't be written down");
+            tracing::error!(%error, "can't record that this start was accepted");
         }
     }
 
