@@ -299,7 +299,7 @@ mod tests {
 
     /// What stands in the place of a command is a name, and comments stand far to the right in help.
     fn typed(line: &str) -> Option<Vec<String>> {
-        let line = line.trim_start().split("   ").next()?;
+        let line = line.trim_start().split("  ").next()?;
         let one = line.split([';', '|', '>', '<']).next()?.split("&&").next()?;
         let words = words(one.trim_end_matches([' ', '&']));
         let is_command = words.first().is_some_and(|first| first == "kvdb") && words.len() > 1;
@@ -327,7 +327,7 @@ mod tests {
         let mut count = 0;
         for page in pages.chain([root.join("README.md")]).filter(|page| page.is_file()) {
             let place = page.display().to_string();
-            let text = std::fs::read_to_string(&page).unwrap().replace("\\\n", " ");
+            let text = std::fs::read_to_string(&page).unwrap().replace("\\\n    ", " ");
             for line in text.lines().filter(|line| line.starts_with("    ")) {
                 count += check(line, &place);
             }
@@ -337,7 +337,7 @@ mod tests {
         commands(&Cli::definition(), "kvdb", &mut all);
         for (path, command) in all {
             let words = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let lines = words.replace("\\\n", " ");
+            let lines = words.replace("\\\n    ", " ");
             let found: usize = lines
                 .lines()
                 .filter(|line| line.starts_with("  "))
