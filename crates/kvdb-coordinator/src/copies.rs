@@ -132,7 +132,10 @@ impl Starting {
                         let words: String =
                             why.chars().filter(|each| !each.is_ascii_digit()).collect();
                         if said.len() < MOST_SAID && said.insert(words) {
-                            tracing::info!(why, "waiting for other coordinators to accept this start");
+                            tracing::info!(
+                                why,
+                                "waiting for other coordinators to accept this start"
+                            );
                         }
                     }
                 }

@@ -23,7 +23,7 @@ pub enum RetryClass {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// This replica doesn't lead the shard.
-    #[error("this replica of shard {shard_id} is not its leader")]
+    #[error("{}", not_leader(*shard_id))]
     NotLeader {
         /// The shard.
         shard_id: ShardId,
@@ -156,6 +156,13 @@ pub enum Refusal {
 }
 
 /// Shards by number, the first ten.
+fn not_leader(shard: ShardId) -> String {
+    match shard {
+        ShardId::CONTROL => "this coordinator does not lead the coordinators".to_owned(),
+        _ => format!("this replica of shard {shard} is not its leader"),
+    }
+}
+
 fn list(shards: &[ShardId]) -> String {
     const MOST: usize = 10;
     let ids: Vec<String> = shards.iter().take(MOST).map(ShardId::to_string).collect();

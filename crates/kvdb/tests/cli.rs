@@ -297,8 +297,8 @@ async fn a_ping_is_answered() {
 async fn the_cluster_is_shown_as_tables_and_as_json() {
     let cluster = cluster().await;
     let nodes = cluster.run(&["admin", "nodes"]).await;
-    let table = "NODE  ADDRESS         ZONE  STATUS  REPLICAS  LEADERS  OPS/S  SIZE  DISK FREE  VERSION  UP  HEARD\n\
-                 1     127.0.0.1:7201  a     ALIVE   0         0        0      0 B   -          -        -   -";
+    let table = "NODE  ADDRESS         ZONE  STATUS  REPLICAS  LEADERS  OPS/S  KEYS  SIZE  DISK FREE  VERSION  UP  HEARD\n\
+                 1     127.0.0.1:7201  a     ALIVE   0         0        0      0     0 B   -          -        -   -";
     assert_eq!((nodes.code, nodes.text()), (0, table));
     let nodes = cluster.run(&["admin", "nodes", "--json"]).await.json();
     assert_eq!(nodes["nodes"][0]["node_id"], 1);
