@@ -52,6 +52,12 @@ pub struct WatchEvent {
     pub expires_at_ms: Option<u64>,
     /// What the key holds where it isn't a string, as `hash`.
     pub kind: Option<String>,
+    /// Of a collection: how many elements it has now; those that are over and weren't freed yet are counted too.
+    pub count: u64,
+    /// Of a hash, set or sorted set: names of fields or members that were set or removed, at most 16, of 1 KiB together.
+    pub elements: Vec<Bytes>,
+    /// Others have changed as well, or it isn't known which.
+    pub more_elements: bool,
 }
 
 /// What a watch tells.
@@ -201,5 +207,8 @@ fn event_from(event: proto::WatchEvent) -> WatchEvent {
         version: Version(event.version),
         expires_at_ms: expiry_from(event.expires_at_ms),
         kind: kind_from(event.r#type),
+        count: event.count,
+        elements: event.elements,
+        more_elements: event.more_elements,
     }
 }

@@ -162,14 +162,10 @@ fn event_to(event: ChangeEvent, prefix_len: usize) -> proto::WatchEvent {
             value: record.value,
             version,
             expires_at_ms: record.expires_at_ms,
+            count: event.elements.count,
+            elements: event.elements.names,
+            more_elements: event.elements.has_more,
         },
-        None => proto::WatchEvent {
-            kind: Kind::Delete.into(),
-            key,
-            value: Bytes::new(),
-            version,
-            expires_at_ms: 0,
-            r#type: String::new(),
-        },
+        None => proto::WatchEvent { kind: Kind::Delete.into(), key, version, ..Default::default() },
     }
 }

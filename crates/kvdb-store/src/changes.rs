@@ -7,7 +7,7 @@ use crate::apply::ApplyError;
 use crate::collection::{Header, encode_element};
 use crate::command::READ_MAX_BYTES;
 use crate::layout::{garbage_key, routing_key_of};
-use crate::recent::ChangeEvent;
+use crate::recent::{ChangeEvent, ElementChanges};
 use crate::record::{Record, Type};
 use bytes::Bytes;
 use kvdb_engine::Snapshot;
@@ -171,6 +171,18 @@ impl Changes {
         version: Version,
         change: Change,
     ) -> Result<(), ApplyError> {
+        self.change_elements(before, data_key, version, change, ElementChanges::default())
+    }
+
+    /// The same, where it is told which elements of a collection have changed.
+    pub(crate) fn change_elements(
+        &mut self,
+        before: &dyn Snapshot,
+        data_key: Bytes,
+        version: Version,
+        change: Change,
+        elements: ElementChanges,
+    ) -> Result<(), ApplyError> {
         let routing_key = routing_key_of(&data_key);
         // Where no collection ever had such elements, nothing is looked up.
         if self.incarnation > 0 {
@@ -191,7 +203,7 @@ impl Changes {
             Change::Set(record) => Some(Record { value: Bytes::new(), ..record.clone() }),
             Change::Remove => None,
         };
-        self.events.push(ChangeEvent { version, routing_key, record });
+        self.events.push(ChangeEvent { version, routing_key, record, elements });
         let before = self.records.insert(data_key.clone(), change);
         self.undone.push(Undone::Record(data_key, before));
         Ok(())

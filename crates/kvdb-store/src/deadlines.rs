@@ -21,8 +21,9 @@ use crate::apply::ApplyError;
 use crate::changes::Direction;
 use crate::collection::{Elements, Header, decode_element, encode_element};
 use crate::layout::{element_key, element_prefix_len, element_range};
-use crate::record::{ElementTimes, Record};
+use crate::record::{ElementTimes, Record, Type};
 use crate::tx::{Collection, Tx};
+use crate::unordered::name_in;
 use bytes::{BufMut, Bytes, BytesMut};
 use kvdb_model::KeyRange;
 
@@ -53,6 +54,7 @@ impl Tx<'_> {
                 let lives = *deadline_ms > now_ms;
                 if !lives {
                     inline.remove(element);
+                    self.touch(place, name_in(element));
                 }
                 lives
             });
@@ -64,6 +66,7 @@ impl Tx<'_> {
             elements,
             deadlines,
             has_due: first_ms != 0 && first_ms <= now_ms,
+            goes_on: true,
         };
         if let Some(clock_ms) = self.changes.clock_ms.filter(|at| first_ms != 0 && first_ms <= *at)
         {
@@ -169,6 +172,7 @@ impl Tx<'_> {
         payload: Bytes,
         deadline_ms: u64,
     ) -> Result<bool, ApplyError> {
+        self.touch_named(place, collection, &element);
         let before = self.deadline(place, collection, &element)?;
         let is_new = before.is_none_or(|before_ms| self.is_past(before_ms));
         if before.unwrap_or(0) != deadline_ms {
@@ -186,6 +190,13 @@ impl Tx<'_> {
             }
         }
         Ok(is_new)
+    }
+
+    /// Notes that an element has changed, if it stands under its name.
+    fn touch_named(&mut self, place: usize, collection: &Collection, element: &[u8]) {
+        if matches!(collection.kind, Type::Hash | Type::Set) {
+            self.touch(place, name_in(element));
+        }
     }
 
     /// The deadline of an element (0 for never) that is there or over and not freed yet.
@@ -220,6 +231,7 @@ impl Tx<'_> {
         element: &[u8],
         deadline_ms: u64,
     ) {
+        self.touch_named(place, collection, element);
         if deadline_ms != 0 {
             self.move_row(place, collection, element, deadline_ms, 0);
         }

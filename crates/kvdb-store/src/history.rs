@@ -19,11 +19,13 @@
 //! Left out: whether a keyspace has a history (the coordinators say so, and the leader's node has it
 //! proposed as [`kvdb_model::EntryCommand::History`]).
 
+use crate::command::flag;
 use crate::layout::{Kind, kind_range, record_key, suffix_of};
-use crate::recent::ChangeEvent;
+use crate::recent::{ChangeEvent, ElementChanges};
 use crate::record::{ElementTimes, Record, Type};
 use crate::seal::{seal, unseal};
 use crate::shard::OpenError;
+use crate::unordered::{decode_list, encode_list};
 use bytes::Bytes;
 use kvdb_engine::{Batch, Snapshot};
 use kvdb_model::codec::{DecodeError, Reader, Writer};
@@ -31,6 +33,8 @@ use kvdb_model::{HistoryLimits, HistoryPolicy, KeyRange, ReplicaId, Version};
 use std::collections::{BTreeMap, VecDeque};
 
 const FORMAT: u8 = 1;
+/// Of the records of changes.
+const CHANGES_FORMAT: u8 = 2;
 /// Parts that the bounds are cut into. More forgets in smaller steps, and makes the record that is
 /// written with each run of entries larger.
 const PARTS: u64 = 32;
@@ -285,7 +289,8 @@ fn chunks(events: &[ChangeEvent]) -> impl Iterator<Item = &[ChangeEvent]> {
         let fits = |event: &&ChangeEvent| {
             let is_first = size_bytes == 0;
             let value = event.record.as_ref().map_or(0, |record| record.value.len());
-            size_bytes += event.routing_key.len() + value + CHANGE_OVERHEAD_BYTES;
+            let content = event.routing_key.len() + value + event.elements.size_bytes();
+            size_bytes += content + CHANGE_OVERHEAD_BYTES;
             is_first || size_bytes <= RECORD_BYTES
         };
         let count = rest.iter().take_while(fits).count();
@@ -297,7 +302,7 @@ fn chunks(events: &[ChangeEvent]) -> impl Iterator<Item = &[ChangeEvent]> {
 
 fn encode(events: &[ChangeEvent]) -> Bytes {
     let mut out = Writer::with_capacity(256);
-    out.u8(FORMAT);
+    out.u8(CHANGES_FORMAT);
     out.varint(events.len() as u64);
     let mut last = 0;
     for event in events {
@@ -310,6 +315,9 @@ fn encode(events: &[ChangeEvent]) -> Bytes {
                 out.u8(SET + record.kind as u8);
                 out.varint(record.expires_at_ms);
                 out.bytes(&record.value);
+                if record.kind != Type::String {
+                    encode_elements(&event.elements, &mut out);
+                }
             }
             None => out.u8(REMOVED),
         }
@@ -317,21 +325,36 @@ fn encode(events: &[ChangeEvent]) -> Bytes {
     out.finish()
 }
 
+fn encode_elements(elements: &ElementChanges, out: &mut Writer) {
+    out.varint(elements.count);
+    out.u8(u8::from(elements.has_more));
+    encode_list(&elements.names, out);
+}
+
+fn decode_elements(input: &mut Reader) -> Result<ElementChanges, DecodeError> {
+    let count = input.varint()?;
+    Ok(ElementChanges { count, has_more: flag(input)?, names: decode_list(input)? })
+}
+
 fn decode(content: Bytes) -> Result<Vec<ChangeEvent>, DecodeError> {
     let mut input = Reader::new(content);
-    input.version("change history", FORMAT)?;
+    input.version("change history", CHANGES_FORMAT)?;
     let count = input.count(3)?;
     let mut events = Vec::with_capacity(count);
     let mut last = 0u64;
     for _ in 0..count {
         last = last.wrapping_add(input.varint()?);
         let (version, routing_key) = (Version(last), input.bytes()?);
+        let mut elements = ElementChanges::default();
         let record = match input.u8()? {
             REMOVED => None,
             code => {
                 let kind = code.checked_sub(SET).and_then(Type::from_code);
                 let kind = kind.ok_or(DecodeError::unknown_tag("change", code))?;
                 let (expires_at_ms, value) = (input.varint()?, input.bytes()?);
+                if kind != Type::String {
+                    elements = decode_elements(&mut input)?;
+                }
                 Some(Record {
                     version,
                     expires_at_ms,
@@ -341,7 +364,7 @@ fn decode(content: Bytes) -> Result<Vec<ChangeEvent>, DecodeError> {
                 })
             }
         };
-        events.push(ChangeEvent { version, routing_key, record });
+        events.push(ChangeEvent { version, routing_key, record, elements });
     }
     input.end()?;
     Ok(events)

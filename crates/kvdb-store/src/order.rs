@@ -350,6 +350,11 @@ impl Order<'_, '_> {
         self.tx.set_row(self.place, self.collection, place, payload);
     }
 
+    /// Notes that what a row is about has changed, by its name.
+    pub(crate) fn touch(&mut self, name: &[u8]) {
+        self.tx.touch(self.place, name);
+    }
+
     /// Writes back what was changed in the directory.
     ///
     /// # Errors

@@ -30,13 +30,52 @@ pub struct ChangeEvent {
     pub routing_key: Bytes,
     /// What is there now; `None` if the key was removed.
     pub record: Option<Record>,
+    /// Of a collection: what happened to its elements.
+    pub elements: ElementChanges,
+}
+
+/// Which elements of a collection a change is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ElementChanges {
+    /// How many there are now; those that are over and weren't freed yet are counted too.
+    pub count: u64,
+    /// Names of some that were set or removed, at most [`NAMED_MOST`] of [`NAMED_BYTES`] together, in the order in which
+    /// that was done: fields and members. Elements of lists have no names.
+    pub names: Vec<Bytes>,
+    /// There are others that have changed, or nobody knows which.
+    pub has_more: bool,
+}
+
+/// Elements that a change names at most.
+pub const NAMED_MOST: usize = 16;
+/// Bytes of their names at most. Every change of every collection is told, and kept.
+pub const NAMED_BYTES: usize = 1024;
+
+impl ElementChanges {
+    /// Notes that an element was set or removed.
+    pub(crate) fn add(&mut self, name: &[u8]) {
+        if self.has_more || self.names.iter().any(|known| known == name) {
+            return;
+        }
+        let size: usize = self.names.iter().map(Bytes::len).sum();
+        match self.names.len() < NAMED_MOST && size + name.len() <= NAMED_BYTES {
+            // Not a slice of a whole request.
+            true => self.names.push(Bytes::copy_from_slice(name)),
+            false => self.has_more = true,
+        }
+    }
+
+    /// Bytes that the names take up.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.names.iter().map(|name| name.len() + size_of::<Bytes>()).sum()
+    }
 }
 
 impl ChangeEvent {
     /// Roughly how many bytes of memory it takes up.
     pub fn size_bytes(&self) -> usize {
         let value = self.record.as_ref().map_or(0, |record| record.value.len());
-        self.routing_key.len() + value + EVENT_OVERHEAD_BYTES
+        self.routing_key.len() + value + self.elements.size_bytes() + EVENT_OVERHEAD_BYTES
     }
 }
 
@@ -221,7 +260,8 @@ mod tests {
             value: Bytes::from(vec![key]),
         };
         let record = (!version.is_multiple_of(3)).then_some(record);
-        ChangeEvent { version: Version(version), routing_key: Bytes::from(vec![key]), record }
+        let (version, routing_key) = (Version(version), Bytes::from(vec![key]));
+        ChangeEvent { version, routing_key, record, elements: ElementChanges::default() }
     }
 
     fn query(epoch: RangeEpoch, after: Version, range: &KeyRange) -> WatchQuery<'_> {

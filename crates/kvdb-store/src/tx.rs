@@ -8,6 +8,7 @@ use crate::changes::{Change, Changes, Direction, incarnations_in};
 use crate::collection::{Deadlines, Elements, Header, decode_element, encode_element};
 use crate::command::{self, CHANGED_MOST, Done, Fault, wrong};
 use crate::layout::{data_key, element_key, element_prefix_len, element_range};
+use crate::recent::ElementChanges;
 use crate::record::{ElementTimes, Record, Type};
 use crate::zset;
 use bytes::Bytes;
@@ -28,6 +29,9 @@ pub struct Collection {
     pub(crate) deadlines: Deadlines,
     /// Of the elements with records of their own some are over.
     pub(crate) has_due: bool,
+    /// It goes on from what the key holds, rather than taking its place: who is told which elements have changed knows
+    /// all of it then.
+    pub(crate) goes_on: bool,
 }
 
 impl Collection {
@@ -39,6 +43,7 @@ impl Collection {
             elements: Elements::Inline(BTreeMap::new()),
             deadlines: Deadlines::default(),
             has_due: false,
+            goes_on: false,
         }
     }
 
@@ -70,6 +75,8 @@ pub struct Tx<'a> {
     /// What the own key holds, once it was looked at.
     current: Option<Option<Record>>,
     changed: bool,
+    /// Which elements have changed of collections that aren't stored yet, by the place of their key.
+    touched: Vec<(usize, ElementChanges)>,
 }
 
 impl<'a> Tx<'a> {
@@ -80,7 +87,8 @@ impl<'a> Tx<'a> {
         version: Version,
     ) -> Self {
         let own = data_key(&operation.key);
-        Tx { before, changes, operation, own, version, current: None, changed: false }
+        let (current, changed, touched) = (None, false, vec![]);
+        Tx { before, changes, operation, own, version, current, changed, touched }
     }
 
     /// Carries the operation out.
@@ -213,14 +221,41 @@ impl<'a> Tx<'a> {
     ) -> Result<(), ApplyError> {
         let elements = ElementTimes::default();
         let kind = Type::String;
-        self.put(place, Record { version: self.version, expires_at_ms, elements, kind, value })
+        let record = Record { version: self.version, expires_at_ms, elements, kind, value };
+        self.put(place, record, ElementChanges::default())
     }
 
     /// A record under a key, with the command's version, unless it has expired already.
-    fn put(&mut self, place: usize, record: Record) -> Result<(), ApplyError> {
+    fn put(
+        &mut self,
+        place: usize,
+        record: Record,
+        elements: ElementChanges,
+    ) -> Result<(), ApplyError> {
         let record = Record { version: self.version, ..record };
-        let gone = record.is_expired(self.version);
-        self.change(place, if gone { Change::Remove } else { Change::Set(record) })
+        if record.is_expired(self.version) {
+            return self.remove(place);
+        }
+        self.change(place, Change::Set(record), elements)
+    }
+
+    /// Notes that an element was set or removed, for those who are told of the change.
+    pub(crate) fn touch(&mut self, place: usize, name: &[u8]) {
+        match self.touched.iter_mut().find(|(of, _)| *of == place) {
+            Some((_, elements)) => elements.add(name),
+            None => {
+                let mut elements = ElementChanges::default();
+                elements.add(name);
+                self.touched.push((place, elements));
+            }
+        }
+    }
+
+    fn take_touched(&mut self, place: usize) -> ElementChanges {
+        match self.touched.iter().position(|(of, _)| *of == place) {
+            Some(found) => self.touched.swap_remove(found).1,
+            None => ElementChanges::default(),
+        }
     }
 
     /// Leaves what a key holds as it is, but for when it expires.
@@ -236,7 +271,9 @@ impl<'a> Tx<'a> {
         record: Record,
         expires_at_ms: u64,
     ) -> Result<(), ApplyError> {
-        self.put(place, Record { expires_at_ms, ..record })
+        let count = elements_in(&record)?;
+        let elements = ElementChanges { count, ..ElementChanges::default() };
+        self.put(place, Record { expires_at_ms, ..record }, elements)
     }
 
     /// Removes a key.
@@ -247,14 +284,20 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn remove(&mut self, place: usize) -> Result<(), ApplyError> {
-        self.change(place, Change::Remove)
+        self.take_touched(place);
+        self.change(place, Change::Remove, ElementChanges::default())
     }
 
-    fn change(&mut self, place: usize, change: Change) -> Result<(), ApplyError> {
+    fn change(
+        &mut self,
+        place: usize,
+        change: Change,
+        elements: ElementChanges,
+    ) -> Result<(), ApplyError> {
         self.changed = true;
         self.current = None;
         let key = self.data_key(place);
-        self.changes.change(self.before, key, self.version, change)
+        self.changes.change_elements(self.before, key, self.version, change, elements)
     }
 
     /// Copies what a key holds, and when it expires, to another one.
@@ -265,8 +308,10 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn copy(&mut self, from: usize, record: Record, to: usize) -> Result<(), Fault> {
+        let (count, has_more) = (elements_in(&record)?, record.kind != Type::String);
+        let elements = ElementChanges { count, has_more, ..ElementChanges::default() };
         if incarnations_in(Some(&record))?[0] == 0 {
-            return Ok(self.put(to, record)?);
+            return Ok(self.put(to, record, elements)?);
         }
         let mut header = Header::decode(&record.value).map_err(ApplyError::from)?;
         if header.elements.count() > CHANGED_MOST {
@@ -278,7 +323,7 @@ impl<'a> Tx<'a> {
         if header.deadlines.order != 0 {
             header.deadlines.order = self.copy_elements(from, header.deadlines.order, to)?;
         }
-        Ok(self.put(to, Record { value: header.encode(), ..record })?)
+        Ok(self.put(to, Record { value: header.encode(), ..record }, elements)?)
     }
 
     /// Copies the elements of an incarnation; returns that of the copies.
@@ -326,7 +371,8 @@ impl<'a> Tx<'a> {
     /// # Panics
     /// As [`Tx::get`].
     pub fn collection_or_new(&mut self, place: usize, kind: Type) -> Result<Collection, Fault> {
-        Ok(self.collection(place, kind)?.unwrap_or(Collection::new(kind)))
+        let new = Collection { goes_on: true, ..Collection::new(kind) };
+        Ok(self.collection(place, kind)?.unwrap_or(new))
     }
 
     /// The payload of an element.
@@ -486,10 +532,15 @@ impl<'a> Tx<'a> {
             collection = self.promote(place, collection)?;
         }
         let times = self.element_times(place, &collection)?;
+        let mut changes = self.take_touched(place);
+        changes.count = collection.count();
+        // Elements of a list have no names.
+        changes.has_more |= !collection.goes_on || collection.kind == Type::List;
         let Collection { kind, expires_at_ms, elements, deadlines, .. } = collection;
         let value = Header { elements, deadlines }.encode();
         let version = self.version;
-        self.put(place, Record { version, expires_at_ms, elements: times, kind, value })
+        let record = Record { version, expires_at_ms, elements: times, kind, value };
+        self.put(place, record, changes)
     }
 
     /// Gives each element of a collection a record of its own.
@@ -504,8 +555,11 @@ impl<'a> Tx<'a> {
         let mut promoted = Collection {
             expires_at_ms: collection.expires_at_ms,
             elements: Elements::Promoted { incarnation, count: 0 },
+            goes_on: collection.goes_on,
             ..Collection::new(kind)
         };
+        // Elements that move have not changed.
+        let touched = std::mem::take(&mut self.touched);
         match kind {
             Type::String | Type::Hash | Type::Set => {
                 for (element, payload) in &inline {
@@ -525,7 +579,16 @@ impl<'a> Tx<'a> {
         if kind == Type::SortedSet {
             zset::note_members(self, place, &promoted, inline.keys());
         }
+        self.touched = touched;
         Ok(promoted)
+    }
+}
+
+/// How many elements a record has; none if it is a string.
+fn elements_in(record: &Record) -> Result<u64, ApplyError> {
+    match record.kind {
+        Type::String => Ok(0),
+        _ => Ok(Header::decode(&record.value)?.elements.count()),
     }
 }
 

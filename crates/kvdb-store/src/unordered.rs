@@ -77,6 +77,11 @@ pub(crate) fn name_at(place: &Bytes) -> Bytes {
     place.slice(PLACE_BYTES.min(place.len())..)
 }
 
+/// The same, borrowed.
+pub(crate) fn name_in(place: &[u8]) -> &[u8] {
+    &place[PLACE_BYTES.min(place.len())..]
+}
+
 /// The number to go on from, so that an element is the next one; and back.
 pub(crate) fn cursor_of(place: &[u8]) -> u64 {
     let bytes = place.iter().take(PLACE_BYTES);

@@ -2,7 +2,9 @@
 
 use crate::exit::Failure;
 pub(crate) use crate::rows::insert_bytes;
-use serde_json::Value;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
 
 /// Buffered standard output. Flushed by [`Output::finish`], so that an error isn't lost.
@@ -52,6 +54,14 @@ fn failed(error: io::Error) -> Failure {
 /// Whether somebody watches standard error: then there are progress bars.
 pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()
+}
+
+/// Bytes in JSON: text where they are UTF-8, `{"b64": …}` where they aren't.
+pub(crate) fn text_or_base64(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "b64": STANDARD.encode(bytes) }),
+    }
 }
 
 /// Bytes as one line of text that says exactly which bytes they are: what isn't printable is

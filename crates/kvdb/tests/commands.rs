@@ -137,6 +137,35 @@ fn watch_expire_and_history_on_the_command_line() {
     );
     assert_eq!(cluster.kvdb(&["watch", "--cursor", "no cursor"]).status.code(), Some(2));
 
+    // Of a collection: how many elements it has, and which have changed.
+    assert!(cluster.kvdb(&["put", "c-first", "x"]).status.success());
+    let since = cluster.kvdb(&["get", "c-first", "--json"]);
+    let since: serde_json::Value = serde_json::from_slice(&since.stdout).unwrap();
+    let since = since["version"].as_u64().unwrap().to_string();
+    for words in [
+        vec!["hset", "c-first{t}", "name", "Ada", "born", "1815"],
+        vec!["hdel", "c-first{t}", "born"],
+        vec!["rpush", "c-first{u}", "job"],
+        vec!["zadd", "c-first{u}z", "1", "tab\there"],
+    ] {
+        assert!(cluster.kvdb(&[&["redis"], &words[..]].concat()).status.success(), "{words:?}");
+    }
+    let watch = |key: &str, more: &[&str]| {
+        let all = ["watch", "--key", key, "--from-version", &since];
+        text(&cluster.kvdb(&[&all[..], more].concat()))
+    };
+    let told = watch("c-first{t}", &["--limit", "2"]);
+    assert_eq!(
+        told,
+        "PUT\tc-first{t}\t(hash of 2: name, born)\nPUT\tc-first{t}\t(hash of 1: born)"
+    );
+    assert_eq!(watch("c-first{u}", &["--limit", "1"]), "PUT\tc-first{u}\t(list of 1: …)");
+    let told = watch("c-first{u}z", &["--limit", "1", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["type"], &told["count"]), (&"zset".into(), &1.into()), "{told}");
+    assert_eq!(told["elements"], serde_json::json!(["tab\there"]), "{told}");
+    assert!(told["more_elements"] == false && told["value"].is_null(), "{told}");
+
     // Expiry.
     assert!(cluster.kvdb(&["put", "session", "s", "--ttl-ms", "600000"]).status.success());
     let never = cluster.kvdb(&["expire", "session", "--never", "--json"]);

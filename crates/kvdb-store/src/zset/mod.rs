@@ -90,6 +90,7 @@ impl<'t, 'a> Members<'t, 'a> {
             self.rows.remove(&row_of(before, member), None)?;
         }
         self.rows.insert(&row_of(score, member), Bytes::new())?;
+        self.rows.touch(member);
         if self.rows.is_promoted() {
             let score = Bytes::copy_from_slice(&score.to_bytes());
             self.rows.set_beside(&placed(MEMBER, &place_of(member)), Some(score));
@@ -103,6 +104,7 @@ impl<'t, 'a> Members<'t, 'a> {
     fn remove(&mut self, row: &Bytes, end: Option<End>) -> Result<(), ApplyError> {
         self.rows.remove(row, end)?;
         let (_, member) = parse_row(row);
+        self.rows.touch(&member);
         if self.rows.is_promoted() {
             self.rows.set_beside(&placed(MEMBER, &place_of(&member)), None);
         } else {

@@ -1,6 +1,7 @@
 //! The shard from outside: stories, a model to compare with, and snapshots.
 
 mod deadlines;
+mod elements;
 mod history;
 mod model;
 mod reads;

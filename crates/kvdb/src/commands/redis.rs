@@ -4,9 +4,7 @@ use super::client;
 use super::get::FreshnessArgs;
 use crate::cli::ClientArgs;
 use crate::exit::Failure;
-use crate::output::{Output, printable};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use crate::output::{Output, printable, text_or_base64};
 use bytes::Bytes;
 use kvdb_client::Reply;
 use serde_json::{Value, json};
@@ -67,10 +65,7 @@ fn to_json(reply: &Reply) -> Value {
         Reply::Integer(number) => (*number).into(),
         Reply::Number(number) if number.is_finite() => (*number).into(),
         Reply::Number(number) => number.to_string().into(),
-        Reply::Bytes(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => text.into(),
-            Err(_) => json!({ "b64": STANDARD.encode(bytes) }),
-        },
+        Reply::Bytes(bytes) => text_or_base64(bytes),
         Reply::List(items) | Reply::Set(items) => Value::Array(list(items)),
         // Names may be bytes, and may repeat what another one is as text.
         Reply::Map(pairs) => {

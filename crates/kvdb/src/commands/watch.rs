@@ -3,7 +3,7 @@
 use super::client;
 use crate::cli::ClientArgs;
 use crate::exit::Failure;
-use crate::output::{Output, insert_bytes, printable};
+use crate::output::{Output, insert_bytes, printable, text_or_base64};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -21,7 +21,9 @@ Examples:
   kvdb watch --key leader --json
   kvdb watch --prefix user: --cursor AgAAAAE...
 
-Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Without --key \
+Prints PUT or DELETE, key, value, with tabs between; what isn't printable is escaped. Of a hash, list, \
+set or sorted set it prints, in place of the value, how many elements it has and which have changed, up \
+to 16 by name: (hash of 2: name, born); … stands for others. Without --key \
 and --prefix the whole keyspace is watched. With --json each line has the cursor from which another \
 watch of the same keys goes on; `gap` says that changes were missed: read the keys again. Where --limit \
 falls among changes that came together, their cursor is the one before all of them.")]
@@ -108,12 +110,22 @@ pub(super) async fn run(command: Args, args: &ClientArgs) -> Result<(), Failure>
     output.finish()
 }
 
+/// What has changed in a collection: `(hash of 3: name, born, …)`.
+fn collection(kind: &str, event: &WatchEvent) -> String {
+    let mut names: Vec<_> = event.elements.iter().map(|name| printable(name)).collect();
+    if event.more_elements {
+        names.push("…".to_owned());
+    }
+    let names = if names.is_empty() { names } else { vec![format!(": {}", names.join(", "))] };
+    format!("({kind} of {}{})", event.count, names.concat())
+}
+
 fn print(output: &mut Output, event: &WatchEvent, cursor: &str, json: bool) -> Result<(), Failure> {
     if !json {
         let key = printable(&event.key);
         return match &event.value {
             Some(value) => {
-                let of_type = event.kind.as_ref().map(|kind| format!("({kind})"));
+                let of_type = event.kind.as_ref().map(|kind| collection(kind, event));
                 let value = of_type.unwrap_or_else(|| printable(value));
                 output.line(format!("PUT\t{key}\t{value}"))
             }
@@ -127,6 +139,10 @@ fn print(output: &mut Output, event: &WatchEvent, cursor: &str, json: bool) -> R
     match (&event.kind, &event.value) {
         (Some(kind), _) => {
             object.insert("type".into(), kind.as_str().into());
+            object.insert("count".into(), event.count.into());
+            let elements = event.elements.iter().map(|name| text_or_base64(name)).collect();
+            object.insert("elements".into(), Value::Array(elements));
+            object.insert("more_elements".into(), event.more_elements.into());
         }
         (None, Some(value)) => insert_bytes(&mut object, "value", value),
         (None, None) => {}
