@@ -55,5 +55,5 @@ pub use preference::{Judgement, Preferences, Reason, Vitals};
 pub use reach::Reach;
 pub use recovery::{RecoveryPreview, ReplicaStanding, preview as preview_recovery};
 pub use standings::{Load, Loads, ReplicaReport, Standings};
-pub use starts::{Copies, MOST_SHOWN, NodeStart, NotAccepted, StartRecord};
+pub use starts::{Copies, MOST_SHOWN, NodeStart, NotAccepted, NotCounted, StartRecord, Synced};
 pub use state::{Applied, ControlState};

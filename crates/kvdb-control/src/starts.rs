@@ -7,11 +7,13 @@
 //! has been put back from an older copy, or a copy of it has been started since: what it promised
 //! after that isn't in it.
 
-use crate::command::{ControlError, ControlResponse};
+use crate::command::{ControlCommand, ControlError, ControlResponse};
 use crate::liveness::Heard;
 use crate::state::ControlState;
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{NodeId, NodeStatus};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A nonce that a start may show beside the one that it was accepted with: of tries whose answer
 /// never came.
@@ -74,8 +76,97 @@ impl StartRecord {
     /// Whether a directory holds all that this start, and those before it, have told.
     pub fn is_shown_by(&self, start: &NodeStart) -> bool {
         // The very start may say it again, later than it has told more with a heartbeat.
-        start.nonce == self.nonce
-            || start.shown.contains(&self.nonce) && start.synced >= self.synced
+        let shows_nonce = start.shown.contains(&self.nonce) || has(Bug::OlderNonceTaken);
+        let reaches = start.synced >= self.synced || has(Bug::FramesNotCompared);
+        start.nonce == self.nonce || shows_nonce && reaches
+    }
+}
+
+/// Why a heartbeat isn't taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotCounted {
+    /// Another start of the node counts.
+    StartedSince,
+    /// Its log has told of this frame, and ends earlier now.
+    GoneBack {
+        /// The highest that was told.
+        highest: u64,
+    },
+}
+
+/// How far the logs of nodes are synced, as a leader of the coordinators has heard since it leads. The log knows it
+/// somewhat later.
+#[derive(Clone, Debug, Default)]
+pub struct Synced {
+    told: BTreeMap<NodeId, (u128, u64)>,
+}
+
+impl Synced {
+    /// A new leader has heard nothing.
+    pub fn clear(&mut self) {
+        self.told.clear();
+    }
+
+    fn of(&self, node: NodeId, nonce: u128) -> u64 {
+        let told = self.told.get(&node).filter(|(of, _)| *of == nonce);
+        told.map_or(0, |(_, synced)| *synced)
+    }
+
+    /// Whether a start of a node may be accepted now. What the state says must be up to date.
+    ///
+    /// # Errors
+    /// [`NotAccepted`].
+    pub fn admits(
+        &self,
+        state: &ControlState,
+        node: NodeId,
+        start: &NodeStart,
+        heard: Heard,
+    ) -> Result<(), NotAccepted> {
+        let Some(mut known) = state.start_of(node).cloned() else { return Ok(()) };
+        if state.copies_of(node).is_awaited && known.nonce != start.nonce {
+            // Somebody says that there is nobody else. If there is, it waits.
+            return match heard {
+                Heard::Lately { .. } => Err(NotAccepted::Waits),
+                Heard::NotLately | Heard::NotKnown => Ok(()),
+            };
+        }
+        known.synced = known.synced.max(self.of(node, known.nonce));
+        known.admits(start, heard)
+    }
+
+    /// A heartbeat: which start of a node it comes from, and how far that one's log is synced.
+    ///
+    /// # Errors
+    /// [`NotCounted`].
+    pub fn hears(
+        &mut self,
+        state: &ControlState,
+        node: NodeId,
+        nonce: u128,
+        synced: u64,
+    ) -> Result<(), NotCounted> {
+        let Some(known) = state.start_of(node) else { return Ok(()) };
+        if nonce != known.nonce {
+            return Err(NotCounted::StartedSince);
+        }
+        let highest = known.synced.max(self.of(node, nonce));
+        if synced < highest && !has(Bug::FramesNotCompared) {
+            return Err(NotCounted::GoneBack { highest });
+        }
+        self.told.insert(node, (nonce, synced));
+        Ok(())
+    }
+
+    /// What of it the log doesn't know yet.
+    pub fn news(&self, state: &ControlState) -> Option<ControlCommand> {
+        let is_news = |(node, (nonce, synced)): &(&NodeId, &(u128, u64))| {
+            let known = state.start_of(**node);
+            known.is_some_and(|known| known.nonce == *nonce && known.synced < *synced)
+        };
+        let told = self.told.iter().filter(is_news);
+        let told: Vec<_> = told.map(|(node, (nonce, synced))| (*node, *nonce, *synced)).collect();
+        (!told.is_empty()).then_some(ControlCommand::NoteSynced { told })
     }
 }
 
@@ -170,7 +261,6 @@ impl ControlState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::ControlCommand;
 
     fn start(shown: &[u128], nonce: u128, synced: u64) -> NodeStart {
         NodeStart { shown: shown.to_vec(), nonce, synced, place: 1 }
@@ -217,6 +307,39 @@ mod tests {
         assert_eq!(state.start_of(NodeId(1)).unwrap().synced, 8);
         assert_eq!(enter(&mut state, start(&[10], 11, 7)), older);
         enter(&mut state, start(&[10], 11, 8)).unwrap();
+    }
+
+    #[test]
+    fn what_heartbeats_have_told_counts_before_the_log_knows_it() {
+        let (mut state, mut told) = (ControlState::default(), Synced::default());
+        let node = NodeId(1);
+        enter(&mut state, start(&[], 10, 3)).unwrap();
+        assert_eq!(told.news(&state), None);
+        told.hears(&state, node, 10, 8).unwrap();
+        let admits = |told: &Synced, state: &ControlState, start: &NodeStart| {
+            told.admits(state, node, start, Heard::NotKnown)
+        };
+        assert_eq!(admits(&told, &state, &start(&[10], 11, 7)), Err(NotAccepted::Older));
+        assert_eq!(admits(&told, &state, &start(&[10], 11, 8)), Ok(()));
+        assert_eq!(told.hears(&state, node, 9, 100), Err(NotCounted::StartedSince));
+        // Its log has gone back under it.
+        assert_eq!(told.hears(&state, node, 10, 7), Err(NotCounted::GoneBack { highest: 8 }));
+        let news = told.news(&state).unwrap();
+        assert_eq!(news, ControlCommand::NoteSynced { told: vec![(node, 10, 8)] });
+        state.apply(&news).result.unwrap();
+        assert_eq!(told.news(&state), None);
+        // The next leader knows it from the log.
+        told.clear();
+        assert_eq!(admits(&told, &state, &start(&[10], 11, 7)), Err(NotAccepted::Older));
+        assert_eq!(told.hears(&state, node, 10, 7), Err(NotCounted::GoneBack { highest: 8 }));
+        // Of an older copy that was accepted nothing is compared; only another process is waited for.
+        let dead = ControlCommand::SetNodeStatus { node, status: NodeStatus::Dead };
+        state.apply(&dead).result.unwrap();
+        state.apply(&ControlCommand::AcceptCopy { node }).result.unwrap();
+        let copy = start(&[8], 12, 1);
+        assert_eq!(admits(&told, &state, &copy), Ok(()));
+        let lately = Heard::Lately { silent_ms: 1 };
+        assert_eq!(told.admits(&state, node, &copy, lately), Err(NotAccepted::Waits));
     }
 
     #[test]

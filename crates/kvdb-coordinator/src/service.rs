@@ -8,7 +8,7 @@ use crate::view::View;
 use crate::{members, operators, recovery, watch};
 use kvdb_control::{
     ControlCommand, ControlError, ControlResponse, Liveness, OperatorRequest, Planner, Standings,
-    decode_result, generation_of,
+    Synced, decode_result, generation_of,
 };
 use kvdb_model::{
     EntryCommand, Generation, MapVersion, NodeId, NodeStatus, OperatorId, Refusal, ShardId,
@@ -65,7 +65,7 @@ pub(crate) struct Member {
     pub(crate) token: u128,
     pub(crate) liveness: Arc<Mutex<Liveness>>,
     /// How far the logs of nodes are synced, as they have told this leader.
-    pub(crate) synced: Arc<Mutex<BTreeMap<NodeId, (u128, u64)>>>,
+    pub(crate) synced: Arc<Mutex<Synced>>,
     /// How far single replicas are.
     pub(crate) standings: Arc<Mutex<Standings>>,
     /// What nodes have told of themselves, for people to see.

@@ -2,7 +2,7 @@
 
 use crate::refusals::bad_field;
 use crate::service::Member;
-use kvdb_control::{ControlCommand, ControlError, Heard, NodeStart, NotAccepted};
+use kvdb_control::{ControlCommand, ControlError, Heard, NodeStart, NotAccepted, NotCounted};
 use kvdb_model::{NodeId, Refusal};
 use kvdb_runtime::clock;
 use kvdb_wire::{FieldError, proto, status_of, token_from};
@@ -30,21 +30,9 @@ impl Member {
         self.catch_up().await?;
         let state = self.view.state();
         let Some(node) = state.node_of(token) else { return Ok(()) };
-        let told = self.synced.lock().get(&node).copied();
-        let Some(mut known) = state.start_of(node).cloned() else { return Ok(()) };
-        let is_copy = state.copies_of(node).is_awaited && known.nonce != start.nonce;
-        // What heartbeats have told lately isn't in the log yet.
-        if let Some((_, synced)) = told.filter(|(nonce, _)| *nonce == known.nonce) {
-            known.synced = known.synced.max(synced);
-        }
         let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
         let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
-        let admitted = match (is_copy, heard) {
-            // Somebody says that there is nobody else, but there is.
-            (true, Heard::Lately { .. }) => Err(NotAccepted::Waits),
-            (true, _) => Ok(()),
-            (false, _) => known.admits(start, heard),
-        };
+        let admitted = self.synced.lock().admits(&state, node, start, heard);
         let why = match (admitted, heard) {
             (Ok(()), _) => return Ok(()),
             (Err(NotAccepted::Older), heard) => {
@@ -93,50 +81,33 @@ impl Member {
 
     fn compare_start(&self, node: NodeId, nonce: u128, synced: u64) -> Result<(), Status> {
         let state = self.view.state();
-        let Some(known) = state.start_of(node) else { return Ok(()) };
-        if nonce != known.nonce {
-            let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
-            let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
-            let heard = match heard {
-                Heard::Lately { silent_ms } => {
-                    format!(", and was heard there {} s ago", seconds(silent_ms))
-                }
-                Heard::NotLately | Heard::NotKnown => String::new(),
-            };
-            return Err(Status::failed_precondition(format!(
-                "node {node} has been started again since, at {at}{heard}: this process is not the one that counts. \
-                 Stop it for good and leave its directory alone, or delete it"
-            )));
-        }
-        let mut told = self.synced.lock();
-        let highest = told.get(&node).filter(|(of, _)| *of == nonce).map(|(_, synced)| *synced);
-        let highest = highest.unwrap_or_default().max(known.synced);
-        if synced < highest {
-            return Err(Status::aborted(format!(
+        match self.synced.lock().hears(&state, node, nonce, synced) {
+            Ok(()) => Ok(()),
+            Err(NotCounted::StartedSince) => {
+                let at = state.map().nodes.get(&node).map_or("", |record| record.address.as_str());
+                let heard = self.liveness.lock().heard_lately(node, clock::boot_us() / 1000);
+                let heard = match heard {
+                    Heard::Lately { silent_ms } => {
+                        format!(", and was heard there {} s ago", seconds(silent_ms))
+                    }
+                    Heard::NotLately | Heard::NotKnown => String::new(),
+                };
+                Err(Status::failed_precondition(format!(
+                    "node {node} has been started again since, at {at}{heard}: this process is not the one that \
+                     counts. Stop it for good and leave its directory alone, or delete it"
+                )))
+            }
+            Err(NotCounted::GoneBack { highest }) => Err(Status::aborted(format!(
                 "the log of node {node} has gone back from frame {highest} to {synced}: its machine was put back to an \
                  earlier moment, and what it has promised since is lost. `kvdb admin replace {node}`, and start a new \
                  node with an empty directory"
-            )));
+            ))),
         }
-        told.insert(node, (nonce, synced));
-        Ok(())
     }
 
     /// What of it the log doesn't know yet.
     pub(crate) fn news_of_synced(&self) -> Option<ControlCommand> {
-        let state = self.view.state();
-        let told = self.synced.lock();
-        let is_news = |(node, (nonce, synced)): &(&NodeId, &(u128, u64))| {
-            state
-                .start_of(**node)
-                .is_some_and(|known| known.nonce == *nonce && known.synced < *synced)
-        };
-        let told: Vec<_> = told
-            .iter()
-            .filter(is_news)
-            .map(|(node, (nonce, synced))| (*node, *nonce, *synced))
-            .collect();
-        (!told.is_empty()).then_some(ControlCommand::NoteSynced { told })
+        self.synced.lock().news(&self.view.state())
     }
 }
 

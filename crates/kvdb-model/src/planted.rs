@@ -42,11 +42,17 @@ pub enum Bug {
     SpanNotWritten,
     LastElementOutlived,
     ElementTimesLost,
+    OlderNonceTaken,
+    FramesNotCompared,
+    StartNotMute,
+    OlderNotFenced,
+    FenceForgotten,
+    ForOthersTaken,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 35] = [
+    pub const ALL: [Bug; 41] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -82,6 +88,12 @@ impl Bug {
         Bug::SpanNotWritten,
         Bug::LastElementOutlived,
         Bug::ElementTimesLost,
+        Bug::OlderNonceTaken,
+        Bug::FramesNotCompared,
+        Bug::StartNotMute,
+        Bug::OlderNotFenced,
+        Bug::FenceForgotten,
+        Bug::ForOthersTaken,
     ];
 
     /// What is wrong, in a few words.
@@ -123,6 +135,12 @@ impl Bug {
             Bug::SpanNotWritten => "a list's directory isn't told of elements that were added",
             Bug::LastElementOutlived => "a key stays when its last element expires",
             Bug::ElementTimesLost => "when elements expire isn't in what is stored of a key",
+            Bug::OlderNonceTaken => "the nonce that a directory shows isn't compared",
+            Bug::FramesNotCompared => "how far a log is synced isn't compared",
+            Bug::StartNotMute => "a node that starts takes part before anybody vouches for it",
+            Bug::OlderNotFenced => "a second process takes part before the older one is fenced",
+            Bug::FenceForgotten => "a restart forgets which starts of others are turned away",
+            Bug::ForOthersTaken => "what is said to another node is taken",
             Bug::ChildStartsBeforeParent => {
                 "after a restart a child starts before its parent's log"
             }

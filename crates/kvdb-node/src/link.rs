@@ -76,7 +76,6 @@ pub(crate) async fn register(
     readiness: &Readiness,
     map: &ClusterMap,
     start: &proto::NodeStart,
-    is_refused: &AtomicBool,
 ) -> Result<Registered, Status> {
     let mut said = (false, String::new());
     let begun = Instant::now();
@@ -89,8 +88,6 @@ pub(crate) async fn register(
                 // A refusal that passes comes from one that is there: it takes a moment, no more. So
                 // may the first call, where everything starts at once.
                 let kept_out = status.code() == Code::FailedPrecondition;
-                let refused = kept_out && refusal_from_status(&status).is_none();
-                is_refused.store(refused, Ordering::Relaxed);
                 let begins = begun.elapsed() < PATIENCE;
                 let waits = begins || refusal_from_status(&status).is_some() && !kept_out;
                 if said != (waits, error.to_owned()) {
@@ -171,7 +168,7 @@ fn registration(
     }
 }
 
-async fn try_register(
+pub(crate) async fn try_register(
     config: &NodeConfig,
     known: Identity,
     coordinators: &Coordinators,
@@ -210,7 +207,6 @@ impl Registration {
     /// address. One that is refused (it was removed, or belongs to another cluster) has to end.
     pub(crate) async fn keep(self, synced: u64, refuse: mpsc::Sender<NodeError>) {
         let shown = mute::start_to(&self.start.lock(), synced);
-        let is_refused = AtomicBool::new(false);
         let registering = register(
             &self.config,
             self.identity,
@@ -218,7 +214,6 @@ impl Registration {
             &self.readiness,
             &self.map,
             &shown,
-            &is_refused,
         );
         match registering.await {
             // Its replicas take part already.

@@ -1,21 +1,18 @@
 //! Before a node that starts again takes part: it neither votes nor acknowledges until it is sure that
 //! it is the node, and not an older copy or a second process of it.
 //!
-//! Until then its replicas are held back ([`Drive::release`]): they don't even tick, so nothing enters
-//! the log. The coordinators are asked, who compare and swap ([`kvdb_runtime::start`]). Where none of
-//! them answers, a majority of the other voters of each of its groups is enough: so a restart of
-//! everything needs no coordinator. One that starts elsewhere than the process before it always needs
-//! that majority: who vouches for it turns the older one away, so that the two never find a majority
-//! each. A replica that is alone in its group has nobody to turn the other one away. It goes on if the
-//! process before has ended in order, or if somebody says that its directory was moved.
+//! Until then its replicas are held back ([`Drive::release`]): they don't even tick, so nothing enters the log. Whom it
+//! asks, when, and what follows from the answers is decided in [`kvdb_replication::entry`]; here it is asked.
 
 use crate::link::{self, Registered};
 use crate::run::{NodeConfig, NodeError};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use kvdb_model::{NodeId, ShardId};
-use kvdb_replication::starts::{NotVouched, Others, Said};
+use kvdb_replication::entry::{self, Answer, Entry, Question, Refused, Word};
+use kvdb_replication::starts::{Others, Said};
 use kvdb_router::Routes;
+use kvdb_runtime::clock;
 use kvdb_runtime::coordinators::Coordinators;
 use kvdb_runtime::dial::{self, Unvouched, Vouching};
 use kvdb_runtime::drive::Drive;
@@ -23,24 +20,22 @@ use kvdb_runtime::http::Readiness;
 use kvdb_runtime::identity::Identity;
 use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
-use kvdb_runtime::start::{Copy, Start, Succession, until_replaced};
-use kvdb_wire::proto;
+use kvdb_runtime::start::{Copy, Start, until_replaced};
+use kvdb_wire::{proto, refusal_from_status};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tonic::{Code, Status};
+use tonic::Code;
 
-/// The coordinators are given so long before peers are asked.
-const COORDINATORS_FIRST: Duration = Duration::from_millis(500);
-/// Peers are given so long to object to a start.
-const OBJECTIONS: Duration = Duration::from_millis(300);
-/// Between two rounds of asking peers.
-const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// Between two rounds of telling the others of this start.
 const INTRODUCE_AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks at what is to be asked.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+/// Before that nobody is warned.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Reasons that are told in the log, at most.
 const MOST_SAID: usize = 64;
 
@@ -57,13 +52,6 @@ pub(crate) struct Mute<'a> {
     pub(crate) copy: Copy,
 }
 
-/// Who has vouched so far, and what was told in the log.
-#[derive(Default)]
-struct Round {
-    vouched: BTreeSet<NodeId>,
-    said: BTreeSet<String>,
-}
-
 /// What a node that is heard may do.
 pub(crate) struct Heard {
     /// The coordinators have accepted this start.
@@ -74,158 +62,182 @@ pub(crate) struct Heard {
     pub(crate) copy: Copy,
 }
 
+/// What somebody has answered.
+enum Answered {
+    Coordinators(Word),
+    Peers(Vec<(NodeId, Answer)>),
+}
+
+type Answering<'a> = Pin<Box<dyn Future<Output = Answered> + Send + 'a>>;
+
+/// Why it isn't heard, as far as it was told: in the log once, and to whoever asks for its readiness.
+struct Told {
+    begun: Instant,
+    said: BTreeSet<String>,
+    /// Why the coordinators refuse it for good.
+    refusal: String,
+    /// What they have made of it.
+    copy: Option<Copy>,
+}
+
 impl Mute<'_> {
     /// Waits until somebody who knows has vouched for this start.
     ///
     /// # Errors
     /// Why it must not take part.
-    pub(crate) async fn until_heard(&self, succession: Succession) -> Result<Heard, NodeError> {
-        if succession == Succession::Elsewhere {
-            return self.until_heard_elsewhere().await;
-        }
-        if let Some(objection) = self.objection().await {
-            // Unless somebody has accepted the directory as it is.
-            return match self.would_be_copy().await {
-                Ok(true) => self.heard_on_copy().await,
-                _ => Err(objection),
-            };
-        }
-        let is_refused = AtomicBool::new(false);
-        let by_coordinators = tokio::select! {
-            registered = self.register(&is_refused) => Some(registered?.copy),
-            () = async {
-                tokio::time::sleep(COORDINATORS_FIRST).await;
-                let mut round = Round::default();
-                // The coordinators know better: if they refuse it, nobody else is asked.
-                while is_refused.load(Ordering::Relaxed) || !self.ask(&mut round, true, false).await {
-                    tokio::time::sleep(ASK_AGAIN).await;
+    pub(crate) async fn until_heard(&self) -> Result<Heard, NodeError> {
+        let start = self.start.lock().clone();
+        let mut entry = Entry::new(&start, self.config.moved, self.copy.count, clock::boot_us());
+        let told = Mutex::new(Told {
+            begun: Instant::now(),
+            said: BTreeSet::new(),
+            refusal: String::new(),
+            copy: None,
+        });
+        let (mut from_coordinators, mut from_peers): (Option<Answering>, Option<Answering>) =
+            (None, None);
+        loop {
+            let others = self.others();
+            for question in entry.asks(&others, clock::boot_us()) {
+                match question {
+                    Question::Coordinators { only_asks } => {
+                        from_coordinators = Some(Box::pin(self.ask_coordinators(only_asks, &told)));
+                    }
+                    Question::Peers { nodes, succeeds, only_asks, patience_us } => {
+                        let patience = Duration::from_micros(patience_us);
+                        let asked = self.ask_peers(nodes, (succeeds, only_asks), patience, &told);
+                        from_peers = Some(Box::pin(asked));
+                    }
                 }
-            } => None,
-        };
-        Ok(Heard {
-            by_coordinators: by_coordinators.is_some(),
-            held: BTreeSet::new(),
-            copy: by_coordinators.unwrap_or(self.copy),
-        })
-    }
-
-    /// Whether the coordinators would accept this start; whether as one on an older copy.
-    async fn would_be_copy(&self) -> Result<bool, Status> {
-        let shown = self.shown();
-        let Mute { config, identity, coordinators, map, .. } = self;
-        link::ask_whether(config, *identity, coordinators, map, &shown).await
-    }
-
-    /// Of an older copy that somebody has accepted no replica takes part: nobody else has to vouch for them.
-    async fn heard_on_copy(&self) -> Result<Heard, NodeError> {
-        let copy = self.register(&AtomicBool::new(false)).await?.copy;
-        Ok(Heard { by_coordinators: true, held: BTreeSet::new(), copy })
-    }
-
-    /// The process before may be alive. Nobody is turned away for this start before it is sure that
-    /// enough others would vouch for it.
-    async fn until_heard_elsewhere(&self) -> Result<Heard, NodeError> {
-        let lone = self.lone();
-        let (start, moved) = (self.start.lock().clone(), self.config.moved);
-        let mut said = BTreeSet::new();
-        let by_coordinators = loop {
-            let by_coordinators = match self.would_be_copy().await {
-                Ok(true) => return self.heard_on_copy().await,
-                Ok(false) => true,
-                Err(status) if status.code() == Code::InvalidArgument => {
-                    return Err(self.refused(&status));
-                }
-                Err(status) if status.code() == Code::FailedPrecondition => {
-                    self.say(&mut said, status.message().to_owned());
-                    tokio::time::sleep(ASK_AGAIN).await;
-                    continue;
-                }
-                Err(status) => {
-                    self.say(&mut said, format!("no coordinator answers: {}", status.message()));
-                    false
-                }
-            };
-            // Of a replica that is alone only the coordinators know whether another process may run.
-            let is_known = by_coordinators || moved || lone.is_empty();
-            let mut round = Round { said: std::mem::take(&mut said), ..Round::default() };
-            let would = is_known && self.ask(&mut round, by_coordinators, true).await;
-            said = round.said;
-            if would {
-                break by_coordinators;
             }
-            tokio::time::sleep(ASK_AGAIN).await;
+            let answered = tokio::select! {
+                answered = answer(&mut from_coordinators) => answered,
+                answered = answer(&mut from_peers) => answered,
+                () = tokio::time::sleep(LOOK_AGAIN) => continue,
+            };
+            let (others, now_us) = (self.others(), clock::boot_us());
+            match answered {
+                Answered::Coordinators(word) => entry.coordinators_say(word, &others, now_us),
+                Answered::Peers(answers) => entry.peers_say(answers, &others, now_us),
+            }
+            let Some(end) = entry.end() else { continue };
+            let told = told.lock();
+            return match end {
+                Ok(heard) => {
+                    self.warn_of(&heard.held);
+                    let copy = told.copy.unwrap_or(self.copy);
+                    let entry::Heard { by_coordinators, held } = heard.clone();
+                    Ok(Heard { by_coordinators, held, copy })
+                }
+                Err(Refused::Coordinators) => {
+                    let data = self.config.data.display();
+                    Err(NodeError::Refused(format!("{} (its directory: {data})", told.refusal)))
+                }
+                Err(Refused::Peer(node, why)) => {
+                    let at = self.map.routes.load().address(*node).cloned();
+                    let at = at.map_or_else(|| format!("node {node}"), |at| at.to_string());
+                    Err(NodeError::MustNotGoOn(format!("{why} (as {at} knows)")))
+                }
+            };
+        }
+    }
+
+    fn warn_of(&self, held: &BTreeSet<ShardId>) {
+        if held.is_empty() {
+            return;
+        }
+        let shards: Vec<String> = held.iter().map(ShardId::to_string).collect();
+        tracing::warn!(
+            shards = shards.join(", "),
+            "this directory was copied or moved from a process that didn't end in order. Replicas that have no others \
+             take no part: that process may serve them still. If it is gone for good, `kvdb claim {}` and start this \
+             node again",
+            self.config.data.display()
+        );
+    }
+
+    async fn ask_coordinators(&self, only_asks: bool, told: &Mutex<Told>) -> Answered {
+        let shown = start_to(&self.start.lock(), self.drive.synced());
+        let Mute { config, identity, coordinators, map, .. } = self;
+        let answer = if only_asks {
+            let would = link::ask_whether(config, *identity, coordinators, map, &shown).await;
+            would.map(|as_copy| Word::Would { as_copy })
+        } else {
+            let registered = link::try_register(config, *identity, coordinators, map, &shown).await;
+            registered.map(|Registered { copy, .. }| {
+                told.lock().copy = Some(copy);
+                Word::Accepted { copies: copy.count }
+            })
         };
-        let mut copy = self.copy;
-        if by_coordinators {
-            copy = self.register(&AtomicBool::new(false)).await?.copy;
-        }
-        if copy.count > self.copy.count {
-            return Ok(Heard { by_coordinators, held: BTreeSet::new(), copy });
-        }
-        let mut round = Round::default();
-        while !self.ask(&mut round, by_coordinators, false).await {
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-        let is_alone = moved || by_coordinators && start.follows_end();
-        let held = if is_alone { BTreeSet::new() } else { lone };
-        if !held.is_empty() {
-            let shards: Vec<String> = held.iter().map(ShardId::to_string).collect();
-            tracing::warn!(
-                shards = shards.join(", "),
-                "this directory was copied or moved from a process that didn't end in order. Replicas that have no \
-                 others take no part: that process may serve them still. If it is gone for good, `kvdb claim {}` and \
-                 start this node again",
-                self.config.data.display()
-            );
-        }
-        Ok(Heard { by_coordinators, held, copy })
-    }
-
-    /// Waits until the coordinators have accepted this start. `is_refused` is set while they don't.
-    async fn register(&self, is_refused: &AtomicBool) -> Result<Registered, NodeError> {
-        let shown = self.shown();
-        let Mute { config, identity, coordinators, readiness, map, .. } = self;
-        link::register(config, *identity, coordinators, readiness, map, &shown, is_refused)
-            .await
-            .map_err(|status| self.refused(&status))
-    }
-
-    fn shown(&self) -> proto::NodeStart {
-        start_to(&self.start.lock(), self.drive.synced())
-    }
-
-    fn refused(&self, status: &Status) -> NodeError {
-        let data = self.config.data.display();
-        NodeError::Refused(format!("{} (its directory: {data})", status.message()))
-    }
-
-    /// Who of the other voters knows that the directory is older than what it has told. The coordinators
-    /// may not: a start that was vouched for without them says nothing to them until it is accepted.
-    async fn objection(&self) -> Option<NodeError> {
-        let nodes: BTreeSet<NodeId> =
-            self.others().into_iter().flat_map(|others| others.nodes).collect();
-        let (asked, routes) = (self.asked(true, true), self.map.routes.load_full());
-        let asking = nodes.into_iter().filter_map(|node| routes.address(node).cloned()).map(|at| {
-            let asked = &asked;
-            async move {
-                let answer = dial::ask_to_vouch(&at, asked);
-                tokio::time::timeout(OBJECTIONS, answer).await.ok()?.err()
+        let word = answer.unwrap_or_else(|status| {
+            let why = status.message().to_owned();
+            match status.code() {
+                Code::InvalidArgument => {
+                    told.lock().refusal = why;
+                    Word::Refused
+                }
+                // A refusal that passes comes from one that is there: it takes a moment, no more.
+                Code::FailedPrecondition if only_asks || refusal_from_status(&status).is_none() => {
+                    self.say(told, why);
+                    Word::KeptOut
+                }
+                _ => {
+                    self.say(told, format!("no coordinator answers: {why}"));
+                    Word::Nobody
+                }
             }
         });
-        let answers = join_all(asking).await;
-        answers.into_iter().flatten().find_map(|why| match why {
-            Unvouched::Refused(at, NotVouched::Older(why)) => {
-                Some(NodeError::MustNotGoOn(format!("{why} (as {at} knows)")))
-            }
-            _ => None,
-        })
+        Answered::Coordinators(word)
     }
 
-    fn say(&self, said: &mut BTreeSet<String>, why: String) {
+    async fn ask_peers(
+        &self,
+        nodes: BTreeSet<NodeId>,
+        (succeeds, only_asks): (bool, bool),
+        patience: Duration,
+        told: &Mutex<Told>,
+    ) -> Answered {
+        if !only_asks && let Err(error) = self.start.lock().spends_number(&self.config.data) {
+            self.say(told, error.to_string());
+            return Answered::Peers(Vec::new());
+        }
+        let (asked, routes) = (self.asked(succeeds, only_asks), self.map.routes.load_full());
+        let asking = nodes.into_iter().map(|node| {
+            let (asked, address) = (&asked, routes.address(node).cloned());
+            async move {
+                let Some(address) = address else {
+                    self.say(told, format!("node {node}: its address isn't known"));
+                    return (node, None);
+                };
+                let vouching = dial::ask_to_vouch(&address, asked);
+                let answer = match tokio::time::timeout(patience, vouching).await {
+                    Ok(Ok(found)) if found == node => return (node, Some(Ok(()))),
+                    Ok(Ok(found)) => format!("{address} is node {found}, not {node}"),
+                    Ok(Err(Unvouched::Refused(at, why))) => {
+                        self.say(told, format!("{at}: {why}"));
+                        return (node, Some(Err(why)));
+                    }
+                    Ok(Err(Unvouched::Unreached(why))) => why,
+                    Err(_) => format!("{address}: it doesn't answer"),
+                };
+                self.say(told, answer);
+                (node, None)
+            }
+        });
+        Answered::Peers(join_all(asking).await)
+    }
+
+    fn say(&self, told: &Mutex<Told>, why: String) {
         self.readiness.wait_for("registration", format!("mute: {why}"));
         // An age in it changes all the time.
         let words: String = why.chars().filter(|each| !each.is_ascii_digit()).collect();
-        if said.len() < MOST_SAID && said.insert(words) {
+        let mut told = told.lock();
+        // Where everything starts at once the first calls come too early.
+        let begins = told.begun.elapsed() < PATIENCE;
+        if told.said.len() >= MOST_SAID || !told.said.insert(format!("{begins} {words}")) {
+        } else if begins {
+            tracing::info!(why, "mute until others vouch for this start of the node");
+        } else {
             tracing::warn!(why, "mute until others vouch for this start of the node");
         }
     }
@@ -235,50 +247,6 @@ impl Mute<'_> {
         let views = self.drive.views().all();
         let descriptors = views.values().filter_map(|view| view.descriptor.as_ref());
         descriptors.flat_map(|descriptor| Others::of(descriptor, own)).collect()
-    }
-
-    /// Shards that have no other voter.
-    fn lone(&self) -> BTreeSet<ShardId> {
-        let alone = self.others().into_iter().filter(|others| others.nodes.is_empty());
-        alone.map(|others| others.shard).collect()
-    }
-
-    /// Asks those who haven't vouched yet. Returns whether a majority of the other voters of each group
-    /// has.
-    async fn ask(&self, round: &mut Round, succeeds: bool, only_asks: bool) -> bool {
-        if !only_asks && let Err(error) = self.start.lock().spends_number(&self.config.data) {
-            self.say(&mut round.said, error.to_string());
-            return false;
-        }
-        let asked = self.asked(succeeds, only_asks);
-        let all = self.others();
-        let untold: BTreeSet<NodeId> = all
-            .iter()
-            .filter(|others| !others.are_enough(&round.vouched))
-            .flat_map(|others| others.nodes.difference(&round.vouched))
-            .copied()
-            .collect();
-        let routes = self.map.routes.load_full();
-        let asking = untold.into_iter().map(|node| {
-            let (asked, address) = (&asked, routes.address(node).cloned());
-            async move {
-                let address =
-                    address.ok_or_else(|| format!("node {node}: its address isn't known"))?;
-                let vouched = dial::ask_to_vouch(&address, asked).await;
-                let found = vouched.map_err(|why| why.to_string())?;
-                match found == node {
-                    true => Ok(node),
-                    false => Err(format!("{address} is node {found}, not {node}")),
-                }
-            }
-        });
-        for answer in join_all(asking).await {
-            match answer {
-                Ok(node) => _ = round.vouched.insert(node),
-                Err(why) => self.say(&mut round.said, why),
-            }
-        }
-        all.iter().all(|others| others.are_enough(&round.vouched))
     }
 
     fn asked(&self, succeeds: bool, only_asks: bool) -> Vouching {
@@ -299,6 +267,14 @@ impl Mute<'_> {
             only_asks,
         }
     }
+}
+
+/// The answer to what is being asked; never, if nothing is.
+async fn answer(asking: &mut Option<Answering<'_>>) -> Answered {
+    let Some(asked) = asking else { return std::future::pending().await };
+    let answered = asked.await;
+    *asking = None;
+    answered
 }
 
 /// Tells each other node once of this start, so that it knows an older one when it meets it.

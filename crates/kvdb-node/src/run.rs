@@ -150,18 +150,17 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         about: about(&map),
         left_behind: Arc::new(|_| None),
     };
-    let (start, succession) = Start::begin(&directory)?;
+    let (start, _) = Start::begin(&directory)?;
     let mut copy = Copy::open(&config.data)?;
     let start = Arc::new(Mutex::new(start));
     if known.node_id.0 == 0 {
         // Who it is can be asked before it is anything: the coordinators look where it is.
         let is_met = Shutdown::default();
         let answering = answer_who(&grpc_listener, introduction.clone(), is_met.clone())?;
-        let is_refused = AtomicBool::new(false);
         let shown = mute::start_to(&start.lock(), 0);
         let registered = tokio::select! {
             registered =
-                link::register(&config, known, &coordinators, &readiness, &map, &shown, &is_refused) =>
+                link::register(&config, known, &coordinators, &readiness, &map, &shown) =>
                 registered,
             () = shutdown.wait() => return Ok(()),
         };
@@ -270,7 +269,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         let is_heard = Shutdown::default();
         let answering = answer_who(&grpc_listener, introduction.clone(), is_heard.clone())?;
         let ended = tokio::select! {
-            heard = muted.until_heard(succession) => Some(heard),
+            heard = muted.until_heard() => Some(heard),
             () = shutdown.wait() => None,
         };
         is_heard.trigger();

@@ -43,6 +43,7 @@
 mod config;
 mod convert;
 mod effect;
+pub mod entry;
 mod group;
 mod host;
 mod input;
@@ -55,6 +56,7 @@ mod proposals;
 mod reads;
 mod shard_time;
 mod stall;
+pub mod start;
 pub mod starts;
 mod store;
 

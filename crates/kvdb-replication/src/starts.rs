@@ -11,6 +11,7 @@
 //! Two majorities of a group share a voter, so one of those that are asked has heard each promise that
 //! the older process has made to a majority: what lacks that promise is found.
 
+use kvdb_model::planted::{Bug, has};
 use kvdb_model::{NodeId, Role, ShardDescriptor, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +84,7 @@ impl Known {
     }
 
     fn check_synced(&self, node: NodeId, synced: u64) -> Result<(), String> {
-        if synced >= self.synced {
+        if synced >= self.synced || has(Bug::FramesNotCompared) {
             return Ok(());
         }
         Err(format!(
@@ -93,6 +94,11 @@ impl Known {
             self.synced
         ))
     }
+}
+
+/// Whether a process is the one that somebody wants to speak to: where a node was, another one may be by now.
+pub fn is_meant(own: NodeId, to: NodeId) -> bool {
+    own == to || has(Bug::ForOthersTaken)
 }
 
 /// Why a start isn't vouched for.
@@ -135,7 +141,7 @@ impl Starts {
         }
         if let Some(known) = self.known.get_mut(&node) {
             let is_same = (known.number, known.nonce) == (said.number, said.nonce);
-            if !is_same && said.number <= known.number {
+            if !is_same && said.number <= known.number && !has(Bug::OlderNonceTaken) {
                 return Err(format!(
                     "{}: this one was started before it, or is a copy, and takes no part any more",
                     known.words(node, now_us)
@@ -183,7 +189,8 @@ impl Starts {
         // Of one that was met long ago the list says nothing any more; its number does.
         let is_long_ago = shown.len() >= MOST_SHOWN && known.number < said.number;
         let is_shown = shown.contains(&known.nonce) || is_long_ago;
-        if known.number >= said.number || !is_shown {
+        let is_newer = known.number < said.number && is_shown;
+        if !is_newer && !has(Bug::OlderNonceTaken) {
             let other = match known.heard_us {
                 0 => String::new(),
                 _ => format!(": {}", known.words(node, now_us)),
@@ -273,7 +280,8 @@ impl Starts {
 
     /// What was known before a restart.
     pub fn from_kept(kept: impl IntoIterator<Item = (NodeId, (u64, u128, u64))>) -> Self {
-        let known = kept.into_iter().map(|(node, (number, nonce, synced))| {
+        let kept = kept.into_iter().filter(|_| !has(Bug::FenceForgotten));
+        let known = kept.map(|(node, (number, nonce, synced))| {
             (node, Known { number, nonce, synced, is_kept: true, ..Known::default() })
         });
         Starts { known: known.collect() }

@@ -11,7 +11,7 @@ use crate::start::{Met, Open};
 use bytes::Bytes;
 use kvdb_model::{ClusterId, NodeId, ReplicaId, ShardId, TimeMark, Version};
 use kvdb_replication::message::{self, Message};
-use kvdb_replication::starts::Said;
+use kvdb_replication::starts::{Said, is_meant};
 use kvdb_replication::{Input, PeerMessage};
 use kvdb_store::{ChunkReader, SnapshotWriter};
 use kvdb_wire::proto::peer_client::PeerClient;
@@ -159,7 +159,7 @@ impl Neighbourhood {
                 hello.format_version
             ));
         }
-        if hello.coordinator != self.coordinator || hello.to_node != own.0 {
+        if hello.coordinator != self.coordinator || !is_meant(own, NodeId(hello.to_node)) {
             return refuse(format!("this is not the process that you look for, but number {own}"));
         }
         if !self.admitted.load(Ordering::Acquire) {
@@ -322,6 +322,10 @@ async fn stream_to(
                     let ping = proto::PeerFrame { frame: Some(peer_frame::Frame::Ping(now_us)) };
                     frames.send(ping).await.map_err(|_| "the stream has closed")?;
                 }
+                // Each peer knows how far this log is synced, also one that is told nothing else: it may be
+                // asked whether a directory is the newest.
+                let synced = frame(Vec::new(), drive.synced());
+                frames.send(synced).await.map_err(|_| "the stream has closed")?;
             }
             // What piled up while the stream was busy shares a frame.
             count = queue.recv_many(&mut batches, BATCHES_PER_FRAME) => {
@@ -569,6 +573,9 @@ async fn hear(
         // This process may have vouched for a newer start meanwhile.
         if !open.hears(batch.synced) {
             return;
+        }
+        if batch.messages.is_empty() {
+            continue;
         }
         let Some(messages) = readable(batch) else {
             tracing::warn!(peer = from_node.0, "a peer sent a message that can't be decoded");

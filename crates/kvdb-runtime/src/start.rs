@@ -19,10 +19,13 @@ use crate::clock;
 use crate::identity::{DataDirectory, IdentityError, Role, replace};
 use crate::shutdown::Shutdown;
 use kvdb_model::{NodeId, ReplicaId};
-use kvdb_replication::starts::{MOST_SHOWN, NotVouched, Said, Starts, Then, number_on_copy};
+pub use kvdb_replication::start::Succession;
+use kvdb_replication::start::{self as own, Place};
+use kvdb_replication::starts::{NotVouched, Said, Starts, Then};
 use parking_lot::Mutex;
 use std::fs;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,46 +38,6 @@ const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uu
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is written down how far the logs of others are synced.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
-
-/// How a start follows the one before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Succession {
-    /// The first one, or the same machine since the same boot and the same lock file, which is held:
-    /// the process before is gone.
-    SamePlace,
-    /// The same machine and the same lock file, after a boot: the process before is gone.
-    AfterBoot,
-    /// Elsewhere: the process before may be alive.
-    Elsewhere,
-}
-
-/// Where a process runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
-    /// Since when which machine is up.
-    boot: u128,
-    /// The lock file.
-    file: u64,
-    /// The machine; 0 if it can't be told from others.
-    machine: u128,
-}
-
-impl Place {
-    /// How a start here follows one that took part there.
-    fn follows(&self, before: &Place) -> Succession {
-        if *before == Place::default() {
-            Succession::SamePlace
-        } else if before.file != self.file {
-            Succession::Elsewhere
-        } else if before.boot == self.boot {
-            Succession::SamePlace
-        } else if self.machine != 0 && before.machine == self.machine {
-            Succession::AfterBoot
-        } else {
-            Succession::Elsewhere
-        }
-    }
-}
 
 /// An older copy of a node's directory that somebody has accepted, to recover shards from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,24 +73,16 @@ impl Copy {
     }
 }
 
-/// A start of a directory.
+/// A start of a directory, and the file that keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Start {
-    /// Rises with each of which others may have heard: one that was refused gives its number back.
-    pub number: u64,
-    /// Drawn for this start.
-    pub nonce: u128,
-    is_spent: bool,
-    /// Nonces of the starts before it, that which was accepted last among them.
-    pub shown: Vec<u128>,
-    /// The nonce that the coordinators have accepted last.
-    accepted: u128,
-    here: Place,
-    /// Of the last start that took part. A start that never did changes nothing: the process that it
-    /// follows is the same as before.
-    heard: Place,
-    /// Whether that one has ended in order: no process of it is left.
-    has_ended: bool,
+pub struct Start(own::Start);
+
+impl Deref for Start {
+    type Target = own::Start;
+
+    fn deref(&self) -> &own::Start {
+        &self.0
+    }
 }
 
 impl Start {
@@ -154,38 +109,17 @@ impl Start {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| failed(io::Error::other(error.to_string())))?;
         let here = Place { boot, file, machine: machine() };
-        let mut start = Start::after(before, u128::from_be_bytes(nonce), here);
+        let before = before.map(|before| before.0);
+        let mut start = own::Start::after(before, u128::from_be_bytes(nonce), here);
         // A crash may have come between the two files.
         let copies = Copy::open(directory.path())?.count;
         if start.number >> 32 < copies {
-            start.number = number_on_copy(start.number, copies);
+            start.is_on_copy(copies);
         }
+        let start = Start(start);
         start.write(&path)?;
-        let succession = here.follows(&start.heard);
+        let succession = start.succession();
         Ok((start, succession))
-    }
-
-    fn after(before: Option<Start>, nonce: u128, here: Place) -> Self {
-        let Some(mut start) = before else {
-            let (shown, heard) = (Vec::new(), Place::default());
-            return Start {
-                number: 1,
-                nonce,
-                is_spent: false,
-                shown,
-                accepted: 0,
-                here,
-                heard,
-                has_ended: false,
-            };
-        };
-        let number = start.number + u64::from(start.is_spent);
-        start.shown.push(start.nonce);
-        if start.shown.len() > MOST_SHOWN {
-            let oldest = start.shown.iter().position(|nonce| *nonce != start.accepted);
-            start.shown.remove(oldest.unwrap_or_default());
-        }
-        Start { number, nonce, is_spent: false, here, ..start }
     }
 
     /// Others are to turn older starts away for it, from now on.
@@ -193,11 +127,10 @@ impl Start {
     /// # Errors
     /// [`IdentityError::Io`].
     pub fn spends_number(&mut self, directory: &Path) -> Result<(), IdentityError> {
-        if self.is_spent {
-            return Ok(());
+        match self.0.spends_number() {
+            true => self.write(&directory.join("START")),
+            false => Ok(()),
         }
-        self.is_spent = true;
-        self.write(&directory.join("START"))
     }
 
     /// Somebody has accepted the directory as an older copy. Written down before anything takes part.
@@ -208,7 +141,7 @@ impl Start {
         let path = directory.join("COPY");
         let written = replace(&path, &copy.encode());
         written.map_err(|source| IdentityError::Io { path, source })?;
-        self.number = number_on_copy(self.number, copy.count);
+        self.0.is_on_copy(copy.count);
         self.write(&directory.join("START"))
     }
 
@@ -217,12 +150,7 @@ impl Start {
     /// # Errors
     /// [`IdentityError::Io`].
     pub fn takes_part(&mut self, directory: &Path, accepted: bool) -> Result<(), IdentityError> {
-        self.heard = self.here;
-        self.is_spent = true;
-        self.has_ended = false;
-        if accepted {
-            self.accepted = self.nonce;
-        }
+        self.0.takes_part(accepted);
         self.write(&directory.join("START"))
     }
 
@@ -239,7 +167,7 @@ impl Start {
         let content =
             fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
         let start = Start::decode(&content).ok_or_else(|| IdentityError::Damaged(path.clone()))?;
-        Start { has_ended: true, ..start }.write(&path)
+        Start(own::Start { has_ended: true, ..start.0 }).write(&path)
     }
 
     /// Whether the last start that took part has ended in order.
@@ -252,13 +180,8 @@ impl Start {
     /// # Errors
     /// [`IdentityError::Io`].
     pub fn ends(&mut self, directory: &Path) -> Result<(), IdentityError> {
-        self.has_ended = true;
+        self.0.has_ended = true;
         self.write(&directory.join("START"))
-    }
-
-    /// Where it runs, for others to compare.
-    pub fn place(&self) -> u128 {
-        self.here.boot ^ u128::from(self.here.file)
     }
 
     /// Whether a directory is still the one that this start has begun in.
@@ -304,7 +227,7 @@ impl Start {
         let (ended, rest) = rest.split_first()?;
         let (count, mut rest) = rest.split_first()?;
         let shown = (0..*count).map(|_| u128_of(&mut rest)).collect::<Option<_>>()?;
-        rest.is_empty().then_some(Start {
+        rest.is_empty().then_some(Start(own::Start {
             number,
             nonce,
             is_spent: *spent != 0,
@@ -313,7 +236,7 @@ impl Start {
             here: Place::default(),
             heard: Place { boot, file, machine },
             has_ended: *ended != 0,
-        })
+        }))
     }
 }
 
@@ -522,6 +445,7 @@ fn decode_met(content: &[u8]) -> Option<Starts> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvdb_replication::starts::MOST_SHOWN;
 
     fn begin(folder: &Path) -> (Start, Succession) {
         let directory = DataDirectory::open(folder, Role::Node, NodeId(0)).unwrap();
@@ -608,19 +532,6 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Copy::decode(&flipped).is_none(), "bit {bit}");
         }
-    }
-
-    #[test]
-    fn a_boot_of_the_same_machine_is_told_from_another_machine() {
-        let place = |boot, file, machine| Place { boot, file, machine };
-        let here = place(2, 5, 7);
-        assert_eq!(here.follows(&Place::default()), Succession::SamePlace);
-        assert_eq!(here.follows(&place(2, 5, 7)), Succession::SamePlace);
-        assert_eq!(here.follows(&place(1, 5, 7)), Succession::AfterBoot);
-        assert_eq!(here.follows(&place(1, 5, 8)), Succession::Elsewhere);
-        assert_eq!(here.follows(&place(2, 6, 7)), Succession::Elsewhere);
-        // A machine without a name of its own may be any.
-        assert_eq!(place(2, 5, 0).follows(&place(1, 5, 0)), Succession::Elsewhere);
     }
 
     #[test]
