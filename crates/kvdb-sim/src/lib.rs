@@ -19,6 +19,7 @@
 mod checks;
 mod client;
 mod collections;
+mod copies;
 mod dice;
 mod disk;
 mod faults;
@@ -32,6 +33,7 @@ mod process;
 mod schedule;
 mod shrink;
 mod story;
+mod streams;
 mod threads;
 mod world;
 

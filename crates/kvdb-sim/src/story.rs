@@ -102,7 +102,16 @@ fn tell(world: &mut World, settings: &Settings) -> Result<(), String> {
     let before: Vec<u64> = world.clients.iter().map(|client| client.succeeded).collect();
     let end_us = (settings.storm_s + settings.calm_s) * 1_000_000;
     world.run_until(end_us);
+    for _ in 0..4 {
+        // A node that was lost late is dead late.
+        if world.node_lost.is_some() && !world.is_replaced {
+            world.run_until(world.now_us + 10_000_000);
+        }
+    }
     nothing_violated(world)?;
+    if world.given_up {
+        return linearizable(world);
+    }
     for (id, before) in before.iter().enumerate() {
         // Some at the very end too, not only right after the storm.
         if world.clients[id].succeeded < before + 10 * settings.calm_s {
@@ -243,6 +252,7 @@ fn replicas_agree(world: &World, led: &[ShardDescriptor]) -> Result<(), String> 
             let is_there = |process: &&Process| {
                 process.is_coordinator == (shard == ShardId::CONTROL)
                     && process.node_id == Some(replica.node_id)
+                    && process.core.is_some()
             };
             let process = world.processes.iter().find(is_there);
             let open = process
