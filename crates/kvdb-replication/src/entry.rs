@@ -270,15 +270,17 @@ impl Entry {
             return;
         }
         self.peers = Some(now_us + ASK_AGAIN_US);
-        if self.phase == Phase::Objections {
-            let objection = answers.into_iter().find_map(|(node, answer)| match answer {
-                Some(Err(NotVouched::Older(why))) => Some((node, why)),
+        if matches!(self.phase, Phase::Objections | Phase::Entering) {
+            let objection = answers.iter().find_map(|(node, answer)| match answer {
+                Some(Err(NotVouched::Older(why))) => Some((*node, why.clone())),
                 _ => None,
             });
-            return match objection {
-                Some((node, why)) => self.goes_to(Phase::Objected(node, why), now_us),
-                None => self.goes_to(Phase::Entering, now_us),
-            };
+            if let Some((node, why)) = objection {
+                return self.goes_to(Phase::Objected(node, why), now_us);
+            }
+        }
+        if self.phase == Phase::Objections {
+            return self.goes_to(Phase::Entering, now_us);
         }
         let vouched = answers.into_iter().filter(|(_, answer)| matches!(answer, Some(Ok(()))));
         self.vouched.extend(vouched.map(|(node, _)| node));
@@ -483,6 +485,22 @@ mod tests {
         assert_eq!(story.asks(), [REGISTERS]);
         story.word(Word::Accepted { copies: 1 });
         story.is_heard(true, &[]);
+    }
+
+    #[test]
+    fn an_objection_that_comes_late_ends_it_as_well() {
+        let mut story = Story::new(HERE, &[group(4, &[2, 3])]);
+        story.asks();
+        // Nobody can be reached yet.
+        story.answers(&[(2, None), (3, None)]);
+        assert_eq!(story.asks(), [REGISTERS]);
+        assert_eq!(story.waits(), [peers(&[2, 3], true, false)]);
+        story.answers(&[(2, None), (3, older())]);
+        // What the coordinators say to the question from before is no answer to this one.
+        assert_eq!(story.asks(), [ASKED]);
+        story.word(Word::Would { as_copy: false });
+        let refused = Refused::Peer(NodeId(3), "it is older".to_owned());
+        assert_eq!(story.entry.end(), Some(&Err(refused)));
     }
 
     #[test]

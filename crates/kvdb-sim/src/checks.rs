@@ -123,7 +123,9 @@ impl Checks {
     }
 
     /// One of two processes of a replica has synced its log up to here. What it votes only others can judge.
-    pub(crate) fn is_durable_on_one(&mut self, member: Member, last: LogIndex) {
+    pub(crate) fn is_durable_on_one(&mut self, member: Member, last: LogIndex, commit: LogIndex) {
+        let promised = self.promised.entry(member).or_default();
+        promised.commit = commit.max(promised.commit);
         let durable = self.durable.entry(member).or_default();
         *durable = last.max(*durable);
     }

@@ -91,7 +91,8 @@ impl World {
         for (replica, found) in &core.wal.live().replicas {
             let member = (found.shard, *replica);
             if is_doubled {
-                self.checks.is_durable_on_one(member, found.last_index());
+                let commit = found.hard_state.commit;
+                self.checks.is_durable_on_one(member, found.last_index(), commit);
                 continue;
             }
             if found.volume.is_some() {
@@ -155,7 +156,8 @@ impl World {
                 self.send(place, sender, Packet::SnapshotAnswer { transfer, delivered });
             }
             Effect::DropVolume(volume) => self.drop_volume(place, volume),
-            Effect::PromiseLost(lost) => self.checks.violations.push(lost.to_string()),
+            // Only a copy may find itself so: it ends by name.
+            Effect::PromiseLost(lost) => self.must_end(place, &lost.to_string()),
         }
     }
 
