@@ -10,12 +10,15 @@ use crate::{Batch, Engine, EngineError, Item, SequenceNumber, Snapshot, VolumeSt
 use bytes::Bytes;
 use kvdb_model::planted::{Bug, has};
 use kvdb_model::{KeyRange, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Values of one key by sequence number; `None` is a removal.
-type Versions = BTreeMap<u64, Option<Bytes>>;
+/// Values of one key, in ascending order of their sequence numbers; `None` is a removal.
+type Versions = Vec<(u64, Option<Bytes>)>;
+
+/// The most items that a scan looks up at once.
+const SCAN_AHEAD: usize = 32;
 
 #[derive(Default)]
 struct Volume {
@@ -31,7 +34,8 @@ struct Volume {
 
 impl Volume {
     fn at(versions: &Versions, sequence: u64) -> Option<&Bytes> {
-        versions.range(..=sequence).next_back().and_then(|(_, value)| value.as_ref())
+        let seen = versions.iter().rev().find(|(at, _)| *at <= sequence);
+        seen.and_then(|(_, value)| value.as_ref())
     }
 
     fn watermark(&self) -> u64 {
@@ -57,7 +61,11 @@ impl Volume {
         for (key, value) in batch.changes.into_iter().chain(short_lived) {
             self.unflushed_bytes += (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
             let versions = self.keys.entry(key.clone()).or_default();
-            versions.insert(self.published, value);
+            // The last change of a key in a batch is the one that counts.
+            if versions.last().is_some_and(|(at, _)| *at == self.published) {
+                versions.pop();
+            }
+            versions.push((self.published, value));
             Self::prune(versions, watermark);
             self.unflushed.insert(key);
         }
@@ -66,8 +74,8 @@ impl Volume {
 
     /// Of the versions at or below the watermark only the last can still be read.
     fn prune(versions: &mut Versions, watermark: u64) {
-        if let Some(last) = versions.range(..=watermark).next_back().map(|(at, _)| *at) {
-            *versions = versions.split_off(&last);
+        if let Some(last) = versions.iter().rposition(|(at, _)| *at <= watermark) {
+            versions.drain(..last);
         }
     }
 
@@ -81,8 +89,7 @@ impl Volume {
         for key in std::mem::take(&mut self.unflushed) {
             let Some(versions) = self.keys.get_mut(&key) else { continue };
             Self::prune(versions, watermark);
-            let removed = versions.len() == 1 && versions.values().all(Option::is_none);
-            if removed && versions.keys().all(|at| *at <= watermark) {
+            if matches!(versions.as_slice(), [(at, None)] if *at <= watermark) {
                 self.keys.remove(&key);
             } else if versions.len() > 1 {
                 // A snapshot holds on to them: the next flush looks again.
@@ -98,7 +105,7 @@ impl Volume {
             .iter()
             .filter_map(|(key, versions)| {
                 let value = Volume::at(versions, kept)?;
-                Some((key.clone(), Versions::from([(kept, Some(value.clone()))])))
+                Some((key.clone(), vec![(kept, Some(value.clone()))]))
             })
             .collect();
         Volume { keys, published: kept, flushed: kept, ..Volume::default() }
@@ -219,33 +226,48 @@ impl Snapshot for MemorySnapshot {
             };
             (Bound::Included(range.start.clone()), end)
         });
+        let mut ahead = VecDeque::new();
+        let mut look_up = 1;
         Box::new(std::iter::from_fn(move || {
-            loop {
-                let bounds = left.clone()?;
-                let volume = lock(&self.volume);
-                let mut keys = volume.keys.range::<Bytes, _>(bounds.clone());
-                let next = if reverse { keys.next_back() } else { keys.next() };
-                let Some((key, versions)) = next else {
-                    left = None;
-                    return None;
-                };
-                let passed = Bound::Excluded(key.clone());
-                left = match &bounds {
-                    // Both bounds excluding one key is no range for a BTreeMap.
-                    (Bound::Excluded(start), _) if reverse && start == key => None,
-                    (start, _) if reverse => Some((start.clone(), passed)),
-                    (_, end) => Some((passed, end.clone())),
-                };
-                if let Some((Bound::Excluded(start), Bound::Excluded(end))) = &left
-                    && start >= end
-                {
-                    left = None;
-                }
-                if let Some(value) = Volume::at(versions, self.sequence) {
-                    return Some(Ok((key.clone(), value.clone())));
-                }
+            if ahead.is_empty() {
+                left = self.look_ahead(left.take()?, reverse, look_up, &mut ahead);
+                look_up = SCAN_AHEAD.min(look_up * 2);
             }
+            ahead.pop_front().map(Ok)
         }))
+    }
+}
+
+/// What a scan has not looked up yet.
+type Left = (Bound<Bytes>, Bound<Bytes>);
+
+impl MemorySnapshot {
+    /// Looks up the next items of a scan, `most` at most, and says what is left after them.
+    fn look_ahead(
+        &self,
+        (start, end): Left,
+        reverse: bool,
+        most: usize,
+        ahead: &mut VecDeque<(Bytes, Bytes)>,
+    ) -> Option<Left> {
+        let volume = lock(&self.volume);
+        // A BTreeMap panics when it is asked for a range that starts behind its end.
+        if let (Bound::Included(from) | Bound::Excluded(from), Bound::Excluded(to)) = (&start, &end)
+            && from >= to
+        {
+            return None;
+        }
+        let mut keys = volume.keys.range::<Bytes, _>((start.as_ref(), end.as_ref()));
+        let mut next = || if reverse { keys.next_back() } else { keys.next() };
+        while let Some((key, versions)) = next() {
+            let Some(value) = Volume::at(versions, self.sequence) else { continue };
+            ahead.push_back((key.clone(), value.clone()));
+            if ahead.len() == most {
+                let passed = Bound::Excluded(key.clone());
+                return Some(if reverse { (start, passed) } else { (passed, end) });
+            }
+        }
+        None
     }
 }
 
@@ -278,7 +300,7 @@ impl Engine for MemoryEngine {
             if keys.last_key_value().is_some_and(|(last, _)| *last >= key) {
                 return Err(EngineError::NotAscending(key.escape_ascii().to_string()));
             }
-            keys.insert(key, Versions::from([(1, Some(value))]));
+            keys.insert(key, vec![(1, Some(value))]);
         }
         let ingested = Volume { keys, published: 1, flushed: 1, ..Volume::default() };
         lock(&self.volumes).insert(volume, Arc::new(Mutex::new(ingested)));
