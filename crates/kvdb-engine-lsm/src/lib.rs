@@ -4,12 +4,12 @@
 //!
 //! - **Published numbers** (`volume`): each batch takes one number from the tree's counter and is
 //!   published when it is complete. Reads go through a published number, so none sees half a batch.
-//! - **Sealing** (`volume`): a memtable is only sealed between batches, so a flush takes whole ones.
-//! - **What may be forgotten** (`view`): history that no open snapshot needs; a snapshot that is
-//!   held for long holds on to its own version alone.
+//! - **Memtables** (`memtable`): found by hash, put in order for scans and flushes only. One is frozen
+//!   between batches, so a flush takes whole ones.
+//! - **Views** (`view`): a snapshot holds on to the memtables and tables that it reads, and to no
+//!   others.
 //! - **Checks** (`manifest`): the library doesn't check the checksum of its manifest, nor of a
 //!   table's contents before it believes them; we do, before a volume is opened.
-//! - **Point reads** (`newest`): what was written lately is found without a search.
 //! - **Flushing** (`maintain`, `budget`): one budget for the memtables of all volumes and an age
 //!   limit, so that the write-ahead log stays short. Where flushing or compacting falls behind,
 //!   writes wait, for a bounded time that is counted.
@@ -37,7 +37,7 @@ mod filter;
 mod format;
 mod maintain;
 mod manifest;
-mod newest;
+mod memtable;
 mod open;
 mod short_lived;
 mod view;

@@ -4,7 +4,7 @@
 //! meets what it removes in some compaction. Here only the last value of each is kept, and what
 //! comes and goes between two flushes leaves nothing.
 //!
-//! They go into the memtable before it is sealed, and before a snapshot is taken that is to show
+//! They go into the memtable before it is frozen, and before a snapshot is taken that is to show
 //! them: so a flush takes whole batches, as ever.
 
 use bytes::Bytes;

@@ -1,19 +1,18 @@
 //! One volume: a tree, and the numbers by which it is written and read.
 //!
-//! The library takes numbers of its own from the same counter (one for each flush and compaction)
-//! and would make them visible at once, past a batch that is being written. So visibility is ours:
-//! a batch takes a number, is written, and is published; what the library took is published
-//! between batches.
+//! Memtables are our own, the library has the tables. It takes numbers from the same counter (one
+//! for each flush and compaction); which of its tables a view reads is the view's business, so what
+//! they are numbered doesn't matter to readers: a batch takes a number, is written, and is published.
 //!
 //! Locks, in the order in which they are taken: `compacting`, the library's flush lock, `writer`,
-//! then those of the views.
+//! then those of the views and of a memtable.
 
 use crate::budget::{Budget, Counts};
 use crate::config::{Asks, MOST_RUNS};
 use crate::error::no_room;
-use crate::newest::Newest;
+use crate::memtable::{Change, Memtable};
 use crate::short_lived::ShortLivedRecords;
-use crate::view::{Views, bounds};
+use crate::view::{Tables, Views, bounds};
 use bytes::Bytes;
 use kvdb_engine::{Batch, EngineError, SequenceNumber, VolumeStats};
 use kvdb_model::{KeyRange, VolumeId};
@@ -48,12 +47,11 @@ pub(crate) struct Volume {
     pub(crate) path: PathBuf,
     pub(crate) tree: Tree,
     pub(crate) views: Views,
-    pub(crate) newest: Newest,
     common: Common,
     /// Given out to batches, and by the tree to its own changes.
     counter: SequenceNumberCounter,
-    /// Records that aren't in the memtable yet. Held while a batch is written, a memtable is sealed
-    /// or a number is published.
+    /// Records that aren't in the memtable yet. Held while a batch is written or a memtable is
+    /// frozen.
     writer: Mutex<ShortLivedRecords>,
     /// All batches with numbers below this survive a crash.
     flushed: AtomicU64,
@@ -74,7 +72,7 @@ pub(crate) struct Volume {
 #[derive(Default)]
 struct Memory {
     active: AtomicU64,
-    sealed: AtomicU64,
+    frozen: AtomicU64,
 }
 
 impl Volume {
@@ -90,11 +88,10 @@ impl Volume {
         Volume {
             id,
             path,
-            views: Views::new(counter.get()),
+            views: Views::new(counter.get(), Tables::of(&tree)),
             flushed: AtomicU64::new(counter.get()),
             level0_runs: AtomicUsize::new(tree.l0_run_count()),
             tree,
-            newest: Newest::default(),
             common,
             counter,
             writer: Mutex::default(),
@@ -124,40 +121,32 @@ impl Volume {
         let before = short_lived.size_bytes();
         batch.short_lived.into_iter().for_each(|change| short_lived.take_in(change));
         let kept = (before, short_lived.size_bytes());
-        let (sequence, over) = self.insert(batch.changes, kept, Some(&self.newest));
+        let (sequence, over) = self.insert(batch.changes, kept);
         (SequenceNumber(sequence), over)
     }
 
     /// Changes the memtable; by the holder of the writer lock only. `kept` are the bytes of
-    /// short-lived records before and now. The changes are noted in `newest`; without it there must
-    /// be no notes. Returns the number of the change, and whether it brought the memtables over their
-    /// budget.
+    /// short-lived records before and now. Returns the number of the change, and whether it brought
+    /// the memtables over their budget.
     fn insert(
         &self,
         changes: impl IntoIterator<Item = (Bytes, Option<Bytes>)>,
         kept: (u64, u64),
-        newest: Option<&Newest>,
     ) -> (u64, bool) {
-        // Sealed only under the writer lock: one memtable takes the whole batch.
-        let memtable = self.tree.active_memtable();
+        // Frozen only under the writer lock: one memtable takes the whole batch.
+        let (memtable, oldest_reader) = self.views.for_writing();
         let sequence = self.counter.next();
-        let mut grown = 0;
+        let (mut freed, mut added) = kept;
         for (key, value) in changes {
-            // Of two changes of a key the second takes the place of the first.
-            grown += newest.map_or(0, |newest| newest.note(&key, value.as_ref(), sequence));
-            let (kind, value) = match value {
-                Some(value) => (ValueType::Value, value),
-                None => (ValueType::Tombstone, Bytes::new()),
-            };
-            let change = InternalValue::from_components(key, value, sequence, kind);
-            grown += memtable.insert(change).0;
+            let growth = memtable.write(key, value, sequence, oldest_reader);
+            added += growth.added_bytes;
+            freed += growth.freed_bytes;
         }
-        let (before, now) = kept;
-        self.memory.active.fetch_add(grown + now, Ordering::Relaxed);
-        self.memory.active.fetch_sub(before, Ordering::Relaxed);
+        self.memory.active.fetch_add(added, Ordering::Relaxed);
+        self.memory.active.fetch_sub(freed, Ordering::Relaxed);
         // Given back first: what was there already takes nobody over the limit.
-        self.common.budget.give_back(before);
-        let over = self.common.budget.take(grown + now);
+        self.common.budget.give_back(freed);
+        let over = self.common.budget.take(added);
         self.oldest.lock().get_or_insert_with(Instant::now);
         self.views.publish(sequence + 1);
         (sequence, over)
@@ -165,13 +154,13 @@ impl Volume {
 
     /// Puts the short-lived records into the memtable, for a snapshot that is to show them.
     pub(crate) fn show_short_lived(&self) {
-        self.insert_short_lived(&mut self.writer.lock(), Some(&self.newest));
+        self.insert_short_lived(&mut self.writer.lock());
     }
 
-    fn insert_short_lived(&self, short_lived: &mut ShortLivedRecords, newest: Option<&Newest>) {
+    fn insert_short_lived(&self, short_lived: &mut ShortLivedRecords) {
         if !short_lived.is_empty() {
             let kept = (short_lived.size_bytes(), 0);
-            self.insert(short_lived.drain(), kept, newest);
+            self.insert(short_lived.drain(), kept);
         }
     }
 
@@ -194,40 +183,52 @@ impl Volume {
         {
             return Err(no_room(&self.path));
         }
-        let through = self.seal();
-        let forget = self.views.release(&self.tree);
-        match self.tree.flush(&flushing, forget).map_err(|error| self.error(error)) {
-            Ok(None) => {}
-            Ok(Some(_)) => {
-                self.common.counts.flushed();
-                self.restless.store(true, Ordering::Release);
-            }
-            Err(error) => {
-                // What was sealed stays so, and goes with the next flush.
+        let through = self.freeze();
+        while let Some(frozen) = self.views.oldest_frozen() {
+            if let Err(error) = self.write_tables(&frozen.memtable) {
+                // What was frozen stays so, and goes with the next flush.
                 self.oldest.lock().get_or_insert_with(Instant::now);
-                return Err(error);
+                return Err(self.error(error));
             }
+            self.views.flushed(Tables::of(&self.tree));
+            self.flushed.fetch_max(frozen.through, Ordering::AcqRel);
+            let bytes = frozen.memtable.bytes();
+            self.memory.frozen.fetch_sub(bytes, Ordering::Relaxed);
+            self.common.budget.give_back(bytes);
+            self.common.counts.flushed();
+            self.restless.store(true, Ordering::Release);
         }
-        // All that was sealed before, too.
-        let bytes = self.memory.sealed.swap(0, Ordering::Relaxed);
-        self.common.budget.give_back(bytes);
         self.flushed.fetch_max(through, Ordering::AcqRel);
         drop(flushing);
         self.settle()?;
         Ok(SequenceNumber(through.saturating_sub(1)))
     }
 
-    /// Seals the memtable, between two batches. Returns the number below which everything is in
-    /// sealed memtables or on disk.
-    fn seal(&self) -> u64 {
+    /// Writes a memtable to a run of tables, durably, and puts it in front of the others.
+    fn write_tables(&self, memtable: &Memtable) -> lsm_tree::Result<()> {
+        let changes = memtable.newest().into_iter().map(|(key, Change { sequence, value })| {
+            let (kind, value) = match value {
+                Some(value) => (ValueType::Value, value),
+                None => (ValueType::Tombstone, Bytes::new()),
+            };
+            Ok(InternalValue::from_components(key, value, sequence, kind))
+        });
+        if let Some((tables, _)) = self.tree.flush_to_tables(changes)? {
+            self.tree.register_tables(&tables, None, None, &[], self.counter.get())?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the memtable, between two batches. Returns the number below which everything is in
+    /// frozen memtables or on disk.
+    fn freeze(&self) -> u64 {
         let mut short_lived = self.writer.lock();
-        self.newest.forget();
-        self.insert_short_lived(&mut short_lived, None);
-        self.tree.rotate_memtable();
+        self.insert_short_lived(&mut short_lived);
+        let through = self.views.freeze();
         let bytes = self.memory.active.swap(0, Ordering::Relaxed);
-        self.memory.sealed.fetch_add(bytes, Ordering::Relaxed);
+        self.memory.frozen.fetch_add(bytes, Ordering::Relaxed);
         *self.oldest.lock() = None;
-        self.views.published()
+        through
     }
 
     /// One compaction, if there is a reason for one. Returns whether something changed.
@@ -239,9 +240,8 @@ impl Volume {
         }
         self.restless.store(false, Ordering::Release);
         let before = self.tree.current_version().id();
-        let forget = self.views.release(&self.tree);
         let strategy = self.common.strategy.clone();
-        if let Err(error) = self.tree.compact(strategy, forget) {
+        if let Err(error) = self.tree.compact(strategy, self.counter.get()) {
             self.restless.store(true, Ordering::Release);
             return Err(self.error(error));
         }
@@ -254,18 +254,14 @@ impl Volume {
         Ok(changed)
     }
 
-    /// Publishes past the numbers that the tree took for itself, and lets old versions go: an
-    /// idle volume would otherwise keep its flushed memtables.
+    /// Views to come read the tables that are there now. Those that no view reads any more may go:
+    /// each holds on to its own, so the tree needs no history.
     fn settle(&self) -> Result<(), EngineError> {
-        {
-            let _writer = self.writer.lock();
-            self.views.publish(self.counter.get());
-        }
+        self.views.rearranged(Tables::of(&self.tree));
         self.level0_runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
-        let forget = self.views.release(&self.tree);
         self.tree
             .get_version_history_lock()
-            .maintenance(&self.path, forget)
+            .maintenance(&self.path, self.counter.get())
             .map_err(|error| self.error(error))
     }
 
@@ -294,8 +290,7 @@ impl Volume {
             if !self.common.room.may(|room| room.for_compaction(most)) {
                 return Err(no_room(&self.path));
             }
-            let forget = self.views.release(&self.tree);
-            let compacted = self.tree.major_compact(TABLE_BYTES, forget);
+            let compacted = self.tree.major_compact(TABLE_BYTES, self.counter.get());
             compacted.map_err(|error| self.error(error))?;
             self.common.counts.compacted();
             self.settle()?;
@@ -312,7 +307,7 @@ impl Volume {
     }
 
     pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.memory.active.load(Ordering::Relaxed) + self.memory.sealed.load(Ordering::Relaxed)
+        self.memory.active.load(Ordering::Relaxed) + self.memory.frozen.load(Ordering::Relaxed)
     }
 
     pub(crate) fn oldest_change(&self) -> Option<Instant> {
