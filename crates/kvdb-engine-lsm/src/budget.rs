@@ -1,10 +1,11 @@
-//! Memory of the memtables of all volumes together, and the counts of an engine.
+//! What is written and not flushed of all volumes together, and the counts of an engine.
 
 use kvdb_engine::EngineTotals;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Bytes in the memtables of all volumes, those being flushed included.
+/// Bytes that were written to all volumes since they were last flushed, those being flushed included.
+/// That bounds both the memtables and the log, which is kept for them.
 #[derive(Default)]
 pub(crate) struct Budget {
     limit: u64,

@@ -42,7 +42,7 @@ impl fmt::Debug for Asks {
 /// Settings of an [`crate::LsmEngine`].
 #[derive(Clone, Debug)]
 pub struct LsmConfig {
-    /// Bytes of memtables of all volumes together before the largest is flushed; at twice as many
+    /// Bytes written to all volumes together before the one with the most is flushed; at twice as many
     /// writes wait. Raising it makes fewer, larger flushes, and a longer write-ahead log and
     /// restart.
     pub memtable_budget_bytes: u64,

@@ -59,8 +59,8 @@ impl Shared {
         let candidates = volumes.values().filter(|volume| may(volume));
         if self.common.budget.is_over() {
             return candidates
-                .filter(|volume| volume.memtable_bytes() > 0)
-                .max_by_key(|volume| volume.memtable_bytes())
+                .filter(|volume| volume.unflushed_bytes() > 0)
+                .max_by_key(|volume| volume.unflushed_bytes())
                 .cloned();
         }
         candidates

@@ -29,6 +29,9 @@ const PARTS: usize = 16;
 /// a number, and their share of a hash table and of an ordered set.
 const KEY_BYTES: usize = 208;
 
+/// What a change takes up in the log beside its key and value, roughly.
+const CHANGE_BYTES: usize = 64;
+
 /// What an older change takes up beside the bytes of its value.
 const OLDER_BYTES: usize = 48;
 
@@ -72,9 +75,9 @@ impl Changes {
 
 /// By how much a memtable has grown and shrunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Growth {
-    pub(crate) added_bytes: u64,
-    pub(crate) freed_bytes: u64,
+struct Growth {
+    added_bytes: u64,
+    freed_bytes: u64,
 }
 
 impl Growth {
@@ -99,6 +102,7 @@ pub(crate) struct Memtable {
     /// Whether scans are to be expected.
     scanned: AtomicBool,
     bytes: AtomicU64,
+    written: AtomicU64,
 }
 
 impl Memtable {
@@ -109,13 +113,18 @@ impl Memtable {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        // No key takes nothing.
-        self.bytes() == 0
+        self.written() == 0
     }
 
     /// Bytes in use, roughly.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all changes that were written, those that others took the place of included: for so much
+    /// the log is kept, which has them all.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     fn part(&self, key: &[u8]) -> &RwLock<HashMap<Bytes, Changes>> {
@@ -131,8 +140,10 @@ impl Memtable {
         value: Option<Bytes>,
         sequence: u64,
         oldest_reader: u64,
-    ) -> Growth {
+    ) {
         let change = Change { sequence, value };
+        let written = key.len() + change.value_bytes() + CHANGE_BYTES;
+        self.written.fetch_add(written as u64, Ordering::Relaxed);
         let mut growth = Growth::default();
         let mut part = self.part(&key).write();
         match part.entry(key) {
@@ -160,7 +171,6 @@ impl Memtable {
         }
         self.bytes.fetch_add(growth.added_bytes, Ordering::Relaxed);
         self.bytes.fetch_sub(growth.freed_bytes, Ordering::Relaxed);
-        growth
     }
 
     /// The newest change of `key` below number `at`, if there is one.

@@ -141,6 +141,12 @@ impl Views {
         through
     }
 
+    /// Bytes of all memtables.
+    pub(crate) fn memtable_bytes(&self) -> u64 {
+        let sources = self.open.lock().sources.clone();
+        sources.memtables().map(|memtable| memtable.bytes()).sum()
+    }
+
     /// What is to be flushed next.
     pub(crate) fn oldest_frozen(&self) -> Option<Arc<Frozen>> {
         self.open.lock().sources.frozen.last().cloned()

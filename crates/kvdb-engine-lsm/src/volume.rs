@@ -55,7 +55,8 @@ pub(crate) struct Volume {
     writer: Mutex<ShortLivedRecords>,
     /// All batches with numbers below this survive a crash.
     flushed: AtomicU64,
-    memory: Memory,
+    /// Bytes of this volume in the common budget.
+    unflushed: AtomicU64,
     /// When the oldest change that isn't flushed was written.
     oldest: Mutex<Option<Instant>>,
     level0_runs: AtomicUsize,
@@ -66,13 +67,6 @@ pub(crate) struct Volume {
     dropped: Dropped,
     /// How many of `dropped` have been freed.
     freed: AtomicUsize,
-}
-
-/// Bytes of this volume in the common budget.
-#[derive(Default)]
-struct Memory {
-    active: AtomicU64,
-    frozen: AtomicU64,
 }
 
 impl Volume {
@@ -95,7 +89,7 @@ impl Volume {
             common,
             counter,
             writer: Mutex::default(),
-            memory: Memory::default(),
+            unflushed: AtomicU64::new(0),
             oldest: Mutex::new(None),
             compacting: Mutex::new(()),
             restless: AtomicBool::new(true),
@@ -136,17 +130,17 @@ impl Volume {
         // Frozen only under the writer lock: one memtable takes the whole batch.
         let (memtable, oldest_reader) = self.views.for_writing();
         let sequence = self.counter.next();
-        let (mut freed, mut added) = kept;
+        let before = memtable.written();
         for (key, value) in changes {
-            let growth = memtable.write(key, value, sequence, oldest_reader);
-            added += growth.added_bytes;
-            freed += growth.freed_bytes;
+            memtable.write(key, value, sequence, oldest_reader);
         }
-        self.memory.active.fetch_add(added, Ordering::Relaxed);
-        self.memory.active.fetch_sub(freed, Ordering::Relaxed);
+        let written = memtable.written() - before;
+        let (kept_before, kept_now) = kept;
         // Given back first: what was there already takes nobody over the limit.
-        self.common.budget.give_back(freed);
-        let over = self.common.budget.take(added);
+        self.common.budget.give_back(kept_before);
+        let over = self.common.budget.take(written + kept_now);
+        self.unflushed.fetch_add(written + kept_now, Ordering::Relaxed);
+        self.unflushed.fetch_sub(kept_before, Ordering::Relaxed);
         self.oldest.lock().get_or_insert_with(Instant::now);
         self.views.publish(sequence + 1);
         (sequence, over)
@@ -178,8 +172,8 @@ impl Volume {
 
     pub(crate) fn flush_only(&self) -> Result<SequenceNumber, EngineError> {
         let flushing = self.tree.get_flush_lock();
-        if self.memtable_bytes() > 0
-            && !self.common.room.may(|room| room.for_flush(self.memtable_bytes()))
+        if self.unflushed_bytes() > 0
+            && !self.common.room.may(|room| room.for_flush(self.unflushed_bytes()))
         {
             return Err(no_room(&self.path));
         }
@@ -192,9 +186,9 @@ impl Volume {
             }
             self.views.flushed(Tables::of(&self.tree));
             self.flushed.fetch_max(frozen.through, Ordering::AcqRel);
-            let bytes = frozen.memtable.bytes();
-            self.memory.frozen.fetch_sub(bytes, Ordering::Relaxed);
-            self.common.budget.give_back(bytes);
+            let written = frozen.memtable.written();
+            self.unflushed.fetch_sub(written, Ordering::Relaxed);
+            self.common.budget.give_back(written);
             self.common.counts.flushed();
             self.restless.store(true, Ordering::Release);
         }
@@ -225,8 +219,6 @@ impl Volume {
         let mut short_lived = self.writer.lock();
         self.insert_short_lived(&mut short_lived);
         let through = self.views.freeze();
-        let bytes = self.memory.active.swap(0, Ordering::Relaxed);
-        self.memory.frozen.fetch_add(bytes, Ordering::Relaxed);
         *self.oldest.lock() = None;
         through
     }
@@ -306,8 +298,10 @@ impl Volume {
         version.iter_tables().any(|table| table.metadata.key_range.overlaps_with_bounds(&bounds))
     }
 
-    pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.memory.active.load(Ordering::Relaxed) + self.memory.frozen.load(Ordering::Relaxed)
+    /// Bytes that were written since the last flush, for which the log is kept. Memtables take up no
+    /// more, but for what each key and the values that open views see cost beside it.
+    pub(crate) fn unflushed_bytes(&self) -> u64 {
+        self.unflushed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn oldest_change(&self) -> Option<Instant> {
@@ -325,7 +319,7 @@ impl Volume {
 
     pub(crate) fn stats(&self) -> VolumeStats {
         VolumeStats {
-            memtable_bytes: self.memtable_bytes(),
+            memtable_bytes: self.views.memtable_bytes() + self.writer.lock().size_bytes(),
             disk_bytes: self.tree.disk_space(),
             published: SequenceNumber(self.views.published().saturating_sub(1)),
             flushed: SequenceNumber(self.flushed.load(Ordering::Acquire).saturating_sub(1)),
@@ -336,6 +330,6 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        self.common.budget.give_back(self.memtable_bytes());
+        self.common.budget.give_back(self.unflushed_bytes());
     }
 }
