@@ -152,6 +152,7 @@ pub(crate) fn drive_config(data: &Path, node_id: NodeId, token: u128) -> DriveCo
             segment_bytes: 16 * 1024 * 1024,
             max_segments: 4,
         },
+        changes_bytes: 1024 * 1024,
         engine: LsmConfig {
             memtable_budget_bytes: 8 * 1024 * 1024,
             cache_bytes: 16 * 1024 * 1024,

@@ -27,6 +27,10 @@ impl Budget {
         self.bytes.fetch_sub(bytes, Relaxed);
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
     /// Something must be flushed.
     pub(crate) fn is_over(&self) -> bool {
         self.bytes.load(Relaxed) > self.limit
@@ -67,6 +71,7 @@ impl Counts {
         self.compacted_bytes.fetch_add(bytes, Relaxed);
     }
 
+    /// Without what the engine takes up now.
     pub(crate) fn totals(&self) -> EngineTotals {
         EngineTotals {
             stalls: self.stalls.load(Relaxed),
@@ -74,6 +79,7 @@ impl Counts {
             flushes: self.flushes.load(Relaxed),
             compactions: self.compactions.load(Relaxed),
             compacted_bytes: self.compacted_bytes.load(Relaxed),
+            ..EngineTotals::default()
         }
     }
 }

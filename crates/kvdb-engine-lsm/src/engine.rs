@@ -234,6 +234,12 @@ impl Engine for LsmEngine {
     }
 
     fn totals(&self) -> EngineTotals {
-        self.shared.common.counts.totals()
+        let volumes = self.shared.volumes.read();
+        EngineTotals {
+            memtable_bytes: volumes.values().map(|volume| volume.memtable_bytes()).sum(),
+            unflushed_bytes: self.shared.common.budget.bytes(),
+            cache_bytes: self.shared.cache.size(),
+            ..self.shared.common.counts.totals()
+        }
     }
 }

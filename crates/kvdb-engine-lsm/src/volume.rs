@@ -298,6 +298,11 @@ impl Volume {
         version.iter_tables().any(|table| table.metadata.key_range.overlaps_with_bounds(&bounds))
     }
 
+    /// Bytes in memory that aren't flushed.
+    pub(crate) fn memtable_bytes(&self) -> u64 {
+        self.views.memtable_bytes() + self.writer.lock().size_bytes()
+    }
+
     /// Bytes that were written since the last flush, for which the log is kept. Memtables take up no
     /// more, but for what each key and the values that open views see cost beside it.
     pub(crate) fn unflushed_bytes(&self) -> u64 {
@@ -319,7 +324,7 @@ impl Volume {
 
     pub(crate) fn stats(&self) -> VolumeStats {
         VolumeStats {
-            memtable_bytes: self.views.memtable_bytes() + self.writer.lock().size_bytes(),
+            memtable_bytes: self.memtable_bytes(),
             disk_bytes: self.tree.disk_space(),
             published: SequenceNumber(self.views.published().saturating_sub(1)),
             flushed: SequenceNumber(self.flushed.load(Ordering::Acquire).saturating_sub(1)),

@@ -17,7 +17,7 @@ pub struct VolumeStats {
     pub level0_runs: u64,
 }
 
-/// Counts since the engine was opened.
+/// Counts since the engine was opened, and the memory that it takes now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineTotals {
     /// Writes that had to wait because flushing or compacting fell behind.
@@ -30,4 +30,10 @@ pub struct EngineTotals {
     pub compactions: u64,
     /// Bytes of keys and values that compactions read.
     pub compacted_bytes: u64,
+    /// Bytes in memtables, frozen ones included.
+    pub memtable_bytes: u64,
+    /// Bytes that were written and aren't flushed, for which a log must be kept.
+    pub unflushed_bytes: u64,
+    /// Bytes in the block cache.
+    pub cache_bytes: u64,
 }

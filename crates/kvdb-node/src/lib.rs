@@ -13,6 +13,7 @@ mod access;
 mod freshness;
 mod history;
 mod link;
+mod memory;
 mod metrics;
 mod mute;
 mod operation;
@@ -28,4 +29,5 @@ mod tasks;
 mod watch;
 
 pub use kvdb_runtime::drive::RESERVE_BYTES;
+pub use memory::{LEAST_MEMORY_BYTES, default_memory_bytes};
 pub use run::{NodeConfig, NodeError, run};

@@ -1,6 +1,7 @@
 //! A node, from its configuration to its end.
 
 use crate::access::Access;
+use crate::memory::Shares;
 use crate::metrics::Metrics;
 use crate::mute::{self, Mute};
 use crate::sizes::{self, Sizes};
@@ -68,6 +69,8 @@ pub struct NodeConfig {
     pub zone: String,
     /// Bytes of snapshots that leave the node in a second, at most; 0 for no bound.
     pub snapshot_bytes_per_second: u64,
+    /// Memory for what isn't flushed, the block cache and the latest changes, in bytes.
+    pub memory_bytes: u64,
     /// Bytes of disk that are kept for what must be written when it is full.
     pub reserve_bytes: u64,
     /// Serve strong reads by a lease; otherwise each asks a quorum.
@@ -176,11 +179,17 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     let identity = directory.identity();
     let (node_id, cluster_id) = (identity.node_id, identity.cluster_id);
     *introduction.known.write() = (cluster_id, node_id);
+    let shares = Shares::of(config.memory_bytes);
     let drive_config = DriveConfig {
         data: config.data.clone(),
         host: HostConfig { lease: config.lease, ..HostConfig::new(node_id, identity.token as u64) },
         wal: WalConfig::default(),
-        engine: LsmConfig::default(),
+        engine: LsmConfig {
+            memtable_budget_bytes: shares.unflushed_bytes,
+            cache_bytes: shares.cache_bytes,
+            ..LsmConfig::default()
+        },
+        changes_bytes: usize::try_from(shares.changes_bytes).unwrap_or(usize::MAX),
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
         reserve_bytes: config.reserve_bytes,
         // Nobody else knows a node that is new.

@@ -154,6 +154,11 @@ impl Recent {
         self.last
     }
 
+    /// Roughly how many bytes of memory it takes up.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
     /// Adds what a run of entries did, in order, and forgets the oldest beyond `limit_bytes`. The
     /// newest version stays, however large it is.
     pub fn push(&mut self, events: Vec<ChangeEvent>, last: Version, limit_bytes: usize) {

@@ -134,6 +134,10 @@ pub(crate) struct NodeArgs {
     /// Maximum rate of snapshots to other nodes, in bytes a second; 0 = no limit [default: 64MiB]
     #[arg(long, env = "KVDB_SNAPSHOT_BYTES_PER_SECOND", value_name = "SIZE", value_parser = units::parse_size)]
     snapshot_bytes_per_second: Option<u64>,
+    /// Memory for what isn't flushed yet, the block cache and the latest changes, at least 64MiB
+    /// [default: a quarter of what the machine or its control group has]
+    #[arg(long, env = "KVDB_MEMORY", value_name = "SIZE", value_parser = parse_memory)]
+    memory: Option<u64>,
     /// Serve strong reads under a lease: on or off. With off, each read asks a quorum, and nothing relies on
     /// the speed of the machines' boot clocks; use the same value on all nodes [default: on]
     #[arg(long, env = "KVDB_LEASE", value_name = "on|off", value_parser = units::parse_switch)]
@@ -209,6 +213,8 @@ struct File {
     moves_per_node: Option<u64>,
     #[serde(deserialize_with = "size")]
     snapshot_bytes_per_second: Option<u64>,
+    #[serde(deserialize_with = "memory")]
+    memory: Option<u64>,
     #[serde(deserialize_with = "switch")]
     lease: Option<bool>,
     log: Option<String>,
@@ -245,6 +251,10 @@ fn seconds<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Er
 
 fn size<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Error> {
     Quantity::read(from, units::parse_size)
+}
+
+fn memory<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Option<u64>, D::Error> {
+    Quantity::read(from, parse_memory)
 }
 
 /// `true`, or text as on the command line.
@@ -507,6 +517,16 @@ fn coordinator(args: CoordinatorArgs, file: File) -> Result<CoordinatorConfig, F
     Ok(CoordinatorConfig { id, listen, http, peers, data, planner, hands_over: true })
 }
 
+/// A size that a node can work with.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = units::parse_size(text)?;
+    if bytes < kvdb_node::LEAST_MEMORY_BYTES {
+        let least = kvdb_node::LEAST_MEMORY_BYTES >> 20;
+        return Err(format!("is less than a node works with; give at least {least}MiB"));
+    }
+    Ok(bytes)
+}
+
 fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
     Ok(NodeConfig {
         listen: needed_listener(args.listen, file.listen, || "127.0.0.1:7201".to_owned())?,
@@ -522,6 +542,7 @@ fn node(args: NodeArgs, file: File) -> Result<NodeConfig, Failure> {
             .snapshot_bytes_per_second
             .or(file.snapshot_bytes_per_second)
             .unwrap_or(SNAPSHOT_BYTES_PER_SECOND),
+        memory_bytes: args.memory.or(file.memory).unwrap_or_else(kvdb_node::default_memory_bytes),
         reserve_bytes: kvdb_node::RESERVE_BYTES,
         lease: args.lease.or(file.lease).unwrap_or(true),
         hands_over: true,
@@ -598,6 +619,8 @@ mod tests {
             |text: &str| Figment::from(Toml::string(text)).extract::<File>().map_err(Box::new);
         let file = read("repair_after = \"5m\"\nsplit_size_bytes = \"64MiB\"\n").unwrap();
         assert_eq!((file.repair_after, file.split_size_bytes), (Some(300), Some(64 << 20)));
+        assert_eq!(read("memory = \"1GiB\"\n").unwrap().memory, Some(1 << 30));
+        assert!(read("memory = 4096\n").unwrap_err().to_string().contains("at least 64MiB"));
         let file = read("repair_after = 90\nsnapshot_bytes_per_second = 0\n").unwrap();
         assert_eq!((file.repair_after, file.snapshot_bytes_per_second), (Some(90), Some(0)));
         for (text, is_on) in [("lease = \"off\"\n", false), ("lease = true\n", true)] {

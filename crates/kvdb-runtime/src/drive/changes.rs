@@ -1,7 +1,7 @@
 //! What the replicas of a process did lately, for watchers, and when their keys expire.
 //!
 //! Fed by the apply thread, so only what is committed and applied is ever told. Bounded: the
-//! replicas share [`TOTAL_BYTES`], and none gets more than [`SHARD_BYTES`] (but for the newest
+//! replicas share a number of bytes, and none gets more than [`SHARD_BYTES`] (but for the newest
 //! version of each, which is kept however large it is).
 
 use kvdb_model::{RangeEpoch, ReplicaId, ShardDescriptor, ShardId, Version};
@@ -12,9 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// Changes of all replicas together. More lets watchers be away for longer, and costs as much
-/// memory.
-const TOTAL_BYTES: usize = 64 << 20;
 /// Changes of one replica.
 const SHARD_BYTES: usize = 4 << 20;
 
@@ -96,12 +93,21 @@ impl ShardChanges {
 }
 
 /// All replicas of a process.
-#[derive(Default)]
 pub struct Changes {
+    total_bytes: usize,
     shards: Mutex<FxHashMap<ShardId, Arc<ShardChanges>>>,
 }
 
 impl Changes {
+    pub(crate) fn new(total_bytes: usize) -> Self {
+        Changes { total_bytes, shards: Mutex::default() }
+    }
+
+    /// Bytes in use.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.shards.lock().values().map(|shard| shard.recent.lock().size_bytes()).sum()
+    }
+
     /// The changes of a shard's replica here.
     pub fn get(&self, shard: ShardId) -> Option<Arc<ShardChanges>> {
         self.shards.lock().get(&shard).cloned()
@@ -149,7 +155,7 @@ impl Changes {
         let (known, limit_bytes) = {
             let shards = self.shards.lock();
             let Some(known) = shards.get(&shard).cloned() else { return };
-            (known, SHARD_BYTES.min(TOTAL_BYTES / shards.len().max(1)))
+            (known, SHARD_BYTES.min(self.total_bytes / shards.len().max(1)))
         };
         for record in events.iter().filter_map(|event| event.record.as_ref()) {
             if let Some(due_ms) = record.due_ms() {

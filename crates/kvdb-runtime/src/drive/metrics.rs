@@ -216,6 +216,23 @@ impl Collector for Gathered {
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }
         let totals = self.engine.totals();
+        let mut family = encoder.encode_descriptor(
+            "kvdb_memory_bytes",
+            "Memory for what grows with use: memtables, written bytes that aren't flushed (the log is as large), \
+             blocks of tables, the latest changes for watchers",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        let uses = [
+            ("memtables", totals.memtable_bytes),
+            ("unflushed", totals.unflushed_bytes),
+            ("cache", totals.cache_bytes),
+            ("changes", shared.changes.size_bytes() as u64),
+        ];
+        for (name, bytes) in uses {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            ConstGauge::new(bytes).encode(family.encode_family(&[("use", name)])?)?;
+        }
         let counters = [
             ("kvdb_engine_flushes", "Memtables written to disk", totals.flushes),
             ("kvdb_engine_compactions", "Compactions that changed something", totals.compactions),

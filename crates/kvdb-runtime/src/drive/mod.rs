@@ -112,6 +112,9 @@ pub struct DriveConfig {
     /// Bytes of disk that are kept for what must be written when it is full. Raising it makes
     /// writes stop earlier, and lets more be deleted before nothing more is taken.
     pub reserve_bytes: u64,
+    /// Bytes of the latest changes of all replicas, for watchers. More lets them be away for longer, and
+    /// costs as much memory.
+    pub changes_bytes: usize,
     /// Nothing that was found takes part before [`Drive::release`].
     pub held: bool,
 }
@@ -209,7 +212,7 @@ impl Drive {
         let next_volume = live.highest_volume().max(highest.unwrap_or_default()).next();
         let shared = Arc::new(Shared {
             views: Views::default(),
-            changes: Changes::default(),
+            changes: Changes::new(config.changes_bytes),
             room: room.clone(),
             log_health: LogHealth::default(),
             flushes: Flushes::default(),

@@ -177,7 +177,8 @@ async fn start_nodes(plan: &Plan, parts: &mut Parts, shutdown: &Shutdown) -> Res
             data,
             zone: String::new(),
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
-            // They share a disk.
+            // They share a machine and a disk.
+            memory_bytes: kvdb_node::default_memory_bytes() / plan.nodes.len().max(1) as u64,
             reserve_bytes: kvdb_node::RESERVE_BYTES / 4,
             lease: true,
             hands_over: false,
