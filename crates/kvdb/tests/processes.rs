@@ -630,6 +630,7 @@ fn every_role_tells_what_it_does() {
         "kvdb_leaders",
         "kvdb_map_version",
         "kvdb_engine_flushes_total",
+        "kvdb_memory_bytes{use=\"memtables\"}",
     ];
     let coordinators: Vec<_> = cluster.coordinators.iter().map(support::metrics).collect();
     for text in nodes.iter().chain(&coordinators) {
