@@ -152,17 +152,19 @@ impl Views {
         self.open.lock().sources.frozen.last().cloned()
     }
 
-    /// From now on the tables hold what the oldest frozen memtable held.
-    pub(crate) fn flushed(&self, tables: Tables) {
+    /// From now on the tables of the tree hold what the oldest frozen memtable held.
+    pub(crate) fn flushed(&self, tree: &Tree) {
         let mut open = self.open.lock();
         let sources = Arc::make_mut(&mut open.sources);
+        sources.tables = Arc::new(Tables::of(tree));
         sources.frozen.pop();
-        sources.tables = Arc::new(tables);
     }
 
-    /// From now on these are the tables, with the same data.
-    pub(crate) fn rearranged(&self, tables: Tables) {
-        Arc::make_mut(&mut self.open.lock().sources).tables = Arc::new(tables);
+    /// The tree has other tables now, with the same data. They are looked up under the lock: those that
+    /// were looked up before might lack what a flush beside this has written, and has let go.
+    pub(crate) fn rearranged(&self, tree: &Tree) {
+        let mut open = self.open.lock();
+        Arc::make_mut(&mut open.sources).tables = Arc::new(Tables::of(tree));
     }
 }
 

@@ -184,7 +184,7 @@ impl Volume {
                 self.oldest.lock().get_or_insert_with(Instant::now);
                 return Err(self.error(error));
             }
-            self.views.flushed(Tables::of(&self.tree));
+            self.views.flushed(&self.tree);
             self.flushed.fetch_max(frozen.through, Ordering::AcqRel);
             let written = frozen.memtable.written();
             self.unflushed.fetch_sub(written, Ordering::Relaxed);
@@ -249,7 +249,7 @@ impl Volume {
     /// Views to come read the tables that are there now. Those that no view reads any more may go:
     /// each holds on to its own, so the tree needs no history.
     fn settle(&self) -> Result<(), EngineError> {
-        self.views.rearranged(Tables::of(&self.tree));
+        self.views.rearranged(&self.tree);
         self.level0_runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
         self.tree
             .get_version_history_lock()
