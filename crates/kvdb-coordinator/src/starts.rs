@@ -5,7 +5,7 @@ use crate::service::Member;
 use kvdb_control::{ControlCommand, ControlError, Heard, NodeStart, NotAccepted, NotCounted};
 use kvdb_model::{NodeId, Refusal};
 use kvdb_runtime::clock;
-use kvdb_wire::{FieldError, proto, status_of, token_from};
+use kvdb_wire::{FieldError, HIGHEST_SYNCED, proto, status_of, token_from};
 use tonic::Status;
 
 pub(crate) fn start_from(start: proto::NodeStart) -> Result<NodeStart, FieldError> {
@@ -97,11 +97,15 @@ impl Member {
                      counts. Stop it for good and leave its directory alone, or delete it"
                 )))
             }
-            Err(NotCounted::GoneBack { highest }) => Err(Status::aborted(format!(
-                "the log of node {node} has gone back from frame {highest} to {synced}: its machine was put back to an \
-                 earlier moment, and what it has promised since is lost. `kvdb admin replace {node}`, and start a new \
-                 node with an empty directory"
-            ))),
+            Err(NotCounted::GoneBack { highest }) => {
+                let mut status = Status::aborted(format!(
+                    "the log of node {node} has gone back from frame {highest} to {synced}: its machine was put back \
+                     to an earlier moment, and what it has promised since is lost. `kvdb admin replace {node}`, and \
+                     start a new node with an empty directory"
+                ));
+                status.metadata_mut().insert(HIGHEST_SYNCED, highest.into());
+                Err(status)
+            }
         }
     }
 

@@ -24,8 +24,8 @@ use kvdb_runtime::map::ClusterMap;
 use kvdb_runtime::shutdown::Shutdown;
 use kvdb_runtime::start::{Copy, Start};
 use kvdb_wire::{
-    cluster_id_from, cluster_id_to, descriptor_to, generation_from, generation_to, proto,
-    refusal_from_status, shard_map_from, shard_map_to, shard_task_from, transport,
+    HIGHEST_SYNCED, cluster_id_from, cluster_id_to, descriptor_to, generation_from, generation_to,
+    proto, refusal_from_status, shard_map_from, shard_map_to, shard_task_from, transport,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -379,6 +379,14 @@ pub(crate) async fn heartbeats(
                 impossible = recoveries.carry_out(&drive, &tasks);
                 impossible.extend(tasks::carry_out(&drive, tasks).await);
             }
+            // What was said of the log is older than what was said of it beside this.
+            Err(status)
+                if status.code() == Code::Aborted
+                    && highest_synced(&status).is_some_and(|highest| drive.synced() >= highest) =>
+            {
+                tracing::debug!(error = status.message(), "a heartbeat was overtaken");
+                interval.reset_immediately();
+            }
             // Its log has gone back under it.
             Err(status) if status.code() == Code::Aborted => {
                 let why = status.message().to_owned();
@@ -398,6 +406,11 @@ pub(crate) async fn heartbeats(
             Err(status) => tracing::debug!(error = status.message(), "heartbeat not answered"),
         }
     }
+}
+
+/// Up to which frame the coordinators have once heard that the log is synced.
+fn highest_synced(status: &Status) -> Option<u64> {
+    status.metadata().get(HIGHEST_SYNCED)?.to_str().ok()?.parse().ok()
 }
 
 fn heartbeat(

@@ -522,6 +522,8 @@ impl World {
         let Some(core) = process.core.as_ref().filter(|_| process.nonce() == nonce) else { return };
         let (accepted, favourite) = (core.accepted, core.favourite);
         match why {
+            // A heartbeat that was on its way for long tells less than the ones that overtook it.
+            NotCounted::GoneBack { highest } if process.synced() >= highest => {}
             NotCounted::GoneBack { .. } => self.must_end(place, "its log has gone back"),
             // They may have been put back to where they didn't know it yet.
             NotCounted::StartedSince if accepted => {

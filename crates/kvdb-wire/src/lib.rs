@@ -22,8 +22,8 @@ pub use convert::{
 };
 pub use pack::pack;
 pub use refusal::{
-    refusal_about, refusal_from_proto, refusal_from_status, refusal_to_proto, status_about,
-    status_of,
+    HIGHEST_SYNCED, refusal_about, refusal_from_proto, refusal_from_status, refusal_to_proto,
+    status_about, status_of,
 };
 pub use tasks::{shard_task_from, shard_task_to};
 

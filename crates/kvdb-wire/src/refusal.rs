@@ -18,6 +18,8 @@ use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
 const ERROR_CODE: &str = "x-error-code";
+/// In a refused heartbeat: the highest frame up to which the node has reported its log to be synced.
+pub const HIGHEST_SYNCED: &str = "x-highest-synced";
 const SHARD_ID: &str = "x-shard-id";
 const LEADER_HINT: &str = "x-leader-hint";
 const NEW_NODE_HINT: &str = "x-new-node-hint";
