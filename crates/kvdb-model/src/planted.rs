@@ -96,6 +96,18 @@ impl Bug {
         Bug::ForOthersTaken,
     ];
 
+    /// Whether only stories with copies of directories can show it.
+    pub fn is_about_copies(self) -> bool {
+        matches!(
+            self,
+            Bug::OlderNonceTaken
+                | Bug::FramesNotCompared
+                | Bug::StartNotMute
+                | Bug::OlderNotFenced
+                | Bug::FenceForgotten
+        )
+    }
+
     /// What is wrong, in a few words.
     pub fn what(self) -> &'static str {
         match self {

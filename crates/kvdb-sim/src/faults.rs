@@ -53,10 +53,11 @@ impl World {
             10 => self.slow_disk(place, lasts_us),
             11 => self.slow_apply(place, lasts_us),
             12 => self.hand_over_deaf(),
-            13 => self.second_process(),
-            14 => self.put_back_older(),
+            13 if self.copies => self.second_process(),
+            14 if self.copies => self.put_back_older(),
             15 => self.exchange_addresses(),
-            _ => self.break_disk(place),
+            16 => self.break_disk(place),
+            _ => self.kill(place, lasts_us),
         };
         *self.faults.entry(kind).or_default() += 1;
         self.tell(|world| format!("fault {number}: {kind} ({})", world.processes[place].name));

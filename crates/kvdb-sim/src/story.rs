@@ -20,11 +20,13 @@ pub struct Settings {
     pub calm_s: u64,
     /// Keep the whole trace, not only its end.
     pub traces: bool,
+    /// With older disks that are put back, and second processes of nodes.
+    pub copies: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { storm_s: 20, calm_s: 20, traces: false }
+        Settings { storm_s: 20, calm_s: 20, traces: false, copies: false }
     }
 }
 
@@ -71,7 +73,7 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Report, Failure> {
 /// # Errors
 /// [`Failure`] if it breaks a promise.
 pub fn run_with(seed: u64, settings: &Settings, chosen: &Chosen) -> Result<Report, Failure> {
-    let mut world = World::new(seed, settings.traces, chosen.clone());
+    let mut world = World::new(seed, settings, chosen.clone());
     let told = catch_unwind(AssertUnwindSafe(|| tell(&mut world, settings)));
     let trace = world.trace().to_vec();
     let drawn = world.fault_schedule.drawn;

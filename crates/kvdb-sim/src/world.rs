@@ -10,6 +10,7 @@ use crate::network::{Network, Place};
 use crate::packet::Packet;
 use crate::process::{Process, Ticket};
 use crate::schedule::{Chosen, Schedule};
+use crate::story::Settings;
 use kvdb_checker::{History, Recorder};
 use kvdb_control::Liveness;
 use kvdb_model::{LogIndex, NodeId, ReplicaId, ShardId};
@@ -190,12 +191,13 @@ pub(crate) struct World {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     trace: Vec<String>,
     traces: bool,
+    pub(crate) copies: bool,
     digest: FxHasher,
     steps: u64,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, traces: bool, chosen: Chosen) -> Self {
+    pub(crate) fn new(seed: u64, settings: &Settings, chosen: Chosen) -> Self {
         let coordinator = |id: usize| Process {
             token: id as u128 + 1,
             ..Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)))
@@ -236,7 +238,8 @@ impl World {
             last_question: 0,
             faults: BTreeMap::new(),
             trace: Vec::new(),
-            traces,
+            traces: settings.traces,
+            copies: settings.copies,
             digest: FxHasher::default(),
             steps: 0,
         };

@@ -28,15 +28,15 @@ struct Caught {
 }
 
 fn hunt(bug: Bug, seeds: u64) -> Option<Caught> {
-    plant(Some(bug));
-    let settings = Settings::default();
-    let caught = (1..=seeds).find_map(|seed| match run(seed, &settings) {
-        Ok(_) => None,
-        Err(failure) => Some(Caught { seed, by: failure.what }),
-    });
-    plant(None);
-    // A seed that fails without the bug too has caught something else.
-    caught.filter(|caught| run(caught.seed, &settings).is_ok())
+    let settings = Settings { copies: bug.is_about_copies(), ..Settings::default() };
+    (1..=seeds).find_map(|seed| {
+        plant(Some(bug));
+        let told = run(seed, &settings);
+        plant(None);
+        let failure = told.err()?;
+        // A seed that fails without the bug too has caught something else.
+        run(seed, &settings).is_ok().then_some(Caught { seed, by: failure.what })
+    })
 }
 
 fn main() -> ExitCode {
