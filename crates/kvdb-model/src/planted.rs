@@ -52,7 +52,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 41] = [
+    pub const ALL: [Bug; 35] = [
         Bug::AcknowledgeBeforeSync,
         Bug::LeaseWithoutEnd,
         Bug::ReadIndexSkipped,
@@ -88,6 +88,11 @@ impl Bug {
         Bug::SpanNotWritten,
         Bug::LastElementOutlived,
         Bug::ElementTimesLost,
+    ];
+
+    /// Those that only stories with copies of directories can show. How many seeds each takes isn't counted
+    /// yet: `kvdb-planted --copies` runs them.
+    pub const OF_COPIES: [Bug; 6] = [
         Bug::OlderNonceTaken,
         Bug::FramesNotCompared,
         Bug::StartNotMute,
@@ -98,14 +103,7 @@ impl Bug {
 
     /// Whether only stories with copies of directories can show it.
     pub fn is_about_copies(self) -> bool {
-        matches!(
-            self,
-            Bug::OlderNonceTaken
-                | Bug::FramesNotCompared
-                | Bug::StartNotMute
-                | Bug::OlderNotFenced
-                | Bug::FenceForgotten
-        )
+        Self::OF_COPIES.contains(&self)
     }
 
     /// What is wrong, in a few words.

@@ -17,6 +17,9 @@ struct Args {
     /// Only bugs with this in what they are
     #[arg(long)]
     only: Option<String>,
+    /// Those about copies of directories instead
+    #[arg(long)]
+    copies: bool,
     /// Threads [default: the cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -43,7 +46,8 @@ fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
     let wanted = |bug: &Bug| args.only.as_ref().is_none_or(|part| bug.what().contains(part));
-    let bugs: Vec<Bug> = Bug::ALL.into_iter().filter(wanted).collect();
+    let all: &[Bug] = if args.copies { &Bug::OF_COPIES } else { &Bug::ALL };
+    let bugs: Vec<Bug> = all.iter().copied().filter(wanted).collect();
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
