@@ -90,8 +90,7 @@ impl Bug {
         Bug::ElementTimesLost,
     ];
 
-    /// Those that only stories with copies of directories can show. How many seeds each takes isn't counted
-    /// yet: `kvdb-planted --copies` runs them.
+    /// Those that only stories with copies of directories can show; no story has them yet.
     pub const OF_COPIES: [Bug; 6] = [
         Bug::OlderNonceTaken,
         Bug::FramesNotCompared,
@@ -100,11 +99,6 @@ impl Bug {
         Bug::FenceForgotten,
         Bug::ForOthersTaken,
     ];
-
-    /// Whether only stories with copies of directories can show it.
-    pub fn is_about_copies(self) -> bool {
-        Self::OF_COPIES.contains(&self)
-    }
 
     /// What is wrong, in a few words.
     pub fn what(self) -> &'static str {

@@ -139,15 +139,6 @@ impl ClusterClock {
         is_agreed
     }
 
-    /// Whether all wall clocks that were heard lately say the same.
-    pub fn all_agree(&self, boot_us: u64) -> bool {
-        let fresh = |reading: &&Reading| boot_us < reading.heard_us + READING_LASTS_US;
-        let offsets = self.readings.values().filter(fresh).map(|reading| reading.offset_us);
-        let (least, most) = (offsets.clone().min(), offsets.max());
-        let apart_us = least.zip(most).map_or(0, |(least, most)| most.saturating_sub(least));
-        apart_us <= (MAX_CLOCK_SKEW_MS * 1000) as i64
-    }
-
     /// What a majority of the wall clocks say, less the boot clock. One clock is no majority.
     fn agreed(&self, members: usize, boot_us: u64) -> Option<i64> {
         let fresh = |reading: &&Reading| boot_us < reading.heard_us + READING_LASTS_US;

@@ -50,11 +50,6 @@ impl<T> Outbox<T> {
 /// shards come at once takes seconds to make them.
 const EXPECTED_TICKS: u64 = 3000;
 
-/// How long a host that has just started listens to the clocks of others before it goes by a majority of
-/// them against the rest. What reaches it over a bad line is late, which makes these clocks seem behind by as
-/// much as each other, but not its own; of several readings the least delayed one counts.
-const FIRST_LOOK_AFTER_US: u64 = 1_000_000;
-
 /// All groups of a process. See the crate's head for the rules that it follows.
 pub struct Host<T> {
     config: HostConfig,
@@ -80,8 +75,6 @@ pub struct Host<T> {
     least_replica: ReplicaId,
     /// Cluster time, as far as this process knows it.
     cluster: ClusterClock,
-    /// When it first looked at clocks.
-    began_us: Option<u64>,
     /// The time of the present step.
     now: Now,
     out: Outbox<T>,
@@ -116,7 +109,6 @@ impl<T> Host<T> {
             wary_peers: BTreeSet::new(),
             least_replica: ReplicaId(0),
             cluster: ClusterClock::default(),
-            began_us: None,
             now: Now::default(),
             out: Outbox {
                 effects: Vec::new(),
@@ -520,11 +512,7 @@ impl<T> Host<T> {
         let was_known = self.agreed_ms().is_some();
         let Now { boot_us, wall_ms } = self.now;
         self.cluster.heard(self.config.node_id, wall_ms, boot_us);
-        let began_us = *self.began_us.get_or_insert(boot_us);
-        let is_sure = was_known || boot_us >= began_us + FIRST_LOOK_AFTER_US;
-        if is_sure || self.cluster.all_agree(boot_us) {
-            self.cluster.look(0, boot_us);
-        }
+        self.cluster.look(0, boot_us);
         self.time_is_known(was_known);
     }
 

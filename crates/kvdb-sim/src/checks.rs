@@ -16,9 +16,7 @@ pub(crate) type Member = (ShardId, ReplicaId);
 /// Remembers what was seen, and says what contradicts it.
 #[derive(Default)]
 pub(crate) struct Checks {
-    leaders: BTreeMap<(ShardId, Term), (ReplicaId, (usize, u64))>,
-    /// Whom each replica has voted for, as others have heard.
-    votes: BTreeMap<(ShardId, Term, ReplicaId), ReplicaId>,
+    leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ShardId, LogIndex), (Term, u64)>,
     /// The last entry that is durable, by replica.
     durable: BTreeMap<Member, LogIndex>,
@@ -50,34 +48,12 @@ impl Checks {
         known.map(|(_, descriptor)| descriptor).next_back()
     }
 
-    /// At most one leader a term, and only one life of it.
-    pub(crate) fn leads(
-        &mut self,
-        shard: ShardId,
-        term: Term,
-        replica: ReplicaId,
-        process: (usize, u64),
-    ) {
-        let (first, led) = *self.leaders.entry((shard, term)).or_insert((replica, process));
-        if (first, led) != (replica, process) {
+    /// At most one leader a term.
+    pub(crate) fn leads(&mut self, shard: ShardId, term: Term, replica: ReplicaId) {
+        let first = *self.leaders.entry((shard, term)).or_insert(replica);
+        if first != replica {
             self.violated(format!(
-                "shard {shard} has two leaders in term {term}: replicas {first} and {replica}, in lives {led:?} and \
-                 {process:?}"
-            ));
-        }
-    }
-
-    /// A replica has one vote a term, whatever process of it is heard.
-    pub(crate) fn hears(&mut self, shard: ShardId, message: &Message) {
-        if message.reject || message.get_msg_type() != MessageType::MsgRequestVoteResponse {
-            return;
-        }
-        let (voter, candidate) = (ReplicaId(message.from), ReplicaId(message.to));
-        let term = Term(message.term);
-        let first = *self.votes.entry((shard, term, voter)).or_insert(candidate);
-        if first != candidate {
-            self.violated(format!(
-                "replica {voter} of shard {shard} has voted twice in term {term}: for {first} and {candidate}"
+                "shard {shard} has two leaders in term {term}: replicas {first} and {replica}"
             ));
         }
     }
@@ -120,14 +96,6 @@ impl Checks {
         self.remembers(member, state);
         self.durable.insert(member, last);
         self.promised.insert(member, state);
-    }
-
-    /// One of two processes of a replica has synced its log up to here. What it votes only others can judge.
-    pub(crate) fn is_durable_on_one(&mut self, member: Member, last: LogIndex, commit: LogIndex) {
-        let promised = self.promised.entry(member).or_default();
-        promised.commit = commit.max(promised.commit);
-        let durable = self.durable.entry(member).or_default();
-        *durable = last.max(*durable);
     }
 
     /// An engine holds a shard's state up to here, durably.

@@ -14,11 +14,6 @@ impl SharedDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy of all that is written on it.
-    pub(crate) fn copy(&self) -> Self {
-        SharedDisk(Arc::new(Mutex::new(self.lock().killed())))
-    }
-
     /// The power went out: some of what wasn't synced is there, some isn't, by the seed.
     pub(crate) fn lose_power(&self, seed: u64) {
         let mut disk = self.lock();

@@ -2,7 +2,7 @@
 
 use crate::network::Place;
 use crate::process::{USUAL_APPLY_US, USUAL_SYNC_US};
-use crate::world::{CLIENTS, COORDINATORS, Event, PROCESSES, World};
+use crate::world::{CLIENTS, COORDINATORS, Event, NODES, PROCESSES, World};
 use kvdb_engine::Engine;
 use kvdb_replication::Input;
 
@@ -40,7 +40,7 @@ impl World {
     fn strike(&mut self, number: u64) {
         let place = self.dice.below(PROCESSES as u64) as usize;
         let lasts_us = self.dice.between(50_000, 3_000_000);
-        let kind = match self.dice.below(17) {
+        let kind = match self.dice.below(14) {
             0 | 1 => self.kill(place, lasts_us),
             2 | 3 => self.cut_power(place, lasts_us),
             4 if self.dice.chance(300) => self.spend_a_night(lasts_us),
@@ -53,11 +53,7 @@ impl World {
             10 => self.slow_disk(place, lasts_us),
             11 => self.slow_apply(place, lasts_us),
             12 => self.hand_over_deaf(),
-            13 if self.copies => self.second_process(),
-            14 if self.copies => self.put_back_older(),
-            15 => self.exchange_addresses(),
-            16 => self.break_disk(place),
-            _ => self.kill(place, lasts_us),
+            _ => self.break_disk(place),
         };
         *self.faults.entry(kind).or_default() += 1;
         self.tell(|world| format!("fault {number}: {kind} ({})", world.processes[place].name));
@@ -96,19 +92,11 @@ impl World {
 
     fn cut_power(&mut self, place: Place, lasts_us: u64) -> &'static str {
         self.crash(place, true);
-        if self.dice.chance(300) {
-            // The whole machine.
-            self.processes[place].place.boot += 1;
-        }
         if self.dice.chance(200) && self.lose_directory(place) {
             self.schedule(lasts_us, Event::Restart { place });
             return "directory lost";
         }
-        if place >= COORDINATORS
-            && !self.volume_lost
-            && self.node_lost.is_none()
-            && self.dice.chance(200)
-        {
+        if place >= COORDINATORS && !self.volume_lost && self.dice.chance(200) {
             self.volume_lost = true;
             let volumes = self.processes[place].engine.volumes();
             if let Some(volume) = volumes.get(self.dice.below(volumes.len() as u64) as usize) {
@@ -183,7 +171,7 @@ impl World {
     /// most one node at a time, so the one that was wrong before is set right.
     fn jump_clock(&mut self, place: Place) -> &'static str {
         if place >= COORDINATORS {
-            for other in COORDINATORS..PROCESSES {
+            for other in COORDINATORS..COORDINATORS + NODES {
                 let clock = &mut self.processes[other].clock;
                 (clock.wall_offset_ms, clock.stands_at_ms) = (0, None);
             }
@@ -300,9 +288,7 @@ impl World {
     pub(crate) fn calm(&mut self) {
         self.stormy = false;
         self.network.heal();
-        self.end_copies();
-        for place in 0..PROCESSES {
-            self.put_newest_back(place);
+        for place in 0..COORDINATORS + NODES {
             self.processes[place].sync_us = USUAL_SYNC_US;
             self.processes[place].apply_us = USUAL_APPLY_US;
             self.processes[place].frozen_until_us = 0;

@@ -19,7 +19,6 @@
 mod checks;
 mod client;
 mod collections;
-mod copies;
 mod dice;
 mod disk;
 mod faults;
@@ -33,7 +32,6 @@ mod process;
 mod schedule;
 mod shrink;
 mod story;
-mod streams;
 mod threads;
 mod world;
 

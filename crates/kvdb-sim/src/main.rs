@@ -42,9 +42,6 @@ struct Args {
     /// Stories that shrinking may tell
     #[arg(long, default_value_t = 400)]
     most_stories: u64,
-    /// With older disks that are put back, and second processes of nodes: some seeds fail still
-    #[arg(long)]
-    copies: bool,
     /// Simulated seconds with faults
     #[arg(long, default_value_t = 20)]
     storm: u64,
@@ -69,12 +66,7 @@ struct Totals {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let settings = Settings {
-        storm_s: args.storm,
-        calm_s: args.calm,
-        traces: args.trace,
-        copies: args.copies,
-    };
+    let settings = Settings { storm_s: args.storm, calm_s: args.calm, traces: args.trace };
     // The message of a panic is printed with its seed.
     std::panic::set_hook(Box::new(|_| {}));
     if let (Some(seed), true) = (args.seed, args.shrink) {

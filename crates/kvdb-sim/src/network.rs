@@ -10,8 +10,6 @@ pub(crate) type Place = usize;
 pub(crate) struct Network {
     /// Directions in which nothing passes.
     cut: BTreeSet<(Place, Place)>,
-    /// As long as two processes of a node are kept apart.
-    walls: BTreeSet<(Place, Place)>,
     /// Of 1000 packets, how many are lost.
     pub(crate) loss: u64,
     /// Of 1000, how many come twice.
@@ -27,8 +25,7 @@ const STRAGGLER_US: u64 = 400_000;
 
 impl Network {
     pub(crate) fn heal(&mut self) {
-        let walls = std::mem::take(&mut self.walls);
-        *self = Network { jitter_us: 300, walls, ..Network::default() };
+        *self = Network { jitter_us: 300, ..Network::default() };
     }
 
     /// Cuts one direction.
@@ -36,20 +33,10 @@ impl Network {
         self.cut.insert((from, to));
     }
 
-    /// Nothing passes between two places, until [`Network::tear_down_walls`].
-    pub(crate) fn wall(&mut self, one: Place, other: Place) {
-        self.walls.extend([(one, other), (other, one)]);
-    }
-
-    pub(crate) fn tear_down_walls(&mut self) {
-        self.walls.clear();
-    }
-
     /// The delay of each copy that arrives.
     pub(crate) fn delays(&self, dice: &mut Dice, from: Place, to: Place) -> Vec<u64> {
         let mut delays = Vec::with_capacity(1);
-        let is_cut = self.cut.contains(&(from, to)) || self.walls.contains(&(from, to));
-        if is_cut || dice.chance(self.loss) {
+        if self.cut.contains(&(from, to)) || dice.chance(self.loss) {
             return delays;
         }
         let copies = if dice.chance(self.doubled) { 2 } else { 1 };

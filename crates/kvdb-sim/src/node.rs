@@ -1,6 +1,5 @@
 //! What processes say to each other, and what nodes and coordinators do of their own accord.
 
-use crate::copies::LOOK_US;
 use crate::membership::GREET_US;
 use crate::network::Place;
 use crate::packet::{Ask, Call, Packet, Reply};
@@ -17,7 +16,6 @@ use kvdb_model::{
     ShardId, ShardMap, ShardRecord, ShardTask, Step, Work, next_step,
 };
 use kvdb_replication::Input;
-use kvdb_replication::starts::is_meant;
 use kvdb_store::{GarbagePage, MembershipChange, View};
 
 /// Elements that are freed in one entry: fewer than a large hash has.
@@ -42,7 +40,7 @@ pub(crate) fn place_at(address: &str) -> Option<Place> {
 impl World {
     /// A new node that runs, but must register before it can do anything.
     pub(crate) fn waits_for_id(&self, place: Place) -> bool {
-        self.processes[place].node_id.is_none() && !self.processes[place].stranded
+        self.processes[place].node_id.is_none()
     }
 
     pub(crate) fn create_replica(
@@ -61,54 +59,15 @@ impl World {
     }
 
     pub(crate) fn hear(&mut self, from: Place, place: Place, packet: Packet) {
-        if self.processes[place].is_held() {
-            match packet {
-                // Nobody serves streams yet.
-                Packet::Raft { stream, .. } => {
-                    return self.send(place, from, Packet::Closed { stream });
-                }
-                Packet::Vouch { .. }
-                | Packet::Vouched { .. }
-                | Packet::Reply(Reply::Word { .. } | Reply::NotLeader) => {}
-                _ => return,
-            }
-        }
         match packet {
-            Packet::Raft { from, to, wall_ms, messages, .. }
-                if self.processes[place].is_coordinator && self.takes_part(place, to) =>
-            {
+            Packet::Raft { from, to, wall_ms, messages } if self.takes_part(place, to) => {
                 self.hear_raft(from, place, wall_ms, messages);
             }
-            Packet::Raft { stream, from: node, to, wall_ms, synced, messages }
-                if !self.processes[place].is_coordinator =>
-            {
-                match self.hears_through(place, (node, stream), to, synced) {
-                    true if messages.is_empty() => {}
-                    true => self.hear_raft(node, place, wall_ms, messages),
-                    false => self.send(place, from, Packet::Closed { stream }),
-                }
-            }
-            Packet::Hello { number, hello } => self.hear_hello(from, place, number, &hello),
-            Packet::Greeting { number, greeting } => {
-                self.hear_greeting_back(place, number, greeting);
-            }
-            Packet::Closed { stream } => self.stream_is_closed(place, stream),
-            Packet::Vouch { .. } => self.hear_vouch(from, place, packet),
-            Packet::Vouched { number, node, answer } => {
-                self.hear_vouched(place, number, node, answer);
-            }
-            Packet::Snapshot(snapshot) if self.takes_part(place, snapshot.hello.to) => {
-                if !self.processes[place].is_coordinator
-                    && !self.meets_sender(from, place, &snapshot.hello)
-                {
-                    let (transfer, delivered) = (snapshot.transfer, false);
-                    let answer = Packet::SnapshotAnswer { transfer, delivered };
-                    return self.send(place, from, answer);
-                }
+            Packet::Snapshot(snapshot) if self.takes_part(place, snapshot.to_node) => {
                 let Some(core) = &mut self.processes[place].core else { return };
                 let offer = core.next_offer;
                 core.next_offer += 1;
-                let (from_node, shard) = (snapshot.hello.from, snapshot.shard);
+                let (from_node, shard) = (snapshot.from_node, snapshot.shard);
                 let message = snapshot.message.clone();
                 let descriptor = snapshot.descriptor.clone();
                 core.offers.insert(offer, (from, *snapshot));
@@ -129,8 +88,7 @@ impl World {
     fn takes_part(&self, place: Place, to: NodeId) -> bool {
         let process = &self.processes[place];
         let admitted = process.core.as_ref().is_some_and(|core| core.admitted);
-        let is_meant = process.node_id.is_some_and(|own| is_meant(own, to));
-        is_meant && (admitted || !process.is_coordinator)
+        process.node_id == Some(to) && (admitted || !process.is_coordinator)
     }
 
     fn hear_raft(
@@ -144,7 +102,6 @@ impl World {
         let Some(core) = &mut self.processes[place].core else { return };
         core.host.step(now, Input::PeerClock { from_node, wall_ms });
         for message in messages {
-            self.checks.hears(message.shard, &message.message);
             core.host.step(now, Input::Message { from_node, message });
         }
         self.settle(place);
@@ -200,16 +157,11 @@ impl World {
         }
         match call {
             Call::Greet { .. } => {}
-            Call::Enter { number, token, address, start, only_asks } => {
-                let ticket =
-                    Ticket::Enter { caller: from, number, token, address, start, only_asks };
-                self.feed(place, Input::Read { shard: ShardId::CONTROL, ticket });
+            Call::Register { token, address } => {
+                let command = ControlCommand::RegisterNode { token, address, zone: String::new() };
+                self.propose_control(place, &command, Ticket::Register { caller: from });
             }
-            Call::Heartbeat { round, node, nonce, synced, led, impossible, wall_ms } => {
-                if !self.check_start(place, from, (node, nonce, synced), false) {
-                    return;
-                }
-                let Some(core) = &mut self.processes[place].core else { return };
+            Call::Heartbeat { round, node, led, impossible, wall_ms } => {
                 core.impossible.extend(impossible);
                 core.clock.heard(node, wall_ms, boot_us);
                 self.hear_heartbeat(from, place, (node, round), led);
@@ -292,19 +244,9 @@ impl World {
             }
             self.coordinate(place);
         } else {
-            let held = self.processes[place].is_held();
-            let after_us = match self.waits_for_id(place) {
-                _ if held => LOOK_US,
-                true => 100_000,
-                false => HEARTBEAT_US / 2,
-            };
+            let after_us = if self.waits_for_id(place) { 100_000 } else { HEARTBEAT_US / 2 };
             self.schedule(after_us, Event::Duty { place, life });
-            if held {
-                return self.look_at_entry(place);
-            }
             self.report(place);
-            self.beat(place);
-            self.look_after_starts(place);
             self.free_expired(place);
         }
     }
@@ -354,8 +296,7 @@ impl World {
         let Some(core) = &self.processes[place].core else { return };
         if !core.leads(ShardId::CONTROL) {
             self.liveness[place] = Liveness::default();
-            let Some(core) = &mut self.processes[place].core else { return };
-            return core.synced.clear();
+            return;
         }
         let map = core.control.with(|view| view.state.map().clone());
         let known_ms = self.look_at_clocks(place, &map);
@@ -365,7 +306,7 @@ impl World {
         if !map.cluster_id.is_known() {
             let cluster_id = ClusterId(u128::from(self.dice.any()) + 1);
             commands.push(ControlCommand::Bootstrap { cluster_id });
-        } else if map.nodes.len() >= NODES && map.shards.is_empty() {
+        } else if map.nodes.len() >= PROCESSES - COORDINATORS && map.shards.is_empty() {
             commands.push(ControlCommand::InitShards { shards: SHARDS, replication_factor: 3 });
         }
         let judged = self.liveness[place].judge(&map, now_ms);
@@ -393,8 +334,6 @@ impl World {
             commands.extend(self.meddle(place, &map, observed.now_ms));
         }
         commands.extend(self.look_after_members(place));
-        commands.extend(self.replace_lost_node(&map, observed.now_ms));
-        commands.extend(self.note_synced(place));
         for command in commands {
             self.propose_control(place, &command, Ticket::Nobody);
         }
@@ -577,12 +516,7 @@ impl World {
     }
 
     fn report(&mut self, place: Place) {
-        if self.waits_for_id(place) {
-            let favourite = self.favourite_of(place);
-            return self.enter(place, favourite, 0, false);
-        }
         let process = &mut self.processes[place];
-        let nonce = process.nonce();
         let (call, also) = match (process.node_id, &mut process.core) {
             (Some(node), Some(core)) => {
                 let led = core.shards.iter().filter(|(shard, _)| core.is_settled(**shard)).map(
@@ -597,12 +531,10 @@ impl World {
                 let now = process.clock.at(self.now_us);
                 core.heartbeat_us = now.boot_us;
                 let (round, wall_ms) = (core.heartbeats, now.wall_ms);
-                let (nonce, synced) = (nonce, core.wal.synced_through());
-                let heartbeat =
-                    Call::Heartbeat { round, node, nonce, synced, led, impossible, wall_ms };
+                let heartbeat = Call::Heartbeat { round, node, led, impossible, wall_ms };
                 (heartbeat, Some(Call::Map { since: core.cache.version() }))
             }
-            _ => return,
+            _ => (Call::Register { token: place as u128 + 1, address: address_of(place) }, None),
         };
         let favourite = self.favourite_of(place);
         self.send(place, favourite, Packet::Call(call));
@@ -612,7 +544,7 @@ impl World {
     }
 
     /// The coordinator to ask: the one that answered, or the next.
-    pub(crate) fn favourite_of(&mut self, place: Place) -> Place {
+    fn favourite_of(&mut self, place: Place) -> Place {
         let by_chance = self.dice.below(COORDINATORS as u64) as usize;
         let Some(core) = &mut self.processes[place].core else { return by_chance };
         if std::mem::replace(&mut core.unanswered, true) {
@@ -625,19 +557,17 @@ impl World {
         if let Reply::Greeted { round, token, greeted } = reply {
             return self.hear_greeted(place, (round, token), greeted);
         }
-        if let Reply::Word { number, nonce, node, word } = reply {
-            return self.hear_word(place, (number, nonce), node, word);
-        }
-        if let Reply::NotCounted { nonce, why } = reply {
-            return self.is_not_counted(place, nonce, why);
-        }
-        if matches!(reply, Reply::NotLeader) && self.processes[place].is_held() {
-            return self.ask_next_coordinator(place);
+        if let Reply::Registered(node) = reply {
+            if self.processes[place].node_id.is_none() {
+                self.processes[place].node_id = Some(node);
+                self.boot_registered(place);
+            }
+            return;
         }
         let now = self.processes[place].now(self.now_us);
         let Some(core) = &mut self.processes[place].core else { return };
         match reply {
-            Reply::Word { .. } | Reply::NotCounted { .. } | Reply::Greeted { .. } => {}
+            Reply::Registered(_) | Reply::Greeted { .. } => {}
             Reply::NotLeader => core.unanswered = true,
             Reply::Heard { round, .. } if round != core.heartbeats => {}
             Reply::Heard { wanted, tasks, cluster_ms, .. } => {
@@ -673,9 +603,9 @@ impl World {
         }
     }
 
-    pub(crate) fn boot_registered(&mut self, place: Place) {
+    fn boot_registered(&mut self, place: Place) {
         self.processes[place].core = None;
-        self.boot_as(place, true);
+        self.boot(place);
     }
 
     pub(crate) fn transfer(&mut self, place: Place, shard: ShardId, node: NodeId) {

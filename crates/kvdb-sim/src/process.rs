@@ -1,36 +1,27 @@
 //! One coordinator or node: what is on its disk, and what is in its memory while it runs.
 
-use crate::copies::{Directory, Held};
 use crate::dice::Dice;
 use crate::disk::SharedDisk;
 use crate::machine::{SharedControl, SimMachine};
 use crate::packet::{Ask, Snapshot};
-use crate::streams::Stream;
 use crate::world::Event;
 use bytes::Bytes;
-use kvdb_control::{Coordinators, Greeted, NodeStart, Synced};
+use kvdb_control::{Coordinators, Greeted};
 use kvdb_engine::{Engine, MemoryEngine, SequenceNumber};
 use kvdb_model::{
     ClusterClock, LogIndex, LogPosition, MembershipEpoch, NodeId, OperatorId, ReplicaId,
     ShardDescriptor, ShardId, ShardMap, ShardTask, Term, TimeMark, VolumeId, WalRecord,
 };
 use kvdb_recovery::Unborn;
-use kvdb_replication::start::{Place, Start};
-use kvdb_replication::starts::Starts;
 use kvdb_replication::{ApplyTask, Host, HostConfig, Now};
 use kvdb_router::MapCache;
 use kvdb_store::Shard;
 use kvdb_wal::{Wal, WalConfig};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Small, so that segments roll, are rewritten and are freed within seconds.
 const SEGMENT_BYTES: u64 = 64 * 1024;
-pub(crate) const WAL: WalConfig = WalConfig {
-    first_segment_bytes: SEGMENT_BYTES / 8,
-    segment_bytes: SEGMENT_BYTES,
-    max_segments: 4,
-};
 /// Short enough for shards that clients ask for less often than others to hibernate in between.
 const SLEEP_TICKS: [usize; 5] = [0, 5, 8, 15, 40];
 pub(crate) const USUAL_SYNC_US: u64 = 1000;
@@ -51,27 +42,9 @@ pub(crate) enum Ticket {
         node: NodeId,
         round: u64,
     },
-    /// A heartbeat of a start that doesn't seem to count.
-    CheckStart {
+    /// A node that registers.
+    Register {
         caller: usize,
-        node: NodeId,
-        nonce: u128,
-        synced: u64,
-    },
-    /// A start of a node, to be looked at by who leads still.
-    Enter {
-        caller: usize,
-        number: u64,
-        token: u128,
-        address: String,
-        start: NodeStart,
-        only_asks: bool,
-    },
-    /// And swapped for the one before.
-    Entered {
-        caller: usize,
-        number: u64,
-        nonce: u128,
     },
     Nobody,
 }
@@ -111,20 +84,8 @@ pub(crate) struct Process {
     pub(crate) engine: MemoryEngine,
     /// The identity file; a node gets its id from the coordinators.
     pub(crate) node_id: Option<NodeId>,
-    /// Made with its directory.
+    /// Made with a coordinator's directory.
     pub(crate) token: u128,
-    /// Which start of a node's directory it is: a file.
-    pub(crate) start: Option<Start>,
-    /// Which starts of others a node has met: a file.
-    pub(crate) kept: Starts,
-    /// Where its directory is.
-    pub(crate) place: Place,
-    /// Its disk is an older one.
-    pub(crate) on_older: bool,
-    /// Its newest directory, while it runs on an older one.
-    pub(crate) aside: Option<Box<Directory>>,
-    /// There is another process of its node, or was until lately.
-    pub(crate) is_doubled: bool,
     /// With whom a coordinator has founded its group: a file.
     pub(crate) founders: Coordinators,
     /// It has lost its directory, and isn't replaced yet.
@@ -210,25 +171,6 @@ pub(crate) struct Core {
     pub(crate) greeted: Vec<Greeted>,
     /// Where coordinators are, as others have told.
     pub(crate) introduced: BTreeMap<NodeId, String>,
-    /// A node that isn't heard yet.
-    pub(crate) held: Option<Held>,
-    /// Whether the coordinators have accepted its start.
-    pub(crate) accepted: bool,
-    /// Which starts of other nodes it has met.
-    pub(crate) starts: Starts,
-    /// Where they were.
-    pub(crate) met_at: BTreeMap<NodeId, usize>,
-    /// Those that know of its own start.
-    pub(crate) told: BTreeSet<NodeId>,
-    /// Streams to others, and streams from starts of others.
-    pub(crate) streams: BTreeMap<NodeId, Stream>,
-    pub(crate) heard_from: BTreeMap<(NodeId, u64), u64>,
-    /// When something was said through all of them, and written down of all.
-    pub(crate) beat_us: u64,
-    pub(crate) kept_us: u64,
-    /// As a coordinator: how far the logs of nodes are synced.
-    pub(crate) synced: Synced,
-    pub(crate) rounds: u64,
 }
 
 pub(crate) struct Taken {
@@ -255,12 +197,6 @@ impl Process {
             engine: MemoryEngine::new(),
             node_id,
             token: 0,
-            start: None,
-            kept: Starts::default(),
-            place: Place::default(),
-            on_older: false,
-            aside: None,
-            is_doubled: false,
             founders: Coordinators::new(),
             lost: false,
             stranded: false,
@@ -276,20 +212,21 @@ impl Process {
         }
     }
 
-    /// Starts the process from what is on its disk. Its id must be known; a node that is new was accepted just now.
+    /// Starts the process from what is on its disk. Its id must be known.
     ///
     /// # Errors
     /// Why it refuses to start.
-    pub(crate) fn start(
-        &mut self,
-        seed: u64,
-        world_us: u64,
-        is_new: bool,
-    ) -> Result<Vec<Unborn>, String> {
+    pub(crate) fn start(&mut self, seed: u64, world_us: u64) -> Result<Vec<Unborn>, String> {
         let now = self.now(world_us);
         let node_id = self.node_id.ok_or("it has no id yet")?;
         self.life += 1;
-        let (wal, live) = Wal::open(self.disk.clone(), WAL).map_err(|error| error.to_string())?;
+        let config = WalConfig {
+            first_segment_bytes: SEGMENT_BYTES / 8,
+            segment_bytes: SEGMENT_BYTES,
+            max_segments: 4,
+        };
+        let (wal, live) =
+            Wal::open(self.disk.clone(), config).map_err(|error| error.to_string())?;
         let mut host_config = HostConfig::new(node_id, seed);
         host_config.log_retain_bytes = 2000;
         host_config.hibernate_ticks =
@@ -304,11 +241,8 @@ impl Process {
         let machine = || machine_of(is_coordinator, &control);
         let recovered = kvdb_recovery::recover(&engine, &live, &[], &machine)
             .map_err(|error| error.to_string())?;
-        let mut held = None;
-        match self.start.as_mut().filter(|_| !is_coordinator) {
-            Some(start) if is_new => start.takes_part(true),
-            Some(start) => held = Some(Held::new(recovered.groups, start, now.boot_us)),
-            None => recovered.groups.into_iter().for_each(|group| host.recover(now, group)),
+        for group in recovered.groups {
+            host.recover(now, group);
         }
         for volume in recovered.unused {
             self.engine.delete_volume(volume).map_err(|error| error.to_string())?;
@@ -343,17 +277,6 @@ impl Process {
             greeting: 0,
             greeted: Vec::new(),
             introduced: BTreeMap::new(),
-            held,
-            accepted: is_new,
-            starts: Starts::from_kept(self.kept.kept()),
-            met_at: BTreeMap::new(),
-            told: BTreeSet::new(),
-            streams: BTreeMap::new(),
-            heard_from: BTreeMap::new(),
-            beat_us: world_us,
-            kept_us: world_us,
-            synced: Synced::default(),
-            rounds: 0,
         });
         if let Some(core) = &mut self.core {
             for note in recovered.replayed {

@@ -5,7 +5,7 @@ use crate::client::expires;
 use crate::collections;
 use crate::machine::SimMachine;
 use crate::network::Place;
-use crate::packet::{Ask, Found, Hello, Packet, Reply, Snapshot};
+use crate::packet::{Ask, Found, Packet, Reply, Snapshot};
 use crate::process::{Core, Taken, Ticket};
 use crate::world::{Event, World};
 use kvdb_control::{ControlResponse, decode_result};
@@ -85,16 +85,9 @@ impl World {
     }
 
     pub(crate) fn note_durable(&mut self, place: Place) {
-        let process = &self.processes[place];
-        let is_doubled = process.is_doubled;
-        let Some(core) = &process.core else { return };
+        let Some(core) = &self.processes[place].core else { return };
         for (replica, found) in &core.wal.live().replicas {
             let member = (found.shard, *replica);
-            if is_doubled {
-                let commit = found.hard_state.commit;
-                self.checks.is_durable_on_one(member, found.last_index(), commit);
-                continue;
-            }
             if found.volume.is_some() {
                 self.checks.log_begins(member, found.start.index);
             }
@@ -111,20 +104,13 @@ impl World {
                 core.waiting.extend(records);
             }
             Effect::Send { to, messages } => {
-                if !self.processes[place].is_doubled {
-                    for one in &messages {
-                        self.checks.says(one.shard, &one.message);
-                    }
-                }
-                if !self.processes[place].is_coordinator {
-                    return self.say_to_peer(place, to, messages);
+                for one in &messages {
+                    self.checks.says(one.shard, &one.message);
                 }
                 let from = self.processes[place].node_id;
                 if let Some((target, from)) = self.place_of(place, to).zip(from) {
                     let wall_ms = self.processes[place].now(self.now_us).wall_ms;
-                    let (stream, synced) = (0, 0);
-                    let packet = Packet::Raft { stream, from, to, wall_ms, synced, messages };
-                    self.send(place, target, packet);
+                    self.send(place, target, Packet::Raft { from, to, wall_ms, messages });
                 }
             }
             Effect::Apply(task) => {
@@ -156,16 +142,14 @@ impl World {
                 self.send(place, sender, Packet::SnapshotAnswer { transfer, delivered });
             }
             Effect::DropVolume(volume) => self.drop_volume(place, volume),
-            // Only a copy may find itself so: it ends by name.
-            Effect::PromiseLost(lost) => self.must_end(place, &lost.to_string()),
+            Effect::PromiseLost(lost) => self.checks.violations.push(lost.to_string()),
         }
     }
 
     fn role_changed(&mut self, place: Place, status: &GroupStatus) {
         let is_leader = status.role == ReplicaRole::Leader;
         if is_leader {
-            let life = self.processes[place].life;
-            self.checks.leads(status.shard, status.term, status.replica, (place, life));
+            self.checks.leads(status.shard, status.term, status.replica);
         }
         self.tell(|world| {
             let name = &world.processes[place].name;
@@ -351,13 +335,10 @@ impl World {
                     self.answer_client(place, client, attempt, shard, result);
                 }
             }
-            (Ticket::Entered { caller, number, nonce }, CommandOutcome::Controlled(result)) => {
-                let node = match decode_result(&result) {
-                    Ok(ControlResponse::Registered(node, _)) => Ok(node),
-                    Ok(_) => return,
-                    Err(why) => Err(why),
-                };
-                self.answer_entered(place, (caller, number, nonce), node);
+            (Ticket::Register { caller }, CommandOutcome::Controlled(result)) => {
+                if let Ok(ControlResponse::Registered(node, _)) = decode_result(&result) {
+                    self.send(place, caller, Packet::Reply(Reply::Registered(node)));
+                }
             }
             _ => {}
         }
@@ -372,11 +353,6 @@ impl World {
             Ticket::Heartbeat { caller, node, round } => {
                 return self.answer_heartbeat(place, *caller, *node, *round);
             }
-            Ticket::CheckStart { caller, node, nonce, synced } => {
-                self.check_start(place, *caller, (*node, *nonce, *synced), true);
-                return;
-            }
-            Ticket::Enter { .. } => return self.answer_start(place, ticket),
             _ => return,
         };
         let now_ms = if has(Bug::HiddenByWallClock) {
@@ -477,11 +453,7 @@ impl World {
 
     fn refuse(&mut self, place: Place, shard_id: ShardId, ticket: Ticket, why: Rejection) {
         let Ticket::Ask { client, attempt, .. } = ticket else {
-            if let Ticket::Heartbeat { caller, .. }
-            | Ticket::CheckStart { caller, .. }
-            | Ticket::Enter { caller, .. }
-            | Ticket::Entered { caller, .. } = ticket
-            {
+            if let Ticket::Register { caller } | Ticket::Heartbeat { caller, .. } = ticket {
                 self.send(place, caller, Packet::Reply(Reply::NotLeader));
             }
             return;
@@ -580,13 +552,8 @@ impl World {
         let transfer = self.next_transfer;
         self.next_transfer += 1;
         let life = self.processes[place].life;
-        let process = &self.processes[place];
-        let Some(from) = process.node_id else { return };
-        let hello = Hello { from, to: to_node, said: process.said(place).unwrap_or_default() };
-        let target = match process.is_coordinator {
-            true => self.place_of(place, to_node),
-            false => self.likeliest_place_of(place, to_node),
-        };
+        let Some(from_node) = self.processes[place].node_id else { return };
+        let target = self.place_of(place, to_node);
         let Some(core) = &mut self.processes[place].core else { return };
         core.streaming.insert(transfer, (shard, to));
         let taken = core.taken.remove(&(shard, to));
@@ -594,7 +561,8 @@ impl World {
             let snapshot = Snapshot {
                 transfer,
                 shard,
-                hello,
+                from_node,
+                to_node,
                 to,
                 message,
                 descriptor: taken.descriptor,
@@ -632,7 +600,7 @@ impl World {
         self.feed_later(
             place,
             Input::SnapshotIngested {
-                from_node: snapshot.hello.from,
+                from_node: snapshot.from_node,
                 shard: snapshot.shard,
                 message: snapshot.message,
                 descriptor: snapshot.descriptor,
@@ -662,7 +630,7 @@ impl World {
         if self.processes[place].is_coordinator {
             return self.place_of_coordinator(place, node);
         }
-        self.likeliest_place_of(place, node)
+        crate::node::place_at(&self.address_of(place, node)?)
     }
 
     fn address_of(&self, place: Place, node: NodeId) -> Option<String> {

@@ -2,7 +2,6 @@
 
 use crate::checks::Checks;
 use crate::client::Client;
-use crate::copies::Directory;
 use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::fleeting::Fleeting;
@@ -10,12 +9,11 @@ use crate::network::{Network, Place};
 use crate::packet::Packet;
 use crate::process::{Process, Ticket};
 use crate::schedule::{Chosen, Schedule};
-use crate::story::Settings;
 use kvdb_checker::{History, Recorder};
 use kvdb_control::Liveness;
 use kvdb_model::{LogIndex, NodeId, ReplicaId, ShardId};
 use kvdb_recovery::Unborn;
-use kvdb_replication::{Input, start};
+use kvdb_replication::Input;
 use rustc_hash::FxHasher;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -24,8 +22,7 @@ use std::hash::{Hash, Hasher};
 pub(crate) const FOUNDERS: usize = 3;
 pub(crate) const COORDINATORS: usize = FOUNDERS + 1;
 pub(crate) const NODES: usize = 4;
-/// One more place, where a second process of a node may run.
-pub(crate) const PROCESSES: usize = COORDINATORS + NODES + 1;
+pub(crate) const PROCESSES: usize = COORDINATORS + NODES;
 pub(crate) const CLIENTS: usize = 5;
 pub(crate) const SHARDS: u32 = 4;
 
@@ -112,24 +109,6 @@ pub(crate) enum Event {
     Refresh {
         client: usize,
     },
-    /// A node's older disk takes the place of its newest one, which may be lost for good.
-    PutBack {
-        older: Box<Directory>,
-        is_lost: bool,
-    },
-    /// And the newest, or none, takes the place of the older one.
-    PutNewestBack {
-        place: Place,
-    },
-    /// A second process of a node ends, if it was never heard.
-    EndCopy {
-        place: Place,
-    },
-    /// The other process of a node is gone for a while.
-    IsAlone {
-        place: Place,
-        node: Option<NodeId>,
-    },
     /// The next disturbance.
     Disturb,
     Undo(Fault),
@@ -180,44 +159,28 @@ pub(crate) struct World {
     pub(crate) directory_lost: bool,
     /// Whether a node's volume was lost already: the shard would not survive a second.
     pub(crate) volume_lost: bool,
-    /// A node whose newest disk was lost, and whether it has left the cluster.
-    pub(crate) node_lost: Option<NodeId>,
-    pub(crate) is_replaced: bool,
-    /// More is lost than can be made up for.
-    pub(crate) given_up: bool,
-    /// Questions are numbered.
-    pub(crate) last_question: u64,
     /// How often each kind of fault happened.
     pub(crate) faults: BTreeMap<&'static str, u64>,
     trace: Vec<String>,
     traces: bool,
-    pub(crate) copies: bool,
     digest: FxHasher,
     steps: u64,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, settings: &Settings, chosen: Chosen) -> Self {
+    pub(crate) fn new(seed: u64, traces: bool, chosen: Chosen) -> Self {
         let coordinator = |id: usize| Process {
             token: id as u128 + 1,
             ..Process::new(format!("c{}", id + 1), true, Some(NodeId(id as u64 + 1)))
         };
-        let node = |id: usize| Process {
-            token: (COORDINATORS + id) as u128 + 1,
-            place: start::Place { boot: 1, file: id as u64 + 1, machine: id as u128 + 1 },
-            stranded: id >= NODES,
-            ..Process::new(format!("n{}", id + 1), false, None)
-        };
+        let node = |id: usize| Process::new(format!("n{}", id + 1), false, None);
         let mut world = World {
             now_us: 0,
             events: BTreeMap::new(),
             next_event: 0,
             dice: Dice::new(seed),
             network: Network::default(),
-            processes: (0..COORDINATORS)
-                .map(coordinator)
-                .chain((0..PROCESSES - COORDINATORS).map(node))
-                .collect(),
+            processes: (0..COORDINATORS).map(coordinator).chain((0..NODES).map(node)).collect(),
             liveness: (0..COORDINATORS).map(|_| Liveness::default()).collect(),
             clients: Vec::new(),
             recorder: Recorder::new(),
@@ -232,14 +195,9 @@ impl World {
             next_coordinator: COORDINATORS as u64,
             directory_lost: false,
             volume_lost: false,
-            node_lost: None,
-            is_replaced: false,
-            given_up: false,
-            last_question: 0,
             faults: BTreeMap::new(),
             trace: Vec::new(),
-            traces: settings.traces,
-            copies: settings.copies,
+            traces,
             digest: FxHasher::default(),
             steps: 0,
         };
@@ -269,13 +227,6 @@ impl World {
     pub(crate) fn lose_all_packets(&mut self) {
         self.events
             .retain(|_, event| !matches!(event, Event::Deliver { to, .. } if *to < PROCESSES));
-    }
-
-    /// Whoever has asked from a place is there no more.
-    pub(crate) fn lose_answers(&mut self, place: Place) {
-        self.events.retain(|_, event| {
-            !matches!(event, Event::Deliver { to, packet: Packet::Reply(_) | Packet::Vouched { .. }, .. } if *to == place)
-        });
     }
 
     /// Lets time pass up to a moment, or until something is wrong.
@@ -337,10 +288,6 @@ impl World {
             Event::Retry { client, attempt } => self.retry(client, attempt),
             Event::GiveUp { client, attempt } => self.give_up(client, attempt),
             Event::Refresh { client } => self.refresh(client),
-            Event::PutBack { older, is_lost } => self.put_back(*older, is_lost),
-            Event::PutNewestBack { place } => self.put_newest_back(place),
-            Event::EndCopy { place } => self.end_copy(place),
-            Event::IsAlone { place, node } => self.is_alone(place, node),
             Event::Disturb => self.disturb(),
             Event::Undo(fault) => self.undo(fault),
             // Meant for an earlier life.
@@ -357,11 +304,6 @@ impl World {
             self.client_hears(to - PROCESSES, packet);
         } else if self.processes[to].core.is_some() || self.waits_for_id(to) {
             self.hear(from, to, packet);
-        } else if let Packet::Raft { stream, .. } = packet
-            && stream > 0
-        {
-            // Nobody is there.
-            self.send(to, from, Packet::Closed { stream });
         }
     }
 
@@ -374,25 +316,17 @@ impl World {
 
     /// Starts a process from its disk.
     pub(crate) fn boot(&mut self, place: Place) {
-        self.boot_as(place, false);
-    }
-
-    /// `is_new`: the coordinators have accepted it just now, and nobody else knows it.
-    pub(crate) fn boot_as(&mut self, place: Place, is_new: bool) {
         if self.processes[place].core.is_some() || self.processes[place].stranded {
             return;
         }
         let seed = self.dice.any();
         let mut unborn = Vec::new();
         let process = &mut self.processes[place];
-        if !process.is_coordinator && !is_new {
-            process.begin_start(seed);
-        }
         if process.node_id.is_none() {
             // A new node: it has to register first.
             process.life += 1;
         } else {
-            match process.start(seed, self.now_us, is_new) {
+            match process.start(seed, self.now_us) {
                 Ok(children) => unborn = children,
                 Err(problem) => {
                     let problem = format!("{} refuses to start: {problem}", process.name);
@@ -403,14 +337,8 @@ impl World {
         }
         let life = self.processes[place].life;
         self.tell(|world| format!("{} starts", world.processes[place].name));
-        let held = self.processes[place].core.as_mut().and_then(|core| core.held.as_mut());
-        match held {
-            Some(held) => held.waits_for(std::mem::take(&mut unborn)),
-            None => {
-                self.check_memory(place);
-                self.note_durable(place);
-            }
-        }
+        self.check_memory(place);
+        self.note_durable(place);
         let after_us = self.dice.below(20_000);
         self.schedule(after_us, Event::Duty { place, life });
         self.schedule(100_000, Event::Maintain { place, life });
@@ -420,10 +348,8 @@ impl World {
         self.settle(place);
     }
 
-    pub(crate) fn check_memory(&mut self, place: Place) {
-        let is_alone = |process: &&Process| !process.is_doubled;
-        let process = Some(&self.processes[place]).filter(is_alone);
-        let Some(core) = process.and_then(|process| process.core.as_ref()) else { return };
+    fn check_memory(&mut self, place: Place) {
+        let Some(core) = &self.processes[place].core else { return };
         for (replica, found) in &core.wal.live().replicas {
             self.checks.remembers((found.shard, *replica), found.hard_state);
         }

@@ -5,7 +5,7 @@ use kvdb_sim::{Settings, run};
 #[test]
 fn random_worlds_keep_their_promises() {
     for seed in 1..=12 {
-        let settings = Settings { storm_s: 12, calm_s: 8, traces: false, copies: seed % 2 == 0 };
+        let settings = Settings { storm_s: 12, calm_s: 8, traces: false };
         match run(seed, &settings) {
             Ok(report) => {
                 // A story in which little happens proves little.
@@ -26,7 +26,7 @@ fn random_worlds_keep_their_promises() {
 
 #[test]
 fn the_same_seed_tells_the_same_story() {
-    let settings = Settings { storm_s: 6, calm_s: 4, traces: true, copies: true };
+    let settings = Settings { storm_s: 6, calm_s: 4, traces: true };
     let (first, second) = (run(7, &settings).unwrap(), run(7, &settings).unwrap());
     assert!(first.trace.len() > 20, "{} lines", first.trace.len());
     assert_eq!(first, second);

@@ -17,9 +17,6 @@ struct Args {
     /// Only bugs with this in what they are
     #[arg(long)]
     only: Option<String>,
-    /// Those about copies of directories instead
-    #[arg(long)]
-    copies: bool,
     /// Threads [default: the cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -31,23 +28,22 @@ struct Caught {
 }
 
 fn hunt(bug: Bug, seeds: u64) -> Option<Caught> {
-    let settings = Settings { copies: bug.is_about_copies(), ..Settings::default() };
-    (1..=seeds).find_map(|seed| {
-        plant(Some(bug));
-        let told = run(seed, &settings);
-        plant(None);
-        let failure = told.err()?;
-        // A seed that fails without the bug too has caught something else.
-        run(seed, &settings).is_ok().then_some(Caught { seed, by: failure.what })
-    })
+    plant(Some(bug));
+    let settings = Settings::default();
+    let caught = (1..=seeds).find_map(|seed| match run(seed, &settings) {
+        Ok(_) => None,
+        Err(failure) => Some(Caught { seed, by: failure.what }),
+    });
+    plant(None);
+    // A seed that fails without the bug too has caught something else.
+    caught.filter(|caught| run(caught.seed, &settings).is_ok())
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
     let wanted = |bug: &Bug| args.only.as_ref().is_none_or(|part| bug.what().contains(part));
-    let all: &[Bug] = if args.copies { &Bug::OF_COPIES } else { &Bug::ALL };
-    let bugs: Vec<Bug> = all.iter().copied().filter(wanted).collect();
+    let bugs: Vec<Bug> = Bug::ALL.into_iter().filter(wanted).collect();
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
