@@ -11,6 +11,7 @@
 
 mod access;
 mod freshness;
+mod heartbeats;
 mod history;
 mod link;
 mod memory;
@@ -18,6 +19,7 @@ mod metrics;
 mod mute;
 mod operation;
 mod recoveries;
+mod registration;
 mod reports;
 mod room;
 mod run;

@@ -5,7 +5,7 @@ use crate::memory::Shares;
 use crate::metrics::Metrics;
 use crate::mute::{self, Mute};
 use crate::sizes::{self, Sizes};
-use crate::{history, link, room, sweep};
+use crate::{heartbeats, history, link, registration, room, sweep};
 use kvdb_engine_lsm::LsmConfig;
 use kvdb_model::{NodeId, NodeStatus, ShardMap, ShardRecord};
 use kvdb_replication::{HostConfig, Input};
@@ -163,7 +163,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         let shown = mute::start_to(&start.lock(), 0);
         let registered = tokio::select! {
             registered =
-                link::register(&config, known, &coordinators, &readiness, &map, &shown) =>
+                registration::register(&config, known, &coordinators, &readiness, &map, &shown) =>
                 registered,
             () = shutdown.wait() => return Ok(()),
         };
@@ -334,7 +334,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tokio::spawn(map.clone().follow(coordinators.clone(), stop.clone()));
     tokio::spawn(link::follow_map(drive.clone(), map.clone(), config.data.clone(), stop.clone()));
     tokio::spawn(link::keep_coordinators(coordinators.clone(), config.data.clone(), stop.clone()));
-    let registration = link::Registration {
+    let registration = registration::Registration {
         config: config.clone(),
         identity,
         coordinators: coordinators.clone(),
@@ -347,7 +347,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
     tokio::spawn(registration.clone().keep(drive.synced(), refuse.clone()));
     let known_sizes = Arc::new(Sizes::default());
     tokio::spawn(sizes::run(drive.clone(), map.clone(), known_sizes.clone(), stop.clone()));
-    let own = link::Own {
+    let own = heartbeats::Own {
         cluster_id,
         incarnation,
         address: config.advertised().to_owned(),
@@ -356,7 +356,7 @@ pub async fn run(config: NodeConfig, shutdown: Shutdown) -> Result<(), NodeError
         registration,
         refuse,
     };
-    tokio::spawn(link::heartbeats(
+    tokio::spawn(heartbeats::heartbeats(
         drive.clone(),
         own,
         coordinators,
