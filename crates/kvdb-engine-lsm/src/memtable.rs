@@ -27,13 +27,13 @@ const PARTS: usize = 16;
 
 /// What a key takes up beside its bytes and those of its value: two handles of it, one of its value,
 /// a number, and their share of a hash table and of an ordered set.
-const KEY_BYTES: usize = 208;
+const KEY_BYTES: u64 = 208;
 
 /// What a change takes up in the log beside its key and value, roughly.
 const CHANGE_BYTES: usize = 64;
 
 /// What an older change takes up beside the bytes of its value.
-const OLDER_BYTES: usize = 48;
+const OLDER_BYTES: u64 = 48;
 
 /// So many new keys are put in order at once, where scans are to be expected.
 const NEW_KEYS: usize = 256;
@@ -70,23 +70,6 @@ impl Changes {
             return Some(&self.newest);
         }
         self.older.iter().rev().find(|change| change.sequence < at)
-    }
-}
-
-/// By how much a memtable has grown and shrunk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Growth {
-    added_bytes: u64,
-    freed_bytes: u64,
-}
-
-impl Growth {
-    fn add(&mut self, bytes: usize) {
-        self.added_bytes += bytes as u64;
-    }
-
-    fn free(&mut self, bytes: usize) {
-        self.freed_bytes += bytes as u64;
     }
 }
 
@@ -144,24 +127,25 @@ impl Memtable {
         let change = Change { sequence, value };
         let written = key.len() + change.value_bytes() + CHANGE_BYTES;
         self.written.fetch_add(written as u64, Ordering::Relaxed);
-        let mut growth = Growth::default();
         let mut part = self.part(&key).write();
         match part.entry(key) {
             Entry::Occupied(mut known) => {
-                growth.add(change.value_bytes());
                 let Changes { newest, older } = known.get_mut();
+                self.bytes.fetch_add(change.value_bytes() as u64, Ordering::Relaxed);
                 let before = std::mem::replace(newest, change);
                 debug_assert!(before.sequence <= sequence, "{} after {sequence}", before.sequence);
-                if before.sequence == sequence {
-                    growth.free(before.value_bytes());
+                let freed_bytes = if before.sequence == sequence {
+                    before.value_bytes() as u64
                 } else {
-                    growth.add(OLDER_BYTES);
+                    self.bytes.fetch_add(OLDER_BYTES, Ordering::Relaxed);
                     older.push(before);
-                    forget(older, oldest_reader, &mut growth);
-                }
+                    forget(older, oldest_reader)
+                };
+                self.bytes.fetch_sub(freed_bytes, Ordering::Relaxed);
             }
             Entry::Vacant(free) => {
-                growth.add(free.key().len() + change.value_bytes() + KEY_BYTES);
+                let bytes = (free.key().len() + change.value_bytes()) as u64 + KEY_BYTES;
+                self.bytes.fetch_add(bytes, Ordering::Relaxed);
                 let key = free.key().clone();
                 free.insert(Changes { newest: change, older: Vec::new() });
                 // A scan looks keys up while it holds on to their order.
@@ -169,8 +153,6 @@ impl Memtable {
                 self.note_new(key);
             }
         }
-        self.bytes.fetch_add(growth.added_bytes, Ordering::Relaxed);
-        self.bytes.fetch_sub(growth.freed_bytes, Ordering::Relaxed);
     }
 
     /// The newest change of `key` below number `at`, if there is one.
@@ -215,12 +197,10 @@ impl Memtable {
 }
 
 /// Drops the changes that a later one hides from all who see at least the numbers below
-/// `oldest_reader`.
-fn forget(older: &mut Vec<Change>, oldest_reader: u64, growth: &mut Growth) {
+/// `oldest_reader`. Returns how many bytes that frees.
+fn forget(older: &mut Vec<Change>, oldest_reader: u64) -> u64 {
     let hidden = older.iter().rposition(|change| change.sequence < oldest_reader).unwrap_or(0);
-    for change in older.drain(..hidden) {
-        growth.free(OLDER_BYTES + change.value_bytes());
-    }
+    older.drain(..hidden).map(|change| OLDER_BYTES + change.value_bytes() as u64).sum()
 }
 
 /// A walk through a memtable, which it holds on to.
@@ -364,7 +344,7 @@ mod tests {
         let bytes = memtable.bytes();
         (3..1000).for_each(write);
         assert_eq!(memtable.bytes(), bytes);
-        assert!(bytes < (2 * 100 + KEY_BYTES + OLDER_BYTES + 10) as u64, "{bytes}");
+        assert!(bytes < 2 * 100 + KEY_BYTES + OLDER_BYTES + 10, "{bytes}");
     }
 
     #[test]

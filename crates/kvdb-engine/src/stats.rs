@@ -5,7 +5,7 @@ use crate::SequenceNumber;
 /// Figures about one volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeStats {
-    /// Bytes in memtables, sealed ones included.
+    /// Bytes in memtables, frozen ones included.
     pub memtable_bytes: u64,
     /// Bytes on disk.
     pub disk_bytes: u64,

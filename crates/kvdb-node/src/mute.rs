@@ -4,7 +4,7 @@
 //! Until then its replicas are held back ([`Drive::release`]): they don't even tick, so nothing enters the log. Whom it
 //! asks, when, and what follows from the answers is decided in [`kvdb_replication::entry`]; here it is asked.
 
-use crate::link::{self, Registered};
+use crate::registration::{self, Registered};
 use crate::run::{NodeConfig, NodeError};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
@@ -32,8 +32,6 @@ use tonic::Code;
 
 /// Between two rounds of telling the others of this start.
 const INTRODUCE_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks at what is to be asked.
-const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// Before that nobody is warned.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Reasons that are told in the log, at most.
@@ -113,7 +111,7 @@ impl Mute<'_> {
             let answered = tokio::select! {
                 answered = answer(&mut from_coordinators) => answered,
                 answered = answer(&mut from_peers) => answered,
-                () = tokio::time::sleep(LOOK_AGAIN) => continue,
+                () = until(entry.asks_next_us(&others)) => continue,
             };
             let (others, now_us) = (self.others(), clock::boot_us());
             match answered {
@@ -160,10 +158,12 @@ impl Mute<'_> {
         let shown = start_to(&self.start.lock(), self.drive.synced());
         let Mute { config, identity, coordinators, map, .. } = self;
         let answer = if only_asks {
-            let would = link::ask_whether(config, *identity, coordinators, map, &shown).await;
+            let would =
+                registration::ask_whether(config, *identity, coordinators, map, &shown).await;
             would.map(|as_copy| Word::Would { as_copy })
         } else {
-            let registered = link::try_register(config, *identity, coordinators, map, &shown).await;
+            let registered =
+                registration::try_register(config, *identity, coordinators, map, &shown).await;
             registered.map(|Registered { copy, .. }| {
                 told.lock().copy = Some(copy);
                 Word::Accepted { copies: copy.count }
@@ -275,6 +275,12 @@ async fn answer(asking: &mut Option<Answering<'_>>) -> Answered {
     let answered = asked.await;
     *asking = None;
     answered
+}
+
+/// Waits until the boot clock says `at_us`; for ever, if there is nothing to wait for.
+async fn until(at_us: Option<u64>) {
+    let Some(at_us) = at_us else { return std::future::pending().await };
+    tokio::time::sleep(Duration::from_micros(at_us.saturating_sub(clock::boot_us()))).await;
 }
 
 /// Tells each other node once of this start, so that it knows an older one when it meets it.

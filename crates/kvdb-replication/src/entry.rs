@@ -166,13 +166,12 @@ impl Entry {
         }
         let is_due = |due: Due| due.is_some_and(|due_us| now_us >= due_us);
         let mut questions = Vec::new();
-        if let Some(only_asks) = self.asks_coordinators()
-            && is_due(self.coordinators)
-        {
+        if is_due(self.coordinators_due()) {
             self.coordinators = None;
+            let only_asks = matches!(self.phase, Phase::Objected(..) | Phase::Asking);
             questions.push(Question::Coordinators { only_asks });
         }
-        if is_due(self.peers) && self.may_ask_peers(others, now_us) {
+        if is_due(self.peers_due(others)) {
             let nodes = self.untold(others);
             let only_asks = matches!(self.phase, Phase::Objections | Phase::Canvassing);
             let succeeds = match self.phase {
@@ -189,24 +188,28 @@ impl Entry {
         questions
     }
 
-    fn asks_coordinators(&self) -> Option<bool> {
+    /// When [`Entry::asks`] has more to ask, if nobody answers before; `None`: only then.
+    pub fn asks_next_us(&self, others: &BTreeSet<Others>) -> Option<u64> {
+        self.coordinators_due().into_iter().chain(self.peers_due(others)).min()
+    }
+
+    fn coordinators_due(&self) -> Due {
         match self.phase {
-            Phase::Objected(..) | Phase::Asking => Some(true),
-            Phase::Entering | Phase::Registering | Phase::OnCopy => Some(false),
             Phase::Objections | Phase::Canvassing | Phase::Fencing => None,
+            _ => self.coordinators,
         }
     }
 
-    fn may_ask_peers(&self, others: &BTreeSet<Others>, now_us: u64) -> bool {
+    fn peers_due(&self, others: &BTreeSet<Others>) -> Due {
         match self.phase {
-            Phase::Objections | Phase::Canvassing | Phase::Fencing => true,
+            Phase::Objections | Phase::Canvassing | Phase::Fencing => self.peers,
             // The coordinators know better: if they refuse it, nobody else is asked. And of a directory that knows no
             // group to vote in only they can tell whether it did so later.
-            Phase::Entering => {
-                let are_first = now_us < self.since_us + COORDINATORS_FIRST_US;
-                !are_first && !self.is_kept_out && !others.is_empty()
+            Phase::Entering if !self.is_kept_out && !others.is_empty() => {
+                let coordinators_first_us = self.since_us + COORDINATORS_FIRST_US;
+                self.peers.map(|due_us| due_us.max(coordinators_first_us))
             }
-            _ => false,
+            _ => None,
         }
     }
 
@@ -327,7 +330,6 @@ mod tests {
     use crate::start::Place;
 
     const HERE: Place = Place { boot: 1, file: 2, machine: 3 };
-    const MS: u64 = 1000;
 
     /// The second start of a directory, after one that took part in `there`.
     fn start(there: Place) -> Start {
@@ -358,16 +360,15 @@ mod tests {
             self.entry.asks(&self.others, self.now_us)
         }
 
-        /// Lets time pass until something is asked.
+        /// Lets time pass until something is asked: as long as it says, and no shorter.
         fn waits(&mut self) -> Vec<Question> {
-            for _ in 0..100 {
-                let questions = self.asks();
-                if !questions.is_empty() || self.entry.end().is_some() {
-                    return questions;
-                }
-                self.now_us += 50 * MS;
+            let Some(next_us) = self.entry.asks_next_us(&self.others) else { return Vec::new() };
+            if next_us > self.now_us {
+                self.now_us = next_us - 1;
+                assert_eq!(self.asks(), []);
+                self.now_us = next_us;
             }
-            Vec::new()
+            self.asks()
         }
 
         fn word(&mut self, word: Word) {
