@@ -3,7 +3,7 @@
 //! Keys are found by hash: most of what is read was written lately, and a search in an ordered
 //! structure of 100,000 keys waits for memory some twenty times. A key has its newest change in
 //! place, and older ones only while a view may be open that sees them. So what is written often
-//! takes no more room than what is written once, and a scan meets each key once.
+//! takes no more room than what is written twice, and a scan meets each key once.
 //!
 //! Order is made when it is needed: a scan first puts the keys that are new since the last one in
 //! order, and a flush sorts them all. A memtable whose predecessor was scanned keeps its keys in
