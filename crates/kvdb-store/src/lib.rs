@@ -68,7 +68,9 @@ pub use read::{
     GarbagePage, ReadError, ReadResult, ScanPage, ScanRequest, ScannedItem, StateCache, SweepPage,
     View, get, scan,
 };
-pub use recent::{ChangeEvent, ChangePage, ElementChanges, EpochOver, Recent, WatchQuery};
+pub use recent::{
+    ChangeEvent, ChangePage, ElementChanges, EpochOver, NAMED_BYTES, NAMED_MOST, Recent, WatchQuery,
+};
 pub use record::{ElementTimes, Record, RecordDamage, Type};
 pub use sessions::check_request;
 pub use shard::{OpenError, Shard};
